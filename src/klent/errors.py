@@ -1,0 +1,25 @@
+"""Errors written for people: what was wrong, where, and what to do. The command line prints them plainly."""
+
+
+class KlentError(Exception):
+    """Base of every error that klent raises on purpose."""
+
+
+class ConfigError(KlentError, ValueError):
+    """A recipe, an override or an option that cannot be honoured."""
+
+
+class DataError(KlentError, ValueError):
+    """A prompt file, a column or a reward that cannot be used."""
+
+
+class ModelError(KlentError, ValueError):
+    """A model folder, tokenizer or download that cannot be used."""
+
+
+class RunError(KlentError, RuntimeError):
+    """A run that cannot start, go on or finish."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that is missing, damaged or could not be written."""

@@ -1,0 +1,74 @@
+"""A small random language model, built in memory: what most tests train, sample and save.
+
+    from tiny import tiny_folder, tiny_model, tiny_tokenizer
+
+Every printable ASCII or Latin-1 character is one token, so a test can count tokens by counting characters,
+and any such text comes back from encoding and decoding as it was.
+"""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ["<pad>", "<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+PAD, UNK, END, TURN_START, TURN_END = range(len(SPECIAL))
+CHARACTERS = ["\n", "\t", *map(chr, range(0x20, 0x7F)), *map(chr, range(0xA0, 0x100))]
+VOCABULARY = [*SPECIAL, *CHARACTERS]
+CONTEXT = 512
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, and a chat template; ``<|im_end|>`` ends a turn, ``<|endoftext|>`` a text."""
+    vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
+
+
+def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+    """A two-layer Llama of 25 thousand float32 parameters; the global generator is left alone."""
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=TURN_END,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=[TURN_END, END], pad_token_id=PAD)
+    return model.eval()
+
+
+def tiny_folder(path: Path, seed: int = 0) -> Path:
+    """The tiny model and its tokenizer as a plain Hugging Face folder at ``path``."""
+    tiny_model(seed).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
