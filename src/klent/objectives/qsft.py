@@ -1,0 +1,136 @@
+"""Q-learning with probabilities for values: the Bellman target of Q-SFT, and the policy it ends in.
+
+A model trained by ``weighted_cross_entropy`` with the target as weight has p = πᵦ·Q, so that p/πᵦ is Q.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from klent.objectives.checks import check_choice, check_floating, check_number, check_same_shape
+
+
+def qsft_target(
+    reward: Tensor,
+    logp_value: Tensor,
+    logp_behaviour: Tensor,
+    *,
+    gamma: float = 1.0,
+    min_behaviour: float = 0.0,
+) -> Tensor:
+    """Bellman target of Q-SFT, the weight of a token in its loss.
+
+        B = clip(r + gamma·max_a p(a|s')/πᵦ(a|s'), 0, 1),   over the a with πᵦ(a|s') >= min_behaviour
+
+    What the token earned, and the best that can follow it among what the data has tried.
+
+    Args:
+        reward: received for the token, ``[...]``; returns must lie in [0, 1], so rescale them first.
+        logp_value: log p(a|s') under the target network at the *next* position, nats, ``[..., K]``, without
+            the dummy's column. -inf everywhere after the last token, where nothing follows.
+        logp_behaviour: log πᵦ(a|s') of the model of the data there, nats, ``[..., K]``.
+        gamma: discount per token, in [0, 1].
+        min_behaviour: actions less likely than this in the data do not enter the maximum, in [0, 1).
+
+    Returns:
+        ``[...]``, in [0, 1], without gradient: a ``weight`` for ``weighted_cross_entropy``. The target
+        network is not updated here.
+
+    Raises:
+        TypeError: a tensor is not floating point or a setting not a number.
+        ValueError: shapes do not fit or a setting is out of range.
+
+    Note:
+        *Clip.* The paper assumes values in [0, 1]; a ratio above 1 is an error of the two estimates, mostly
+        on an action that is rare in the data, and a weight above 1 would leave the loss without a minimum.
+        ``min_behaviour`` keeps such actions out of the maximum; the paper has neither.
+
+    Example:
+        The ratios are 0.2/0.5 and 0.4/0.5, the second the better.
+
+        >>> import torch
+        >>> from klent.objectives import qsft_target
+        >>> value, behaviour = torch.tensor([[0.2, 0.4]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        >>> qsft_target(torch.tensor([0.1]), value, behaviour, gamma=0.5)
+        tensor([0.5000])
+
+    References:
+        Hong, Dragan and Levine, Q-SFT: Q-Learning for Language Models via Supervised Fine-Tuning, 2024,
+        arXiv:2411.05193.
+    """
+    check_floating("reward", reward)
+    check_same_shape(logp_value=logp_value, logp_behaviour=logp_behaviour)
+    if logp_value.shape[:-1] != reward.shape or logp_value.ndim == 0:
+        raise ValueError(
+            f"logp_value has shape {list(logp_value.shape)}, expected {[*reward.shape, 'K']}: a row of "
+            "actions for each reward"
+        )
+    check_number("gamma", gamma, 0, 1)
+    check_number("min_behaviour", min_behaviour, 0, 1, ends="[)")
+    value = _value(logp_value.detach(), logp_behaviour.detach(), min_behaviour).amax(dim=-1)
+    return (reward.detach() + gamma * value).clamp(0, 1)
+
+
+def qsft_policy(
+    logp_value: Tensor,
+    logp_behaviour: Tensor,
+    *,
+    beta: float,
+    form: Literal["probability", "ratio"] = "ratio",
+) -> Tensor:
+    """The policy to sample from after Q-SFT: the data's, tilted towards what is valuable.
+
+        ratio         π(a) ∝ πᵦ(a)·exp(beta·p(a)/πᵦ(a))
+        probability   π(a) ∝ πᵦ(a)·exp(beta·p(a))
+
+    ``ratio`` tilts by the value itself, as p/πᵦ is Q; ``probability`` is the rule that the paper gives.
+
+    Args:
+        logp_value: log-probabilities that Q-SFT trained, nats, ``[..., K]``, without the dummy's column.
+        logp_behaviour: log-probabilities of the model of the data, nats, ``[..., K]``.
+        beta: how far to tilt, in [0, inf); 0 is the data's policy.
+        form: one of the two.
+
+    Returns:
+        Log-probabilities that sum to 1 over the last axis, nats, ``[..., K]``, without gradient. An action
+        that the data never takes stays at -inf.
+
+    Raises:
+        TypeError: a tensor is not floating point or ``beta`` not a number.
+        ValueError: shapes differ, ``beta`` is out of range or ``form`` is unknown.
+
+    Note:
+        *The paper's rule is not greedy in the limit.* As beta grows, ``ratio`` tends to the action of largest
+        Q, ``probability`` to that of largest πᵦ·Q: it counts the data twice, and no beta makes up for it.
+        Ratios are bounded by 1, as in ``qsft_target``.
+
+    Example:
+        πᵦ is (0.9, 0.1) and Q is (0.5, 1): only the ratio finds the better action.
+
+        >>> import torch
+        >>> from klent.objectives import qsft_policy
+        >>> behaviour, value = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.45, 0.1]).log()
+        >>> qsft_policy(value, behaviour, beta=20.0).exp()
+        tensor([0.0004, 0.9996])
+        >>> qsft_policy(value, behaviour, beta=20.0, form="probability").exp()
+        tensor([9.9990e-01, 1.0130e-04])
+
+    References:
+        Hong, Dragan and Levine, Q-SFT, 2024, arXiv:2411.05193, algorithm 1.
+    """
+    check_same_shape(logp_value=logp_value, logp_behaviour=logp_behaviour)
+    check_number("beta", beta, 0, math.inf, ends="[)")
+    check_choice("form", form, ("probability", "ratio"))
+    logp_value, logp_behaviour = logp_value.detach(), logp_behaviour.detach()
+    tilt = logp_value.exp() if form == "probability" else _value(logp_value, logp_behaviour, 0.0)
+    return (logp_behaviour + beta * tilt).log_softmax(dim=-1)
+
+
+def _value(logp_value: Tensor, logp_behaviour: Tensor, min_behaviour: float) -> Tensor:
+    """p/πᵦ, at most 1; 0 for an action that the data does not support."""
+    floor = math.log(min_behaviour) if min_behaviour > 0 else -math.inf
+    supported = (logp_behaviour > -math.inf) & (logp_behaviour >= floor)
+    log_ratio = torch.where(supported, logp_value, -math.inf) - torch.where(supported, logp_behaviour, 0.0)
+    return log_ratio.clamp(max=0).exp()

@@ -1,0 +1,76 @@
+"""Rules of the package: what it imports and exports, what its docstrings say, how long its functions are."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from klent import objectives as O
+
+FILES = sorted(Path(O.__file__).parent.glob("*.py"))
+FUNCTIONS = [name for name in O.__all__ if inspect.isfunction(getattr(O, name))]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_imports_torch_and_nothing_else(file: Path) -> None:
+    roots = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add(node.module or "")
+    foreign = {
+        r
+        for r in roots
+        if not r.startswith("klent.objectives") and r.split(".")[0] not in sys.stdlib_module_names
+    }
+    assert foreign <= {"torch"}
+
+
+def test_import_is_light() -> None:
+    heavy = "{'transformers', 'pydantic', 'matplotlib'}"
+    code = f"import sys; from klent import objectives; print(sorted({heavy} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_functions_are_short(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            start = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
+            assert (node.end_lineno or 0) - (start or 0) <= 60, node.name
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_are_whole(name: str) -> None:
+    function = getattr(O, name)
+    text = inspect.getdoc(function) or ""
+    for part in ("Args:", "Returns:", "Raises:", "Example:", ">>> "):
+        assert part in text, f"{name} has no {part}"
+    for parameter in inspect.signature(function).parameters:
+        assert f"\n    {parameter}: " in text, f"{name} does not explain {parameter}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_settings_are_keyword_only_and_typed(name: str) -> None:
+    # data comes by position or by name, settings by name only: a recipe's keys are read from the signature
+    for parameter in inspect.signature(getattr(O, name)).parameters.values():
+        assert parameter.annotation is not parameter.empty
+        is_tensor = "Tensor" in str(parameter.annotation)
+        if not is_tensor:
+            assert parameter.kind is parameter.KEYWORD_ONLY
+
+
+def test_public_names() -> None:
+    names = """
+        cross_entropy reinforce ppo_clip cispo kl_in_loss entropy_loss high_entropy_tokens group_advantage
+        leave_one_out gae reward_to_go kl_in_reward kl_estimate categorical_kl token_covariance
+        fit_reward_entropy reduce_tokens TokenLoss RewardEntropyFit
+    """
+    assert set(O.__all__) == set(names.split())
