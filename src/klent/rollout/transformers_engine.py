@@ -1,0 +1,214 @@
+"""The transformers engine: it samples with the model that is being trained, in the same process.
+
+One prefill a prompt, then the prompt's whole group decodes together; a finished row leaves the batch. The
+sampling distribution of every token is at hand while it is drawn, so its log-probability and entropy cost
+nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klent.errors import DataError
+from klent.models import LoadedModel, context_length, render_prompt
+from klent.rollout.engine import Rollout
+from klent.rollout.sampling import sample_tokens
+from klent.tasks.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How completions are drawn; the distribution that results is the one that ``logp_gen`` speaks of.
+
+    Attributes:
+        max_tokens: the longest completion, tokens.
+        temperature: divides the logits; 0 is greedy.
+        top_p, top_k: truncation, see :func:`klent.rollout.sampling.sample_tokens`; 1.0 and 0 switch it off.
+        stop: strings that end a completion, beside the model's own stop tokens; not part of the text.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass
+class _Row:
+    """A completion under way."""
+
+    number: int  # its place in the answer
+    prompt: int  # its prompt's place in the question
+    tokens: list[int] = field(default_factory=list)
+    logp: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+
+class TransformersEngine:
+    """An :class:`klent.rollout.engine.Engine` over a transformers model.
+
+    Args:
+        loaded: the model, its tokenizer and its stop tokens; the weights are read at every call, so a trained
+            model
+            needs no synchronisation.
+        options: how to sample.
+        rows: the largest number of completions that decode together; more prompts are taken in turns.
+        progress: called with (completions done, completions asked for).
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        options: SamplingOptions,
+        *,
+        rows: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.loaded = loaded
+        self.options = options
+        self.rows = rows
+        self.progress = progress
+        self.limit = context_length(loaded.model)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Rollout]:
+        """``group_size`` completions of every prompt; see :class:`klent.rollout.engine.Engine`.
+
+        Every completion owns a row of uniform numbers drawn from ``seed``, so that batching, length and the
+        fate of its neighbours do not touch what it says.
+        """
+        encoded = [self._encode(prompt) for prompt in prompts]
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(len(prompts) * group_size, self.options.max_tokens, generator=generator)
+        rows: list[_Row] = []
+        was_training = self.loaded.model.training
+        self.loaded.model.eval()
+        try:
+            for chosen in self._batches(encoded, group_size):
+                rows += self._decode(chosen, encoded, group_size, uniform)
+                if self.progress:
+                    self.progress(len(rows), len(uniform))
+        finally:
+            self.loaded.model.train(was_training)
+        rows.sort(key=lambda row: row.number)
+        return [self._rollout(row, prompts[row.prompt], encoded[row.prompt]) for row in rows]
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        ids = render_prompt(self.loaded.tokenizer, prompt.prompt)
+        room = self.limit - self.options.max_tokens
+        if len(ids) > room:
+            raise DataError(
+                f"prompt {prompt.id} has {len(ids)} tokens; with rollout.max_tokens="
+                f"{self.options.max_tokens} the model's context of {self.limit} leaves {room}. Shorten the "
+                "prompt or lower rollout.max_tokens."
+            )
+        if not ids:
+            raise DataError(f"prompt {prompt.id} is empty once tokenised; remove it from the data.")
+        return ids
+
+    def _batches(self, encoded: list[list[int]], group_size: int) -> Iterator[list[int]]:
+        """Prompts of similar length together, as many as fit into ``rows``."""
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        width = max(1, self.rows // group_size)
+        for start in range(0, len(order), width):
+            yield order[start : start + width]
+
+    def _decode(
+        self, chosen: list[int], encoded: list[list[int]], group_size: int, uniform: Tensor
+    ) -> list[_Row]:
+        options, device = self.options, self.loaded.model.device
+        rows = [_Row(number=i * group_size + k, prompt=i) for i in chosen for k in range(group_size)]
+        logits, mask, cache = self._prefill([encoded[i] for i in chosen])
+        repeat = torch.arange(len(chosen), device=device).repeat_interleave(group_size)
+        logits, mask = logits[repeat], mask[repeat]
+        cache.batch_select_indices(repeat)
+        stop_ids = torch.tensor(sorted(self.loaded.stop_ids), device=device)
+        alive = rows
+        for position in range(options.max_tokens):
+            numbers = uniform[[row.number for row in alive], position]
+            drawn = sample_tokens(
+                logits,
+                numbers.to(device),
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+            )
+            ended = torch.isin(drawn.token, stop_ids).tolist()
+            values = zip(
+                alive, drawn.token.tolist(), drawn.logp.tolist(), drawn.entropy.tolist(), ended, strict=True
+            )
+            going = []
+            for index, (row, token, logp, entropy, stopped) in enumerate(values):
+                row.tokens.append(token)
+                row.logp.append(logp)
+                row.entropy.append(entropy)
+                row.stopped = stopped or self._meets_stop(row.tokens)
+                if not row.stopped:
+                    going.append(index)
+            if not going or position + 1 == options.max_tokens:
+                break
+            token = drawn.token
+            if len(going) < len(alive):
+                keep = torch.tensor(going, device=device)
+                alive, token, mask = [alive[i] for i in going], token[keep], mask[keep]
+                cache.batch_select_indices(keep)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            logits = self._forward(token[:, None], mask, cache)
+        return rows
+
+    def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor, Any]:
+        from transformers import DynamicCache
+
+        width = max(map(len, prompts))
+        pad = self.loaded.tokenizer.pad_token_id
+        device = self.loaded.model.device
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        cache = DynamicCache(config=self.loaded.model.config)
+        return self._forward(ids, mask, cache), mask, cache
+
+    def _forward(self, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        """Logits after the last token of ``ids``, ``[R, V]``."""
+        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        output = self.loaded.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _text(self, tokens: list[int]) -> str:
+        text = self.loaded.tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def _meets_stop(self, tokens: list[int]) -> bool:
+        """Whether a stop string has just come to stand in the text; only the tail can have changed."""
+        if not self.options.stop:
+            return False
+        tail = self._text(tokens[-(max(map(len, self.options.stop)) + 8) :])
+        return any(stop in tail for stop in self.options.stop)
+
+    def _rollout(self, row: _Row, prompt: Prompt, prompt_ids: list[int]) -> Rollout:
+        ended_by_token = row.tokens[-1] in self.loaded.stop_ids
+        text = self._text(row.tokens[:-1] if ended_by_token else row.tokens)
+        for stop in self.options.stop:
+            text = text.split(stop, 1)[0]
+        return Rollout(
+            prompt=prompt,
+            prompt_ids=prompt_ids,
+            tokens=torch.tensor(row.tokens),
+            logp_gen=torch.tensor(row.logp),
+            entropy_gen=torch.tensor(row.entropy),
+            text=text,
+            finish="stop" if row.stopped else "length",
+        )
