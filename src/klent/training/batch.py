@@ -1,0 +1,63 @@
+"""A step's completions as token streams on one ``[B, T]`` grid: a row each, padded on the right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from klent.rollout.engine import Rollout
+from klent.training.packing import Completion
+
+
+@dataclass
+class Batch:
+    """What a step knows about its completions.
+
+    Attributes:
+        rollouts: the completions, prompt by prompt.
+        group: the prompt that each answers, ``[B]``.
+        reward: one number each, nan where unscorable, ``[B]``.
+        mask: True on completion tokens, ``[B, T]`` bool.
+        streams: name -> ``[B, T]`` float: ``logp_gen`` and ``entropy_gen`` from the sampler, ``advantage``
+            once
+            estimated, ``logp_old`` and ``logp_ref`` where a term asks for them. 0 off the mask.
+    """
+
+    rollouts: list[Rollout]
+    group: Tensor
+    reward: Tensor
+    mask: Tensor
+    streams: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens in the batch."""
+        return int(self.mask.sum())
+
+    def completions(self, rows: Sequence[int]) -> list[Completion]:
+        """These rows as the packer takes them."""
+        return [Completion(b, self.rollouts[b].prompt_ids, self.rollouts[b].tokens) for b in rows]
+
+
+def make_batch(rollouts: Sequence[Rollout], reward: Sequence[float], *, group_size: int) -> Batch:
+    """Line completions up on a grid.
+
+    Args:
+        rollouts: ``group_size`` completions a prompt, prompt by prompt.
+        reward: one number each, nan where unscorable.
+        group_size: completions a prompt.
+    """
+    count = torch.tensor([len(r.tokens) for r in rollouts])
+    mask = torch.arange(int(count.max()))[None] < count[:, None]
+    return Batch(
+        rollouts=list(rollouts),
+        group=torch.arange(len(rollouts)) // group_size,
+        reward=torch.tensor(reward, dtype=torch.float32),
+        mask=mask,
+        streams={
+            "logp_gen": pad_sequence([r.logp_gen for r in rollouts], batch_first=True),
+            "entropy_gen": pad_sequence([r.entropy_gen for r in rollouts], batch_first=True),
+        },
+    )

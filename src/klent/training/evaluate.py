@@ -1,0 +1,105 @@
+"""Held-out accuracy with an honest interval."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from klent.config import Recipe
+from klent.errors import ConfigError
+from klent.models import load_policy
+from klent.rollout.engine import Engine
+from klent.tasks import Prompt, Scorer, load_task, parse_rewards
+from klent.training.parts import build_sampler
+from klent.training.schedule import derive_seed
+
+
+def evaluate(
+    engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], *, samples: int, seed: int, step: int
+) -> dict[str, Any]:
+    """Sample every held-out problem and score it; one row of ``eval.jsonl``.
+
+    ``accuracy`` is the share of completions whose reward is at least 1 (the field's "correct"; an unscorable
+    one is not correct), ``reward`` their mean reward. The interval is Wilson's at 95% with the number of
+    *problems* as its sample size: samples of one problem are not independent, and counting them as such would
+    make it too narrow. ``pass@k`` is the share of problems with at least one correct among their ``k =
+    samples`` completions.
+
+    Args:
+        engine: the policy.
+        scorer: the rewards.
+        prompts: the held-out problems.
+        samples: completions a problem.
+        seed: of the sampling; the same before and after training.
+        step: the training step that the row speaks of, 0 before training.
+    """
+    started = time.perf_counter()
+    rollouts = engine.generate(prompts, group_size=samples, seed=seed)
+    scores = scorer.score([r.prompt for r in rollouts], [r.text for r in rollouts])
+    correct = [value >= 1.0 - 1e-6 for value in scores.reward]  # nan compares false
+    by_problem = [correct[i : i + samples] for i in range(0, len(correct), samples)]
+    accuracy = sum(correct) / len(correct)
+    low, high = wilson(accuracy, len(prompts))
+    scorable = [value for value in scores.reward if not math.isnan(value)]
+    entropies = [value for r in rollouts for value in r.entropy_gen.tolist()]
+    return {
+        "step": step,
+        "split": "heldout",
+        "problems": len(prompts),
+        "samples": samples,
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        f"pass@{samples}": sum(map(any, by_problem)) / len(by_problem),
+        "reward": sum(scorable) / len(scorable) if scorable else None,
+        "entropy": sum(entropies) / len(entropies),
+        "length": len(entropies) / len(rollouts),
+        "unscorable": 1.0 - len(scorable) / len(rollouts),
+        "seconds": time.perf_counter() - started,
+        "correct": [[float(c) for c in problem] for problem in by_problem],
+    }
+
+
+def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
+    """Held-out accuracy of any model on a recipe's task, with its reward, sampling and seed.
+
+    Args:
+        model: alias, folder or hub id.
+        recipe: where the problems come from and how they are scored; its own ``model`` is not loaded.
+
+    Returns:
+        A row as of :func:`evaluate`, step 0.
+
+    Raises:
+        ConfigError: the recipe has no ``eval`` section or no reward.
+    """
+    if recipe.eval is None or not recipe.reward:
+        missing = "eval" if recipe.eval is None else "reward"
+        raise ConfigError(f"recipe {recipe.name} has no `{missing}`, so that nothing can be measured; set it")
+    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    rewards = parse_rewards([reward.model_dump() for reward in recipe.reward], Path())
+    with Scorer(rewards, task) as scorer:
+        scorer.check()
+        loaded = load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        return evaluate(
+            build_sampler(loaded, recipe.rollout),
+            scorer,
+            task.heldout(recipe.eval.problems),
+            samples=recipe.eval.samples,
+            seed=derive_seed(recipe.seed, "eval"),
+            step=0,
+        )
+
+
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share of ``count`` independent trials; honest at 0 and 1 too.
+
+    Example:
+        >>> [round(x, 3) for x in wilson(0.0, 50)]
+        [0.0, 0.071]
+    """
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

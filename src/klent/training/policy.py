@@ -1,0 +1,125 @@
+"""The policy as the trainer sees it: packed rows in, per-token log-probability and entropy out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from klent.head import TokenStats, token_stats
+from klent.training.packing import Completion, Pack, make_groups, pack
+
+
+class Policy(nn.Module):
+    """A causal language model whose last product is taken by the fused head.
+
+    The model's body gives hidden states, only those that predict a completion token are kept, and
+    :func:`klent.token_stats` turns them into numbers without ever holding their logits. A model that does
+    more to its logits than one matrix product (soft-capping, scaling) is found out by :func:`head_is_linear`
+    and then goes through its own head: slower, equally exact.
+
+    Args:
+        model: a transformers causal language model, or a peft model around one.
+        temperature: the sampling temperature; log-probabilities and entropies are those of the sampled
+            distribution.
+    """
+
+    def __init__(self, model: Any, *, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.fused = head_is_linear(model)
+
+    def forward(self, rows: Pack, *, entropy: bool = True) -> TokenStats:
+        """Statistics of the ``N`` completion tokens of ``rows``, in their order; float32, ``[N]``."""
+        device = self.model.device
+        inputs = {
+            "input_ids": rows.input_ids.to(device),
+            "position_ids": rows.position_ids.to(device),
+            "attention_mask": _for_model(rows.attention_mask, self.model),
+            "use_cache": False,
+        }
+        source, target = rows.source.to(device), rows.target.to(device)
+        if self.fused:
+            hidden = _body(self.model)(**inputs).last_hidden_state
+            head = self.model.get_output_embeddings()
+            chosen = hidden.flatten(0, 1)[source]
+            bias = getattr(head, "bias", None)
+            return token_stats(
+                chosen, head.weight, target, bias=bias, temperature=self.temperature, entropy=entropy
+            )
+        logits = self.model(**inputs).logits.flatten(0, 1)[source]
+        # The model's own logits as hidden states of an identity head: the same statistics from the same
+        # place.
+        logp = (logits.float() / self.temperature).log_softmax(dim=-1)
+        own = logp.gather(1, target[:, None])[:, 0]
+        return TokenStats(own, -(logp.exp() * logp).sum(dim=-1) if entropy else None)
+
+
+def _for_model(mask: Tensor, model: Any) -> Tensor:
+    mask = mask.to(model.device)
+    if not mask.is_floating_point() or model.dtype == mask.dtype:
+        return mask
+    return mask.clamp_min(torch.finfo(model.dtype).min).to(model.dtype)
+
+
+def _body(model: Any) -> Any:
+    """The model without its head; peft's layers live inside it, so its own wrapper is not needed."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.base_model
+
+
+@torch.no_grad()
+def head_is_linear(model: Any) -> bool:
+    """Whether the logits are the last hidden state times the output embedding, asked on a few tokens."""
+    ids = torch.arange(1, 5, device=model.device)[None] % model.config.get_text_config().vocab_size
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = _body(model)(input_ids=ids, use_cache=False).last_hidden_state
+        head = model.get_output_embeddings()
+        if head is None or hidden.shape[-1] != head.weight.shape[-1]:
+            return False
+        own = torch.nn.functional.linear(hidden, head.weight, getattr(head, "bias", None)).float()
+    finally:
+        model.train(was_training)
+    return own.shape == logits.shape and _close(own, logits, model.dtype)
+
+
+@torch.no_grad()
+def takes_shared_prompt(policy: Policy, *, longest: int) -> bool:
+    """Whether packing a group behind one prompt gives the log-probabilities of rows apart.
+
+    Asked of the model itself on two made-up completions: recurrent layers, sliding windows shorter than the
+    sequence and attention kernels that ignore a mask all answer no, without a list of names to keep.
+
+    Args:
+        policy: the policy to ask.
+        longest: the longest prompt and completion expected, tokens, for models that look at a window only.
+    """
+    config = policy.model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and longest > window:
+        return False
+    size = config.vocab_size
+    prompt = [(7 * i + 3) % size for i in range(6)]
+    pair = [
+        Completion(k, prompt, torch.tensor([(11 * i + 5 * k + 1) % size for i in range(5)])) for k in range(2)
+    ]
+    was_training = policy.model.training
+    policy.model.eval()
+    try:
+        apart = policy(pack(make_groups(pair, shared=False, budget=64), shared=False)).logp
+        together = policy(pack(make_groups(pair, shared=True, budget=64), shared=True)).logp
+    except (ValueError, RuntimeError, TypeError, IndexError):
+        return False
+    finally:
+        policy.model.train(was_training)
+    return _close(apart, together, policy.model.dtype)
+
+
+def _close(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    """Equal up to the rounding of the arithmetic in use; a wrong mask or head is off by orders more."""
+    scale = right.abs().max().clamp_min(1.0)
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2
+    return bool(torch.isfinite(left).all() & ((left - right).abs().max() <= tolerance * scale))

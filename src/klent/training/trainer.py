@@ -1,0 +1,287 @@
+"""The loop. One step, from prompts to what the update did:
+
+    prompts -> engine -> rollouts -> rewards -> batch -> advantages -> update -> what changed -> one row of
+    metrics
+
+It does not know which algorithm it runs (that is klent.training.objective), nor where completions come from
+(an Engine), nor what they are worth (a Scorer).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from klent.config import Recipe, dump_recipe
+from klent.console import TrainConsole
+from klent.errors import RunError
+from klent.files import append_line, read_jsonl, write_atomic
+from klent.models import save_model
+from klent.report import write_report
+from klent.rollout.engine import Rollout
+from klent.tasks import Scorer, Scores, Task, load_task, parse_rewards
+from klent.training.batch import Batch, make_batch
+from klent.training.change import distribution_change, probe_rows
+from klent.training.checkpoint import flatten_optimizer, load_newest, restore_optimizer, save_checkpoint
+from klent.training.evaluate import evaluate
+from klent.training.interrupt import StopRequest
+from klent.training.metrics import rollout_metrics, time_metrics, update_metrics
+from klent.training.parts import Parts, build_parts
+from klent.training.run_folder import RunFolder
+from klent.training.run_record import finish_record, start_record
+from klent.training.samples import sample_rows
+from klent.training.schedule import derive_seed
+from klent.training.trackers import Trackers
+from klent.training.update import UpdateResult
+
+PROBE_PROMPTS = 2  # prompts whose completions are measured again after the update
+
+
+def train(
+    recipe: Recipe, run: Path, *, command: str, resume: bool = False, console: TrainConsole | None = None
+) -> Path:
+    """Run a recipe, or go on with a run, until its last step; all that comes of it is in the run folder.
+
+    Args:
+        recipe: what to run; of a resumed run, its own ``config.yaml``.
+        run: the run folder.
+        command: the command line that repeats the run, for the report.
+        resume: go on from the newest whole checkpoint of an existing folder.
+        console: where to say what happens; prints to standard output by default.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError: the folder is in use, or exists and ``resume`` is False; every completion was unscorable, or
+            no
+            gradient finite, for as many steps in a row as ``limits`` allows. What was reached is saved.
+    """
+    console = console or TrainConsole()
+    task = load_task(
+        recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems if recipe.eval else 0
+    )
+    rewards = parse_rewards([r.model_dump() for r in recipe.reward], Path()) if recipe.reward else None
+    folder = RunFolder.open(run) if resume else RunFolder.create(run)
+    scorer = Scorer(rewards, task) if rewards else None
+    with folder:
+        try:
+            if scorer:
+                scorer.check()
+            if not resume:
+                write_atomic(folder.config, dump_recipe(recipe))
+            start_record(run, command=command)
+            Trainer(recipe, folder, task, scorer, console).fit()
+        finally:
+            if scorer:
+                scorer.close()
+            console.close()
+    return run
+
+
+@dataclass
+class Progress:
+    """What a run remembers from step to step, and what a checkpoint therefore holds beside tensors."""
+
+    step: int = 0
+    unscorable: int = 0  # steps in a row
+    nonfinite: int = 0
+
+
+class Trainer:
+    """One run of one recipe in one folder; :meth:`fit` does it all, :meth:`step` is the part to read."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, task: Task, scorer: Scorer | None, console: TrainConsole
+    ) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.task = task
+        self.scorer = scorer
+        self.console = console
+        self.progress = Progress()
+        self.parts: Parts = build_parts(
+            recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
+        )
+        self.trackers = Trackers(recipe, folder.path)
+        self.seconds: dict[str, float] = {}
+        self.told: set[str] = set()
+
+    def fit(self) -> None:
+        """Every step that is left, then ``final/`` and the report."""
+        self._restore()
+        recipe, progress = self.recipe, self.progress
+        self.console.start(recipe, done=progress.step)
+        with StopRequest(self.console.stopping) as stop:
+            self._evaluate(0)
+            while progress.step < recipe.steps and not stop.asked:
+                row, batch, result = self.step(progress.step + 1)
+                self._record(row, batch, result)
+                progress.step += 1
+                self._guard(row, batch)
+                every = recipe.eval.every if recipe.eval else 0
+                if every and progress.step % every == 0:
+                    self._evaluate(progress.step)
+                due = recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0
+                if due or stop.asked or progress.step == recipe.steps:
+                    self._save()
+        if progress.step == recipe.steps:
+            self._evaluate(recipe.steps)
+            save_model(self.parts.loaded.model, self.parts.loaded.tokenizer, self.folder.final)
+        self.trackers.close()
+        finish_record(self.folder.path, self.parts.loaded.model)
+        write_report(self.folder.path)
+        rows = {row["step"]: row for row in read_jsonl(self.folder.eval)}
+        self.console.finish(self.folder.path, rows.get(0), rows.get(recipe.steps))
+
+    def step(self, number: int) -> tuple[dict[str, Any], Batch, UpdateResult]:
+        """One training step; everything random in it follows from the recipe's seed and ``number``."""
+        recipe, parts = self.recipe, self.parts
+        torch.manual_seed(derive_seed(recipe.seed, "torch", number))
+        self.seconds = {"rollout": 0.0, "score": 0.0, "train": 0.0}
+        started = time.perf_counter()
+
+        first = (number - 1) * recipe.prompts_per_step
+        prompts = [self.task.train(first + i) for i in range(recipe.prompts_per_step)]
+        with self._timed("rollout"):
+            seed = derive_seed(recipe.seed, "rollout", number)
+            rollouts = parts.engine.generate(prompts, group_size=recipe.group_size, seed=seed)
+        with self._timed("score"):
+            scores = self._score(rollouts)
+        batch = make_batch(
+            rollouts,
+            scores.reward if scores else [float("nan")] * len(rollouts),
+            group_size=recipe.group_size,
+        )
+        with self._timed("train"):
+            self._add_streams(batch)
+            parts.objective.estimate_advantage(batch)
+            result = parts.updater.run(
+                batch,
+                seed=derive_seed(recipe.seed, "update", number),
+                progress=lambda done, of: self.console.phase("train", done, of),
+            )
+        row = {"step": number, **rollout_metrics(batch, scores), **update_metrics(batch, result)}
+        row |= self._change(batch, result)
+        row["optimizer/lr"] = parts.updater.learning_rate(parts.updater.steps_done - 1)
+        self.seconds["step"] = time.perf_counter() - started
+        return row | time_metrics(batch, result, self.seconds), batch, result
+
+    def _score(self, rollouts: Sequence[Rollout]) -> Scores | None:
+        if self.scorer is None:
+            return None
+        scores = self.scorer.score([r.prompt for r in rollouts], [r.text for r in rollouts])
+        for problem, count in scores.problems.items():
+            if problem not in self.told:
+                self.told.add(problem)
+                self.console.warn(f"{count} of {len(rollouts)} completions unscorable: {problem}")
+        return scores
+
+    def _add_streams(self, batch: Batch) -> None:
+        """Log-probabilities that the objective asks for and that the update itself does not bring."""
+        parts, update = self.parts, self.recipe.update
+        rows = range(len(batch.mask))
+        if parts.objective.token_rewards or update.epochs * update.minibatches > 1:
+            batch.streams["logp_old"] = parts.updater.measure(batch, rows)["logp"]
+        if parts.reference is not None:
+            with parts.reference() as policy:
+                batch.streams["logp_ref"] = parts.updater.measure(batch, rows, policy)["logp"]
+
+    def _change(self, batch: Batch, result: UpdateResult) -> dict[str, float]:
+        """What the update did to the distribution, on the tokens of a few prompts."""
+        rows = probe_rows(batch, result, prompts=PROBE_PROMPTS)
+        if not rows:
+            return {}
+        after = self.parts.updater.measure(batch, rows)
+        return distribution_change(batch, rows, result.before, after)
+
+    def _record(self, row: dict[str, Any], batch: Batch, result: UpdateResult) -> None:
+        append_line(self.folder.metrics, row)
+        for sample in sample_rows(row["step"], batch, result.coefficient, self.parts.loaded.tokenizer):
+            append_line(self.folder.samples, sample)
+        self.trackers.log(row)
+        self.console.step(row)
+
+    def _guard(self, row: dict[str, Any], batch: Batch) -> None:
+        """Stop a run that goes on for nothing; the last checkpoint is from before it did."""
+        progress, limits = self.progress, self.recipe.limits
+        scored = self.scorer is None or not bool(batch.reward.isnan().all())
+        progress.unscorable = 0 if scored else progress.unscorable + 1
+        progress.nonfinite = progress.nonfinite + 1 if row["update/skipped"] else 0
+        kept = sorted(path.name for path in self.folder.checkpoints.glob("[0-9]*"))
+        saved = f"The newest checkpoint is checkpoints/{kept[-1]}." if kept else "There is no checkpoint yet."
+        if progress.unscorable >= limits.unscorable_steps:
+            reasons = "; ".join(sorted(self.told)) or "the rewards returned nothing"
+            raise RunError(
+                f"no completion could be scored for {progress.unscorable} steps in a row (step "
+                f"{row['step']}): {reasons}. Mend the reward, then `klent resume {self.folder.path}`. {saved}"
+            )
+        if progress.nonfinite >= limits.nonfinite_steps:
+            raise RunError(
+                f"loss or gradient was not finite for {progress.nonfinite} steps in a row (step "
+                f"{row['step']}). The weights are unchanged since. Lower optimizer.lr, or look at the loss. "
+                f"{saved}"
+            )
+
+    def _evaluate(self, step: int) -> None:
+        """One row of eval.jsonl, unless it is there already."""
+        path = self.folder.eval
+        if (
+            self.recipe.eval is None
+            or self.scorer is None
+            or any(row["step"] == step for row in read_jsonl(path))
+        ):
+            return
+        row = evaluate(
+            self.parts.sampler,
+            self.scorer,
+            self.task.heldout(self.recipe.eval.problems),
+            samples=self.recipe.eval.samples,
+            seed=derive_seed(self.recipe.seed, "eval"),
+            step=step,
+        )
+        append_line(path, row)
+        self.console.eval(row)
+
+    def _save(self) -> None:
+        updater = self.parts.updater
+        self.console.phase("saving")
+        save_checkpoint(
+            self.folder.path,
+            self.progress.step,
+            tensors={
+                "model": {name: p.detach() for name, p in self.parts.trainable.items()},
+                "optimizer": flatten_optimizer(updater.optimizer, self.parts.trainable),
+            },
+            state={
+                "progress": vars(self.progress),
+                "optimizer_steps": updater.steps_done,
+                "offsets": self.folder.offsets(),
+            },
+            keep=self.recipe.checkpoint.keep,
+        )
+
+    def _restore(self) -> None:
+        """Go back to the newest whole checkpoint, or to the very beginning where there is none."""
+        found = load_newest(self.folder.path, on_damage=self.console.warn)
+        if found is None:
+            self.folder.truncate_logs({}, on_damage=self.console.warn)
+            return
+        with torch.no_grad():
+            for name, value in found.tensors["model"].items():
+                self.parts.trainable[name].copy_(value)
+        restore_optimizer(self.parts.updater.optimizer, self.parts.trainable, found.tensors["optimizer"])
+        self.progress = Progress(**found.state["progress"])
+        self.parts.updater.steps_done = found.state["optimizer_steps"]
+        self.folder.truncate_logs(found.state["offsets"], on_damage=self.console.warn)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        self.console.phase(phase)
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - started

@@ -1,0 +1,61 @@
+"""A step's worth of made-up completions for the tiny model."""
+
+import torch
+from tiny import TURN_END, tiny_model, tiny_tokenizer
+
+from klent.models import LoadedModel
+from klent.rollout.engine import Rollout
+from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.tasks.prompt import Prompt
+from klent.training.batch import Batch, make_batch
+from klent.training.objective import Objective
+from klent.training.policy import Policy
+from klent.training.update import Updater
+
+PROMPTS = [
+    Prompt(f"p/{i}", [{"role": "user", "content": text}]) for i, text in enumerate(["1+1", "2+2=?", "what?"])
+]
+GROUP = 4
+
+
+def rollouts(seed: int = 0, temperature: float = 1.0) -> list[Rollout]:
+    """Three prompts, four completions each, of different lengths."""
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", (TURN_END, 20, 21, 22, 23, 24))
+    engine = TransformersEngine(loaded, SamplingOptions(max_tokens=9, temperature=temperature))
+    return engine.generate(PROMPTS, group_size=GROUP, seed=seed)
+
+
+def batch(rewards: list[float] | None = None, seed: int = 0) -> Batch:
+    """Those completions on the grid, with rewards that differ within every group unless given."""
+    if rewards is None:
+        rewards = [1.0, 0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 0.25, 0.0, 0.0, 0.0, 2.0]
+    return make_batch(rollouts(seed), rewards, group_size=GROUP)
+
+
+GRPO = ({"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2}}, {"group_advantage": {"scale": "std"}}, None)
+
+
+def updater(
+    objective: Objective | None = None, *, lr: float = 1e-2, model: object = None, **options: object
+) -> Updater:
+    """An updater over a fresh tiny model; ``options`` as of :class:`Updater`."""
+    policy = Policy(model or tiny_model(), temperature=1.0)
+    settings: dict = {
+        "learning_rate": lambda step: lr,
+        "reduce": {"over": "tokens"},
+        "epochs": 1,
+        "minibatches": 1,
+        "tokens_per_microbatch": 4096,
+        "shared": True,
+        "max_grad_norm": float("inf"),
+    }
+    optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
+    return Updater(policy, optimizer, objective or Objective(*GRPO), **(settings | options))
+
+
+def gradient(step: Updater, rows: Batch) -> dict[str, torch.Tensor]:
+    """The gradient that an update of learning rate 0 leaves behind."""
+    step.learning_rate = lambda number: 0.0
+    step.objective.estimate_advantage(rows)
+    step.run(rows, seed=0)
+    return {name: p.grad.clone() for name, p in step.policy.named_parameters() if p.grad is not None}
