@@ -1,0 +1,134 @@
+"""Any reasoning-gym generator as a task."""
+
+import hashlib
+from typing import Any
+
+from klent.errors import ConfigError, DataError
+from klent.tasks.generator import BLOCK
+from klent.tasks.process import CallFailed, Worker
+from klent.tasks.prompt import Prompt
+
+_SECONDS = 120.0  # for one request; the slowest generators take about a second a problem
+_AT_ONCE = 32
+_ATTEMPTS = 1000  # draws for one position before the held-out problems are taken to be all there are
+
+
+class GymTask:
+    """Problems of a reasoning-gym generator, without end, the held-out ones set apart.
+
+    The held-out questions are drawn first, from a stream of their own. Position :math:`p` of training is
+    problem :math:`p` of a second stream; where its question is a held-out one, of a third, and so on: a
+    function of the position alone. Problems are generated in a separate process with a fixed hash seed, since
+    some generators read the order of a set.
+
+    Args:
+        name: the generator, such as ``chain_sum``.
+        config: its parameters, without ``seed`` and ``size``.
+        seed: decides every problem, with ``name`` and ``config``.
+        system: a system message before every question; None = none.
+        heldout_count: how many distinct questions to keep out of training.
+
+    Raises:
+        ConfigError: no such generator or parameter, or parameters that the generator refuses.
+        DataError: reasoning-gym is missing, or it has too few distinct questions.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: dict[str, Any] | None = None,
+        seed: int = 0,
+        system: str | None = None,
+        heldout_count: int = 0,
+    ) -> None:
+        self.name = name
+        self._config = dict(config or {})
+        self._seed = seed
+        self._system = system
+        self._worker = Worker("klent.tasks.generator:items")
+        self._questions: set[str] = set()
+        self._heldout = self._draw_heldout(heldout_count)
+        self.train(0)  # fails here, with its reason, where nothing is left to train on
+
+    def train(self, position: int) -> Prompt:
+        """The problem at a position; its question is not among the held-out ones.
+
+        Raises:
+            DataError: every draw for this position was a held-out question, or the generator failed.
+        """
+        width = 1  # one draw is nearly always enough; more of them are then asked for at once
+        attempt = 0
+        while attempt < _ATTEMPTS:
+            sources = [self._source(f"train/{attempt + i}", position) for i in range(width)]
+            for source, made in zip(sources, self._generate(sources), strict=True):
+                if made is not None and made[0] not in self._questions:
+                    return self._prompt(f"{self.name}/{position}", source, made)
+            attempt, width = attempt + width, _AT_ONCE
+        raise DataError(
+            f"task.gym: {self.name} with these parameters has hardly a question besides the "
+            f"{len(self._questions)} held out; lower eval.problems or widen task.config"
+        )
+
+    def heldout(self, count: int) -> list[Prompt]:
+        """The first ``count`` held-out problems.
+
+        Raises:
+            DataError: more than ``heldout_count``; training does not avoid those beyond.
+        """
+        if count > len(self._heldout):
+            raise DataError(f"{self.name}: {len(self._heldout)} problems are held out, not {count}")
+        return self._heldout[:count]
+
+    def close(self) -> None:
+        """End the generator's process; it starts again when needed."""
+        self._worker.close()
+
+    def _draw_heldout(self, count: int) -> list[Prompt]:
+        found: list[Prompt] = []
+        position = since_new = 0
+        while len(found) < count:
+            sources = [self._source("heldout", position + i) for i in range(_AT_ONCE)]
+            for source, made in zip(sources, self._generate(sources), strict=True):
+                since_new += 1
+                if made is not None and made[0] not in self._questions and len(found) < count:
+                    self._questions.add(made[0])
+                    found.append(self._prompt(f"{self.name}/heldout/{len(found)}", source, made))
+                    since_new = 0
+            position += _AT_ONCE
+            if since_new > 200 + 10 * len(found):
+                raise DataError(
+                    f"task.gym: {self.name} with these parameters has about {len(found)} distinct questions, "
+                    f"and {count} were to be held out; lower eval.problems or widen task.config"
+                )
+        return found
+
+    def _source(self, stream: str, position: int) -> dict[str, Any]:
+        block, index = divmod(position, BLOCK)
+        digest = hashlib.sha256(f"{self._seed}/{stream}/{block}".encode()).digest()
+        # 31 bits: generators add the index and hand the sum to NumPy, which takes 32
+        return {
+            "name": self.name,
+            "config": self._config,
+            "seed": int.from_bytes(digest[:4]) >> 1,
+            "index": index,
+        }
+
+    def _generate(self, sources: list[dict[str, Any]]) -> list[list[str] | None]:
+        arguments = {
+            "name": self.name,
+            "config": self._config,
+            "seeds": [source["seed"] for source in sources],
+            "indices": [source["index"] for source in sources],
+        }
+        try:
+            return self._worker.call(arguments, _SECONDS)
+        except CallFailed as error:
+            kind = ConfigError if error.error == "ConfigError" else DataError
+            known = error.error in ("ConfigError", "DataError")
+            raise kind(str(error) if known else f"task.gym: {self.name}: {error}") from None
+
+    def _prompt(self, id: str, source: dict[str, Any], made: list[str]) -> Prompt:
+        question, answer = made
+        messages = [{"role": "system", "content": self._system}] if self._system else []
+        messages.append({"role": "user", "content": question})
+        return Prompt(id, messages, {"question": question, "answer": answer, "gym": source})

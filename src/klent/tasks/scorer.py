@@ -1,0 +1,212 @@
+"""Rewards, each in a process of its own: a bad completion costs itself, never the run."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klent.errors import ConfigError, DataError
+from klent.tasks.process import CallFailed, Worker
+from klent.tasks.prompt import Prompt, Task
+from klent.tasks.spec import BUILTIN, RewardSpec, nearest, short_names
+
+_LIMIT_HITS = 4  # in a row; the rest of the call is then given up
+_GIVEN = ("prompts", "completions")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the rewards said of each completion.
+
+    Attributes:
+        reward: the weighted sum, NaN where a reward with a weight other than 0 had nothing to say.
+        parts: each reward's own values by its short name, unweighted, NaN = unscorable.
+        problems: what went wrong, and for how many completions.
+    """
+
+    reward: list[float]
+    parts: dict[str, list[float]]
+    problems: dict[str, int]
+
+
+class Scorer:
+    """Calls rewards as TRL does, outside this process and with a time limit each.
+
+    A reward is called with the whole batch first, so that one that compares completions works. Where that
+    call raises, exits, dies, runs past its limit or returns anything but one value a completion, each
+    completion is scored alone; what fails then is unscorable (NaN). After 4 limits hit in a row, the rest of
+    the call is unscorable. A value that is None, NaN, infinite or no number is unscorable too.
+
+    Use it as a context manager: leaving it ends the processes. They end with this process in any case.
+
+    Args:
+        rewards: from :func:`klent.tasks.parse_rewards`.
+        task: where prompts come from; :meth:`check` then compares its columns with what the rewards ask for.
+        log: file that receives what rewards print; None = standard error.
+    """
+
+    def __init__(
+        self, rewards: Sequence[RewardSpec], task: Task | None = None, log: Path | None = None
+    ) -> None:
+        self.names = short_names(tuple(rewards))
+        self._rewards = tuple(rewards)
+        self._task = task
+        self._workers = [Worker(spec.fn, log) for spec in rewards]
+        self._threads = ThreadPoolExecutor(max(1, len(self._workers)), thread_name_prefix="reward")
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the rewards' processes."""
+        for worker in self._workers:
+            worker.retire()
+        self._threads.shutdown()
+
+    def check(self) -> None:
+        """Start every reward and see that it can be called; to be done before training begins.
+
+        Raises:
+            ConfigError: a missing file or function, an import that fails, or an argument that no column
+                fills.
+            DataError: a built-in reward that cannot score the task's first problem.
+        """
+        for step in (Worker.launch, Worker.describe):  # all are launched before the first is waited for
+            for spec, worker in zip(self._rewards, self._workers, strict=True):
+                try:
+                    step(worker)
+                except CallFailed as error:
+                    raise ConfigError(f"reward {spec.fn}: {error}") from None
+        for spec, worker in zip(self._rewards, self._workers, strict=True):
+            if self._task is not None:
+                self._check_columns(spec, worker, self._task.train(0))
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Scores:
+        """Score one completion a prompt (a prompt is repeated for each completion of its group).
+
+        Args:
+            prompts: as many as there are completions.
+            completions: what was sampled, as text.
+
+        Returns:
+            The scores, never an exception for what a reward did.
+
+        Raises:
+            ValueError: the two differ in number.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
+        if not prompts:
+            return Scores([], {name: [] for name in self.names}, {})
+        jobs = [
+            self._threads.submit(_score, name, spec, worker, prompts, completions)
+            for name, spec, worker in zip(self.names, self._rewards, self._workers, strict=True)
+        ]
+        results = [job.result() for job in jobs]
+        parts = {name: values for name, (values, _) in zip(self.names, results, strict=True)}
+        total = [0.0] * len(prompts)
+        for spec, (values, _) in zip(self._rewards, results, strict=True):
+            if spec.weight != 0:
+                total = [sum_ + spec.weight * value for sum_, value in zip(total, values, strict=True)]
+        problems: Counter[str] = Counter()
+        for _, found in results:
+            problems.update(found)
+        return Scores([t if math.isfinite(t) else math.nan for t in total], parts, dict(problems))
+
+    def _check_columns(self, spec: RewardSpec, worker: Worker, prompt: Prompt) -> None:
+        columns = [name for name in prompt.columns if name != "completion"]
+        for name in worker.describe()["required"]:
+            if name not in columns and name not in _GIVEN:
+                there = ", ".join(columns) or "none"
+                raise ConfigError(
+                    f"reward {spec.fn}: needs a column {name!r}{nearest(name, columns)}; columns are: {there}"
+                )
+        if spec.fn in BUILTIN:
+            try:
+                worker.call(_arguments([prompt], [""]), max(60.0, spec.timeout))
+            except CallFailed as error:
+                raise DataError(f"reward {spec.fn}: {error} (at {prompt.id})") from None
+
+
+def _score(
+    name: str, spec: RewardSpec, worker: Worker, prompts: Sequence[Prompt], completions: Sequence[str]
+) -> tuple[list[float], Counter[str]]:
+    """One reward's values and problems."""
+    problems: Counter[str] = Counter()
+    try:
+        return _numbers(name, _called(worker, spec, prompts, completions), problems), problems
+    except CallFailed as error:
+        if len(prompts) == 1:
+            problems[f"{name} {error}"] += 1
+            return [math.nan], problems
+        whole = f"{name} {error}, called with the whole batch: each completion was scored alone"
+        problems[whole] = len(prompts)
+    values: list[float] = []
+    hits = 0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        if hits == _LIMIT_HITS:
+            problems[f"{name} was given up after {hits} limits hit in a row"] += 1
+            values.append(math.nan)
+            continue
+        try:
+            values += _numbers(name, _called(worker, spec, [prompt], [completion]), problems)
+            hits = 0
+        except CallFailed as error:
+            hits = hits + 1 if error.kind == "timeout" else 0
+            problems[f"{name} {error}"] += 1
+            values.append(math.nan)
+    return values, problems
+
+
+def _called(
+    worker: Worker, spec: RewardSpec, prompts: Sequence[Prompt], completions: Sequence[str]
+) -> list[Any]:
+    """The list that a reward returned, one value a completion."""
+    result = worker.call(_arguments(prompts, completions), spec.timeout)
+    if not isinstance(result, list):
+        raise CallFailed("raised", f"returned {_kind(result)} where a list is due")
+    if len(result) != len(completions):
+        raise CallFailed("raised", f"returned {len(result)} values for {len(completions)} completions")
+    return result
+
+
+def _arguments(prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments that TRL passes: columns as lists, messages where the prompt is messages."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    columns = {
+        name: [prompt.columns.get(name) for prompt in prompts]
+        for name in names
+        if name not in (*_GIVEN, "prompt", "completion")
+    }
+    replies = [
+        text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
+    return {"prompts": [prompt.prompt for prompt in prompts], "completions": replies, **columns}
+
+
+def _numbers(name: str, result: list[Any], problems: Counter[str]) -> list[float]:
+    values = []
+    for item in result:
+        number = isinstance(item, int | float) and abs(item) <= 1e300  # also False for NaN
+        if not number:
+            problems[f"{name} returned {item if isinstance(item, float) else _kind(item)}"] += 1
+        values.append(float(item) if number else math.nan)
+    return values
+
+
+def _kind(value: Any) -> str:
+    names = {
+        "NoneType": "None",
+        "str": "text",
+        "list": "a list",
+        "dict": "a mapping",
+        "int": "a huge integer",
+    }
+    return names.get(type(value).__name__, f"a {type(value).__name__}")

@@ -1,0 +1,269 @@
+"""Prompts from files and datasets."""
+
+import datetime
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from klent.errors import ConfigError, DataError
+from klent.tasks import DataTask, load_task
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"question {i}", "answer": str(i)} for i in range(count)]
+
+
+def test_a_row_becomes_a_prompt(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hi", "name": "dropped"}]
+    rows = [{"prompt": "2+2=", "answer": "4", "tags": ["a", 1, None]}, "", {"prompt": messages}]
+    write(tmp_path / "p.jsonl", rows)
+    task = DataTask("p.jsonl", base=tmp_path)
+    text, chat = sorted([task.train(0), task.train(1)], key=lambda prompt: prompt.id)
+    assert (text.id, text.prompt, text.columns) == (
+        "p.jsonl:1",
+        "2+2=",
+        {"answer": "4", "tags": ["a", 1, None]},
+    )
+    assert (chat.id, chat.prompt, chat.columns) == ("p.jsonl:3", [{"role": "user", "content": "hi"}], {})
+    assert task.name == "p"
+
+
+def test_every_row_once_an_epoch_in_an_order_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", numbered(30))
+    task = DataTask("p.jsonl", base=tmp_path)
+    epochs = [[task.train(e * 30 + i).id for i in range(30)] for e in range(3)]
+    assert all(len(set(epoch)) == 30 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    again = DataTask("p.jsonl", base=tmp_path)
+    order = [61, 0, 35, 89, 2]  # no state: another order of asking, the same answers
+    assert [again.train(p).id for p in order] == [epochs[p // 30][p % 30] for p in order]
+    assert [DataTask("p.jsonl", base=tmp_path, seed=1).train(i).id for i in range(30)] != epochs[0]
+
+
+@given(
+    prompts=st.lists(st.sampled_from("abcdefghij"), min_size=4, max_size=40),
+    seed=st.integers(0, 5),
+    heldout=st.sampled_from([0.1, 0.25, 0.5, 1, 2]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_split_never_straddles_a_prompt(
+    tmp_path_factory: pytest.TempPathFactory, prompts: list[str], seed: int, heldout: float
+) -> None:
+    if len(set(prompts)) < 3:
+        return
+    folder = tmp_path_factory.mktemp("split")
+    write(folder / "p.jsonl", [{"prompt": p, "row": i} for i, p in enumerate(prompts)])
+    task = DataTask("p.jsonl", base=folder, seed=seed, heldout=heldout)
+    kept_out = [prompt.prompt for prompt in task.heldout(100)]
+    trained = [task.train(position) for position in range(len(task))]
+    assert len(set(map(str, kept_out))) == len(kept_out) >= 1
+    assert not set(map(str, kept_out)) & {str(prompt.prompt) for prompt in trained}
+    left = [p for p in prompts if p not in kept_out]
+    assert Counter(str(prompt.prompt) for prompt in trained) == Counter(left)  # each other row, once
+
+
+@pytest.mark.parametrize(
+    ("heldout", "asked", "count"),
+    [(0.1, 0, 5), (0.5, 0, 25), (7, 0, 7), (7.0, 0, 7), (0, 9, 0), (None, 3, 3), (None, 64, 5), (None, 0, 0)],
+)
+def test_how_many_are_held_out(tmp_path: Path, heldout: float | None, asked: int, count: int) -> None:
+    write(tmp_path / "p.jsonl", numbered(50))
+    task = load_task({"data": "p.jsonl", "heldout": heldout}, seed=0, heldout=asked, base=tmp_path)
+    assert len(task.heldout(1000)) == count
+    assert task.heldout(3) == task.heldout(1000)[:3]
+
+
+def test_the_split_follows_the_seed(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", numbered(50))
+    sides = [
+        {p.id for p in DataTask("p.jsonl", base=tmp_path, seed=s, heldout=10).heldout(10)} for s in (0, 0, 1)
+    ]
+    assert sides[0] == sides[1] != sides[2]
+
+
+@pytest.mark.parametrize(
+    ("heldout", "error"),
+    [(-1, ConfigError), (1.5, ConfigError), ("many", ConfigError), (True, ConfigError), (50, DataError)],
+)
+def test_a_share_that_cannot_be(tmp_path: Path, heldout: Any, error: type[Exception]) -> None:
+    write(tmp_path / "p.jsonl", numbered(50))
+    with pytest.raises(error, match=r"task\.heldout"):
+        DataTask("p.jsonl", base=tmp_path, heldout=heldout)
+
+
+def test_heldout_from_its_own_file(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", numbered(10))
+    write(tmp_path / "test.jsonl", [*numbered(3), {"prompt": "new"}, {"prompt": "new"}])
+    task = DataTask("p.jsonl", base=tmp_path, heldout_data="test.jsonl")
+    assert [p.id for p in task.heldout(9)] == [f"test.jsonl:{i}" for i in (1, 2, 3, 4)]
+    assert {task.train(i).prompt for i in range(7)} == {f"question {i}" for i in range(3, 10)}
+    assert len(task) == 7
+    with pytest.raises(ConfigError, match="not both"):
+        DataTask("p.jsonl", base=tmp_path, heldout_data="test.jsonl", heldout=0.1)
+    with pytest.raises(DataError, match="all 10 rows have a prompt that is held out"):
+        DataTask("p.jsonl", base=tmp_path, heldout_data="p.jsonl")
+
+
+def test_a_system_message(tmp_path: Path) -> None:
+    own = [{"role": "system", "content": "own"}, {"role": "user", "content": "c"}]
+    rows = [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}, {"prompt": own}]
+    write(tmp_path / "p.jsonl", rows)
+    task = DataTask("p.jsonl", base=tmp_path, system="Be brief.")
+    prompts: dict[str, Any] = {task.train(i).id: task.train(i).prompt for i in range(3)}
+    brief = {"role": "system", "content": "Be brief."}
+    assert prompts["p.jsonl:1"] == [brief, {"role": "user", "content": "a"}]
+    assert prompts["p.jsonl:2"] == [brief, {"role": "user", "content": "b"}]
+    assert prompts["p.jsonl:3"] == own
+
+
+def test_another_prompt_column(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", [{"question": "2+2=", "prompt": "unused"}])
+    prompt = DataTask("p.jsonl", base=tmp_path, prompt_column="question").train(0)
+    assert (prompt.prompt, prompt.columns) == ("2+2=", {"prompt": "unused"})
+
+
+GOOD = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([GOOD, '{"prompt": "a",}'], r"p\.jsonl:2: not valid JSON: .* at column 16"),
+        ([GOOD, "", "nonsense"], r"p\.jsonl:3: not valid JSON"),
+        ([GOOD, '["a"]'], r"p\.jsonl:2: expected an object with a prompt, not list"),
+        (
+            [GOOD, {"Prompt": "a"}],
+            r"p\.jsonl:2: no 'prompt' \(did you mean 'Prompt'\?\); .*task\.prompt_column",
+        ),
+        ([GOOD, {"prompt": None}], r"p\.jsonl:2: no 'prompt'"),
+        ([GOOD, {}], r"columns are: none"),
+        ([GOOD, {"prompt": 3}], r"p\.jsonl:2: 'prompt' must be text or a list of messages, not int"),
+        ([GOOD, {"prompt": " "}], r"p\.jsonl:2: 'prompt' is empty"),
+        ([GOOD, {"prompt": []}], r"p\.jsonl:2: 'prompt' is an empty list"),
+        (
+            [GOOD, {"prompt": [{"role": "user"}]}],
+            r"2: 'prompt', message 1: expected .*\"content\".* not .*user",
+        ),
+        ([GOOD, {"prompt": ["hi"]}], r"message 1: expected .* not \"hi\""),
+        ([GOOD, {"prompt": [{"role": "user", "content": ["x"]}]}], r"message 1: expected"),
+        ([], r"p\.jsonl: no rows"),
+        (["", "  "], r"p\.jsonl: no rows"),
+        ([[GOOD]], r"p\.jsonl: one JSON array; .*jq"),
+    ],
+)
+def test_what_is_wrong_with_a_file(tmp_path: Path, rows: list[Any], message: str) -> None:
+    write(tmp_path / "p.jsonl", rows)
+    with pytest.raises(DataError, match=message):
+        DataTask("p.jsonl", base=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "a", "completions": "b"},
+            r"p\.jsonl:2: no 'completion' \(did you mean 'completions'\?\)",
+        ),
+        ({"prompt": "a", "completion": 3}, r"p\.jsonl:2: 'completion' must be text or a list of messages"),
+    ],
+)
+def test_needed_columns(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    write(tmp_path / "p.jsonl", [GOOD, row])
+    with pytest.raises(DataError, match=message):
+        load_task({"data": "p.jsonl"}, seed=0, heldout=0, needed=("completion",), base=tmp_path)
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
+    with pytest.raises(DataError, match=r"p\.jsonl:2: not UTF-8 text \(byte 13 of the line\)"):
+        DataTask("p.jsonl", base=tmp_path)
+
+
+def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"prompt": "\xc3\xa9"}\r\n\r\n{"prompt": "b\xe2\x80\xa8c"}'
+    )
+    task = DataTask("p.jsonl", base=tmp_path)
+    assert {p.id: p.prompt for p in map(task.train, range(2))} == {"p.jsonl:1": "é", "p.jsonl:3": "b\u2028c"}
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet"])
+def test_a_missing_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"no file {name} .*{tmp_path}"):
+        DataTask(name, base=tmp_path)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na\n")
+    with pytest.raises(ConfigError, match=r"p\.csv is neither \.jsonl nor \.parquet"):
+        DataTask("p.csv", base=tmp_path)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"question {i}"}],
+            "answer": i,
+            "day": datetime.date(2024, 1, 1 + i),
+            "image": b"\x89PNG",
+        }
+        for i in range(4)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    task = DataTask("p.parquet", base=tmp_path)
+    prompts = {prompt.id: prompt for prompt in map(task.train, range(4))}
+    assert prompts["p.parquet:2"].prompt == [{"role": "user", "content": "question 1"}]
+    assert prompts["p.parquet:2"].columns == {"answer": 1, "day": "2024-01-02"}
+    json.dumps([prompt.columns for prompt in prompts.values()])
+
+
+def test_parquet_that_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"p\.parquet: not a readable parquet file"):
+        DataTask("p.parquet", base=tmp_path)
+
+
+def test_a_saved_dataset_with_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    parts = {name: datasets.Dataset.from_list(numbered(n)) for name, n in (("train", 6), ("test", 2))}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    task = DataTask("saved", base=tmp_path, heldout_split="test")
+    assert {p.id for p in task.heldout(5)} == {"saved/test:1", "saved/test:2"}
+    assert {task.train(i).id for i in range(4)} == {f"saved/train:{i}" for i in range(3, 7)}
+    with pytest.raises(ConfigError, match=r"no 'tests' \(did you mean 'test'\?\); it has train, test"):
+        DataTask("saved", base=tmp_path, split="tests")
+
+
+def test_a_folder_of_files_as_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train.jsonl", numbered(3))
+    task = DataTask("folder", base=tmp_path)
+    assert {task.train(i).prompt for i in range(3)} == {f"question {i}" for i in range(3)}
+
+
+def test_a_dataset_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ConfigError, match=r"cannot load 'someone/something' \(split 'train'\): no network"):
+        DataTask("someone/something", base=tmp_path)

@@ -1,0 +1,184 @@
+"""reasoning-gym generators as tasks."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from klent.errors import ConfigError, DataError
+from klent.tasks import GymTask, load_task
+from klent.tasks.generator import items
+from klent.tasks.process import Worker
+
+ONE_DIGIT = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Worker]:
+    worker = Worker("klent.tasks.generator:items")
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def make(generator: Worker, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """GymTask with one generator process for all, since each takes a second to start."""
+    monkeypatch.setattr("klent.tasks.gym.Worker", lambda target: generator)
+    return GymTask
+
+
+def questions(prompts: list[Any]) -> list[str]:
+    return [prompt.columns["question"] for prompt in prompts]
+
+
+def test_a_problem_has_messages_the_answer_and_its_source(make: Any) -> None:
+    prompt = make("chain_sum", ONE_DIGIT, 0, "Only the number.").train(3)
+    assert prompt.id == "chain_sum/3"
+    assert prompt.prompt[0] == {"role": "system", "content": "Only the number."}
+    assert prompt.prompt[1] == {"role": "user", "content": prompt.columns["question"]}
+    left, sign, right = prompt.columns["question"].rstrip(" =").split(": ")[1].split()
+    assert int(prompt.columns["answer"]) == int(left) + int(sign + right)
+    assert json.loads(json.dumps(prompt.columns)) == prompt.columns
+
+
+def test_without_a_system_message_there_is_none(make: Any) -> None:
+    assert [m["role"] for m in make("chain_sum", ONE_DIGIT).train(0).prompt] == ["user"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 150])
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_heldout_and_train_never_share_a_question(make: Any, count: int, seed: int) -> None:
+    # two one-digit terms and two operators: 200 questions; at 150, train steps aside for most of its draws
+    task = make("chain_sum", ONE_DIGIT, seed, heldout_count=count)
+    kept_out = questions(task.heldout(count))
+    assert len(set(kept_out)) == count
+    drawn = questions([task.train(position) for position in range(120)])
+    assert not set(kept_out) & set(drawn)
+    assert len(set(drawn)) > 20
+
+
+def test_positions_may_be_asked_in_any_order(make: Any) -> None:
+    first = make("chain_sum", ONE_DIGIT, 7, heldout_count=50)
+    second = make("chain_sum", ONE_DIGIT, 7, heldout_count=50)
+    order = [1203, 0, 499, 500, 3]
+    backwards = {position: second.train(position) for position in reversed(order)}
+    assert second.heldout(50) == first.heldout(50)
+    assert {position: first.train(position) for position in order} == backwards
+
+
+def test_fewer_heldout_problems_are_a_prefix(make: Any) -> None:
+    task = make("chain_sum", ONE_DIGIT, heldout_count=20)
+    assert task.heldout(5) == task.heldout(20)[:5]
+    assert task.heldout(20)[:5] == make("chain_sum", ONE_DIGIT, heldout_count=5).heldout(5)
+    with pytest.raises(DataError, match="20 problems are held out, not 21"):
+        task.heldout(21)
+
+
+def test_the_seed_decides_the_problems(make: Any) -> None:
+    one, two = make("chain_sum", {}, 1), make("chain_sum", {}, 2)
+    assert questions([one.train(i) for i in range(5)]) != questions([two.train(i) for i in range(5)])
+
+
+def test_too_few_questions_to_hold_out(make: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"about (19\d|200) distinct questions, and 250 .* lower eval.problems"
+    ):
+        make("chain_sum", ONE_DIGIT, heldout_count=250)
+
+
+def test_nothing_left_to_train_on(make: Any) -> None:
+    bits = {"min_terms": 1, "max_terms": 1, "min_digits": 1, "max_digits": 1}  # the ten questions 0 to 9
+    with pytest.raises(DataError, match="hardly a question besides the 10 held out"):
+        make("chain_sum", bits, heldout_count=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("chainsum", {}, r"no generator 'chainsum' \(did you mean 'chain_sum'"),
+        ("chain_sum", {"min_term": 2}, r"no parameter 'min_term' \(did you mean 'min_terms'.*max_digits=4"),
+        (
+            "chain_sum",
+            {"min_terms": 5, "max_terms": 2},
+            r"max_terms must be >= min_terms; parameters of .*min_terms=2",
+        ),
+        ("chain_sum", {"min_terms": "two"}, r"refuses: .*str.*; parameters of chain_sum"),
+        ("chain_sum", {"seed": 3}, r"leave out 'seed'"),
+        ("composite", {"datasets": [{"name": "chain_summ"}]}, r"composite refuses: .*chain_summ"),
+    ],
+)
+def test_what_the_recipe_got_wrong(make: Any, name: str, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(name, config)
+
+
+def test_a_generator_that_always_fails(make: Any) -> None:
+    # its word list has none so long
+    with pytest.raises((ConfigError, DataError), match=r"spell_backward.*parameters of spell_backward"):
+        make("spell_backward", {"min_word_len": 60, "max_word_len": 61})
+
+
+def test_a_mixture_of_generators(make: Any) -> None:
+    members = [{"name": "chain_sum", "weight": 1}, {"name": "gcd", "weight": 1}]
+    task = make("composite", {"datasets": members}, heldout_count=4)
+    text = " ".join(questions([task.train(i) for i in range(20)]))
+    assert "arithmetic problem" in text
+    assert "Greatest Common Divisor" in text
+
+
+def test_problems_do_not_depend_on_global_random_state() -> None:
+    # one of list_functions draws from it
+    drawn = []
+    for state in range(3):
+        random.seed(state)
+        items.__globals__["_entry"].cache_clear()
+        drawn.append(items("list_functions", {}, [12345] * 3, [0, 1, 2]))
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_problems_do_not_depend_on_this_process_hash_seed(make: Any, hash_seed: str) -> None:
+    # ransom_note's questions follow the order of a set
+    code = "from klent.tasks import GymTask; print(GymTask('ransom_note').train(0).columns['question'])"
+    env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    seen = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert seen.stdout.strip() == make("ransom_note").train(0).columns["question"].strip()
+
+
+def test_reasoning_gym_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "reasoning_gym.py").write_text("raise ImportError('not here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"pip install 'klent\[tasks\]'"):
+        GymTask("chain_sum")
+
+
+def test_load_task_by_recipe(make: Any) -> None:
+    config = {"gym": "chain_sum", "config": ONE_DIGIT, "system": None}
+    task = load_task(config, seed=3, heldout=10)
+    assert task.name == "chain_sum"
+    assert task.heldout(10) == make("chain_sum", ONE_DIGIT, 3, heldout_count=10).heldout(10)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "give `gym` .* here: nothing"),
+        ({"gym": "chain_sum", "data": "x.jsonl"}, "not both; here: both"),
+        ({"gym": "chain_sum", "confg": {}}, r"unknown key 'confg' \(did you mean 'config'"),
+        ({"data": "x.jsonl", "config": {}}, "unknown key 'config'"),
+    ],
+)
+def test_load_task_refuses(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_task(config, seed=0, heldout=0)
+
+
+def test_generated_problems_have_no_completions() -> None:
+    with pytest.raises(ConfigError, match=r"no completion; use task\.data"):
+        load_task({"gym": "chain_sum"}, seed=0, heldout=0, needed=("completion",))
