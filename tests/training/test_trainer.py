@@ -288,3 +288,11 @@ def test_a_finished_run_resumed_does_nothing_more(world):
     before = (folder / "metrics.jsonl").read_bytes()
     run(world, steps=2, resume=True)
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_tracker_gets_every_row(world):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder, _ = run(world, steps=3, track=["tensorboard"])
+    events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
+    logged = [event.value for event in events.Scalars("reward/mean")]
+    assert logged == pytest.approx([row["reward/mean"] for row in metrics(folder)])

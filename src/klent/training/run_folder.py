@@ -16,6 +16,7 @@ from klent.folders import sweep
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 LOCK, OWNER = ".lock", ".owner"  # not in the lock itself, which filelock may empty
+REWARDS_LOG = "rewards.log"  # written while rewards are tried out, before there is a run
 LOCK_SECONDS = 2.0  # a process that was just killed may take a moment to let go
 
 
@@ -34,10 +35,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
         self.report = path / "report.html"
+        self.rewards_log = path / REWARDS_LOG
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
-        """A new run's folder, empty but for the lock.
+        """A new run's folder, empty but for the lock and what rewards printed in an attempt that was refused.
 
         Raises:
             RunError: there is something in it already, or another process is at work there.
@@ -52,7 +54,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot make the run folder {path}: {error.strerror or error}") from error
         run = cls(path, lock)
-        if {entry.name for entry in path.iterdir()} - {LOCK, OWNER}:
+        if {entry.name for entry in path.iterdir()} - {LOCK, OWNER, REWARDS_LOG}:
             run.close()
             raise RunError(_occupied(path))
         return run
