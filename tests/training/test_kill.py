@@ -84,7 +84,9 @@ def test_a_run_killed_at_random_points_ends_bit_identical(world):
             if (cut / "config.yaml").exists() and (kill == 0 or lines(cut / "metrics.jsonl") >= goal):
                 break
             time.sleep(0.002)
-        time.sleep(chance.uniform(0.0, 0.15))  # anywhere in the step: sampling, updating, writing a checkpoint
+        time.sleep(
+            chance.uniform(0.0, 0.15)
+        )  # anywhere in the step: sampling, updating, writing a checkpoint
         process.send_signal(signal.SIGKILL)
         process.wait()
         if (cut / "config.yaml").exists():

@@ -12,7 +12,7 @@ from tiny import tiny_folder
 
 from klent.config import make_recipe
 from klent.console import QuietConsole
-from klent.errors import RunError
+from klent.errors import ConfigError, DataError, RunError
 from klent.files import read_jsonl
 from klent.training.trainer import train
 
@@ -281,6 +281,26 @@ def test_an_existing_run_is_not_overwritten(world):
     run(world, steps=1)
     with pytest.raises(RunError, match="already holds a run"):
         run(world, steps=1)
+
+
+def test_a_recipe_that_cannot_start_leaves_its_name_free(world):
+    with pytest.raises(ConfigError, match="no function 'digit'"):
+        run(world, steps=1, reward="reward.py:digit")
+    run(world, steps=1)
+
+
+def test_supervised_data_without_completions_is_refused_with_its_line(world):
+    (world / "bare.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n')
+    with pytest.raises(DataError, match=r"bare\.jsonl:2.*completion"):
+        run(world, method="sft", task={"data": "bare.jsonl"}, **METHODS["sft"])
+
+
+def test_what_rewards_print_is_kept_out_of_the_terminal(world, capfd):
+    with open(world / "reward.py", "a") as file:
+        file.write("\nprint('imported')\n")
+    folder, _ = run(world, steps=1)
+    assert "imported" in (folder / "rewards.log").read_text()
+    assert "imported" not in "".join(capfd.readouterr())
 
 
 def test_a_finished_run_resumed_does_nothing_more(world):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from klent.config import Recipe, dump_recipe
+from klent.config import DatasetRollout, Recipe, dump_recipe
 from klent.console import TrainConsole
 from klent.errors import RunError
 from klent.files import append_line, read_jsonl, write_atomic
@@ -63,16 +63,18 @@ def train(
     """
     console = console or TrainConsole()
     task = load_task(
-        recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems if recipe.eval else 0
+        recipe.task.model_dump(),
+        seed=recipe.seed,
+        heldout=recipe.eval.problems if recipe.eval else 0,
+        needed=("completion",) if isinstance(recipe.rollout, DatasetRollout) else (),
     )
     rewards = parse_rewards([r.model_dump() for r in recipe.reward], Path()) if recipe.reward else None
-    folder = RunFolder.open(run) if resume else RunFolder.create(run)
-    scorer = Scorer(rewards, task) if rewards else None
-    with folder:
+    with RunFolder.open(run) if resume else RunFolder.create(run) as folder:
+        scorer = Scorer(rewards, task, folder.rewards_log) if rewards else None
         try:
             if scorer:
                 scorer.check()
-            if not resume:
+            if not resume:  # from here on the folder is a run
                 write_atomic(folder.config, dump_recipe(recipe))
             start_record(run, command=command)
             Trainer(recipe, folder, task, scorer, console).fit()
