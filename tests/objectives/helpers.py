@@ -41,6 +41,9 @@ def random_tokens(seed: int, rows: int = 4, columns: int = 6) -> dict[str, Tenso
         "advantage": normal(),
         "entropy": normal().abs(),
         "mask": mask,
+        "logp_other": -normal().abs() - 0.05,
+        "weight": torch.rand(rows, columns, generator=generator, dtype=torch.float64),
+        "chosen": torch.rand(rows, columns, generator=generator) < 0.4,
     }
 
 

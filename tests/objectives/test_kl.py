@@ -322,34 +322,3 @@ def test_gradients_of_one_position_by_hand() -> None:
         out = O.kl_in_loss(logp, ref, mask_of("x", "x", "x"), coef=1.0, divergence=divergence)
         gradient = torch.autograd.grad((logp.detach().exp() * out.loss).sum(), logits, retain_graph=True)[0]
         assert_close(gradient, expected, 5e-5)
-
-
-# Full distributions -------------------------------------------------------------------------------
-
-
-def test_categorical_kl_table() -> None:
-    # 1/2 log 2 + 1/2 log 1 + 0; the second row is its own reference; the third is not covered
-    p = table([0.5, 0.5, 0.0], [0.2, 0.8, 0.0], [0.5, 0.5, 0.0]).log()
-    q = table([0.25, 0.5, 0.25], [0.2, 0.8, 0.0], [1.0, 0.0, 0.0]).log()
-    assert_close(O.categorical_kl(p, q), [math.log(2) / 2, 0.0, INF])
-
-
-def test_categorical_kl_agrees_with_oracle_and_has_its_gradient() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64).unbind()
-    p, q = x.softmax(dim=1).numpy(), y.softmax(dim=1).numpy()
-    expected = [oracle.categorical(a, b) for a, b in zip(p, q, strict=True)]
-    assert_close(O.categorical_kl(x.log_softmax(dim=1), y.log_softmax(dim=1)), expected)
-    assert torch.autograd.gradcheck(
-        lambda x, y: O.categorical_kl(x.log_softmax(dim=1), y.log_softmax(dim=1)),
-        (x.requires_grad_(), y.requires_grad_()),
-    )
-
-
-def test_categorical_kl_has_a_gradient_where_probabilities_are_zero() -> None:
-    # d/dlogp of p(logp - logq) = p(logp - logq + 1): log 2 / 2 + 1/2 and 1/2; d/dlogq = -p
-    p = table([0.5, 0.5, 0.0]).log().requires_grad_()
-    q = table([0.25, 0.5, 0.25]).log().requires_grad_()
-    O.categorical_kl(p, q).sum().backward()
-    assert_close(p.grad, table([math.log(2) / 2 + 0.5, 0.5, 0.0]))
-    assert_close(q.grad, table([-0.5, -0.5, 0.0]))

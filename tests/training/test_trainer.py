@@ -12,7 +12,7 @@ from tiny import tiny_folder
 
 from klent.config import make_recipe
 from klent.console import QuietConsole
-from klent.errors import ConfigError, DataError, RunError
+from klent.errors import ConfigError, DataError, ModelError, RunError
 from klent.files import read_jsonl
 from klent.training.trainer import train
 
@@ -286,6 +286,8 @@ def test_an_existing_run_is_not_overwritten(world):
 def test_a_recipe_that_cannot_start_leaves_its_name_free(world):
     with pytest.raises(ConfigError, match="no function 'digit'"):
         run(world, steps=1, reward="reward.py:digit")
+    with pytest.raises(ModelError, match="modle"):
+        run(world, steps=1, model="./modle")
     run(world, steps=1)
 
 

@@ -37,9 +37,7 @@ def check_chosen(mask: Tensor, **chosen: Tensor) -> None:
         if value.dtype != torch.bool:
             raise TypeError(f"{name} has dtype {value.dtype}, expected torch.bool: what a selector returns")
         if value.shape != mask.shape:
-            raise ValueError(
-                f"{name} has shape {list(value.shape)}, expected {list(mask.shape)} as mask has"
-            )
+            raise ValueError(f"{name} has shape {list(value.shape)}, expected {list(mask.shape)} as mask has")
 
 
 def check_groups(rewards: Tensor, group: Tensor) -> None:

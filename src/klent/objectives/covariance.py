@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from klent.objectives.checks import check_choice, check_chosen, check_number, check_same_shape, check_tokens
+from klent.objectives.checks import check_choice, check_chosen, check_number, check_tokens
 from klent.objectives.entropy import token_covariance
 from klent.objectives.kl import kl_in_loss
 from klent.objectives.masking import largest, metric, on_mask, share
@@ -253,6 +253,7 @@ def kl_cov(
     References:
         Cui et al., 2025, arXiv:2505.22617 (KL-Cov).
     """
+    check_tokens(mask, logp=logp, logp_old=logp_old, advantage=advantage)
     check_chosen(mask, penalised=penalised)
     check_number("coef", coef, 0, math.inf, ends="[)")
     check_choice("penalty", penalty, ("absolute", "kl"))
@@ -269,62 +270,3 @@ def kl_cov(
         "penalty": metric(distance, held),
     }
     return TokenLoss(free.loss + coef * distance, metrics)
-
-
-def predicted_entropy_change(
-    logp: Tensor,
-    advantage: Tensor,
-    *,
-    step: float,
-    gradient: Literal["plain", "natural"] = "natural",
-) -> Tensor:
-    """Change of entropy that one small policy-gradient step on the logits brings.
-
-        plain     Δz = step·π·(A - E[A]),   ΔH ≈ -step·Cov(log π, π·(A - E[A]))
-        natural   Δz = step·A,              ΔH ≈ -step·Cov(log π, A)
-
-    Means and covariance are over actions from π. Entropy falls where likely actions are the good ones.
-
-    Args:
-        logp: log-probabilities that sum to 1 over the last axis, nats, ``[..., K]``.
-        advantage: of each action, ``[..., K]``, in units of reward; its mean under π need not be 0.
-        step: learning rate times whatever the gradient was multiplied by, in [0, inf).
-        gradient: ``plain`` for the gradient of E[A] in the logits, ``natural`` for the natural gradient.
-
-    Returns:
-        Nats, ``[...]``, without gradient: of each distribution, to first order in ``step``.
-
-    Raises:
-        TypeError: a tensor is not floating point or ``step`` not a number.
-        ValueError: shapes differ, ``step`` is out of range or ``gradient`` is unknown.
-
-    Note:
-        *Conditions.* Each distribution has logits of its own, and the step is small: the error is second
-        order. With shared weights, or an optimiser such as Adam, neither form is what happens, and
-        ``token_covariance``, which estimates the natural one from sampled tokens, is an indication only.
-
-        *Against the paper.* Its theorem for the plain gradient has π·A, for advantages with mean 0.
-
-    Example:
-        >>> import torch
-        >>> from klent.objectives import predicted_entropy_change
-        >>> logp, advantage = torch.tensor([0.75, 0.25]).log(), torch.tensor([1.0, -1.0])
-        >>> predicted_entropy_change(logp, advantage, step=0.01)
-        tensor(-0.0082)
-        >>> predicted_entropy_change(logp, advantage, step=0.01, gradient="plain")
-        tensor(-0.0015)
-
-    References:
-        Cui et al., 2025, arXiv:2505.22617, lemma 1, theorems 1 and 2.
-    """
-    check_same_shape(logp=logp, advantage=advantage)
-    check_number("step", step, 0, math.inf, ends="[)")
-    check_choice("gradient", gradient, ("plain", "natural"))
-    logp, advantage = logp.detach(), advantage.detach()
-    p = logp.exp()
-    logp = torch.where(p > 0, logp, 0.0)  # an impossible action has no weight, and 0·inf would be NaN
-    push = advantage - (p * advantage).sum(dim=-1, keepdim=True)
-    if gradient == "plain":
-        push = p * push
-    centred = logp - (p * logp).sum(dim=-1, keepdim=True)
-    return -step * (p * centred * push).sum(dim=-1)

@@ -1,12 +1,18 @@
 """Entropy: as a loss, as a choice of tokens, and what it tells about an update and a run."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from klent.objectives.checks import check_floating, check_number, check_same_shape, check_tokens
+from klent.objectives.checks import (
+    check_choice,
+    check_floating,
+    check_number,
+    check_same_shape,
+    check_tokens,
+)
 from klent.objectives.masking import largest, on_mask, share
 from klent.objectives.types import TokenLoss
 
@@ -142,6 +148,11 @@ def token_covariance(logp: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
 
         *Conditions.* The law is for natural gradient on separate logits per prefix. For the plain gradient it
         reads ΔH ≈ -η·Cov(logp, π·A); an optimiser such as Adam on shared weights follows neither exactly.
+        ``predicted_entropy_change`` is the law itself, where all probabilities are at hand.
+
+        *Prefixes.* The law's covariance is over actions after one prefix. Pooled over prefixes, as here, it
+        also has the covariance between prefixes of -H with the mean advantage. That is 0 only if advantages
+        have mean 0 after every prefix, which one advantage for a whole sequence has not.
 
     Example:
         The means are -1 and 0.
@@ -162,6 +173,66 @@ def token_covariance(logp: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
     product = (logp - logp.sum() / count) * (advantage - advantage.sum() / count)
     (product,) = on_mask(mask, product)
     return product
+
+
+def predicted_entropy_change(
+    logp: Tensor,
+    advantage: Tensor,
+    *,
+    step: float,
+    gradient: Literal["plain", "natural"] = "natural",
+) -> Tensor:
+    """Change of entropy that one small policy-gradient step on the logits brings.
+
+        plain     Δz = step·π·(A - E[A]),   ΔH ≈ -step·Cov(log π, π·(A - E[A]))
+        natural   Δz = step·A,              ΔH ≈ -step·Cov(log π, A)
+
+    Means and covariance are over actions from π. Entropy falls where likely actions are the good ones.
+
+    Args:
+        logp: log-probabilities that sum to 1 over the last axis, nats, ``[..., K]``.
+        advantage: of each action, ``[..., K]``, in units of reward; its mean under π need not be 0.
+        step: learning rate times whatever the gradient was multiplied by, in [0, inf).
+        gradient: ``plain`` for the gradient of E[A] in the logits, ``natural`` for the natural gradient.
+
+    Returns:
+        Nats, ``[...]``, without gradient: of each distribution, to first order in ``step``.
+
+    Raises:
+        TypeError: a tensor is not floating point or ``step`` not a number.
+        ValueError: shapes differ, ``step`` is out of range or ``gradient`` is unknown.
+
+    Note:
+        *Conditions.* Each distribution has logits of its own, and the step is small: the error is second
+        order. With shared weights, or an optimiser such as Adam, neither form is what happens, and
+        ``token_covariance``, which estimates the natural one from sampled tokens, is an indication only.
+
+        *Against the paper.* Its theorem for the plain gradient has π·A, for advantages with mean 0.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import predicted_entropy_change
+        >>> logp, advantage = torch.tensor([0.75, 0.25]).log(), torch.tensor([1.0, -1.0])
+        >>> predicted_entropy_change(logp, advantage, step=0.01)
+        tensor(-0.0041)
+        >>> predicted_entropy_change(logp, advantage, step=0.01, gradient="plain")
+        tensor(-0.0015)
+
+    References:
+        Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, 2025,
+        arXiv:2505.22617, lemma 1, theorems 1 and 2.
+    """
+    check_same_shape(logp=logp, advantage=advantage)
+    check_number("step", step, 0, math.inf, ends="[)")
+    check_choice("gradient", gradient, ("plain", "natural"))
+    logp, advantage = logp.detach(), advantage.detach()
+    p = logp.exp()
+    logp = torch.where(p > 0, logp, 0.0)  # an impossible action has no weight, and 0·inf would be NaN
+    push = advantage - (p * advantage).sum(dim=-1, keepdim=True)
+    if gradient == "plain":
+        push = p * push
+    centred = logp - (p * logp).sum(dim=-1, keepdim=True)
+    return -step * (p * centred * push).sum(dim=-1)
 
 
 def fit_reward_entropy(entropy: Tensor, reward: Tensor) -> RewardEntropyFit:

@@ -3,7 +3,6 @@
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_number, check_tokens

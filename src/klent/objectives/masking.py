@@ -21,7 +21,7 @@ def metric(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """The ``count`` tokens of ``mask`` (or all, if it has fewer) with the largest ``values``; bool ``[B, T]``.
+    """The ``count`` tokens of ``mask`` (or all, if it has fewer) with the largest ``values``.
 
     Of equal values the earlier token (by row, then column) is chosen.
     """

@@ -112,10 +112,10 @@ def qsft_policy(
         >>> import torch
         >>> from klent.objectives import qsft_policy
         >>> behaviour, value = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.45, 0.1]).log()
-        >>> qsft_policy(value, behaviour, beta=20.0).exp()
-        tensor([0.0004, 0.9996])
-        >>> qsft_policy(value, behaviour, beta=20.0, form="probability").exp()
-        tensor([9.9990e-01, 1.0130e-04])
+        >>> qsft_policy(value, behaviour, beta=10.0).exp()
+        tensor([0.0572, 0.9428])
+        >>> qsft_policy(value, behaviour, beta=10.0, form="probability").exp()
+        tensor([0.9967, 0.0033])
 
     References:
         Hong, Dragan and Levine, Q-SFT, 2024, arXiv:2411.05193, algorithm 1.

@@ -55,8 +55,8 @@ def empo_reward(
 
         rᵢ = pⱼ, the share of completion i's cluster;   0 for the whole group unless low < H < high
 
-    Training on it makes answers agree. The thresholds leave out prompts whose answers already agree, and those
-    whose answers are too scattered to say anything.
+    Training on it makes answers agree. The thresholds leave out prompts whose answers already agree, and
+    those whose answers are too scattered to say anything.
 
     Args:
         cluster: which completions mean the same, ``[n]`` integers. A negative one is no answer, and gets 0.

@@ -74,10 +74,11 @@ def train(
         try:
             if scorer:
                 scorer.check()
-            if not resume:  # from here on the folder is a run
+            trainer = Trainer(recipe, folder, task, scorer, console)
+            if not resume:  # all that could be refused has been: from here on the folder is a run
                 write_atomic(folder.config, dump_recipe(recipe))
             start_record(run, command=command)
-            Trainer(recipe, folder, task, scorer, console).fit()
+            trainer.fit()
         finally:
             if scorer:
                 scorer.close()
