@@ -1,0 +1,231 @@
+"""One function a figure, each from the rows of a run; None where the run did not measure what it shows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from klent.report.curves import Line, Panel, curves, parts, pixels, sizes, step_axis
+from klent.report.read import RunData, finite
+from klent.report.svg import BOTTOM, FONT, HEIGHT, TOP, Figure, Key, canvas, colour, horizontal, render, unit
+from klent.report.words import duration, fixed, mean, number, plural
+
+NAMES = 58
+"""Pixels left of an axis whose marks are words."""
+
+
+def reward(run: RunData) -> Figure | None:
+    """Mean reward of each step's completions; below it the groups that taught nothing."""
+    return curves(
+        run,
+        "reward",
+        "Reward",
+        Panel("reward", (Line("reward/mean", "mean reward", "reward"),), 1.9),
+        Panel(
+            "fraction", (Line("group/zero_variance", "groups with equal rewards", "muted", "fill"),), full=1.0
+        ),
+        note="A group whose completions all earn the same has no advantage to learn from.",
+    )
+
+
+def loss(run: RunData) -> Figure | None:
+    """The loss of a run without rewards. With rewards its value says nothing, so it is not drawn."""
+    if run.has("reward/mean"):
+        return None
+    return curves(run, "loss", "Loss", Panel("nats", (Line("objective/loss", "loss", "reward"),)))
+
+
+def entropy(run: RunData) -> Figure | None:
+    """Entropy of the sampling distributions; below it what each update changed, and what theory expected."""
+    return curves(
+        run,
+        "entropy",
+        "Entropy",
+        Panel("nats per token", (Line("policy/entropy", "entropy", "entropy"),), 1.9),
+        Panel(
+            "change by the update, nats per token",
+            (
+                Line("policy/entropy_delta", "change", "entropy"),
+                Line("policy/entropy_delta_predicted", "predicted", "ink", "dash"),
+            ),
+        ),
+        note="Measured on the same tokens before and after the update; predicted by the covariance theorem.",
+    )
+
+
+def kl(run: RunData) -> Figure | None:
+    """How far each update moved the distribution, and how far it stands from the reference."""
+    return curves(
+        run,
+        "kl",
+        "KL divergence",
+        Panel("of one update, nats per token", (Line("kl/update", "of one update", "reward"),)),
+        Panel("from the reference, nats per token", (Line("kl/reference", "from the reference", "ink"),)),
+    )
+
+
+def length(run: RunData) -> Figure | None:
+    """How long completions are, and how many ran into the limit."""
+    limit = finite(run.setting("rollout", "max_tokens"))
+    return curves(
+        run,
+        "length",
+        "Completion length",
+        Panel("tokens", (Line("completion/length", "mean length", "ink"),), 1.9),
+        Panel("fraction", (Line("completion/truncated", "cut off at the limit", "down", "fill"),), full=1.0),
+        note=f"The limit is {limit:,.0f} tokens." if limit else "",
+    )
+
+
+def gradient(run: RunData) -> Figure | None:
+    """Size of the gradient, and the share of tokens that had none."""
+    clip = finite(run.setting("optimizer", "max_grad_norm"))
+    return curves(
+        run,
+        "gradient",
+        "Gradient",
+        Panel("norm before clipping", (Line("grad/norm", "gradient norm", "ink"),), 1.9),
+        Panel(
+            "fraction",
+            (Line("objective/zero_fraction", "tokens with coefficient 0", "muted", "fill"),),
+            full=1.0,
+        ),
+        note=f"Norms above {number(clip)} are clipped." if clip else "",
+    )
+
+
+def agreement(run: RunData) -> Figure | None:
+    """Whether sampler and trainer agree about the model, and how often the ratio was clipped."""
+    return curves(
+        run,
+        "agreement",
+        "Sampler against trainer",
+        Panel("mean |logp − logp_gen|, nats", (Line("policy/logp_mismatch", "mismatch", "ink"),), 1.9),
+        Panel(
+            "fraction of tokens",
+            (
+                Line("objective/clip_high", "clipped above", "reward"),
+                Line("objective/clip_low", "clipped below", "down", "dash"),
+            ),
+        ),
+        note="The same token under the same weights: only rounding should part them.",
+    )
+
+
+def speed(run: RunData) -> Figure | None:
+    """Tokens per second of the two halves of a step."""
+    return curves(
+        run,
+        "speed",
+        "Speed",
+        Panel("sampled, tokens per second", (Line("tokens/rollout_per_second", "sampled", "tone1"),)),
+        Panel("trained, tokens per second", (Line("tokens/train_per_second", "trained", "tone3"),)),
+    )
+
+
+def time(run: RunData) -> Figure | None:
+    """Seconds of each step, stacked by what they were spent on."""
+    seconds = time_parts(run)
+    if not seconds:
+        return None
+    rows = parts(len(run.rows))
+    steps = [run.rows[part[-1]]["step"] for part in rows]
+    figure, (panel,) = canvas()
+    base = [0.0] * len(steps)
+    keys = []
+    for label, each in seconds.items():
+        values = [mean([each[place] for place in part]) for part in rows]
+        tops = [low + value for low, value in zip(base, values, strict=True)]
+        if len(steps) > 60:
+            panel.fill_between(
+                steps, base, tops, color=colour(TONES[label]), linewidth=0, gid=f"time-{label}"
+            )
+        else:
+            width = 0.72 if len(steps) > 3 else 0.3
+            bars = panel.bar(steps, values, width, bottom=base, color=colour(TONES[label]), linewidth=0)
+            for step, bar in zip(steps, bars, strict=True):
+                bar.set_gid(f"time-{label}-{step}")
+        shown = [f"{fixed(value, 1)} s" for value in values]
+        keys.append(Key(label, TONES[label], "fill", f"time/{label}", shown))
+        base = tops
+    unit(panel, "seconds")
+    step_axis(panel, steps)
+    horizontal(panel, "step")
+    panel.set_ylim(0, max(base) * 1.05 or 1)
+    total = sum(sum(values) for values in seconds.values())
+    caption = f"n = {sizes(run)}, {duration(total)} in all."
+    x = pixels(panel, steps)
+    return Figure("time", "Time of a step", render(figure, "time"), keys, caption, steps, x)
+
+
+TONES = {"rollout": "tone1", "score": "tone2", "train": "tone3", "rest": "tone4"}
+
+
+def time_parts(run: RunData) -> dict[str, list[float]]:
+    """Seconds of rollout, score, train and the rest in every row; empty where no time was measured."""
+    if not run.has("time/step"):
+        return {}
+    seconds: dict[str, list[float]] = {name: [] for name in TONES}
+    for row in run.rows:
+        known = {name: finite(row.get(f"time/{name}")) or 0.0 for name in ("rollout", "score", "train")}
+        for name, value in known.items():
+            seconds[name].append(value)
+        seconds["rest"].append(max(0.0, (finite(row.get("time/step")) or 0.0) - sum(known.values())))
+    return {name: values for name, values in seconds.items() if any(values)}
+
+
+def accuracy(run: RunData) -> Figure | None:
+    """Held-out accuracy with its 95% interval at every evaluation."""
+    rows = run.heldout
+    if not rows:
+        return None
+    few = len(rows) <= 5
+    figure, (panel,) = canvas(height=TOP + BOTTOM + 52 * len(rows) if few else HEIGHT, left=NAMES)
+    for place, row in enumerate(rows):
+        at = place if few else row["step"]
+        role = "reward" if place == len(rows) - 1 or not few else "muted"
+        _interval(panel, at, row, role, across=few)
+    if few:
+        panel.set_yticks(range(len(rows)), [_when(row, rows) for row in rows])
+        panel.set_ylim(len(rows) - 0.45, -0.65)
+        panel.set_xlim(-0.02, 1.02)
+        panel.grid(visible=False, axis="y")
+        panel.grid(axis="x", color=colour("rule"), linewidth=0.8)
+        horizontal(panel, "accuracy", left=NAMES)
+    else:
+        panel.set_ylim(-0.02, 1.02)
+        unit(panel, "accuracy", left=NAMES)
+        horizontal(panel, "step", left=NAMES)
+    problems, samples = (int(finite(rows[0].get(key)) or 0) for key in ("problems", "samples"))
+    caption = (
+        f"n = {plural(problems, 'held-out problem')}, {plural(samples, 'sample')} of each; 95% intervals."
+    )
+    return Figure("accuracy", "Held-out accuracy", render(figure, "accuracy"), [], caption)
+
+
+def _interval(panel: Any, at: float, row: dict[str, Any], role: str, *, across: bool) -> None:
+    """A point and its interval, lying across or standing upright."""
+    value, low, high = (finite(row.get(key)) for key in ("accuracy", "low", "high"))
+    if low is not None and high is not None:
+        ends = ([low, high], [at, at]) if across else ([at, at], [low, high])
+        panel.plot(*ends, color=colour(role), linewidth=2.2, alpha=0.55, gid=f"interval-{row['step']}")
+    spot = ([value], [at]) if across else ([at], [value])
+    panel.plot(*spot, "o", color=colour(role), markersize=9 if across else 5, gid=f"accuracy-{row['step']}")
+    if across:
+        labels = [(value, 9, "bottom", "ink", FONT + 1.5)]
+        labels += [(end, -8, "top", "muted", FONT - 1) for end in (low, high) if end is not None]
+        for spot_x, away, side, ink, size in labels:
+            panel.annotate(
+                fixed(spot_x),
+                (spot_x, at),
+                (0, away),
+                textcoords="offset pixels",
+                ha="center",
+                va=side,
+                color=colour(ink),
+                fontsize=size,
+            )
+
+
+def _when(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    if row["step"] == 0:
+        return "before"
+    return "after" if row is rows[-1] and len(rows) == 2 and rows[0]["step"] == 0 else f"step {row['step']}"

@@ -1,0 +1,117 @@
+"""The top of the page: what ran, what came of it, and how to run it again."""
+
+from typing import Any, NamedTuple
+
+from klent.report.findings import ends
+from klent.report.read import RunData, finite
+from klent.report.words import count, duration, fixed, mean, number, plural, share
+
+
+class Stat(NamedTuple):
+    """One large number; ``before`` is empty where it has no earlier value."""
+
+    label: str
+    before: str
+    value: str
+    sub: str
+
+
+def headline(run: RunData) -> dict[str, Any]:
+    """Name, sentence, notes, large numbers and command."""
+    known = (_outcome(run), _entropy(run), _distance(run), _time(run))
+    return {
+        "name": str(run.config.get("name") or run.path.resolve().name),
+        "lede": lede(run),
+        "notes": [*_progress(run), *run.notes],
+        "stats": [stat for stat in known if stat is not None],
+        "command": str(run.run.get("command") or ""),
+    }
+
+
+def lede(run: RunData) -> list[tuple[str, bool]]:
+    """One sentence about what ran, in pieces of (text, whether it stands out)."""
+    recipe = run.config
+    if not recipe.get("model"):
+        return []
+    parts = [(str(recipe["model"]), True)]
+    size = finite(run.run.get("model_parameters"))
+    parts += [(f" ({count(size)} parameters)", False)] if size else []
+    task = recipe.get("task")
+    source = (task.get("gym") or task.get("data")) if isinstance(task, dict) else task
+    parts += [(" on ", False), (str(source), True)] if source else []
+    parts += [(" by ", False), (str(recipe["method"]), True)] if recipe.get("method") else []
+    prompts, group = finite(recipe.get("prompts_per_step")), finite(recipe.get("group_size"))
+    steps = f". {plural(len(run.rows), 'step')}"
+    steps += f" of {prompts:.0f} prompts × {group:.0f} completions" if prompts and group else ""
+    seed = f", seed {recipe['seed']}" if recipe.get("seed") is not None else ""
+    device = f", on {run.run['device']}" if run.run.get("device") else ""
+    return [*parts, (f"{steps}{seed}{device}.", False)]
+
+
+def _progress(run: RunData) -> list[str]:
+    """Says so when the run did not come to its end, or nobody wrote down that it has."""
+    planned = finite(run.config.get("steps"))
+    last = run.rows[-1]["step"] if run.rows else 0
+    done = f"step {last:,} of {planned:,.0f}" if planned else f"step {last:,}"
+    if not run.run.get("finished"):
+        return [f"This run has not finished: it was at {done} when this page was made."]
+    return [f"This run was stopped early, after {done}."] if planned and last < planned else []
+
+
+def _outcome(run: RunData) -> Stat | None:
+    rows = run.heldout
+    if rows:
+        first, last = rows[0], rows[-1]
+        problems, samples = (int(finite(last.get(key)) or 0) for key in ("problems", "samples"))
+        low, high = finite(last.get("low")), finite(last.get("high"))
+        interval = f"95%: {fixed(low)} to {fixed(high)}; " if low is not None and high is not None else ""
+        before = fixed(finite(first["accuracy"])) if last is not first else ""
+        sub = f"{interval}{problems:,} problems × {samples}"
+        sub += "; before training" if last["step"] == 0 else ""
+        return Stat("Held-out accuracy", before, fixed(finite(last["accuracy"])), sub)
+    name, label = ("reward/mean", "Mean reward") if run.has("reward/mean") else ("objective/loss", "Loss")
+    _, values = run.series(name)
+    if not values:
+        return None
+    start, end, _ = ends(values)
+    return Stat(label, fixed(start) if len(values) > 1 else "", fixed(end), "on the training prompts")
+
+
+def _entropy(run: RunData) -> Stat | None:
+    _, values = run.series("policy/entropy")
+    if not values:
+        return None
+    start, end, _ = ends(values)
+    if len(values) == 1:
+        return Stat("Policy entropy", "", fixed(end), "nats per token")
+    spent = f", {share(1 - end / start)} spent" if end < start and start > 0 else ""
+    return Stat("Policy entropy", fixed(start), fixed(end), f"nats per token{spent}")
+
+
+def _distance(run: RunData) -> Stat | None:
+    _, reference = run.series("kl/reference")
+    if reference:
+        return Stat("KL from reference", "", number(reference[-1], 2), "nats per token, at the last step")
+    _, update = run.series("kl/update")
+    return (
+        Stat("KL of an update", "", number(mean(update), 2), "nats per token, mean of all steps")
+        if update
+        else None
+    )
+
+
+def _time(run: RunData) -> Stat | None:
+    _, steps = run.series("time/step")
+    wall = finite(run.run.get("wall_seconds")) if run.run.get("finished") else None
+    if wall is None and not steps:
+        return None
+    sub = f"{duration(mean(steps))} a step" if steps else ""
+    return Stat("Wall time" if wall is not None else "Time in steps", "", duration(wall or sum(steps)), sub)
+
+
+def versions(run: RunData) -> list[tuple[str, str]]:
+    """What run.json says about software, machine and time."""
+    names = ("klent", "python", "torch", "transformers", "device", "started", "continued", "finished")
+    known = [(name, str(run.run[name])) for name in names if run.run.get(name)]
+    size = finite(run.run.get("model_parameters"))
+    return known + ([("parameters", f"{size:,.0f}")] if size else [])

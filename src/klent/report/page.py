@@ -1,0 +1,238 @@
+"""The page: what was read, drawn and found, laid into one HTML file that loads nothing."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from klent.files import write_atomic
+from klent.report import figures
+from klent.report.findings import ends, findings, law, problem_pairs
+from klent.report.fit import Fit, fit_run, reward_entropy
+from klent.report.glossary import describe
+from klent.report.headline import headline, versions
+from klent.report.read import RunData, finite, read_run
+from klent.report.samples import choose
+from klent.report.svg import Figure
+from klent.report.words import duration, fixed, number, plural, share
+
+HERE = Path(__file__).parent
+ROWS_SHOWN = 200
+CELLS_SHOWN = 600
+
+
+def write_report(run: Path) -> Path:
+    """Draw a run, finished or not, into ``report.html`` in its folder.
+
+    Args:
+        run: the folder ``runs/NAME``.
+
+    Returns:
+        The path of the page. The same run folder always gives the same bytes.
+
+    Raises:
+        RunError: ``run`` is no run folder.
+    """
+    data = read_run(Path(run))
+    target = data.path / "report.html"
+    write_atomic(target, page(data))
+    return target
+
+
+def page(run: RunData) -> str:
+    """The HTML of a run. Everything that a model, a task or a recipe wrote is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["drawing"] = Markup  # our own SVG, CSS and script: the only text that is not escaped
+    style, script = (HERE / "style.css").read_text("utf-8"), (HERE / "script.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    content = _content(run)
+    return environment.get_template("template.html.j2").render(
+        **content,
+        sections=_sections(content),
+        style=style,
+        script=script,
+        script_hash=f"sha256-{digest}",
+        chart=_chart,
+        tip=_tip,
+    )
+
+
+def _content(run: RunData) -> dict[str, Any]:
+    """Everything that the template names, except what is the same on every page."""
+    fit = fit_run(run)
+    found = law(run, fit)
+    curves = (f(run) for f in (figures.reward, figures.loss, figures.entropy, figures.kl, figures.length))
+    doubts = (f(run) for f in (figures.gradient, figures.agreement))
+    each = ends([float(row["step"]) for row in run.rows]).each
+    return {
+        **headline(run),
+        "findings": findings(run, fit),
+        "ends": "its first and last step" if each <= 1 else f"means over its first and last {each} steps",
+        "curves": [figure for figure in (*curves, *doubts) if figure],
+        "relation": reward_entropy(run, fit),
+        "fit": _fit_facts(fit) if fit else [],
+        "law": found.text if found else "",
+        "accuracy": figures.accuracy(run),
+        "evaluation": _evaluation(run),
+        "cells": _cells(run),
+        "strip": _strip(run),
+        "speeds": [figure for figure in (figures.time(run), figures.speed(run)) if figure],
+        "token_facts": _token_facts(run),
+        **_samples(run),
+        "config_text": run.config_text,
+        "table": _table(run),
+        "terms": [(name, describe(name)) for name in ["step", *_names(run)]] if run.rows else [],
+        "versions": versions(run),
+    }
+
+
+def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
+    known = [
+        ("findings", "What the updates did", "findings"),
+        ("curves", "Curves", "curves"),
+        ("law", "Reward against entropy", "relation"),
+        ("accuracy-section", "Before and after", "accuracy"),
+        ("time-section", "Time and tokens", "speeds"),
+        ("samples", "Samples", "stages"),
+    ]
+    return [*((id, title) for id, title, name in known if content[name]), ("numbers", "Numbers")]
+
+
+def _chart(figure: Figure) -> str:
+    """What the script needs to point at a step."""
+    values = [key.values for key in figure.keys]
+    return json.dumps({"steps": figure.steps, "x": figure.x, "values": values}, separators=(",", ":"))
+
+
+def _tip(metric: str) -> str:
+    term = describe(metric)
+    unit = f" ({term.unit})" if term.unit else ""
+    return f"{metric}{unit}: {term.definition} {term.reading}".strip()
+
+
+def _fit_facts(fit: Fit) -> list[tuple[str, str]]:
+    (aa, _), (_, bb) = fit.covariance
+    return [
+        ("a", f"{number(fit.a)} ± {number(2 * aa**0.5, 2)}"),
+        ("b", f"{number(fit.b)} ± {number(2 * bb**0.5, 2)}"),
+        ("R²", fixed(fit.r2)),
+        ("ceiling, b − a", "–" if fit.poor else f"{fixed(fit.ceiling)} ± {number(2 * fit.error, 2)}"),
+        ("lowest entropy seen", f"{fixed(fit.lowest)} nats"),
+        ("steps", f"{fit.n}"),
+    ]
+
+
+def _evaluation(run: RunData) -> list[tuple[str, str]]:
+    """Before -> after of everything that an evaluation measures."""
+    if not run.heldout:
+        return []
+    first, last = run.heldout[0], run.heldout[-1]
+
+    def change(key: str, suffix: str = "") -> str:
+        before, after = fixed(finite(first.get(key))), fixed(finite(last.get(key)))
+        return (f"{before} → {after}" if last is not first else before) + suffix
+
+    names = [
+        name
+        for name in last
+        if name.startswith("pass@") and name != "pass@1" and finite(last[name]) is not None
+    ]
+    rows = [(name, change(name)) for name in names]
+    rows += (
+        [("entropy of the answers", change("entropy", " nats per token"))]
+        if finite(last.get("entropy")) is not None
+        else []
+    )
+    rows += [("unscorable", change("unscorable"))] if finite(last.get("unscorable")) else []
+    return rows
+
+
+def _cells(run: RunData) -> dict[str, Any] | None:
+    """Every held-out problem: solved more often than before, as often, less often, never."""
+    pairs = problem_pairs(run)
+    if not pairs:
+        return None
+    kinds = [
+        "gained" if after > before else "lost" if after < before else "kept" if after > 0 else "never"
+        for before, after in pairs
+    ]
+    labels = {
+        "gained": "solved more often",
+        "kept": "as often as before",
+        "never": "not before, not after",
+        "lost": "less often",
+    }
+    return {
+        "n": len(pairs),
+        "counts": [(kind, label, kinds.count(kind)) for kind, label in labels.items()],
+        "kinds": sorted(kinds, key=list(labels).index) if len(kinds) <= CELLS_SHOWN else [],
+    }
+
+
+def _strip(run: RunData) -> list[dict[str, Any]]:
+    sums = {name: sum(values) for name, values in figures.time_parts(run).items()}
+    total = sum(sums.values())
+    return [
+        {
+            "label": name,
+            "tone": figures.TONES[name],
+            "weight": f"{seconds / total:.4f}",
+            "share": share(seconds / total),
+            "seconds": duration(seconds),
+        }
+        for name, seconds in sums.items()
+    ]
+
+
+def _token_facts(run: RunData) -> str:
+    """Tokens and memory of the whole run, in a sentence."""
+    sampled, trained, memory = (
+        run.series(n)[1] for n in ("tokens/rollout", "tokens/train", "memory/peak_gb")
+    )
+    parts = [f"{sum(sampled):,.0f} tokens sampled"] if sampled else []
+    parts += [f"{sum(trained):,.0f} tokens trained on, prompts included"] if trained else []
+    parts += [f"{number(max(memory))} GB of memory at the peak"] if memory else []
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _samples(run: RunData) -> dict[str, Any]:
+    shown = choose(run.samples)
+    return {"stages": shown.stages, "heat": fixed(shown.entropy, 1), "push": number(shown.coefficient, 2)}
+
+
+def _names(run: RunData) -> list[str]:
+    """Every metric of the run, in the order in which rows name them, families together."""
+    names = list(dict.fromkeys(name for row in run.rows for name in row if name not in ("step", "split")))
+    groups = list(dict.fromkeys(name.split("/")[0] for name in names))
+    return sorted(names, key=lambda name: groups.index(name.split("/")[0]))
+
+
+def _table(run: RunData) -> dict[str, Any] | None:
+    if not run.rows:
+        return None
+    names = _names(run)
+    stride = -(-len(run.rows) // ROWS_SHOWN)
+    rows = [row for place, row in enumerate(run.rows) if place % stride == 0 or row is run.rows[-1]]
+    groups: list[tuple[str, int]] = []
+    for name in names:
+        group = name.split("/")[0]
+        groups[-1:] = (
+            [(group, groups[-1][1] + 1)] if groups and groups[-1][0] == group else [*groups[-1:], (group, 1)]
+        )
+    note = plural(len(run.rows), "step") + (f", every {stride}th is shown" if stride > 1 else "")
+    return {
+        "names": names,
+        "groups": groups,
+        "rows": [[str(row["step"]), *(number(finite(row.get(name))) for name in names)] for row in rows],
+        "note": f"{note}; all of them are in metrics.jsonl",
+    }

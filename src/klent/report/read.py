@@ -1,0 +1,273 @@
+"""Run folder -> RunData: everything that the report draws, read with patience.
+
+A report is wanted most when a run went wrong, so a killed, unfinished or empty run is read too: what
+is missing or damaged is left out and said in ``RunData.notes``. Only a folder that is no run is refused.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from klent.errors import RunError
+
+SAMPLES_PER_STEP = 64
+"""How many completions of one step are read at most; a step may have thousands and the page shows a few."""
+
+_STEP = re.compile(rb'"step"\s*:\s*(\d+)')
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion with what the policy and the objective said about each of its tokens.
+
+    Attributes:
+        step: the step that trained on it, from 1.
+        prompt_id: the task's own name of the prompt.
+        prompt: what the policy was asked, as shown to it.
+        completion: what it answered.
+        reward: the weighted sum of the rewards; None where no reward could be given.
+        advantage: what the estimator made of it; None where unknown.
+        finish: ``stop`` or ``length``; empty where unknown.
+        tokens: the pieces of text, in order.
+        entropy: nats, of the distribution that each token was drawn from; None where unknown.
+        logp: nats, of each token in that distribution.
+        coefficient: ``-dL/dlogp`` of each token; positive is pushed up.
+    """
+
+    step: int
+    prompt_id: str
+    prompt: str
+    completion: str
+    reward: float | None
+    advantage: float | None
+    finish: str
+    tokens: list[str]
+    entropy: list[float | None]
+    logp: list[float | None]
+    coefficient: list[float | None]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run, as far as it got.
+
+    Attributes:
+        path: the run folder.
+        config: the resolved recipe; empty where it could not be read.
+        config_text: the same as written.
+        run: ``run.json``: versions, command, times; empty where it could not be read.
+        rows: one row a step, in order, each step once.
+        evals: one row an evaluation, in order of its step.
+        samples: completions of the first, a middle and the last step that has any.
+        notes: what was missing or damaged, in plain words.
+    """
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    run: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric, without the steps where it is absent or not finite."""
+        pairs = [(row["step"], value) for row in self.rows if (value := finite(row.get(name))) is not None]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+    @property
+    def heldout(self) -> list[dict[str, Any]]:
+        """Evaluations of one split that measured an accuracy, from before training to the last."""
+        split = self.evals[0].get("split") if self.evals else None
+        return [
+            row for row in self.evals if row.get("split") == split and finite(row.get("accuracy")) is not None
+        ]
+
+    def setting(self, *keys: str) -> Any:
+        """A value of the recipe by its path, None where there is none."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether a metric has at least one finite value."""
+        return any(finite(row.get(name)) is not None for row in self.rows)
+
+
+def finite(value: Any) -> float | None:
+    """``value`` as a float where it is a finite number; otherwise None.
+
+    What no float32 computation can give counts as not finite, so that squares of the rest are finite.
+
+    >>> finite(0.5), finite(float("nan")), finite("0.5"), finite(True), finite(1e300)
+    (0.5, None, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e40:
+        return None
+    return float(value)
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run folder, finished or not.
+
+    Args:
+        path: the folder ``runs/NAME``.
+
+    Returns:
+        What could be read; ``notes`` says what could not. Of ``samples.jsonl`` only the first, a middle and
+        the last step are kept, and never the whole file at once.
+
+    Raises:
+        RunError: there is no such folder, or nothing in it was written by a run.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise RunError(f"{path}: no such run folder. `klent train RECIPE` makes one under runs/.")
+    if not any((path / name).exists() for name in ("config.yaml", "run.json", "metrics.jsonl")):
+        raise RunError(
+            f"{path} is no run: it holds none of config.yaml, run.json and metrics.jsonl. "
+            "Name the run's own folder, such as runs/quickstart."
+        )
+    notes: list[str] = []
+    config_text = _text(path / "config.yaml", notes)
+    return RunData(
+        path=path,
+        config=_mapping(config_text, "config.yaml", notes),
+        config_text=config_text,
+        run=_mapping(_text(path / "run.json", notes), "run.json", notes),
+        rows=_rows(path / "metrics.jsonl", notes),
+        evals=_rows(path / "eval.jsonl", notes),
+        samples=_samples(path / "samples.jsonl", notes),
+        notes=notes,
+    )
+
+
+def _text(path: Path, notes: list[str]) -> str:
+    if not path.exists():
+        notes.append(f"{path.name} is missing.")
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _mapping(text: str, name: str, notes: list[str]) -> dict[str, Any]:
+    """A YAML or JSON mapping (JSON is YAML, and the JSON reader is the stricter and quicker of the two)."""
+    if not text.strip():
+        return {}
+    try:
+        value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        notes.append(f"{name} could not be read: it is not whole.")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Rows in order of their step. A step written twice, as after a resume, counts once: its last row."""
+    if not path.exists():
+        if path.name == "metrics.jsonl":
+            notes.append(f"{path.name} is missing: no step was finished.")
+        return []
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    damaged = 0
+    with open(path, "rb") as file:
+        for line in file:
+            row = _object(line)
+            if row is None:
+                damaged += bool(line.strip())
+            else:
+                rows[row["step"], str(row.get("split", ""))] = row
+    if damaged:
+        notes.append(f"{path.name}: left out {damaged} damaged line{'s' * (damaged > 1)}.")
+    return [rows[key] for key in sorted(rows)]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """One JSON Lines row that has a whole-number step, or None."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def _samples(path: Path, notes: list[str]) -> list[Sample]:
+    """Completions of three steps. The file may be huge, so the first pass only notes where each step lies."""
+    if not path.exists():
+        return []
+    places: dict[int, list[int]] = {}
+    offset = 0
+    with open(path, "rb") as file:
+        for line in file:
+            # klent writes "step" first; were it elsewhere, the row itself is asked.
+            found = _STEP.search(line, 0, 64)
+            row = None if found else _object(line)
+            step = int(found[1]) if found else row["step"] if row else None
+            if step is not None and line.endswith(b"\n"):
+                places.setdefault(step, []).append(offset)
+            offset += len(line)
+        chosen = early_middle_late(sorted(places))
+        samples = [sample for step in chosen for sample in _samples_at(file, places[step])]
+    if places and not samples:
+        notes.append(f"{path.name}: no completion in it could be read.")
+    return samples
+
+
+def _samples_at(file: Any, offsets: list[int]) -> Iterator[Sample]:
+    """Up to ``SAMPLES_PER_STEP`` rows spread evenly over a step, so that several prompts are among them."""
+    seen: set[bytes] = set()
+    stride = max(1, math.ceil(len(offsets) / SAMPLES_PER_STEP)) if len(offsets) > 4 * SAMPLES_PER_STEP else 1
+    for offset in offsets[::stride][:SAMPLES_PER_STEP]:
+        file.seek(offset)
+        line = file.readline()
+        row = _object(line)
+        if row is None or line in seen:  # a resumed run may have written a row twice
+            continue
+        seen.add(line)
+        yield _sample(row)
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    tokens = [str(token) for token in _list(row.get("tokens"))]
+
+    def numbers(key: str) -> list[float | None]:
+        values = [finite(value) for value in _list(row.get(key))][: len(tokens)]
+        return values + [None] * (len(tokens) - len(values))
+
+    prompt = row.get("prompt", "")
+    return Sample(
+        step=row["step"],
+        prompt_id=str(row.get("prompt_id", "")),
+        prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
+        completion=str(row.get("completion", "")),
+        reward=finite(row.get("reward")),
+        advantage=finite(row.get("advantage")),
+        finish=str(row.get("finish") or ""),
+        tokens=tokens,
+        entropy=numbers("entropy"),
+        logp=numbers("logp"),
+        coefficient=numbers("coefficient"),
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def early_middle_late(steps: list[int]) -> list[int]:
+    """The first, the middle and the last of some steps; fewer where there are fewer.
+
+    >>> early_middle_late([1, 2, 3, 4, 5]), early_middle_late([1, 9]), early_middle_late([])
+    ([1, 3, 5], [1, 9], [])
+    """
+    if not steps:
+        return []
+    return sorted({steps[0], steps[len(steps) // 2] if len(steps) > 2 else steps[0], steps[-1]})

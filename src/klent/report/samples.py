@@ -1,0 +1,170 @@
+"""Samples as the page shows them: a few prompts of an early, a middle and a late step, token by token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from klent.report.read import Sample
+from klent.report.words import fixed, signed, signed_fixed
+
+PROMPTS_SHOWN = 4
+COMPLETIONS_SHOWN = 4
+TOKENS_SHOWN = 320
+PROMPT_CHARACTERS = 1200
+
+_VISIBLE = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x00": "␀", "\x1b": "␛", "\u200b": "⟨zwsp⟩", "\xa0": "⍽"}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token to be drawn.
+
+    Attributes:
+        text: the token with invisible characters made visible.
+        breaks: line breaks to set after it.
+        shade: its entropy over the largest on the page, in [0, 1].
+        push: ``up``, ``down``, ``zero``, or empty where the coefficient is unknown.
+        size: its coefficient's size over the largest on the page, in [0, 1].
+        tip: its numbers.
+    """
+
+    text: str
+    breaks: int
+    shade: float
+    push: str
+    size: float
+    tip: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion to be drawn; ``hidden`` tokens are left out at its end."""
+
+    tokens: list[Token]
+    hidden: int
+    reward: str
+    advantage: str
+    push: str
+    finish: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt with some of its completions."""
+
+    id: str
+    prompt: str
+    completions: list[Completion]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step."""
+
+    name: str
+    step: int
+    asked: list[Asked]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Everything of the section; ``entropy`` (nats) and ``coefficient`` are the ends of its two scales."""
+
+    stages: list[Stage]
+    entropy: float
+    coefficient: float
+
+
+def choose(samples: list[Sample]) -> Shown:
+    """Early, middle and late, each with the prompts whose completions differ most in advantage first.
+
+    Shades and marks share one scale over the whole page, so that a fork of the first step can be compared
+    with one of the last.
+    """
+    steps = sorted({sample.step for sample in samples})
+    names = {1: ["the only step"], 2: ["early", "late"], 3: ["early", "middle", "late"]}.get(len(steps), [])
+    chosen = {step: list(_chosen([s for s in samples if s.step == step])) for step in steps}
+    shown = [sample for prompts in chosen.values() for group in prompts for sample in group]
+    entropies = [v for s in shown for v in s.entropy[:TOKENS_SHOWN] if v is not None]
+    sizes = [abs(v) for s in shown for v in s.coefficient[:TOKENS_SHOWN] if v is not None]
+    high, push = max(entropies, default=0.0), max(sizes, default=0.0)
+    drawn = {
+        step: [
+            Asked(group[0].prompt_id, _prompt(group[0].prompt), [_completion(s, high, push) for s in group])
+            for group in groups
+        ]
+        for step, groups in chosen.items()
+    }
+    return Shown(
+        [Stage(name, step, drawn[step]) for name, step in zip(names, steps, strict=True)], high, push
+    )
+
+
+def _chosen(samples: list[Sample]) -> Iterator[list[Sample]]:
+    """Prompts of one step, the most instructive first; of each the best, the worst and some between."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt_id, []).append(sample)
+
+    def spread(group: list[Sample]) -> float:
+        known = [sample.advantage for sample in group if sample.advantage is not None]
+        return max(known) - min(known) if known else 0.0
+
+    for group in sorted(groups.values(), key=spread, reverse=True)[:PROMPTS_SHOWN]:
+        ranked = sorted(_distinct(group), key=lambda sample: -(sample.advantage or 0.0))
+        last, room = len(ranked) - 1, min(COMPLETIONS_SHOWN, len(ranked))
+        places = sorted({round(i * last / max(1, room - 1)) for i in range(room)})
+        yield [ranked[place] for place in places]
+
+
+def _distinct(group: list[Sample]) -> list[Sample]:
+    """Completions with different texts; a group repeats itself when entropy is low."""
+    return list({sample.completion: sample for sample in group}.values())
+
+
+def _completion(sample: Sample, high: float, push: float) -> Completion:
+    shown = range(min(TOKENS_SHOWN, len(sample.tokens)))
+    return Completion(
+        tokens=[_token(sample, place, high, push) for place in shown]
+        or [Token(visible(sample.completion), 0, 0.0, "", 0.0, "")],
+        hidden=len(sample.tokens) - len(shown),
+        reward="unscorable" if sample.reward is None else fixed(sample.reward),
+        advantage=signed_fixed(sample.advantage),
+        push=_sign(sample.advantage),
+        finish=sample.finish,
+    )
+
+
+def _token(sample: Sample, place: int, high: float, push: float) -> Token:
+    text, entropy = sample.tokens[place], sample.entropy[place]
+    logp, coefficient = sample.logp[place], sample.coefficient[place]
+    return Token(
+        text=visible(text),
+        breaks=text.count("\n"),
+        shade=entropy / high if entropy is not None and high > 0 else 0.0,
+        push=_sign(coefficient),
+        size=abs(coefficient) / push if coefficient is not None and push > 0 else 0.0,
+        tip=f"entropy {fixed(entropy)} · logp {fixed(logp)} · coefficient {signed(coefficient)}",
+    )
+
+
+def _sign(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "up" if value > 0 else "down" if value < 0 else "zero"
+
+
+def _prompt(text: str) -> str:
+    return text if len(text) <= PROMPT_CHARACTERS else text[:PROMPT_CHARACTERS] + " […]"
+
+
+def visible(text: str) -> str:
+    """Text whose invisible characters can be seen; spaces stay spaces, since shades and marks show them.
+
+    >>> visible("a\\tb\\n"), visible("\\x07"), visible("")
+    ('a⇥b⏎', '⟨U+0007⟩', '∅')
+    """
+    if not text:
+        return "∅"
+    return "".join(
+        _VISIBLE.get(c) or (c if c.isprintable() or c == " " else f"⟨U+{ord(c):04X}⟩") for c in text
+    )

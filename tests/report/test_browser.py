@@ -1,0 +1,156 @@
+"""The page in a real browser, without network: it renders, it is quiet, nothing written on it runs."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from klent.report import write_report
+
+from .fake_run import write_run
+from .ugly import hostile, killed
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed"
+)
+
+PROBE = Path(__file__).with_name("probe.js")
+
+
+def browse(page: Path, *, width: int = 1280) -> tuple[str, list[str]]:
+    """The document after its scripts ran, and what the browser's console said."""
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            str(BROWSER),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"),
+            *(
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ),
+            *(f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND"),
+            *(
+                "--enable-logging=stderr",
+                "--virtual-time-budget=2000",
+                f"--window-size={width},2000",
+                "--dump-dom",
+            ),
+            page.resolve().as_uri(),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, re.findall(r"CONSOLE[^\n]*", done.stderr)
+
+
+def probe(page: Path, *, width: int = 1280, theme: str = "light") -> dict[str, Any]:
+    """What tests/report/probe.js finds on a copy of the page that lets it run."""
+    text, probe_script = page.read_text(), f"<script>{PROBE.read_text()}</script>"
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    copy = page.with_name("probe.html")
+    copy.write_text(text.replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">') + probe_script)
+    document, console = browse(copy, width=width)
+    assert console == []
+    found = re.search(r'<pre id="probe">(.*?)</pre>', document, flags=re.S)
+    assert found, document[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+def luminance(rgb: list[int]) -> float:
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(a: list[int], b: list[int]) -> float:
+    """WCAG contrast ratio; 4.5 is asked of text."""
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_run(tmp_path_factory.mktemp("runs") / "quickstart"))
+
+
+def test_it_renders_and_the_console_is_silent(report: Path) -> None:
+    document, console = browse(report)
+    assert console == []
+    assert '<button id="theme" type="button">' in document, "the script did not run"
+    assert document.count('<line class="cross"') == 8
+
+
+def test_an_error_would_be_heard(report: Path) -> None:
+    broken = report.with_name("broken.html")
+    broken.write_text(
+        re.sub(r"<meta http-equiv[^>]*>", "", report.read_text()) + "<script>nowhere()</script>"
+    )
+    _, console = browse(broken)
+    assert any("nowhere is not defined" in line for line in console)
+
+
+def test_a_foreign_script_and_a_foreign_picture_are_refused(report: Path) -> None:
+    """The page's own policy is a second wall, should escaping ever fail."""
+    pierced = report.with_name("pierced.html")
+    foreign = "<script>document.title = 'taken'</script><img src='https://example.org/x.png'>"
+    pierced.write_text(report.read_text().replace("</footer>", f"</footer>{foreign}"))
+    document, console = browse(pierced)
+    assert "<title>taken" not in document
+    assert sum("Content Security Policy" in line for line in console) == 2
+
+
+@pytest.mark.parametrize("make", [hostile, killed])
+def test_nothing_written_on_the_page_runs(tmp_path: Path, make: Any) -> None:
+    document, console = browse(write_report(make(tmp_path / "r")))
+    assert console == []
+    assert document.count("<script>") == 1
+    assert not re.search(r"<(img|iframe|u)\b|<b>run", document)
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 520)])
+def test_it_reads_well(report: Path, theme: str, width: int) -> None:
+    seen = probe(report, theme=theme, width=width)
+    assert (luminance(seen["page"]) < 0.05) == (theme == "dark")
+    assert contrast(seen["ink"], seen["page"]) > 12
+    assert contrast(seen["muted"], seen["page"]) > 4.5
+    assert contrast(seen["line"], seen["page"]) > 3
+    assert seen["overflow"] <= 0
+    assert seen["wide"] == []
+    assert all(wide > 300 and tall > 80 for _, wide, tall in seen["figures"])
+    assert len(seen["figures"]) == 10
+    assert seen["smallest"] > 10
+
+
+def test_it_answers_the_pointer(report: Path) -> None:
+    seen = probe(report)
+    assert {at for at, _ in seen["atRest"]} == {"step 15"}
+    assert {at for at, _ in seen["pointed"]} == {"step 3"}
+    assert all(rest[1] != there[1] for rest, there in zip(seen["atRest"], seen["pointed"], strict=True))
+    assert seen["left"] == seen["atRest"]
+    assert {visible for visible, _ in seen["crosses"]} == {"visible"}
+    assert {float(x) for _, x in seen["crosses"]} == {seen["third"]}
+    assert seen["tip"]["shown"]
+    assert seen["tip"]["text"].split("\n") == seen["tip"]["title"].split(" · ")
+    assert re.match(r"entropy [\d.]+ · logp", seen["tip"]["title"])
+    assert seen["first"] == [True, False, False]
+    assert seen["second"] == [False, True, False]
+    assert seen["theme"] == ["Dark", "light"]
+    assert seen["toggled"][:2] == ["Light", "dark"]
+    assert luminance(seen["toggled"][2]) < 0.05
+
+
+def test_pushed_up_and_down_differ_in_shape_and_place(report: Path) -> None:
+    seen = probe(report)
+    assert seen["up"]["content"] == '""'
+    assert seen["up"]["height"] > 1
+    assert seen["up"]["below"] == "none"
+    assert seen["up"]["above"] == pytest.approx(0, abs=0.6)  # the bar begins where the token ends
+    assert seen["down"]["content"] == '""'
+    assert seen["down"]["striped"]
+    assert seen["down"]["under"] == pytest.approx(0, abs=0.6)

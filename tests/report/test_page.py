@@ -1,0 +1,229 @@
+"""The page: whole, closed to the world, safe against what it shows, and the same every time."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from klent.errors import RunError
+from klent.report import write_report
+from klent.report.glossary import GLOSSARY
+from klent.report.page import ROWS_SHOWN
+
+from .fake_run import write_lines, write_run
+from .svg_data import Page
+from .ugly import HOSTILE, UGLY, hostile, long
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "quickstart")
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> str:
+    return write_report(folder).read_text()
+
+
+def test_the_report_is_one_file_in_the_run_folder(folder: Path) -> None:
+    before = {path.name for path in folder.iterdir()} - {"report.html"}
+    assert write_report(folder) == folder / "report.html"
+    assert {path.name for path in folder.iterdir()} == before | {"report.html"}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is no run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_run_gives_the_same_bytes(folder: Path, text: str) -> None:
+    assert write_report(folder).read_text() == text
+
+
+def test_every_section_is_there_and_linked(text: str) -> None:
+    page = Page(text)
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert sections == ["findings", "curves", "law", "accuracy-section", "time-section", "samples", "numbers"]
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert links == [f"#{name}" for name in sections]
+    titles = [attrs["id"] for tag, attrs in page.tags if tag == "figure"]
+    assert titles == [
+        *("reward", "entropy", "kl", "length", "gradient", "agreement"),
+        *("reward-entropy", "accuracy", "problems", "time", "speed"),
+    ]
+
+
+def test_headline_says_what_ran_and_how_to_repeat_it(text: str) -> None:
+    words = "".join(Page(text).texts)
+    assert (
+        "smollm2-135m (135 M parameters) on chain_sum by grpo. 15 steps of 8 prompts × 8 completions" in words
+    )
+    assert "klent train recipes/quickstart.yaml" in words
+    assert "4 min 12 s" in words
+
+
+def assert_closed(text: str) -> None:
+    """Nothing is loaded, whatever is written on the page."""
+    page = Page(text)
+    for tag, attrs in page.tags:
+        assert tag not in (
+            "link",
+            "img",
+            "iframe",
+            "object",
+            "embed",
+            "base",
+            "image",
+            "video",
+            "audio",
+            "form",
+        )
+        assert not {"src", "srcset", "action", "data", "background", "ping"} & set(attrs), (tag, attrs)
+        assert not [name for name in attrs if name.startswith("on")], (tag, attrs)
+        for name in ("href", "xlink:href"):
+            assert (attrs.get(name) or "#").startswith("#"), (tag, attrs)
+        assert "url(" not in re.sub(r"url\(#", "", attrs.get("style") or ""), (tag, attrs)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "@import" not in style
+    assert "url(" not in style
+
+
+def assert_whole(text: str) -> None:
+    page = Page(text)
+    assert page.crossed == []
+    assert page.open == []
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    labels = {attrs["aria-labelledby"] for tag, attrs in page.tags if tag == "svg"}
+    assert labels <= set(ids)
+    assert not re.search(
+        r'"[^"]*\b(?:nan|inf)\b[^"]*"', "".join(re.findall(r"<svg.*?</svg>", text, flags=re.S))
+    )
+    explained = {f"{term.definition} " for term in GLOSSARY.values()}
+    for words in page.texts:
+        assert words in explained or not re.search(r"\bnan\b|\bNone\b|\binf\b|Undefined", words), words
+
+
+def test_the_page_is_whole_and_closed(text: str) -> None:
+    assert_closed(text)
+    assert_whole(text)
+
+
+@pytest.mark.parametrize("name", UGLY)
+def test_ugly_runs_have_whole_and_closed_pages(tmp_path: Path, name: str) -> None:
+    text = write_report(UGLY[name](tmp_path / "r")).read_text()
+    assert_closed(text)
+    assert_whole(text)
+
+
+def test_only_the_pages_own_script_may_run(text: str) -> None:
+    script = text[text.index("<script>") + len("<script>") : text.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (attrs["content"] for tag, attrs in Page(text).tags if attrs.get("http-equiv"))
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
+    text = write_report(hostile(tmp_path / "r")).read_text()
+    assert "<script>alert" not in text
+    assert "<img" not in text
+    assert "<iframe" not in text
+    shown = [words for words in Page(text).texts if words.strip()]
+    for token in (
+        "<script>",
+        "alert(1)",
+        "</script>",
+        " {{7*7}}",
+        "{{1234*4321}}",
+        "&amp;",
+        "<img src=x onerror=alert(2)>",
+        "<!--",
+    ):
+        assert token in HOSTILE
+        assert token in shown, token
+    assert "5332114" not in text, "a template was run"
+    assert "⟨U+202E⟩abc" in shown
+    assert "\u202e" not in text.replace(json.dumps("\u202e"), "")
+    words = "".join(shown)
+    assert "klent train '<script>alert(5)</script>'" in words
+    assert "</title><script>alert(3)</script>" in words
+    assert '"><script>alert(4)</script>' in words
+
+
+def test_tokens_are_shaded_marked_and_explained(folder: Path, text: str) -> None:
+    tokens = [
+        attrs
+        for tag, attrs in Page(text).tags
+        if (attrs.get("class") or "").startswith("t ") and "title" in attrs
+    ]
+    assert len(tokens) > 50
+    pattern = re.compile(r"entropy [\d.]+ · logp [−\d.]+ · coefficient (\+|−|0)[\de.]*")
+    signs = {"+": "up", "−": "down", "0": "zero"}
+    for attrs in tokens:
+        found = pattern.fullmatch(attrs["title"])
+        assert found, attrs
+        assert attrs["class"] == f"t {signs[found[1]]}"
+        shade, size = (float(value) for value in re.findall(r":([\d.]+)", attrs["style"]))
+        assert 0 <= shade <= 1
+        assert 0 <= size <= 1
+    assert {attrs["class"] for attrs in tokens} == {"t up", "t down", "t zero"}
+
+
+def test_the_table_holds_every_step(folder: Path, text: str) -> None:
+    body = text[text.index("<tbody>") : text.index("</tbody>")]
+    rows = [re.findall(r"<td>([^<]*)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", body, flags=re.S)]
+    assert [row[0] for row in rows] == [str(step) for step in range(1, 16)]
+    head = re.findall(r'<th><abbr title="([^"]*)">', text)
+    assert len({len(row) for row in rows} | {len(head) + 1}) == 1
+    at = next(place for place, title in enumerate(head) if title.startswith("policy/entropy "))
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert float(rows[0][at + 1]) == pytest.approx(first["policy/entropy"], rel=0.01)
+
+
+def test_every_problem_is_a_square_of_its_kind(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", 2)
+    before = [[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+    after = [[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    write_lines(
+        folder / "eval.jsonl", [row | {"correct": c} for row, c in zip(rows, (before, after), strict=True)]
+    )
+    text = write_report(folder).read_text()
+    cells = text[text.index('<div class="cells') : text.index("</div>", text.index('<div class="cells'))]
+    kinds = ["gained", "gained", "kept", "kept", "never", "lost"]
+    assert re.findall(r'<i class="(\w+)">', cells) == kinds
+    labels = {"solved more often": 2, "as often as before": 2, "not before, not after": 1, "less often": 1}
+    for label, amount in labels.items():
+        assert re.search(rf"</span>{label} <b>{amount}</b>", text), label
+
+
+def test_pointing_at_a_step_shows_the_same_step_in_every_figure(text: str) -> None:
+    charts = [json.loads(attrs["data-chart"]) for tag, attrs in Page(text).tags if "data-chart" in attrs]
+    assert len(charts) == 8
+    for chart in charts:
+        assert chart["steps"] == list(range(1, 16))
+        assert all(len(values) == 15 for values in [chart["x"], *chart["values"]])
+        assert chart["x"] == sorted(chart["x"])
+
+
+def test_a_long_run_stays_a_small_page(tmp_path: Path) -> None:
+    text = write_report(long(tmp_path / "r")).read_text()
+    assert len(text) < 1_200_000
+    rows = re.findall(r"<tr><td>(\d+)</td>", text)
+    assert len(rows) <= ROWS_SHOWN + 1
+    assert (rows[0], rows[-1]) == ("1", "2400")
+    assert "every 12th is shown" in text
+
+
+def test_recipe_and_versions_are_on_the_page(folder: Path, text: str) -> None:
+    assert html.escape((folder / "config.yaml").read_text(), quote=False) in text
+    words = "".join(Page(text).texts)
+    for value in ("2.13.0", "5.19.0", "3.11.2", "134,515,008"):
+        assert value in words

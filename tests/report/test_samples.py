@@ -1,0 +1,106 @@
+"""What is chosen from the samples, and how a token is prepared to be drawn."""
+
+from typing import Any
+
+import pytest
+
+from klent.report.read import Sample
+from klent.report.samples import COMPLETIONS_SHOWN, PROMPTS_SHOWN, TOKENS_SHOWN, choose, visible
+
+
+def sample(step: int = 1, prompt: str = "p", **changes: Any) -> Sample:
+    tokens = changes.pop("tokens", ["a", " b"])
+    count = len(tokens)
+    default = {
+        "step": step,
+        "prompt_id": prompt,
+        "prompt": "asked",
+        "completion": "".join(tokens),
+        "reward": 1.0,
+        "advantage": 0.5,
+        "finish": "stop",
+        "tokens": tokens,
+        "entropy": [1.0] * count,
+        "logp": [-0.5] * count,
+        "coefficient": [0.5] * count,
+    }
+    return Sample(**(default | changes))
+
+
+def test_a_token_carries_its_numbers() -> None:
+    one = sample(tokens=["x", "y", "z"], entropy=[2.0, 0.5, None], logp=[-1.0, -0.25, None])
+    one = Sample(**(vars(one) | {"coefficient": [0.8, -0.4, 0.0]}))
+    (stage,) = choose([one]).stages
+    first, second, third = stage.asked[0].completions[0].tokens
+    assert first.tip == "entropy 2.00 · logp −1.00 · coefficient +0.800"
+    assert (first.shade, first.push, first.size) == (1.0, "up", 1.0)
+    assert (second.shade, second.push, second.size) == (0.25, "down", 0.5)
+    assert (third.shade, third.push, third.size) == (0.0, "zero", 0.0)
+    assert third.tip == "entropy – · logp – · coefficient 0"
+
+
+def test_one_scale_for_the_whole_page() -> None:
+    early, late = sample(1, entropy=[4.0, 2.0]), sample(9, entropy=[1.0, 0.0], coefficient=[-2.0, 0.0])
+    shown = choose([early, late])
+    assert (shown.entropy, shown.coefficient) == (4.0, 2.0)
+    assert [stage.name for stage in shown.stages] == ["early", "late"]
+    assert shown.stages[1].asked[0].completions[0].tokens[0].shade == 0.25
+    assert shown.stages[0].asked[0].completions[0].tokens[0].size == 0.25
+
+
+def test_prompts_that_taught_something_come_first_best_answer_first() -> None:
+    flat = [sample(prompt="flat", completion=str(i), advantage=0.0) for i in range(8)]
+    mixed = [
+        sample(prompt="mixed", completion=str(i), advantage=a)
+        for i, a in enumerate([-1.0, 2.0, 0.1, -0.5, 1.0])
+    ]
+    (stage,) = choose(flat + mixed).stages
+    assert [asked.id for asked in stage.asked] == ["mixed", "flat"]
+    assert [c.advantage for c in stage.asked[0].completions] == ["+2.00", "+1.00", "−0.50", "−1.00"]
+    assert len(stage.asked[1].completions) == COMPLETIONS_SHOWN
+
+
+def test_equal_completions_are_shown_once_and_prompts_are_few() -> None:
+    same = [sample(prompt=f"p{i}") for i in range(10) for _ in range(3)]
+    (stage,) = choose(same).stages
+    assert len(stage.asked) == PROMPTS_SHOWN
+    assert [len(asked.completions) for asked in stage.asked] == [1] * PROMPTS_SHOWN
+
+
+def test_long_completions_are_cut_and_counted() -> None:
+    (stage,) = choose([sample(tokens=["w"] * (TOKENS_SHOWN + 7))]).stages
+    completion = stage.asked[0].completions[0]
+    assert (len(completion.tokens), completion.hidden) == (TOKENS_SHOWN, 7)
+
+
+def test_without_tokens_the_text_is_shown_plain() -> None:
+    (stage,) = choose([sample(tokens=[], completion="hello\n", reward=None, advantage=None)]).stages
+    completion = stage.asked[0].completions[0]
+    assert [token.text for token in completion.tokens] == ["hello⏎"]
+    assert (completion.reward, completion.advantage, completion.push) == ("unscorable", "–", "")
+
+
+def test_no_samples_no_stages() -> None:
+    assert choose([]).stages == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\n\n", "⏎⏎"),
+        (" \t", " ⇥"),
+        ("\r\n", "␍⏎"),
+        ("‮evil", "⟨U+202E⟩evil"),
+        ("\x00", "␀"),
+        ("", "∅"),
+        ("<b>", "<b>"),
+        ("é 漢 �", "é 漢 �"),
+    ],
+)
+def test_what_cannot_be_seen_is_made_visible(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_line_breaks_stay_breaks() -> None:
+    (stage,) = choose([sample(tokens=["a", "\n\n", "b"])]).stages
+    assert [token.breaks for token in stage.asked[0].completions[0].tokens] == [0, 2, 0]
