@@ -1,0 +1,62 @@
+# `make demo` trains a language model on this machine; `make test` checks everything. Both make .venv if it is missing.
+#
+#   PYTHON=python3.12        which Python makes .venv (3.11 or newer)
+#   TORCH_INDEX=URL          where to get torch: an index that holds CPU builds, which are small
+#   PIP_ARGS="..."           more arguments for every pip install
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two names for one thing: older and newer pip take the versions of what builds a package from either.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+  $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
+EXTRAS := dev,tasks,data,gguf,lora,tensorboard
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types format bench docs clean
+
+help: ## say what there is to make
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(STAMP) ## train a 135M model to add, and write a page about it (an earlier runs/quickstart is moved aside)
+	$(BIN)/klent models pull smollm2-135m
+	$(BIN)/klent train recipes/quickstart.yaml --fresh
+
+test: lint types ## lint, types, doctests and tests
+	$(BIN)/python -m pytest --durations=15
+
+lint: $(STAMP) ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## static types
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the code in the shape that `make lint` wants
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## run the benchmarks, one after another
+	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+docs: $(STAMP) ## write the generated pages of docs/ again
+	$(BIN)/python -m klent.report.glossary
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed once, and again when the versions or the dependencies change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "klent needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)."; \
+	  echo "Name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); echo "python -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "installing pinned dependencies into $(VENV) (some minutes, once)"
+	@$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch,:)
+	@$(PIP) -e '.[$(EXTRAS)]'
+	@touch $@

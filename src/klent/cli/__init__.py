@@ -1,0 +1,55 @@
+"""The command line: verbs that read their arguments, call one function, and print what it returns.
+
+Nothing heavy is imported until a verb needs it, so that ``klent --help`` answers at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+import klent
+from klent.cli import measure, run, shelf
+from klent.cli.common import Debug, PlainErrors, out
+
+app = typer.Typer(
+    cls=PlainErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        out.print(f"klent {klent.__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start with `klent train quickstart`, and see `klent VERB --help` for examples.")
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Post-train language models with exact control of KL divergence and entropy."""
+
+
+for name, verb in (
+    ("train", run.train),
+    ("resume", run.resume),
+    ("report", run.report),
+    ("eval", measure.evaluate),
+    ("sample", measure.sample),
+    ("doctor", shelf.doctor),
+):
+    app.command(name)(verb)
+app.add_typer(shelf.recipes, name="recipes")
+app.add_typer(shelf.models, name="models")
+
+
+def main() -> None:
+    """Entry point of the ``klent`` command."""
+    app()

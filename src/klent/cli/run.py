@@ -1,0 +1,154 @@
+"""``klent train``, ``resume`` and ``report``: the verbs that have a run folder."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from klent.cli.common import Debug, Overrides, Runs, out, print_yaml, run_folder
+from klent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from klent.config import Recipe
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or the name of a shipped one.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the recipe and the plan; write nothing.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on if the run folder exists.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Move a run folder that exists out of the way, to NAME.1, NAME.2, ..."),
+    ] = False,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Train a model by a recipe.
+
+    Everything is checked before a model is loaded. Ctrl-C finishes the step, saves and stops; `klent resume`
+    goes on from there. The run's folder is RUNS/NAME, its page RUNS/NAME/report.html.
+
+    A method's settings lie under the recipe's, and KEY=VALUE over both. Terms of `loss` and `token_reward`
+    add up, and null takes one out; another `advantage`, `reward` or `task` replaces the one below.
+
+    ```
+    klent train quickstart
+    klent train quickstart --dry-run
+    klent train my.yaml model=./my-model task.data=prompts.jsonl reward=my.py:score
+    klent train quickstart name=rloo method=rloo optimizer.lr=1e-5
+    klent train quickstart name=held loss.kl_in_loss.coef=0.05
+    ```
+    """
+    from klent.config import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    run = runs / settings.name
+    if dry_run:
+        _show_plan(settings, run)
+        return
+    if resume and fresh:
+        raise ConfigError("--resume goes on with the run that exists, --fresh starts another; choose one")
+    if fresh:
+        _step_aside(run)
+    resume = resume and (run / "config.yaml").is_file()
+    if resume:
+        _refuse_another_recipe(settings, run)
+    words = ["klent", "train", recipe, *(overrides or [])]
+    if runs != Path("runs"):
+        words += ["--runs", str(runs)]
+    _train(settings, run, command=shlex.join(words), resume=resume)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="The run's folder, or its name.", show_default=False)],
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Go on with a run that was stopped, from its newest whole checkpoint.
+
+    The weights and metrics at the end are those that the run would have had without the stop, bit for bit.
+
+    ```
+    klent resume runs/quickstart
+    klent resume quickstart
+    ```
+    """
+    from klent.config import load_recipe
+
+    folder = run_folder(run, runs)
+    _train(load_recipe(folder / "config.yaml"), folder, command=f"klent resume {folder}", resume=True)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's folder, or its name.", show_default=False)],
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Write a run's page again, from its files; a run that is still going has one too.
+
+    ```
+    klent report runs/quickstart
+    ```
+    """
+    from klent.report import write_report
+
+    out.print(f"report: {write_report(run_folder(run, runs))}", soft_wrap=True)
+
+
+def _train(settings: "Recipe", run: Path, *, command: str, resume: bool) -> None:
+    from klent.console import TrainConsole
+    from klent.training.trainer import train as run_training
+
+    console = TrainConsole(out)
+    try:
+        run_training(settings, run, command=command, resume=resume, console=console)
+    finally:
+        console.close()
+
+
+def _show_plan(settings: "Recipe", run: Path) -> None:
+    from klent.config import dump_recipe
+    from klent.plan import describe_plan
+    from klent.tasks import load_task
+
+    heldout = settings.eval.problems if settings.eval else 0
+    task = load_task(settings.task.model_dump(), seed=settings.seed, heldout=heldout)
+    print_yaml(dump_recipe(settings))
+    for line in describe_plan(settings):
+        out.print(f"# {line}", soft_wrap=True)
+    out.print(f"# first prompt: {json.dumps(task.train(0).prompt, ensure_ascii=False)}", soft_wrap=True)
+    exists = " (which exists)" if run.exists() else ""
+    out.print(f"# would write {run}{exists}; this was a dry run", soft_wrap=True)
+
+
+def _step_aside(run: Path) -> None:
+    """Rename a run folder that exists, and that no process is using, to the first free NAME.1, NAME.2, ..."""
+    if not (run / "config.yaml").is_file():
+        return
+    from klent.training.run_folder import RunFolder
+
+    RunFolder.open(run).close()
+    number = 1
+    while (aside := run.with_name(f"{run.name}.{number}")).exists():
+        number += 1
+    run.rename(aside)
+    out.print(f"moved the earlier {run} to {aside}", soft_wrap=True)
+
+
+def _refuse_another_recipe(settings: "Recipe", run: Path) -> None:
+    from klent.config import load_recipe
+
+    before = load_recipe(run / "config.yaml")
+    changed = [key for key, value in settings if value != getattr(before, key)]
+    if changed:
+        raise ConfigError(
+            f"{run} was started with other values of {', '.join(changed)}. Go on with it as it was by "
+            f"`klent resume {run}`, or start another run with name=..."
+        )

@@ -1,0 +1,42 @@
+"""Typed recipes: read in layers, checked before anything is loaded, refused with the line that is wrong."""
+
+from klent.config.checks import describe_fields, streams
+from klent.config.load import dump_recipe, find_recipe, load_recipe, make_recipe, recipes_folder
+from klent.config.model import (
+    Checkpoint,
+    DatasetRollout,
+    DataSettings,
+    Eval,
+    GymSettings,
+    Limits,
+    Lora,
+    Optimizer,
+    Recipe,
+    Reduce,
+    Reward,
+    TransformersRollout,
+    Update,
+)
+
+__all__ = [
+    "Checkpoint",
+    "DataSettings",
+    "DatasetRollout",
+    "Eval",
+    "GymSettings",
+    "Limits",
+    "Lora",
+    "Optimizer",
+    "Recipe",
+    "Reduce",
+    "Reward",
+    "TransformersRollout",
+    "Update",
+    "describe_fields",
+    "dump_recipe",
+    "find_recipe",
+    "load_recipe",
+    "make_recipe",
+    "recipes_folder",
+    "streams",
+]

@@ -1,0 +1,323 @@
+"""What can be wrong with a recipe, said so that it can be put right: place, key, what, nearest valid key."""
+
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from klent import binding
+from klent.binding import nearest
+from klent.config.layers import KeyPath, Layer
+from klent.config.model import (
+    TAGS,
+    DatasetRollout,
+    DataSettings,
+    GymSettings,
+    Recipe,
+    Settings,
+    TransformersRollout,
+)
+from klent.errors import ConfigError
+
+#: what other trainers call it
+SYNONYMS = {
+    "learning_rate": "optimizer.lr",
+    "batch_size": "prompts_per_step",
+    "train_batch_size": "prompts_per_step",
+    "per_device_train_batch_size": "update.tokens_per_microbatch",
+    "gradient_accumulation_steps": "update.tokens_per_microbatch",
+    "num_generations": "group_size",
+    "num_iterations": "update.epochs",
+    "ppo_epochs": "update.epochs",
+    "max_steps": "steps",
+    "num_train_epochs": "steps",
+    "max_completion_length": "rollout.max_tokens",
+    "max_new_tokens": "rollout.max_tokens",
+    "beta": "loss.kl_in_loss.coef",
+    "kl_coef": "token_reward.kl_in_reward.coef",
+    "epsilon": "loss.ppo_clip.clip_low",
+    "epsilon_high": "loss.ppo_clip.clip_high",
+    "entropy_coeff": "loss.entropy_loss.coef",
+    "loss_type": "reduce.over",
+    "scale_rewards": "advantage.group_advantage.scale",
+    "report_to": "track",
+    "dataset": "task.data",
+    "model_name_or_path": "model",
+    "max_grad_norm": "optimizer.max_grad_norm",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: the key path it concerns, and a sentence."""
+
+    path: KeyPath
+    message: str
+
+
+def refuse(problems: Iterable[Problem], layer: Layer) -> None:
+    """Raise one ConfigError that lists every problem with its place, top to bottom; without any, return."""
+    lines = []
+    for problem in problems:
+        key = ".".join(str(part) for part in problem.path)
+        place = layer.place(problem.path)
+        named = f"{key}: " if key and not place.startswith(f"command line: {key}=") else ""
+        lines.append((_position(place), f"  {place}: {named}{problem.message}"))
+    if lines:
+        title = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        text = "\n".join(line for _, line in sorted(lines, key=lambda item: item[0]))
+        raise ConfigError(f"{title} in the recipe:\n{text}")
+
+
+def _position(place: str) -> tuple[str, int]:
+    source, _, line = place.rpartition(":")
+    return (source, int(line)) if line.isdigit() else (place, 0)
+
+
+def key_path(item: Any) -> KeyPath:
+    """Where pydantic found something, without the tags of unions."""
+    return tuple(part for part in item["loc"] if part not in TAGS)
+
+
+def without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]:
+    """A copy of nested dicts that lacks the given keys."""
+    copy = dict(values)
+    for head, *rest in paths:
+        if not rest:
+            copy.pop(str(head), None)
+        elif isinstance(copy.get(str(head)), dict):
+            copy[str(head)] = without(copy[str(head)], [tuple(rest)])
+    return copy
+
+
+def shape_problems(error: ValidationError) -> Iterator[Problem]:
+    """Pydantic's findings: unknown keys with the nearest valid one, wrong values with the value."""
+    wrong: dict[KeyPath, list[str]] = {}
+    got: dict[KeyPath, Any] = {}
+    for item in error.errors():
+        path = key_path(item)
+        if item["type"] == "extra_forbidden":
+            yield Problem(path, _unknown_key(path, [part for part in item["loc"] if part in TAGS]))
+        elif item["type"] == "missing":
+            yield Problem(path[:-1], f"`{path[-1]}` is missing; set it")
+        else:
+            path = _up_to_field(path)
+            wrong.setdefault(path, []).append(_plain(item))
+            got[path] = item["input"] if item["type"] != "value_error" else ...
+    for path, messages in wrong.items():  # a union gives one message for each of its members
+        hint = " (leave the key out to have its default)" if got[path] is None else ""
+        value = "null" if got[path] is None else repr(got[path])
+        found = "" if got[path] is ... else f"; got {value}{hint}"
+        yield Problem(path, " or ".join(messages) + found)
+
+
+def _plain(item: Any) -> str:
+    if item["type"] == "string_pattern_mismatch":
+        return "should hold only letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
+    message = str(item["msg"]).replace("Input should", "should")
+    message = message.removeprefix("Value error, ").removeprefix("reward: ")
+    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+    return message.partition(" or instance of ")[0]
+
+
+def _up_to_field(path: KeyPath) -> KeyPath:
+    """``path`` cut where it leaves the recipe's fields for the members of a union."""
+    section: list[type[Settings]] = [Recipe]
+    for depth, part in enumerate(path):
+        fields = [option.model_fields[part] for option in section if part in option.model_fields]
+        if not fields:
+            return path[:depth]
+        section = sections_in(fields[0].annotation)
+    return path
+
+
+def _unknown_key(path: KeyPath, tags: list[Any]) -> str:
+    key = str(path[-1])
+    section = _section(path[:-1], tags)
+    for tag, sibling in TAGS.items():
+        if tags and tag not in tags and issubclass(section, _family(sibling)) and key in sibling.model_fields:
+            return f"is not used by a {tags[0]}, only by a {tag}; remove it"
+    places = [dotted for dotted, _ in field_paths() if dotted.rpartition(".")[2] == key]
+    if places:
+        return f"unknown key here; did you mean `{places[0]}`?"
+    if key in SYNONYMS:
+        return f"unknown key; klent calls it `{SYNONYMS[key]}`"
+    if near := nearest(key, section.model_fields):
+        return f"unknown key{near}"
+    names = {dotted.rpartition(".")[2]: dotted for dotted, _ in field_paths()}
+    if close := difflib.get_close_matches(key, names, n=1, cutoff=0.75):
+        return f"unknown key; did you mean `{names[close[0]]}`?"
+    return f"unknown key; valid here: {', '.join(section.model_fields)}"
+
+
+def _family(section: type[Settings]) -> tuple[type[Settings], ...]:
+    return (
+        (GymSettings, DataSettings)
+        if section in (GymSettings, DataSettings)
+        else (TransformersRollout, DatasetRollout)
+    )
+
+
+def _section(path: KeyPath, tags: list[Any]) -> type[Settings]:
+    """The class of the section at ``path``."""
+    section: type[Settings] = Recipe
+    for part in path:
+        if isinstance(part, str) and part in section.model_fields:
+            options = sections_in(section.model_fields[part].annotation)
+            section = next(
+                (option for option in options if option in [TAGS.get(tag) for tag in tags]), options[0]
+            )
+    return section
+
+
+def sections_in(annotation: Any) -> list[type[Settings]]:
+    """Every section class inside a type, through unions, tuples and annotations."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [found for argument in typing.get_args(annotation) for found in sections_in(argument)]
+
+
+def field_paths(section: type[Settings] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a recipe with its pydantic field, sections flattened."""
+    for name, field in section.model_fields.items():
+        inner = sections_in(field.annotation)
+        yield f"{prefix}{name}", field
+        if name != "reward":
+            for option in inner:
+                yield from field_paths(option, f"{prefix}{name}.")
+
+
+def describe_fields() -> Iterator[tuple[str, str, str]]:
+    """Every key of a recipe as ``(dotted key, default, meaning)``."""
+    for key, field in field_paths():
+        yield key, _default(field), field.description or ""
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "null"
+    if isinstance(value, Settings):
+        return ""
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def bind_terms(values: dict[str, Any], problems: list[Problem]) -> None:
+    """Check the functions and settings of loss, token_reward and advantage, and fill in their defaults."""
+    kinds: tuple[binding.Kind, ...] = ("loss", "token_reward", "advantage")
+    for kind in kinds:
+        terms = values.get(kind)
+        if not isinstance(terms, dict):
+            continue
+        for name, settings in terms.items():
+            if isinstance(settings, dict):
+                terms[name] = _bind(kind, name, settings, problems)
+
+
+def _bind(kind: binding.Kind, name: str, settings: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    path: KeyPath = (kind, name)
+    valid = binding.shipped(kind)
+    if ".py:" not in name and name not in valid:
+        problems.append(Problem(path, _wrong_function(kind, name, valid)))
+        return settings
+    try:
+        function = binding.resolve(name)
+    except ConfigError as error:
+        problems.append(Problem(path, str(error)))
+        return settings
+    filled, wrong = binding.check_settings(function, settings)
+    for key, reason in wrong:
+        problems.append(Problem((*path, key) if key else path, reason))
+    if not wrong and (refusal := binding.try_out(kind, function, filled)):
+        blamed = sorted((key for key in settings if key in refusal), key=refusal.index)
+        problems.append(Problem((*path, *blamed[:1]), refusal))
+    return filled
+
+
+def _wrong_function(kind: binding.Kind, name: str, valid: Iterable[str]) -> str:
+    listed = f"valid here: {', '.join(sorted(valid))}, or path.py:function"
+    try:
+        other = binding.kind_of(binding.resolve(name))
+    except ConfigError:
+        return f"klent.objectives has no such function{nearest(name, valid)}; {listed}"
+    if other is None:
+        return f"{name} estimates or selects, and cannot be a {kind}; {listed}"
+    return f"{name} does not go under {kind} but under `{other}`; {listed}"
+
+
+def usage_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Keys that contradict each other, and keys that nothing would read."""
+    yield from _term_problems(recipe)
+    yield from _rollout_problems(recipe)
+    task = recipe.task
+    if isinstance(task, DataSettings) and task.heldout and (task.heldout_data or task.heldout_split):
+        yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")
+    if recipe.reduce.denominator is not None and recipe.reduce.over != "constant":
+        yield Problem(("reduce", "denominator"), f"is not used with over: {recipe.reduce.over}; remove it")
+    if recipe.prompts_per_step % recipe.update.minibatches:
+        yield Problem(
+            ("update", "minibatches"),
+            f"{recipe.update.minibatches} does not divide prompts_per_step ({recipe.prompts_per_step}); "
+            "choose a divisor, so that every optimizer step sees as many prompts",
+        )
+
+
+def _term_problems(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.loss:
+        yield Problem(("loss",), "has no term; name one, e.g. loss: {ppo_clip: {}}, or a method")
+        return
+    if len(recipe.advantage or {}) > 1:
+        yield Problem(("advantage",), "takes one estimator; remove the others")
+    for name in recipe.advantage or {}:
+        if recipe.group_size < 2 and "group" in binding.streams_of(binding.resolve(name)):
+            why = f"leaves {name} no other completion of the prompt to compare with"
+            yield Problem(("group_size",), f"{recipe.group_size} {why}; set 2 or more, or advantage: null")
+    reads = streams(recipe)
+    if recipe.reference is not None and "logp_ref" not in reads:
+        yield Problem(
+            ("reference",), "is not used: no term reads logp_ref; remove it, or add e.g. kl_in_loss"
+        )
+    yield from _reward_problems(recipe, weighted="advantage" in reads)
+
+
+def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
+    terms = ", ".join(recipe.loss)
+    if weighted and recipe.reward is None:
+        yield Problem(
+            ("reward",), f"is missing: the loss ({terms}) weighs tokens by an advantage; e.g. reward: gym"
+        )
+    if weighted:
+        return
+    for field in ("advantage", "token_reward"):
+        if getattr(recipe, field):
+            yield Problem(
+                (field,), f"is not used: no term of the loss ({terms}) reads an advantage; remove it"
+            )
+    if recipe.reward is not None and recipe.eval is None:
+        why = f"no term of the loss ({terms}) reads an advantage, and eval is null"
+        yield Problem(("reward",), f"is not used: {why}; remove it, or set eval: {{problems: 64}}")
+    if recipe.reward is None and recipe.eval is not None:
+        yield Problem(("eval",), "needs a reward to tell right from wrong; set `reward`, or eval: null")
+
+
+def _rollout_problems(recipe: Recipe) -> Iterator[Problem]:
+    if not isinstance(recipe.rollout, DatasetRollout):
+        return
+    if recipe.group_size != 1:
+        why = "engine dataset has one completion for each prompt"
+        yield Problem(("group_size",), f"{recipe.group_size} cannot be: {why}; set 1")
+    if isinstance(recipe.task, GymSettings):
+        yield Problem(("task", "gym"), "has no completions that engine dataset could replay; use task.data")
+    if "logp_gen" in streams(recipe):
+        yield Problem(("rollout", "engine"), "dataset has no sampler, but a term of the loss reads logp_gen")
+
+
+def streams(recipe: Recipe) -> set[str]:
+    """Everything that the terms of a recipe read about a token: `logp`, `logp_ref`, `advantage`, ..."""
+    names = [*recipe.loss, *(recipe.token_reward or {})]
+    return {stream for name in names for stream in binding.streams_of(binding.resolve(name))}

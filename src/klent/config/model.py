@@ -1,0 +1,284 @@
+"""What a recipe holds: one class a section, each field with its meaning under it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+
+from klent.tasks.spec import parse_rewards
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Words = Annotated[tuple[str, ...], Field(strict=False)]
+Terms = dict[str, dict[str, Any]]
+
+
+class Settings(BaseModel):
+    """Base of every section: no unknown key, no silent conversion, no change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Lora(Settings):
+    """Train low-rank adapters (through peft) instead of every weight."""
+
+    rank: PositiveInt = 16
+    """Rank of each adapter."""
+    alpha: Positive = 32.0
+    """Scale: an adapter's output is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on an adapter's input; anything above 0 makes log-probs noisy."""
+    target_modules: str | Words = "all-linear"
+    """Which layers get adapters: `all-linear`, or a list of module names."""
+
+
+class GymSettings(Settings):
+    """Problems made by a reasoning-gym generator."""
+
+    gym: str
+    """Name of the generator, e.g. `chain_sum`."""
+    config: dict[str, Any] = {}
+    """The generator's own parameters."""
+    system: str | None = None
+    """System prompt put before every problem."""
+
+
+class DataSettings(Settings):
+    """Problems read from a file or a Hugging Face dataset."""
+
+    data: str
+    """A .jsonl or .parquet file, or a dataset id of the hub, with a column `prompt` (text or messages)."""
+    split: str = "train"
+    """Part of a dataset to train on; a file has none."""
+    subset: str | None = None
+    """Configuration of a dataset that has several."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None = None
+    """Prompts kept out of training for evaluation: a fraction below 1, or how many; null = a tenth."""
+    heldout_data: str | None = None
+    """Another file or dataset to hold out instead."""
+    heldout_split: str | None = None
+    """Part of `heldout_data` (or of `data`) to hold out."""
+    prompt_column: str = "prompt"
+    """Column that holds the prompts."""
+    system: str | None = None
+    """System prompt put before every problem."""
+
+
+class Reward(Settings):
+    """One reward; the reward of a completion is the weighted sum of all."""
+
+    fn: str
+    """Name of a shipped reward, or `path/to/file.py:function`."""
+    weight: float = 1.0
+    """Weight in the sum."""
+    timeout: Positive = 10.0
+    """Seconds allowed for one call; a completion scored later than that is unscorable."""
+
+
+class Reduce(Settings):
+    """How per-token losses become one number: the only place that divides."""
+
+    over: Literal["tokens", "sequences", "constant"] = "tokens"
+    """Mean over all `tokens`, or over `sequences` of their means; or a sum divided by a `constant`."""
+    denominator: Positive | None = None
+    """With `constant`: what each completion adds to the divisor; null = rollout.max_tokens."""
+
+
+class TransformersRollout(Settings):
+    """Completions sampled from the policy with transformers."""
+
+    engine: Literal["transformers"] = "transformers"
+    """Who makes the completions."""
+    max_tokens: PositiveInt = 256
+    """Longest completion, in tokens."""
+    temperature: Positive = 1.0
+    """Sampling temperature; log-probs and entropies are those of the distribution at this temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the likeliest tokens that hold this probability; 1 = all."""
+    top_k: Count = 0
+    """Sample among this many likeliest tokens; 0 = all."""
+    stop: Words = ()
+    """Texts that end a completion, beside the model's own end token."""
+
+
+class DatasetRollout(Settings):
+    """Completions read from the data's `completion` column: supervised fine-tuning."""
+
+    engine: Literal["dataset"]
+    """Who makes the completions."""
+    max_tokens: PositiveInt = 512
+    """Longest completion, in tokens; what is longer is cut off."""
+
+
+class Optimizer(Settings):
+    """AdamW."""
+
+    lr: Positive = 1e-6
+    """Learning rate after warm-up."""
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)
+    """Decay of the gradient's mean and of its square."""
+    eps: Positive = 1e-8
+    """Added to the square root."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay, on matrices."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: stay, or fall to 0 at the last step."""
+    max_grad_norm: Positive | None = 1.0
+    """Gradients longer than this are scaled down to it; null = never."""
+
+
+class Update(Settings):
+    """How one step's completions are turned into optimizer steps."""
+
+    epochs: PositiveInt = 1
+    """Passes over a step's completions."""
+    minibatches: PositiveInt = 1
+    """Optimizer steps in one pass; it must divide prompts_per_step."""
+    tokens_per_microbatch: PositiveInt = 4096
+    """Tokens in one forward pass: memory against speed, the gradient is the same."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Put a group's completions behind one shared prompt in one row; `auto` = where the model allows it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+
+
+class Checkpoint(Settings):
+    """When the state is saved."""
+
+    every: Count = 10
+    """Steps between checkpoints; 0 = only at the end."""
+    keep: PositiveInt = 2
+    """How many of the newest are kept."""
+
+
+class Eval(Settings):
+    """Held-out problems, solved before and after training."""
+
+    problems: PositiveInt = 64
+    """How many held-out problems."""
+    samples: PositiveInt = 2
+    """Completions for each."""
+    every: Count = 0
+    """Steps between evaluations in the course of training; 0 = none."""
+
+
+class Limits(Settings):
+    """When a run gives up rather than go on for nothing."""
+
+    unscorable_steps: PositiveInt = 3
+    """Steps in a row in which no completion could be scored."""
+    nonfinite_steps: PositiveInt = 3
+    """Steps in a row whose loss or gradient was not finite."""
+
+
+def _task_tag(value: Any) -> str | None:
+    if isinstance(value, Settings):
+        return "data task" if isinstance(value, DataSettings) else "gym task"
+    if not isinstance(value, dict) or ("gym" in value) == ("data" in value):
+        return None
+    return "gym task" if "gym" in value else "data task"
+
+
+def _rollout_tag(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return f"{value.engine} engine" if isinstance(value, TransformersRollout | DatasetRollout) else None
+    engine = value.get("engine", "transformers")
+    return f"{engine} engine" if engine in ("transformers", "dataset") else None
+
+
+Task = Annotated[
+    Annotated[GymSettings, Tag("gym task")] | Annotated[DataSettings, Tag("data task")],
+    Discriminator(
+        _task_tag,
+        custom_error_type="task_kind",
+        custom_error_message="name one source of problems: {gym: GENERATOR} or {data: FILE or dataset id}",
+    ),
+]
+Rollout = Annotated[
+    Annotated[TransformersRollout, Tag("transformers engine")]
+    | Annotated[DatasetRollout, Tag("dataset engine")],
+    Discriminator(
+        _rollout_tag,
+        custom_error_type="rollout_engine",
+        custom_error_message="`engine` is transformers (sample) or dataset (replay completions)",
+    ),
+]
+
+#: the classes behind each tag of a union
+TAGS: dict[str, type[Settings]] = {
+    "gym task": GymSettings,
+    "data task": DataSettings,
+    "transformers engine": TransformersRollout,
+    "dataset engine": DatasetRollout,
+}
+
+
+class Recipe(Settings):
+    """Everything that determines a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run and of its folder; the recipe file's name if left out."""
+    model: str
+    """An alias of `klent models ls`, a local folder, or a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights and of the arithmetic."""
+    trust_remote_code: bool = False
+    """Allow the model folder's own Python code to run."""
+    lora: Lora | None = None
+    """Train low-rank adapters; null = all weights."""
+    method: str | None = None
+    """Preset that lies under this recipe: a file of recipes/methods/, or a path to one of your own."""
+    task: Task
+    """Where problems come from."""
+    reward: Annotated[tuple[Reward, ...], Field(strict=False)] | None = None
+    """A name, `path/to/file.py:function`, {name: weight, ...}, or a list of {fn, weight, timeout}."""
+    advantage: Terms | None = None
+    """One estimator of klent.objectives, e.g. {group_advantage: {scale: std}}; null = the reward itself."""
+    token_reward: Terms | None = None
+    """Terms added to the reward of each token, e.g. {kl_in_reward: {coef: 0.05}}."""
+    loss: Terms
+    """Sum of these terms: functions of klent.objectives or `path/to/file.py:function`, with settings."""
+    reduce: Reduce = Reduce()
+    """How the loss is averaged."""
+    steps: PositiveInt
+    """Training steps; each samples, scores and updates once."""
+    seed: Count = 0
+    """With the recipe it determines the run."""
+    prompts_per_step: PositiveInt = 8
+    """Prompts in each step."""
+    group_size: PositiveInt = 8
+    """Completions of each prompt."""
+    rollout: Rollout = TransformersRollout()
+    """How completions are made."""
+    optimizer: Optimizer = Optimizer()
+    """How weights move."""
+    update: Update = Update()
+    """How a step's completions are used."""
+    reference: str | None = None
+    """Model that log-probs are compared with; null = the policy as it was at the start."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When the state is saved."""
+    eval: Eval | None = Eval()
+    """Accuracy on held-out problems; null = never."""
+    limits: Limits = Limits()
+    """When to give up."""
+    track: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], Field(strict=False)] = ()
+    """Trackers beside metrics.jsonl."""
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _list_rewards(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, tuple) and all(isinstance(item, Reward) for item in value)):
+            return value
+        parse_rewards(value, Path())  # refuses unknown names and wrong weights, with the reason
+        if isinstance(value, dict) and "fn" not in value:
+            return [{"fn": name, "weight": weight} for name, weight in value.items()]
+        items = value if isinstance(value, list | tuple) else [value]
+        return [{"fn": item} if isinstance(item, str) else item for item in items]

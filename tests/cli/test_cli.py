@@ -1,0 +1,357 @@
+"""The command line: what each verb passes on, prints and answers. Nothing here loads a model."""
+
+import inspect
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import klent
+from klent.cli import app
+from klent.config import recipes_folder
+from klent.errors import RunError
+
+RECIPE = """\
+model: some/model
+method: grpo
+task: {gym: chain_sum, config: {min_terms: 2, max_terms: 3}}
+reward: gym
+steps: 4
+"""
+VERBS = [
+    ["train"],
+    ["resume"],
+    ["eval"],
+    ["sample"],
+    ["report"],
+    ["doctor"],
+    ["recipes", "ls"],
+    ["recipes", "show"],
+    ["recipes", "cp"],
+    ["models", "ls"],
+    ["models", "pull"],
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here):
+    def run(*words: str):
+        return CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
+
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[dict]:
+    """Calls of the trainer, which does nothing but leave a run folder."""
+    calls: list[dict] = []
+
+    def train(recipe, run, **options):
+        from klent.config import dump_recipe
+
+        calls.append({"recipe": recipe, "run": run, **options})
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(dump_recipe(recipe))
+        return run
+
+    monkeypatch.setitem(sys.modules, "klent.training.trainer", types.SimpleNamespace(train=train))
+    return calls
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys, time; start = time.perf_counter(); sys.argv = ['klent', '--help']\n"
+        "from klent.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "print(time.perf_counter() - start, sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, imported = done.stdout.splitlines()[-1].split(" ", 1)
+    assert imported == "[]"
+    assert float(seconds) < 2.0
+    assert "Train a model by a recipe." in done.stdout
+
+
+def test_the_installed_command_is_this_one():
+    done = subprocess.run(
+        [sys.executable, "-c", "from klent.cli import main; main()", "--version"], capture_output=True
+    )
+    assert done.stdout.decode().strip() == f"klent {klent.__version__}"
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_has_help_with_an_example(run, verb):
+    result = run(*verb, "--help")
+    assert result.exit_code == 0
+    assert (
+        f"klent {' '.join(verb)}" in result.output.split("Options")[0].split("Usage", 1)[1].split("\n", 1)[1]
+    )
+
+
+def test_no_argument_shows_help(run):
+    assert "Commands" in run().output
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["train"], 2),
+        (["train", "my.yaml", "--steps", "3"], 2),
+        (["train", "my.yaml", "stepz=3"], 2),
+        (["train", "nowhere.yaml"], 2),
+        (["train", "my.yaml", "--resume", "--fresh"], 2),
+        (["eval", "some/model"], 2),
+        (["recipes", "show"], 2),
+        (["resume", "nowhere"], 1),
+        (["report", "nowhere"], 1),
+        (["models", "pull", "nowhere"], 1),
+        (["fly"], 2),
+    ],
+)
+def test_exit_codes_of_mistakes(run, words, code):
+    result = run(*words)
+    assert result.exit_code == code
+    assert "Traceback" not in result.output
+
+
+def test_a_refusal_is_a_panel_without_a_traceback(run):
+    result = run("train", "my.yaml", "stepz=3", "lr=1")
+    assert "2 problems in the recipe:" in result.stderr
+    assert "command line: stepz=3: unknown key; did you mean `steps`?" in result.stderr
+    assert "╭─ recipe or option refused" in result.stderr
+    assert result.stdout == ""
+
+
+def test_debug_adds_the_traceback(run, monkeypatch):
+    monkeypatch.setattr("klent.cli.common._debug", False)
+    result = run("train", "my.yaml", "stepz=3", "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+
+
+def test_other_errors_of_klent_exit_with_1(run, monkeypatch):
+    def train(*_, **__):
+        raise RunError("the disk is full: make room")
+
+    monkeypatch.setitem(sys.modules, "klent.training.trainer", types.SimpleNamespace(train=train))
+    result = run("train", "my.yaml")
+    assert result.exit_code == 1
+    assert "the disk is full: make room" in result.stderr
+
+
+def test_an_interrupt_exits_with_130(run, monkeypatch):
+    def train(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "klent.training.trainer", types.SimpleNamespace(train=train))
+    assert run("train", "my.yaml").exit_code == 130
+
+
+def test_the_trainer_takes_what_the_command_line_passes():
+    from klent.training.trainer import train
+
+    inspect.signature(train).bind("recipe", Path("run"), command="klent train", resume=True, console=None)
+
+
+def test_train_passes_everything_on(run, trained):
+    assert run("train", "my.yaml", "steps=7", "name=x", "--runs", "out").exit_code == 0
+    (call,) = trained
+    assert (call["recipe"].steps, call["run"], call["resume"]) == (7, Path("out/x"), False)
+    assert call["command"] == "klent train my.yaml steps=7 name=x --runs out"
+
+
+def test_train_resume_starts_or_goes_on(run, trained):
+    assert run("train", "my.yaml", "--resume").exit_code == 0
+    assert run("train", "my.yaml", "--resume").exit_code == 0
+    assert [call["resume"] for call in trained] == [False, True]
+
+
+def test_train_resume_refuses_another_recipe(run, trained):
+    run("train", "my.yaml")
+    result = run("train", "my.yaml", "steps=9", "seed=2", "--resume")
+    assert result.exit_code == 2
+    assert "was started with other values of steps, seed" in result.stderr
+    assert len(trained) == 1
+
+
+def test_fresh_moves_earlier_runs_aside(run, trained, here):
+    for _ in range(3):
+        assert run("train", "my.yaml", "--fresh").exit_code == 0
+    assert sorted(path.name for path in (here / "runs").iterdir() if path.is_dir()) == ["my", "my.1", "my.2"]
+    assert [call["resume"] for call in trained] == [False] * 3
+
+
+def test_fresh_leaves_a_run_in_use_alone(run, trained, here):
+    from klent.training.run_folder import RunFolder
+
+    run("train", "my.yaml")
+    with RunFolder.open(here / "runs" / "my"):
+        result = run("train", "my.yaml", "--fresh")
+    assert result.exit_code == 1
+    assert "is in use by" in result.stderr
+    assert not (here / "runs" / "my.1").exists()
+
+
+def test_resume_finds_a_run_by_folder_and_by_name(run, trained):
+    run("train", "my.yaml", "steps=7")
+    for word in ("runs/my", "my"):
+        assert run("resume", word).exit_code == 0
+        assert trained[-1]["recipe"].steps == 7
+        assert (trained[-1]["run"], trained[-1]["resume"]) == (Path("runs/my"), True)
+
+
+def test_a_missing_run_is_answered_with_those_there_are(run, trained):
+    run("train", "my.yaml")
+    assert "in runs there are my" in run("resume", "mine").stderr
+
+
+def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, here, trained):
+    before = sorted(here.rglob("*"))
+    result = run("train", "my.yaml", "--dry-run", "loss.kl_in_loss.coef=0.1", "update.epochs=2")
+    assert result.exit_code == 0, result.output
+    assert sorted(here.rglob("*")) == before
+    assert trained == []
+    for part in (
+        "clip_low: 0.2",
+        "# each step: 8 prompts of chain_sum x 8 completions, at most 256 tokens each",
+        "# loss: kl_in_loss(coef=0.1, divergence=reverse) reads logp, logp_old, logp_ref",
+        "# reference model: the policy as it was at the start",
+        "# update: 2 optimizer steps",
+        "# log-probs at the start of the step: one more forward pass",
+        "# in all: 4 steps, 256 completions",
+        "# first prompt: ",
+        "# would write runs/my; this was a dry run",
+    ):
+        assert part in result.output
+    (here / "again.yaml").write_text(result.output)
+    assert run("train", "again.yaml", "--dry-run").output == result.output
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in recipes_folder().glob("*.yaml")))
+def test_every_shipped_recipe_dry_runs(run, name):
+    result = run("train", name, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert f"would write runs/{name}" in result.output
+
+
+def test_a_dry_run_refuses_what_the_generator_refuses(run):
+    result = run("train", "my.yaml", "task.config.min_term=3", "--dry-run")
+    assert result.exit_code == 2
+    assert "did you mean 'min_terms'" in result.stderr
+
+
+def test_recipes_ls_and_show(run):
+    listed = run("recipes", "ls").output
+    for name in ("quickstart", "sft", "grpo_kl_loss", "dr_grpo", "gspo"):
+        assert name in listed
+    shown = run("recipes", "show", "quickstart").output
+    assert shown.strip() == (recipes_folder() / "quickstart.yaml").read_text().strip()
+    assert "group_advantage" in run("recipes", "show", "grpo").output
+    assert "cross_entropy" in run("recipes", "show", "methods/sft").output
+
+
+def test_recipes_show_fields_has_every_key_with_a_meaning():
+    from klent.config import describe_fields
+
+    rows = {key: (default, meaning) for key, default, meaning in describe_fields()}
+    assert rows["rollout.temperature"][0] == "1.0"
+    assert rows["model"][0] == "required"
+    assert {"task.gym", "task.data", "lora.rank", "limits.nonfinite_steps", "track"} <= set(rows)
+    assert [key for key, (_, meaning) in rows.items() if not meaning] == []
+
+
+def test_recipes_show_fields_prints_them(run):
+    output = run("recipes", "show", "--fields").output
+    assert "optimizer.max_grad_norm" in output
+    assert "Sampling temperature" in output
+
+
+def test_recipes_cp_gives_a_recipe_that_loads(run, here):
+    (here / "own").mkdir()
+    assert run("recipes", "cp", "sft", "own").exit_code == 0
+    assert (here / "own" / "sft.yaml").read_text() == (recipes_folder() / "sft.yaml").read_text()
+    assert (here / "own" / "data" / "sums.jsonl").is_file()
+    assert "completions read from own/data/sums.jsonl" in run("train", "own/sft.yaml", "--dry-run").output
+    again = run("recipes", "cp", "sft", "own")
+    assert again.exit_code == 1
+    assert "own/sft.yaml exists; pass --force" in again.stderr
+    assert run("recipes", "cp", "sft", "own", "--force").exit_code == 0
+
+
+def test_models_ls(run):
+    assert "smollm2-135m" in run("models", "ls").output
+
+
+def test_doctor(run):
+    output = run("doctor").output
+    for word in ("python", "torch", "transformers", "device", "extra tasks", "extra wandb", "cache", "disk"):
+        assert word in output
+    assert "smollm2-135m" in output
+
+
+def test_doctor_says_what_to_install(run, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else real(name))
+    assert "pip install 'klent[lora]'" in run("doctor").output
+
+
+def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monkeypatch):
+    seen = []
+
+    def evaluate_model(model, recipe):
+        seen.append((model, recipe))
+        return {"accuracy": 0.5, "low": 0.4, "high": 0.6, "problems": 9, "samples": 2, "entropy": 1.25}
+
+    monkeypatch.setattr("klent.training.evaluate.evaluate_model", evaluate_model, raising=False)
+    run("train", "my.yaml")
+    assert "has no final model yet; finish it with `klent resume runs/my`" in run("eval", "my").stderr
+    (here / "runs" / "my" / "final").mkdir()
+    result = run("eval", "my", "eval.problems=9")
+    assert result.exit_code == 0, result.output
+    (model, recipe) = seen[-1]
+    assert (model, recipe.model, recipe.eval.problems) == ("runs/my/final", "runs/my/final", 9)
+    assert "accuracy 0.500 (95% interval 0.400 to 0.600) on 9 problems x 2 samples" in result.output
+    assert "entropy: 1.250" in result.output
+    assert run("eval", "a/b", "--recipe", "my.yaml", "--json").output.startswith('{"accuracy": 0.5')
+    assert seen[-1][0] == "a/b"
+
+
+def test_eval_without_evaluation_in_the_recipe(run):
+    result = run("eval", "a/b", "--recipe", "my.yaml", "eval=null")
+    assert result.exit_code == 2
+    assert "eval.problems=64" in result.stderr
+
+
+def test_sample_prints_completions(run, monkeypatch):
+    seen = {}
+
+    def sample(model, prompt, **options):
+        seen.update(options, model=model, prompt=prompt)
+        return ["one [bold]", "two"]
+
+    monkeypatch.setitem(sys.modules, "klent.training.sample", types.SimpleNamespace(sample=sample))
+    result = run("sample", "a/b", "Hi", "-n", "2", "--temperature", "0.5")
+    assert result.exit_code == 0, result.output
+    assert (seen["model"], seen["prompt"], seen["count"], seen["temperature"]) == ("a/b", "Hi", 2, 0.5)
+    assert "one [bold]\n" in result.output
+    assert "two\n" in result.output
+
+
+def test_report_prints_where_the_page_is(run, trained, monkeypatch):
+    monkeypatch.setattr("klent.report.write_report", lambda run: run / "report.html")
+    run("train", "my.yaml")
+    assert run("report", "my").output.strip() == "report: runs/my/report.html"

@@ -1,0 +1,410 @@
+"""Recipes: what is read, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klent.config import DatasetRollout, DataSettings, GymSettings, dump_recipe, load_recipe, make_recipe
+from klent.errors import ConfigError
+
+BASE = """\
+model: some/model
+method: grpo
+task: {gym: chain_sum, config: {min_terms: 2}}
+reward: gym
+steps: 15
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "my.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def refusal(write):
+    """The message with which a recipe (BASE and more lines) or its overrides are refused."""
+
+    def refusal(lines: str = "", *overrides: str, base: str = BASE) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(write(base + lines), overrides)
+        return str(caught.value)
+
+    return refusal
+
+
+def test_defaults_and_method_are_filled_in(write):
+    recipe = load_recipe(write(BASE))
+    assert recipe.name == "my"
+    assert recipe.task == GymSettings(gym="chain_sum", config={"min_terms": 2})
+    assert recipe.loss == {"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2, "ratio": "token"}}
+    assert recipe.advantage == {"group_advantage": {"scale": "std"}}
+    assert recipe.reduce.over == "sequences"
+    assert [(r.fn, r.weight) for r in recipe.reward] == [("gym", 1.0)]
+
+
+def test_layers_override_one_another(write):
+    path = write(BASE + "optimizer: {lr: 1e-4, eps: 1e-6}\nreduce: {over: tokens}\n")
+    recipe = load_recipe(path, ["optimizer.lr=3e-4", "seed=1", "seed=2"])
+    assert (recipe.optimizer.lr, recipe.optimizer.eps, recipe.seed) == (3e-4, 1e-6, 2)
+    assert recipe.reduce.over == "tokens"  # the recipe's, over the method's `sequences`
+
+
+# What is refused: the lines added to BASE (they begin on line 6), and what the message must say.
+REFUSED = {
+    "unknown key": ("stepz: 3\n", "my.yaml:6: stepz: unknown key; did you mean `steps`?"),
+    "unknown nested key": (
+        "rollout:\n  temprature: 1.0\n",
+        "my.yaml:7: rollout.temprature: unknown key; did you mean `temperature`?",
+    ),
+    "key in the wrong section": (
+        "lr: 1e-5\n",
+        "my.yaml:6: lr: unknown key here; did you mean `optimizer.lr`?",
+    ),
+    "another trainer's name": (
+        "num_generations: 4\n",
+        "num_generations: unknown key; klent calls it `group_size`",
+    ),
+    "nothing like it": ("zzz: 4\n", "zzz: unknown key; valid here: name, model"),
+    "wrong type": ("seed: ten\n", "my.yaml:6: seed: should be a valid integer; got 'ten'"),
+    "a number for a word": ("name: 3\n", "my.yaml:6: name: should be a valid string; got 3"),
+    "true for a number": ("seed: true\n", "seed: should be a valid integer; got True"),
+    "null where none is allowed": (
+        "seed: null\n",
+        "seed: should be a valid integer; got null (leave the key out",
+    ),
+    "too small": ("prompts_per_step: 0\n", "prompts_per_step: should be greater than or equal to 1; got 0"),
+    "too large": ("rollout: {top_p: 1.5}\n", "rollout.top_p: should be less than or equal to 1; got 1.5"),
+    "greedy": ("rollout: {temperature: 0.0}\n", "rollout.temperature: should be greater than 0; got 0.0"),
+    "not finite": ("optimizer: {lr: .nan}\n", "optimizer.lr: should be a finite number"),
+    "two in one": (
+        "lora: {target_modules: 3}\n",
+        "lora.target_modules: should be a valid string or should be a list",
+    ),
+    "a path for a name": ("name: a/b\n", "name: should hold only letters, digits"),
+    "no such method's key": (
+        "loss: {ppo_clip: {clip_lo: 0.1}}\n",
+        "ppo_clip has no such setting; did you mean `clip_low`?",
+    ),
+    "no such loss": ("loss: {ppo: {}}\n", "my.yaml:6: loss.ppo: klent.objectives has no such function"),
+    "an estimator as a loss": (
+        "loss: {kl_in_reward: {coef: 1}}\n",
+        "does not go under loss but under `token_reward`",
+    ),
+    "k1 as a loss": (
+        "loss: {kl_estimate: {estimator: k1}}\n",
+        "kl_estimate estimates or selects, and cannot be a loss",
+    ),
+    "a setting missing": ("loss: {entropy_loss: {}}\n", "my.yaml:6: loss.entropy_loss: needs `coef`; set it"),
+    "a setting's type": (
+        "loss: {entropy_loss: {coef: hi}}\n",
+        "loss.entropy_loss.coef: should be a valid number; got 'hi'",
+    ),
+    "a setting's choice": (
+        "loss: {ppo_clip: {ratio: word}}\n",
+        "loss.ppo_clip.ratio: should be 'token' or 'sequence'",
+    ),
+    "data as a setting": (
+        "loss: {kl_in_loss: {coef: 1, logp_old: 3}}\n",
+        "logp_old: is data that the trainer gives to",
+    ),
+    "an empty section": ("rollout:\n", "my.yaml:6: rollout: "),
+    "not a section": ("optimizer: adam\n", "optimizer: should be a mapping; got 'adam'"),
+    "an unknown reward": ("reward_: gym\n", "reward_: unknown key; did you mean `reward`?"),
+    "unused denominator": (
+        "reduce: {denominator: 5.0}\n",
+        "reduce.denominator: is not used with over: sequences",
+    ),
+    "unused reference": (
+        "reference: other/model\n",
+        "my.yaml:6: reference: is not used: no term reads logp_ref",
+    ),
+    "group too small": (
+        "group_size: 1\n",
+        "my.yaml:6: group_size: 1 leaves group_advantage no other completion",
+    ),
+    "uneven minibatches": (
+        "update: {minibatches: 3}\n",
+        "update.minibatches: 3 does not divide prompts_per_step (8)",
+    ),
+    "two estimators": (
+        "advantage: {leave_one_out: {}, group_advantage: {}}\n",
+        "advantage: takes one estimator",
+    ),
+    "no loss": ("loss: {ppo_clip: null}\n", "my.yaml:6: loss: has no term; name one"),
+    "taking out what is not there": (
+        "loss: {reinforce: null}\n",
+        "my.yaml:6: loss.reinforce is null, which takes it out",
+    ),
+    "another engine": (
+        "rollout: {engine: vllm}\n",
+        "rollout: `engine` is transformers (sample) or dataset (replay",
+    ),
+    "a tracker": (
+        "track: [mlflow]\n",
+        "my.yaml:6: track: should be 'tensorboard', 'trackio' or 'wandb'; got 'mlflow'",
+    ),
+    "a duplicate": ("steps: 3\n", "my.yaml:6: `steps` is written twice (first on line 5)"),
+    "a nested duplicate": (
+        "optimizer:\n  lr: 1e-5\n  lr: 1e-6\n",
+        "my.yaml:8: `optimizer.lr` is written twice (first on line 7)",
+    ),
+    "a tag": ("name: !!python/name:os.system x\n", "my.yaml:6: the YAML tag"),
+    "broken YAML": ("stop: [a\n", "my.yaml:7: not valid YAML"),
+    "a list as a key": ("? [a]\n: 1\n", "my.yaml:6: a key must be a word"),
+}
+
+
+@pytest.mark.parametrize(("lines", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refusals(refusal, lines, message):
+    assert message in refusal(lines)
+
+
+REFUSED_OVERRIDES = {
+    "unknown": (
+        ["optimiser.lr=1"],
+        "command line: optimiser.lr=1: optimiser: unknown key; did you mean `optimizer`?",
+    ),
+    "no value": (["steps"], "command line: `steps` should be key=value"),
+    "no key": (["=3"], "command line: `=3` should be key=value"),
+    "a flag": (["--steps=3"], "--steps=3: unknown key; did you mean `steps`?"),
+    "type": (["steps=many"], "command line: steps=many: should be a valid integer; got 'many'"),
+    "broken YAML": (["rollout.stop=[a"], "command line: rollout.stop=[a: not valid YAML"),
+    "method": (
+        ["method=grppo"],
+        "command line: method=grppo: there is no method `grppo`; did you mean `grpo`?",
+    ),
+    "setting under another method": (
+        ["method=rloo", "loss.reinforce.clip_low=0.1"],
+        "command line: loss.reinforce.clip_low=0.1: reinforce has no such setting; it has none",
+    ),
+    "refused by the function": (
+        ["loss.kl_in_loss.coef=0.1", "loss.kl_in_loss.estimator=k1"],
+        "as a loss the mean gradient of k1 is zero",
+    ),
+    "k2 in the reward": (
+        ["token_reward.kl_in_reward.coef=0.1", "token_reward.kl_in_reward.estimator=k2"],
+        "command line: token_reward.kl_in_reward.estimator=k2: ",
+    ),
+    "range of the function": (["loss.ppo_clip.clip_low=-0.1"], "command line: loss.ppo_clip.clip_low=-0.1: "),
+    "both kinds of task": (["task.gym=chain_sum", "task.data=a.jsonl"], "name one source of problems"),
+    "key of the other task": (
+        ["task.split=test"],
+        "task.split=test: is not used by a gym task, only by a data task",
+    ),
+    "two held-out sets": (
+        ["task.data=a.jsonl", "task.heldout=5", "task.heldout_data=b.jsonl"],
+        "is not used beside heldout_data",
+    ),
+    "reward without a loss for it": (
+        ["loss.ppo_clip=null", "loss.cross_entropy={}", "advantage=null", "eval=null"],
+        "my.yaml:4: reward: is not used: no term of the loss (cross_entropy) reads an advantage, and",
+    ),
+    "advantage without a loss for it": (
+        ["loss.ppo_clip=null", "loss.cross_entropy={}"],
+        "methods/grpo.yaml:6: advantage: is not used: no term of the loss (cross_entropy) reads an advantage",
+    ),
+    "no reward": (["reward=null"], "command line: reward=null: is missing: the loss (ppo_clip)"),
+    "unknown reward": (["reward=gmy"], "command line: reward=gmy: unknown name 'gmy' (did you mean 'gym'?)"),
+    "eval without a reward": (
+        ["method=sft", "task.data=a.jsonl", "reward=null", "eval.problems=5"],
+        "eval.problems=5: eval: needs a reward to tell right from wrong",
+    ),
+    "sampling from a dataset": (
+        ["method=sft", "task.data=a.jsonl", "reward=null", "rollout.temperature=0.5"],
+        "is not used by a dataset engine, only by a transformers engine",
+    ),
+    "groups from a dataset": (
+        ["method=sft", "task.data=a.jsonl", "reward=null", "group_size=4"],
+        "command line: group_size=4: 4 cannot be: engine dataset has one completion for each prompt; set 1",
+    ),
+    "a dataset engine without data": (
+        ["method=sft"],
+        "my.yaml:3: task.gym: has no completions that engine dataset",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED_OVERRIDES.values(), ids=REFUSED_OVERRIDES.keys())
+def test_refused_overrides(refusal, overrides, message):
+    assert message in refusal("", *overrides)
+
+
+def test_all_problems_are_listed_in_the_order_of_the_file(refusal):
+    message = refusal("lr: 1\nseed: x\nloss: {ppo: {}}\n", "stepz=1")
+    lines = message.splitlines()
+    assert lines[0] == "4 problems in the recipe:"
+    places = [line.split(": ")[0].split("/")[-1].strip() for line in lines[1:]]
+    assert places == ["my.yaml:6", "my.yaml:7", "my.yaml:8", "command line"]
+
+
+def test_unused_keys_are_found_beside_unknown_ones(refusal):
+    message = refusal("stepz: 1\nreference: other/model\n")
+    assert "my.yaml:6: stepz" in message
+    assert "my.yaml:7: reference: is not used" in message
+
+
+@pytest.mark.parametrize("key", ["model", "task", "steps"])
+def test_missing_keys(write, key):
+    text = "".join(line for line in BASE.splitlines(keepends=True) if not line.startswith(key))
+    with pytest.raises(ConfigError, match=rf"my.yaml: `{key}` is missing; set it"):
+        load_recipe(write(text))
+
+
+def test_a_recipe_needs_a_loss(write):
+    with pytest.raises(ConfigError, match="`loss` is missing; name a method"):
+        load_recipe(write(BASE.replace("method: grpo\n", "")))
+
+
+def test_files_that_cannot_be_read(write, tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(BASE)
+    for path, message in (
+        (write("", "empty.yaml"), "a recipe is a list of `key: value` lines; this file has none"),
+        (write("- a\n", "list.yaml"), "a recipe is a list of `key: value` lines"),
+        (tmp_path / "bytes.yaml", "bytes.yaml: cannot be read"),
+        (tmp_path / "run", "is a run folder; go on with `klent resume"),
+        (tmp_path, "is a folder; a recipe is a .yaml file"),
+        ("quikstart", "quikstart: no such recipe; did you mean `quickstart`?"),
+        (tmp_path / "none.yaml", "none.yaml: no such recipe"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(path)
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2e-5", 2e-5), ("1E3", 1000.0), ("1.", 1.0), (".5", 0.5), ("3", 3.0), ("2.0e-5", 2e-5)],
+)
+def test_numbers_are_those_of_yaml_1_2(write, text, value):
+    assert load_recipe(write(BASE), [f"optimizer.weight_decay={text}"]).optimizer.weight_decay == value
+
+
+@pytest.mark.parametrize("word", ["on", "off", "no", "yes", "12:30:00", "2024-01-01", "1_000", "0x1f"])
+def test_words_that_yaml_1_1_takes_for_something_else(write, word):
+    assert load_recipe(write(BASE), [f"task.system={word}"]).task.system == word
+
+
+def test_packing_takes_on_and_off_as_words(write):
+    assert load_recipe(write(BASE + "update: {packing: off}\n")).update.packing == "off"
+
+
+def test_terms_are_added_and_taken_out(write):
+    path = write(BASE + "loss:\n  kl_in_loss: {coef: 0.1}\n")
+    assert list(load_recipe(path).loss) == ["ppo_clip", "kl_in_loss"]
+    recipe = load_recipe(path, ["loss.ppo_clip=null", "loss.reinforce={}", "loss.kl_in_loss.coef=0.2"])
+    assert set(recipe.loss) == {"reinforce", "kl_in_loss"}
+    assert recipe.loss["kl_in_loss"]["coef"] == 0.2
+
+
+def test_choices_replace_one_another(write):
+    path = write(BASE)
+    assert load_recipe(path, ["advantage=leave_one_out"]).advantage == {"leave_one_out": {}}
+    assert load_recipe(path, ["advantage.group_advantage.scale=none"]).advantage == {
+        "group_advantage": {"scale": "none"}
+    }
+    assert load_recipe(path, ["advantage=null"]).advantage is None
+    weighted = write(BASE.replace("reward: gym", "reward: {gym: 1.0, last_number: 0.5}"))
+    assert [r.weight for r in load_recipe(weighted, ["reward.last_number=2"]).reward] == [1.0, 2.0]
+    assert [r.fn for r in load_recipe(weighted, ["reward=exact"]).reward] == ["exact"]
+    assert [r.fn for r in load_recipe(weighted, ["reward.gym=null"]).reward] == ["last_number"]
+
+
+def test_another_task_starts_anew_and_keeps_the_system_prompt(write):
+    path = write(BASE.replace("{gym: chain_sum,", "{gym: chain_sum, system: Be brief.,"))
+    assert load_recipe(path, ["task.config.max_terms=3"]).task.config == {"min_terms": 2, "max_terms": 3}
+    assert load_recipe(path, ["task.gym=leg_counting"]).task == GymSettings(
+        gym="leg_counting", system="Be brief."
+    )
+    assert load_recipe(path, ["task.config.a=1", "task.gym=leg_counting"]).task.config == {"a": 1}
+    assert load_recipe(path, ["task.data=a.jsonl"]).task == DataSettings(data="a.jsonl", system="Be brief.")
+
+
+def test_sft_replays_data(write):
+    recipe = load_recipe(write("model: m\nmethod: sft\ntask: {data: a.jsonl}\nsteps: 3\n"))
+    assert recipe.rollout == DatasetRollout(engine="dataset")
+    assert (recipe.group_size, recipe.reward, recipe.eval) == (1, None, None)
+
+
+def test_a_method_of_ones_own(write, tmp_path):
+    method = write("loss: {reinforce: {}}\nadvantage: {leave_one_out: {}}\n", "mine.yaml")
+    recipe = load_recipe(write(BASE), [f"method={method}"])
+    assert recipe.loss == {"reinforce": {}}
+    method.write_text(method.read_text() + "stepz: 1\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml:3: stepz: unknown key"):
+        load_recipe(write(BASE), [f"method={method}"])
+
+
+def test_paths_are_found_beside_the_recipe(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    write("", "rewards.py")
+    write("", "prompts.jsonl")
+    lines = BASE.replace("{gym: chain_sum, config: {min_terms: 2}}", "{data: prompts.jsonl}")
+    recipe = load_recipe(write(lines.replace("reward: gym", 'reward: {"rewards.py:score": 1.0}')))
+    assert recipe.task.data == str(tmp_path / "prompts.jsonl")
+    assert recipe.reward[0].fn == f"{tmp_path / 'rewards.py'}:score"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    Path("prompts.jsonl").touch()  # the working folder comes first
+    assert load_recipe("../my.yaml").task.data == "prompts.jsonl"
+
+
+def test_a_loaded_recipe_cannot_change(write):
+    recipe = load_recipe(write(BASE))
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.steps = 3
+
+
+ROUND_TRIPS = [
+    [],
+    ["method=rloo", "reward={gym: 1, last_number: 0.25}"],
+    ["method=gspo", "update.epochs=2", "rollout.stop=['\\n', 'no', '2e-5']", "optimizer.max_grad_norm=null"],
+    ["loss.ppo_clip=null", "loss.cispo={}", "token_reward.kl_in_reward.coef=0.1"],
+    ["method=sft", "task.data=a.jsonl", "reward=null", "task.heldout=12"],
+    [
+        "method=dr_grpo",
+        "lora.rank=4",
+        "lora.target_modules=[q_proj]",
+        "reduce.denominator=7",
+        "track=[wandb]",
+    ],
+    ["method=null", "loss.reinforce={}", "advantage=null", "reduce.over=constant", "eval=null"],
+]
+
+
+@pytest.mark.parametrize("overrides", ROUND_TRIPS)
+def test_a_dumped_recipe_loads_as_itself(write, overrides):
+    recipe = load_recipe(write(BASE), overrides)
+    text = dump_recipe(recipe)
+    again = load_recipe(write(text, "config.yaml"))
+    assert again == recipe
+    assert dump_recipe(again) == text
+
+
+@given(
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12), st.floats(1e-12, 1e3)
+)
+def test_any_text_and_number_survive_a_dump(text, number):
+    import yaml
+
+    from klent.config.layers import RecipeDumper, RecipeLoader
+
+    dumped = yaml.dump([text, number], Dumper=RecipeDumper, allow_unicode=True)
+    assert yaml.load(dumped, RecipeLoader) == [text, number]
+
+
+def test_make_recipe_from_a_mapping():
+    values = {"model": "m", "method": "rloo", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 2}
+    recipe = make_recipe(values, ["seed=3"])
+    assert (recipe.seed, recipe.loss) == (3, {"reinforce": {}})
+    with pytest.raises(ConfigError, match="recipe: stepz: unknown key; did you mean `steps`"):
+        make_recipe({**values, "stepz": 1})

@@ -1,0 +1,72 @@
+"""The single-file loop of examples/: its parts by hand, and that it learns."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import torch
+
+LOOP = Path(__file__).parents[1] / "examples" / "reinforce_loop.py"
+
+
+@pytest.fixture(scope="module")
+def loop() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("reinforce_loop", LOOP)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ids(loop: types.ModuleType, *texts: str) -> torch.Tensor:
+    return torch.tensor([[loop.VOCABULARY.index(character) for character in text] for text in texts])
+
+
+def test_only_the_right_digit_and_then_stop_is_rewarded(loop: types.ModuleType) -> None:
+    prompts = ids(loop, "7+5=", "7+5=", "7+5=", "7+5=", "0+0=")
+    completions = ids(loop, "2.9", "22.", "12.", "3..", "0..")
+    assert loop.verify(prompts, completions).tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+
+
+def test_the_mask_ends_with_the_stop_token(loop: types.ModuleType) -> None:
+    """A model that writes 2, then stop, then anything: the tokens after the stop are not its answer."""
+    script = iter(ids(loop, "2..")[0].tolist())
+
+    def model(text: torch.Tensor) -> types.SimpleNamespace:
+        logits = torch.full((*text.shape, len(loop.VOCABULARY)), -1e9)
+        logits[..., next(script)] = 0.0
+        return types.SimpleNamespace(logits=logits)
+
+    tokens, mask = loop.sample(model, ids(loop, "7+5="))
+    assert torch.equal(tokens, ids(loop, "2.."))
+    assert mask.tolist() == [[True, True, False]]
+
+
+def test_the_loop_learns(loop: types.ModuleType) -> None:
+    """Guessing gets 1 / 13**2 = 0.006; always stopping after one digit gets 0.1; more needs the sum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        history = loop.main(steps=60, seed=1)
+    finally:
+        torch.set_num_threads(threads)
+    first, last = history[:5], history[-5:]
+    assert mean(row["reward"] for row in first) < 0.05
+    assert mean(row["reward"] for row in last) > 0.2
+    assert mean(row["entropy"] for row in first) > 2.0
+    assert mean(row["entropy"] for row in last) < 1.2
+
+
+def test_the_command(loop: types.ModuleType) -> None:
+    run = subprocess.run(
+        [sys.executable, LOOP, "--steps", "1"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert re.fullmatch(
+        r"step +1  reward 0\.\d{3}  entropy 2\.\d{3} nats  \d\+\d=[0-9+=.]{1,3}\n", run.stdout
+    )
