@@ -330,6 +330,15 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
     assert seen[-1][0] == "a/b"
 
 
+def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, here, monkeypatch):
+    monkeypatch.setattr("klent.training.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured"))
+    run("train", "my.yaml")
+    (here / "runs" / "my" / "final").mkdir()
+    result = run("eval", "my", "eval.problems=500")
+    assert result.exit_code == 2
+    assert "eval.problems=500, but the run kept" in " ".join(result.stderr.split())
+
+
 def test_eval_without_evaluation_in_the_recipe(run):
     result = run("eval", "a/b", "--recipe", "my.yaml", "eval=null")
     assert result.exit_code == 2

@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from klent.cli.common import Debug, Overrides, Runs, final_model, find_run, out
 from klent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from klent.config import Recipe
 
 
 def evaluate(
@@ -25,7 +28,7 @@ def evaluate(
     """Measure accuracy on held-out problems.
 
     ```
-    klent eval runs/quickstart eval.problems=200
+    klent eval runs/quickstart eval.samples=8
     klent eval smollm2-135m --recipe quickstart
     klent eval runs/quickstart task.config.max_terms=4
     ```
@@ -43,6 +46,8 @@ def evaluate(
     settings = load_recipe(source, [f"model={json.dumps(model)}", *(overrides or [])])
     if settings.eval is None:
         raise ConfigError("the recipe has eval: null; say how many problems to solve: eval.problems=64")
+    if folder:
+        _refuse_trained_problems(settings, load_recipe(folder / "config.yaml"))
     from klent.training.evaluate import evaluate_model
 
     row = evaluate_model(model, settings)
@@ -54,6 +59,22 @@ def evaluate(
     for key in ("reward", "entropy", "length", "unscorable"):
         if row.get(key) is not None:
             out.print(f"  {key}: {row[key]:.3f}")
+
+
+def _refuse_trained_problems(settings: "Recipe", trained: "Recipe") -> None:
+    """A generator's problems beyond those that a run kept out of training may be ones that it trained on."""
+    from klent.config import GymSettings
+
+    if settings.eval is None or not isinstance(settings.task, GymSettings):
+        return
+    kept = trained.eval.problems if trained.eval else 0
+    same = (settings.task, settings.seed) == (trained.task, trained.seed)
+    if same and settings.eval.problems > kept:
+        raise ConfigError(
+            f"eval.problems={settings.eval.problems}, but the run kept {kept} problems out of its training; "
+            f"more than those would count problems that it was trained on. Lower eval.problems, or measure "
+            "on another task, such as task.config.max_terms=4"
+        )
 
 
 def sample(
