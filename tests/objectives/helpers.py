@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,5 +50,7 @@ def random_tokens(seed: int, rows: int = 4, columns: int = 6) -> dict[str, Tenso
 
 def assert_close(actual: Tensor, expected: object, tolerance: float = 1e-12) -> None:
     """Equal to ``expected`` (a tensor, array, list or number) in shape and, up to ``tolerance``, in value."""
-    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    if not isinstance(expected, Tensor):
+        expected = torch.from_numpy(np.array(expected, dtype=np.float64))
+    expected = expected.to(actual.dtype)
     torch.testing.assert_close(actual.detach(), expected, rtol=tolerance, atol=tolerance)

@@ -1,12 +1,13 @@
 """The tests tested: each mutant is one plausible mistake in the source, and the test beside it must notice.
 
-A mutant is a file of ``klent.objectives`` with one string replaced, run in a module of its own whose public
-functions then stand in for the real ones.
+A mutant is a file of ``klent.objectives`` with one string replaced, run in a module of its own whose functions
+then stand in for the real ones, wherever these are used.
 """
 
 # ruff: noqa: E501 - a table is read across, one mutant a line
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,20 @@ import pytest
 
 from klent import objectives as O
 from objectives import test_advantage as advantage
+from objectives import test_covariance as covariance
+from objectives import test_diffusion as diffusion
 from objectives import test_entropy as entropy
+from objectives import test_gaussian as gaussian
+from objectives import test_importance as importance
 from objectives import test_kl as kl
 from objectives import test_laws as laws
+from objectives import test_likelihood as likelihood
+from objectives import test_measures as measures
+from objectives import test_preference as preference
+from objectives import test_qsft as qsft
 from objectives import test_reduce as reduce
+from objectives import test_regret as regret
+from objectives import test_semantic as semantic
 from objectives import test_surrogate as surrogate
 from objectives.helpers import random_tokens
 
@@ -107,16 +118,14 @@ MUTANTS = [
     Mutant("loss: no ratio on the value", "kl.py", "value = weight * (r_minus_1 + delta)", "value = r_minus_1 + delta", partial(kl.test_in_loss_off_policy_is_exact_token_by_token, "reverse")),
     Mutant("loss: metric times coef", "kl.py", '{"kl": metric(value, mask)}', '{"kl": metric(coef * value, mask)}', kl.test_kl_in_loss_table),
     Mutant("loss: autograd's cancellation", "kl.py", "loss = coef * (value + slope * (logp - logp.detach()))", "d = logp - logp_ref\n    w = (logp - logp.detach()).exp()\n    loss = coef * w * (torch.expm1(-d) + d)", kl.test_gradient_survives_where_autograd_would_not),
-    Mutant("0 log 0 is NaN", "kl.py", "torch.where(support, logp_p, 0.0) - torch.where(support, logp_q, 0.0)", "logp_p - logp_q", kl.test_categorical_kl_table),
-    Mutant("direction turned", "kl.py", "(logp_p.exp() * gap)", "(logp_q.exp() * -gap)", kl.test_categorical_kl_agrees_with_oracle_and_has_its_gradient),
     # entropy
     Mutant("bonus for penalty", "entropy.py", "on_mask(mask, coef * entropy)", "on_mask(mask, -coef * entropy)", entropy.test_entropy_loss_table),
-    Mutant("lowest for highest", "entropy.py", "ranked.argsort(descending=True", "ranked.argsort(descending=False", entropy.test_high_entropy_tokens_table),
-    Mutant("fraction of all tokens", "entropy.py", "_share(fraction, mask.sum())", "_share(fraction, torch.tensor(mask.numel()))", entropy.test_high_entropy_tokens_table),
-    Mutant("rounded down", "entropy.py", "(count * billionths + 10**9 - 1) // 10**9", "(count * billionths) // 10**9", entropy.test_high_entropy_tokens_table),
-    Mutant("rounded up in floats", "entropy.py", "(count * billionths + 10**9 - 1) // 10**9", "(count.double() * fraction).ceil()", entropy.test_high_entropy_tokens_counts_exactly),
-    Mutant("order for rank", "entropy.py", "rank[order] = torch.arange(len(order), device=order.device)", "rank = order", entropy.test_high_entropy_tokens_table),
-    Mutant("masked tokens may be chosen", "entropy.py", "torch.where(mask, entropy.detach(), -torch.inf).flatten()", "entropy.detach().flatten()", off_mask("high_entropy_tokens")),
+    Mutant("lowest for highest", "masking.py", "ranked.argsort(descending=True", "ranked.argsort(descending=False", entropy.test_high_entropy_tokens_table),
+    Mutant("fraction of all tokens", "entropy.py", "share(fraction, mask.sum())", "share(fraction, torch.tensor(mask.numel()))", entropy.test_high_entropy_tokens_table),
+    Mutant("rounded down", "masking.py", "(count * billionths + 10**9 - 1) // 10**9", "(count * billionths) // 10**9", entropy.test_high_entropy_tokens_table),
+    Mutant("rounded up in floats", "masking.py", "(count * billionths + 10**9 - 1) // 10**9", "(count.double() * fraction).ceil()", entropy.test_high_entropy_tokens_counts_exactly),
+    Mutant("order for rank", "masking.py", "rank[order] = torch.arange(len(order), device=order.device)", "rank = order", entropy.test_high_entropy_tokens_table),
+    Mutant("masked tokens ranked too", "masking.py", "torch.where(mask, values.detach(), -torch.inf).flatten()", "values.detach().flatten()", off_mask("high_entropy_tokens")),
     Mutant("advantage not centred", "entropy.py", "(advantage - advantage.sum() / count)", "advantage", entropy.test_token_covariance_table),
     Mutant("mean over the padding too", "entropy.py", "count = mask.sum().clamp(min=1)", "count = mask.numel()", entropy.test_token_covariance_table),
     Mutant("fit: sign of a", "entropy.py", "RewardEntropyFit(-slope.item()", "RewardEntropyFit(slope.item()", entropy.test_fit_reward_entropy_recovers_a_law),
@@ -124,6 +133,125 @@ MUTANTS = [
     Mutant("fit: ceiling at exp(H) = 0", "entropy.py", "(slope + b).item()", "b.item()", entropy.test_fit_reward_entropy_recovers_a_law),
     Mutant("fit: n for n - 2", "entropy.py", "square().sum() / (n - 2)", "square().sum() / n", entropy.test_fit_reward_entropy_by_hand),
     Mutant("fit: covariance of the slope", "entropy.py", "[1 / spread, mean / spread, mean / spread,", "[1 / spread, -mean / spread, -mean / spread,", entropy.test_covariance_of_the_fit_is_the_spread_over_repetitions),
+    # masking
+    Mutant("metric counts the padding", "masking.py", "return kept.sum(), mask.sum().to(dtype)", "return kept.sum(), torch.tensor(float(mask.numel()))", surrogate.test_ppo_clip_metrics_count_what_binds),
+    Mutant("metric sums the padding", "masking.py", "    (kept,) = on_mask(mask, values.detach().to(dtype))", "    kept = values.detach().to(dtype)", surrogate.test_cispo_table),
+    # likelihood, weighted
+    Mutant("printed without the minus", "likelihood.py", "-(weight * logp + (1 - weight) * logp_dummy)", "weight * logp + (1 - weight) * logp_dummy", likelihood.test_weighted_cross_entropy_table),
+    Mutant("weights swapped", "likelihood.py", "-(weight * logp + (1 - weight) * logp_dummy)", "-((1 - weight) * logp + weight * logp_dummy)", likelihood.test_training_with_the_dummy_ends_at_weight_times_behaviour),
+    Mutant("no dummy", "likelihood.py", "-(weight * logp + (1 - weight) * logp_dummy)", "-weight * logp + 0 * logp_dummy", likelihood.test_training_with_the_dummy_ends_at_weight_times_behaviour),
+    Mutant("dummy at full weight", "likelihood.py", "(1 - weight) * logp_dummy)", "logp_dummy)", likelihood.test_a_random_weight_counts_by_its_mean),
+    Mutant("weight carries gradient", "likelihood.py", "on_mask(mask, logp, logp_dummy, weight.detach())", "on_mask(mask, logp, logp_dummy, weight)", partial(laws.test_losses_train_the_policy_and_nothing_else, "weighted_cross_entropy")),
+    Mutant("spread over the token itself too", "likelihood.py", "(actions * logp_mean - logp) / (actions - 1)", "logp_mean", likelihood.test_uniform_cross_entropy_table),
+    Mutant("divided by K", "likelihood.py", "(actions * logp_mean - logp) / (actions - 1)", "(actions * logp_mean - logp) / actions", likelihood.test_training_with_the_uniform_spread_ends_elsewhere),
+    # qsft
+    Mutant("value not divided by the data", "qsft.py", "torch.where(supported, logp_value, -math.inf) - torch.where(supported, logp_behaviour, 0.0)", "torch.where(supported, logp_value, -math.inf)", partial(qsft.test_with_the_dummy_the_ratio_is_the_optimal_value, 0)),
+    Mutant("mean for maximum", "qsft.py", "min_behaviour).amax(dim=-1)", "min_behaviour).mean(dim=-1)", qsft.test_qsft_target_table),
+    Mutant("no discount", "qsft.py", "reward.detach() + gamma * value", "reward.detach() + value", partial(qsft.test_with_the_dummy_the_ratio_is_the_optimal_value, 0)),
+    Mutant("target not held to 1", "qsft.py", ".clamp(0, 1)", "", qsft.test_qsft_target_table),
+    Mutant("ratio not held to 1", "qsft.py", "log_ratio.clamp(max=0).exp()", "log_ratio.exp()", qsft.test_qsft_target_table),
+    Mutant("rare actions not left out", "qsft.py", " & (logp_behaviour >= floor)", "", qsft.test_qsft_target_table),
+    Mutant("unsupported actions taken", "qsft.py", "(logp_behaviour > -math.inf) & (logp_behaviour >= floor)", "logp_behaviour >= floor", qsft.test_qsft_target_leaves_out_what_the_data_never_does),
+    Mutant("forms swapped", "qsft.py", 'if form == "probability" else', 'if form == "ratio" else', qsft.test_qsft_policy_table),
+    Mutant("data's policy left out", "qsft.py", "(logp_behaviour + beta * tilt)", "(beta * tilt)", qsft.test_qsft_policy_table),
+    Mutant("not normalised", "qsft.py", "(logp_behaviour + beta * tilt).log_softmax(dim=-1)", "logp_behaviour + beta * tilt", qsft.test_qsft_policy_table),
+    # importance
+    Mutant("ratio upside down", "importance.py", "log_ratio = logp_old - logp_gen", "log_ratio = logp_gen - logp_old", importance.test_importance_weight_table),
+    Mutant("not truncated", "importance.py", ", math.log(high))", ", math.inf)", importance.test_importance_weight_table),
+    Mutant("not bounded below", "importance.py", "math.log(low) if low > 0 else -math.inf", "-math.inf", importance.test_importance_weight_table),
+    Mutant("truncated for dropped", "importance.py", "mask & (bounded == log_ratio)", "mask", importance.test_importance_weight_table),
+    Mutant("mean over the sequence for its product", "importance.py", "log_ratio.sum(dim=1, keepdim=True)", "log_ratio.mean(dim=1, keepdim=True)", importance.test_unbounded_sequence_weights_are_exact_and_nothing_else_is),
+    Mutant("sequence weights per token", "importance.py", 'if ratio == "sequence":', "if False:", importance.test_unbounded_sequence_weights_are_exact_and_nothing_else_is),
+    Mutant("each token bounded before the product", "importance.py", "log_ratio = logp_old - logp_gen", "log_ratio = (logp_old - logp_gen).clamp(max=math.log(high))", importance.test_importance_weight_table),
+    Mutant("forgotten mask", "importance.py", "    logp_old, logp_gen = on_mask(mask, logp_old.detach(), logp_gen.detach())\n", "    logp_old = logp_old.detach()\n", off_mask("importance_weight sequence")),
+    Mutant("carries gradient", "importance.py", "on_mask(mask, logp_old.detach(), logp_gen.detach())", "on_mask(mask, logp_old, logp_gen)", importance.test_importance_weight_table),
+    # gaussian
+    Mutant("first deviation for the second", "gaussian.py", "((mean_p - mean_q) / std_q)", "((mean_p - mean_q) / std_p)", gaussian.test_gaussian_kl_table),
+    Mutant("no half in the distance", "gaussian.py", "std_q).square() / 2 + width", "std_q).square() + width", partial(gaussian.test_equations_38_to_44, 5)),
+    Mutant("direction of the width", "gaussian.py", "log_ratio = std_p.log() - std_q.log()", "log_ratio = std_q.log() - std_p.log()", gaussian.test_gaussian_kl_table),
+    Mutant("variance not squared", "gaussian.py", "torch.expm1(2 * log_ratio) / 2", "torch.expm1(log_ratio)", partial(gaussian.test_gaussians_agree_with_numerical_integration, 0)),
+    Mutant("exp for expm1", "gaussian.py", "torch.expm1(2 * log_ratio) / 2 - log_ratio", "((std_p / std_q).square() - 1) / 2 - (std_p / std_q).log()", gaussian.test_kl_keeps_its_digits_near_zero),
+    Mutant("mean over coordinates", "gaussian.py", "+ width).sum(dim=-1)", "+ width).mean(dim=-1)", gaussian.test_gaussian_kl_table),
+    Mutant("density: mean over coordinates", "gaussian.py", "math.log(2 * math.pi) / 2).sum(dim=-1)", "math.log(2 * math.pi) / 2).mean(dim=-1)", gaussian.test_gaussian_logp_table),
+    Mutant("density: no log std", "gaussian.py", " + std.log() + math", " + 0 * std.log() + math", gaussian.test_gaussian_logp_table),
+    Mutant("density: variance for deviation", "gaussian.py", "((sample - mean) / std).square() / 2", "(sample - mean).square() / std / 2", partial(gaussian.test_gaussians_agree_with_numerical_integration, 0)),
+    # covariance
+    Mutant("smallest for largest", "covariance.py", "largest(covariance, mask, share", "largest(-covariance, mask, share", covariance.test_kl_cov_tokens_table),
+    Mutant("largest |covariance|", "covariance.py", "largest(covariance, mask, share", "largest(covariance.abs(), mask, share", partial(covariance.test_kl_cov_tokens_agree_with_oracle, 0, "0.3")),
+    Mutant("fraction of the padding too", "covariance.py", "largest(covariance, mask, share(fraction, mask.sum()))", "largest(covariance, mask, share(fraction, torch.tensor(mask.numel())))", partial(covariance.test_kl_cov_tokens_agree_with_oracle, 0, "0.3")),
+    Mutant("largest for drawn", "covariance.py", "largest(draw, eligible, share", "largest(covariance, eligible, share", covariance.test_clip_cov_tokens_are_drawn_evenly),
+    Mutant("fraction of the eligible", "covariance.py", "largest(draw, eligible, share(fraction, mask.sum()))", "largest(draw, eligible, share(fraction, eligible.sum()))", covariance.test_clip_cov_tokens_table),
+    Mutant("no upper end to the band", "covariance.py", " & (covariance <= high)", "", covariance.test_clip_cov_tokens_table),
+    Mutant("no lower end to the band", "covariance.py", "mask & (covariance >= low) & ", "mask & ", covariance.test_clip_cov_tokens_table),
+    Mutant("ends left out", "covariance.py", "(covariance >= low) & (covariance <= high)", "(covariance > low) & (covariance < high)", covariance.test_clip_cov_tokens_table),
+    Mutant("generator ignored", "covariance.py", "generator=generator, device", "device", covariance.test_clip_cov_tokens_follow_their_generator),
+    Mutant("draw depends on the padding", "covariance.py", "draw = draw[mask.flatten().cumsum(0) - 1].view_as(mask)", "draw = draw.view_as(mask)", off_mask("clip_cov_tokens")),
+    Mutant("clip_cov: keeps what to drop", "covariance.py", "mask & ~dropped, clip_low", "mask & dropped, clip_low", covariance.test_clip_cov_table),
+    Mutant("clip_cov: drops nothing", "covariance.py", "mask & ~dropped, clip_low", "mask, clip_low", covariance.test_clip_cov_table),
+    Mutant("clip_cov: bounds swapped", "covariance.py", "clip_low=clip_low, clip_high=clip_high", "clip_low=clip_high, clip_high=clip_low", partial(covariance.test_losses_agree_with_oracles_and_have_their_gradients, 0)),
+    Mutant("kl_cov: rewards distance", "covariance.py", "free.loss + coef * distance", "free.loss - coef * distance", covariance.test_kl_cov_table),
+    Mutant("kl_cov: coef forgotten", "covariance.py", "free.loss + coef * distance", "free.loss + distance", covariance.test_kl_cov_table),
+    Mutant("kl_cov: penalises everyone", "covariance.py", "held = mask & penalised", "held = mask", covariance.test_kl_cov_table),
+    Mutant("kl_cov: square for absolute", "covariance.py", "(new - old).abs()", "(new - old).square()", covariance.test_kl_is_a_kl_and_absolute_is_not),
+    Mutant("kl_cov: signed log-ratio", "covariance.py", "(new - old).abs()", "(new - old)", covariance.test_kl_cov_table),
+    Mutant("kl_cov: the other KL", "covariance.py", 'divergence="forward", logp_old=logp_old', 'divergence="reverse", logp_old=logp_old', covariance.test_kl_is_a_kl_and_absolute_is_not),
+    Mutant("kl_cov: KL without the ratio", "covariance.py", 'divergence="forward", logp_old=logp_old', 'divergence="forward"', covariance.test_kl_is_a_kl_and_absolute_is_not),
+    Mutant("kl_cov: clipped", "covariance.py", "clip_low=1, clip_high=math.inf", "clip_low=0.2, clip_high=0.2", covariance.test_kl_cov_table),
+    Mutant("forecast: sign", "entropy.py", "return -step * (p * centred", "return step * (p * centred", covariance.test_predicted_entropy_change_table),
+    Mutant("forecast: plain and natural swapped", "entropy.py", 'if gradient == "plain":', 'if gradient == "natural":', partial(covariance.test_predicted_entropy_change_is_what_happens, "plain", 50)),
+    Mutant("forecast: advantage not centred", "entropy.py", "push = advantage - (p * advantage).sum(dim=-1, keepdim=True)", "push = advantage", covariance.test_predicted_entropy_change_needs_no_baseline_and_minds_no_impossible_action),
+    Mutant("forecast: log π not centred", "entropy.py", "centred = logp - (p * logp).sum(dim=-1, keepdim=True)", "centred = logp", covariance.test_predicted_entropy_change_table),
+    Mutant("forecast: 0 times inf", "entropy.py", "    logp = torch.where(p > 0, logp, 0.0)", "    logp = logp", covariance.test_predicted_entropy_change_needs_no_baseline_and_minds_no_impossible_action),
+    # preference
+    Mutant("answers swapped", "preference.py", "-logsigmoid(beta * margin)", "-logsigmoid(-beta * margin)", preference.test_dpo_table),
+    Mutant("beta forgotten", "preference.py", "-logsigmoid(beta * margin)", "-logsigmoid(margin)", preference.test_dpo_ends_at_the_policy_that_is_best_under_reward_and_kl),
+    Mutant("no reference", "preference.py", "margin = (logp_chosen - logp_ref_chosen.detach()) - (logp_rejected - logp_ref_rejected.detach())", "margin = logp_chosen - logp_rejected", preference.test_at_the_start_the_loss_is_ln_2),
+    Mutant("reference carries gradient", "preference.py", "logp_ref_chosen.detach()", "logp_ref_chosen", preference.test_dpo_trains_the_policy_and_not_the_reference),
+    Mutant("ipo: beta for 1/(2 beta)", "preference.py", "margin - 1 / (2 * beta)", "margin - beta / 2", partial(preference.test_dpo_agrees_with_oracle_and_has_its_gradient, "ipo", 0.0, 0.1)),
+    Mutant("cdpo: noise with the wrong sign", "preference.py", "loss + label_noise * beta * margin", "loss - label_noise * beta * margin", preference.test_dpo_table),
+    Mutant("cdpo: noise ignored", "preference.py", "loss + label_noise * beta * margin if label_noise else loss", "loss", preference.test_dpo_table),
+    Mutant("log of a sigmoid", "preference.py", "-logsigmoid(beta * margin)", "-(beta * margin).sigmoid().log()", preference.test_dpo_stays_finite_far_away),
+    Mutant("bradley_terry: margin helps", "preference.py", "reward_chosen - reward_rejected - margin", "reward_chosen - reward_rejected + margin", preference.test_bradley_terry_table),
+    Mutant("bradley_terry: loser wins", "preference.py", "-logsigmoid(reward_chosen - reward_rejected", "-logsigmoid(reward_rejected - reward_chosen", preference.test_bradley_terry_table),
+    # regret
+    Mutant("KL raises the score", "regret.py", "discount * (logp - future)", "discount * (logp + future)", partial(regret.test_the_score_under_the_optimal_policy_is_minus_the_regret, 0)),
+    Mutant("KL of the state itself counted", "regret.py", "return (mask.cumsum(dim=1) - 1).clamp(min=0)", "return mask.cumsum(dim=1)", regret.test_policy_labeled_preference_table),
+    Mutant("holes count as actions", "regret.py", "return (mask.cumsum(dim=1) - 1).clamp(min=0)", "return torch.arange(mask.shape[1]).expand_as(mask)", regret.test_policy_labeled_preference_table),
+    Mutant("realised for expected", "regret.py", 'return kl if label == "expected" else', "return", partial(regret.test_the_score_under_the_optimal_policy_is_minus_the_regret, 0)),
+    Mutant("expected for realised", "regret.py", 'return kl if label == "expected" else', 'return kl if label != "pseudo" else', regret.test_policy_labeled_preference_table),
+    Mutant("pseudo-label with the wrong sign", "regret.py", "kl = -logp\n", "kl = logp\n", regret.test_policy_labeled_preference_table),
+    Mutant("no discount", "regret.py", "(discount * (logp - future))", "(logp - future)", regret.test_policy_labeled_preference_table),
+    Mutant("forgotten mask", "regret.py", "    logp, future = on_mask(mask, logp, future)\n", "", partial(regret.test_padding_and_order_do_not_matter_and_inputs_stay, "realised")),
+    Mutant("bias on the wrong side", "regret.py", "-logsigmoid(chosen - rejected_weight * rejected)", "-logsigmoid(rejected_weight * chosen - rejected)", regret.test_rejected_weight_table),
+    Mutant("the worse preferred", "regret.py", "-logsigmoid(chosen - rejected_weight * rejected)", "-logsigmoid(rejected_weight * rejected - chosen)", regret.test_cpl_of_log_ratios_is_dpo),
+    # semantic
+    Mutant("count for share", "semantic.py", "share = count.double() / size[home]", "share = count.double()", semantic.test_semantic_table),
+    Mutant("groups pooled", "semantic.py", "torch.stack([group, cluster])", "torch.stack([0 * group, cluster])", semantic.test_semantic_table),
+    Mutant("Σ p log p by the share", "semantic.py", "share * count.double().log()", "share * share.log()", semantic.test_semantic_table),
+    Mutant("no answer agrees with no answer", "semantic.py", "    cluster = torch.where(cluster < 0, alone, cluster)\n", "", partial(semantic.test_semantic_agrees_with_oracle.hypothesis.inner_test, [(-1, 0), (-2, 0), (-1, 0), (1, 0)], (None, None))),
+    Mutant("no answer rewarded", "semantic.py", "rewarded = cluster >= 0", "rewarded = cluster == cluster", semantic.test_semantic_table),
+    Mutant("thresholds swapped", "semantic.py", "(entropy > low + _ROUNDING)", "(entropy < low + _ROUNDING)", semantic.test_thresholds_leave_out_whole_groups),
+    Mutant("high ignored", "semantic.py", "(entropy < high - _ROUNDING)", "(entropy < math.inf)", semantic.test_thresholds_leave_out_whole_groups),
+    Mutant("ends let in", "semantic.py", "(entropy < high - _ROUNDING)", "(entropy < high + _ROUNDING)", partial(semantic.test_ends_are_exact_for_every_size, 4)),
+    # diffusion
+    Mutant("reference's side of the KL", "diffusion.py", "gain + coef * kl", "gain - coef * kl", diffusion.test_dpok_table),
+    Mutant("penalty without 1/σ²", "diffusion.py", "kl = gaussian_kl(mean, std, mean_ref, std)", "kl = (mean - mean_ref).square().sum(dim=-1)", diffusion.test_mean_gradients_are_those_of_the_expected_reward_and_of_the_kl),
+    Mutant("mean over coordinates", "gaussian.py", "math.log(2 * math.pi) / 2).sum(dim=-1)", "math.log(2 * math.pi) / 2).mean(dim=-1)", diffusion.test_a_mean_over_coordinates_is_another_ratio),
+    Mutant("gradient through the sample", "diffusion.py", "logp = gaussian_logp(sample.detach(), mean, std.detach())", "logp = gaussian_logp(sample, mean, std.detach())", partial(diffusion.test_values_off_the_mask_are_not_read_and_only_the_mean_is_trained, diffusion.ddpo)),
+    Mutant("gradient through the reference", "diffusion.py", "mean_ref, std = mean_ref.detach(), std.detach()", "std = std.detach()", partial(diffusion.test_values_off_the_mask_are_not_read_and_only_the_mean_is_trained, diffusion.dpok)),
+    Mutant("0 for a deviation off the mask", "diffusion.py", "torch.where(mask[..., None], value, 1.0)", "torch.where(mask[..., None], value, 0.0)", diffusion.test_dpok_table),
+    Mutant("bounds swapped", "diffusion.py", "clip_low=clip_low, clip_high=clip_high)", "clip_low=clip_high, clip_high=clip_low)", partial(diffusion.test_losses_agree_with_oracles_and_have_their_gradients, 0)),
+    # measures
+    Mutant("0 log 0 is NaN", "measures.py", "torch.where(support, logp_p, 0.0) - torch.where(support, logp_q, 0.0)", "logp_p - logp_q", measures.test_measures_where_probabilities_are_zero),
+    Mutant("direction turned", "measures.py", "(logp_p.exp() * gap)", "(logp_q.exp() * -gap)", partial(measures.test_measures_agree_with_oracles_and_have_their_gradients, "nats")),
+    Mutant("bits for nats", "measures.py", 'if unit == "bits" else nats', 'if unit == "nats" else nats', measures.test_measures_table),
+    Mutant("times log 2", "measures.py", "nats / math.log(2)", "nats * math.log(2)", measures.test_measures_table),
+    Mutant("entropy of the second", "measures.py", "return categorical_cross_entropy(logp, logp, unit=unit)", "return categorical_cross_entropy(logp, 0 * logp, unit=unit)", partial(measures.test_cross_entropy_is_entropy_and_kl.hypothesis.inner_test, 0, "nats")),
+    Mutant("p and q swapped", "measures.py", "(logp_p.exp() * cost)", "(logp_q.exp() * -logp_p)", partial(measures.test_cross_entropy_is_entropy_and_kl.hypothesis.inner_test, 0, "nats")),
+    Mutant("cross-entropy: 0 times inf", "measures.py", "torch.where(logp_p > -torch.inf, -logp_q, 0.0)", "-logp_q", measures.test_measures_where_probabilities_are_zero),
+    Mutant("sft: sign", "measures.py", "logp.exp() - logp_data.exp()", "logp_data.exp() - logp.exp()", measures.test_logit_gradients_table),
+    Mutant("reinforce: not weighted by π", "measures.py", "return -p * (advantage", "return -(advantage", measures.test_reinforce_does_not_move_what_is_never_sampled),
+    Mutant("reinforce: no baseline", "measures.py", "(advantage - (p * advantage).sum(dim=-1, keepdim=True))", "advantage", measures.test_means_of_one_sample_gradients),
     # reduce
     Mutant("wrong denominator", "reduce.py", "total, count = loss.sum(), lengths.sum()", "total, count = loss.sum(), torch.tensor(loss.numel())", reduce.test_reduce_tokens_averages_over_tokens_unless_told),
     Mutant("rows without a token counted", "reduce.py", "(lengths > 0).sum()", "torch.tensor(len(lengths))", cut("reinforce", "sequences")),
@@ -143,8 +271,12 @@ def test_mutant_is_killed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> No
     module = ModuleType("mutant")
     exec(compile(source.replace(mutant.old, mutant.new), f"mutant of {mutant.file}", "exec"), module.__dict__)
     mutant.killer()  # the real source passes
-    for name in O.__all__:
-        if inspect.isfunction(getattr(module, name, None)) and getattr(module, name).__module__ == "mutant":
-            monkeypatch.setattr(O, name, getattr(module, name))
+    users = [user for name, user in sys.modules.items() if name.startswith(O.__name__)]
+    for name, function in vars(module).items():
+        if inspect.isfunction(function) and function.__module__ == "mutant":
+            original = getattr(sys.modules[f"{O.__name__}.{mutant.file.removesuffix('.py')}"], name)
+            for user in users:
+                if getattr(user, name, None) is original:
+                    monkeypatch.setattr(user, name, function)
     with pytest.raises(AssertionError):
         mutant.killer()

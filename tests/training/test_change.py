@@ -46,3 +46,10 @@ def test_the_probe_is_made_of_the_first_prompts_that_were_computed():
     assert probe_rows(rows, result, prompts=2) == [4, 6, 7, 8, 9, 10, 11]
     result.before["known"][:] = False
     assert probe_rows(rows, result, prompts=2) == []
+
+
+def test_without_an_update_nothing_changed():
+    rows = batch()
+    found = distribution_change(rows, [], {}, {})
+    assert set(found.values()) == {0.0}
+    assert len(found) == 3

@@ -283,6 +283,14 @@ def test_an_existing_run_is_not_overwritten(world):
         run(world, steps=1)
 
 
+def test_a_step_that_teaches_nothing_has_every_metric_too(world):
+    (world / "one.py").write_text("def one(completions, **columns):\n    return [1.0] * len(completions)\n")
+    folder, _ = run(world, steps=1, reward="one.py:one")
+    (row,) = metrics(folder)
+    assert row.keys() >= set(PINNED)
+    assert (row["group/zero_variance"], row["objective/zero_fraction"], row["kl/update"]) == (1.0, 1.0, 0.0)
+
+
 def test_a_recipe_that_cannot_start_leaves_its_name_free(world):
     with pytest.raises(ConfigError, match="no function 'digit'"):
         run(world, steps=1, reward="reward.py:digit")

@@ -38,18 +38,21 @@ def distribution_change(
         after: the same after it.
 
     Returns:
-        ``policy/entropy_delta``, ``policy/entropy_delta_predicted`` and ``kl/update``, nats per token.
+        ``policy/entropy_delta``, ``policy/entropy_delta_predicted`` and ``kl/update``, nats per token; 0 where
+        no completion had a coefficient, since then there was no update.
 
     Reference:
         Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, 2025,
         arXiv:2505.22617, Lemma 1.
     """
+    names = ("policy/entropy_delta", "policy/entropy_delta_predicted", "kl/update")
+    if not rows:
+        return dict.fromkeys(names, 0.0)
     mask = batch.mask[rows]
     logp, entropy = before["logp"][rows][mask].double(), before["entropy"][rows][mask].double()
     logp_after, entropy_after = after["logp"][rows][mask].double(), after["entropy"][rows][mask].double()
     shift = logp_after - logp
-    return {
-        "policy/entropy_delta": float((entropy_after - entropy).mean()),
-        "policy/entropy_delta_predicted": float(-((logp + entropy) * shift).mean()),
-        "kl/update": float((torch.expm1(shift) - shift).mean()),
-    }
+    measured = (entropy_after - entropy).mean()
+    predicted = -((logp + entropy) * shift).mean()
+    kl = (torch.expm1(shift) - shift).mean()
+    return dict(zip(names, (float(measured), float(predicted), float(kl)), strict=True))

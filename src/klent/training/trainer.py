@@ -197,9 +197,7 @@ class Trainer:
     def _change(self, batch: Batch, result: UpdateResult) -> dict[str, float]:
         """What the update did to the distribution, on the tokens of a few prompts."""
         rows = probe_rows(batch, result, prompts=PROBE_PROMPTS)
-        if not rows:
-            return {}
-        after = self.parts.updater.measure(batch, rows)
+        after = self.parts.updater.measure(batch, rows) if rows else result.before
         return distribution_change(batch, rows, result.before, after)
 
     def _record(self, row: dict[str, Any], batch: Batch, result: UpdateResult) -> None:
