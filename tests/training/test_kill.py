@@ -1,4 +1,4 @@
-"""A real run in a process of its own, killed without warning again and again, ends as if nothing had happened."""
+"""A real run in its own process, killed without warning again and again, ends as if nothing had happened."""
 
 import json
 import os

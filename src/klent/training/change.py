@@ -38,8 +38,8 @@ def distribution_change(
         after: the same after it.
 
     Returns:
-        ``policy/entropy_delta``, ``policy/entropy_delta_predicted`` and ``kl/update``, nats per token; 0 where
-        no completion had a coefficient, since then there was no update.
+        ``policy/entropy_delta``, ``policy/entropy_delta_predicted`` and ``kl/update``, nats per token; all 0
+        where no completion had a coefficient, since then there was no update.
 
     Reference:
         Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, 2025,

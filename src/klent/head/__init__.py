@@ -1,0 +1,124 @@
+"""From hidden states to the two numbers per token that objectives work with: log-probability and entropy."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from klent.head.chunked import token_stats_chunked
+from klent.head.reference import token_stats_reference
+from klent.head.stats import TokenStats
+
+__all__ = ["TokenStats", "token_stats"]
+
+_IMPLEMENTATIONS = {
+    "auto": token_stats_chunked,
+    "chunked": token_stats_chunked,
+    "reference": token_stats_reference,
+}
+
+
+def token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    entropy: bool = True,
+    implementation: Literal["auto", "chunked", "reference"] = "auto",
+) -> TokenStats:
+    """Log-probability of each target and entropy of each distribution, without keeping the logits.
+
+        z = (W·h + b) / temperature
+        logp = z[target] - log Σᵥ exp zᵥ
+        H = -Σᵥ pᵥ·log pᵥ,  p = softmax(z)
+
+    An objective built from these two reaches the model through c = dL/dlogp and e = dL/dH alone:
+    dL/dzᵥ = c·([v = target] - pᵥ) - e·pᵥ·(log pᵥ + H).
+
+    Args:
+        hidden: last hidden states (after the final norm), ``[N, H]`` or ``[..., H]``; float16, bfloat16,
+            float32 or float64. Receives a gradient.
+        weight: output embedding, ``[V, H]``; tied or not. Receives a gradient unless it is frozen.
+        target: the word whose log-probability is wanted, in ``[0, V)``, ``[N]`` or ``[...]`` int64.
+        bias: ``[V]``; ``-inf`` takes a word out of the vocabulary. Receives a gradient.
+        temperature: dimensionless, > 0: the one that the tokens were sampled with.
+        entropy: False leaves the entropy out and saves a little time.
+        implementation: "chunked" works in tiles of the logits; "reference" holds them all and is the
+            definition that the other is tested against; "auto" takes the fastest that runs on the device.
+
+    Returns:
+        ``TokenStats(logp, entropy)`` in the shape of ``target``, nats, float32 (float64 for float64 inputs),
+        both differentiable once; ``entropy`` is None where it was not asked for. Nothing is shifted, masked
+        or averaged: pass the hidden state that predicts ``target``, and only the positions trained on.
+
+    Raises:
+        ValueError: shapes do not fit, a target is outside the vocabulary, the temperature is not a positive
+            number, or the implementation is unknown.
+        TypeError: ``target`` is not int64, or another tensor is not of a floating-point type.
+
+    Note:
+        *Precision.* Products and sums are float32 for bfloat16 and float16 inputs; a gradient has the dtype
+        of its input.
+
+        *Work.* "chunked" computes the logits twice (forward, and again in the backward) and needs one product
+        each for the gradients of ``hidden`` and ``weight``; a gradient that nobody needs is not computed.
+        Rows whose ``c`` and ``e`` are both exactly 0 (clipped, dropped or unselected tokens) are left out of
+        the backward altogether: even a NaN in such a hidden state gives the gradient 0.
+
+        *Against released code.* A fused head that returns an entropy without its gradient makes an entropy
+        bonus silently do nothing; here both outputs carry the exact gradient.
+
+    Examples:
+        Logits (0, log 3) give the probabilities 1/4 and 3/4:
+
+        >>> hidden = torch.tensor([[1.0], [1.0]])
+        >>> weight = torch.tensor([[0.0], [math.log(3.0)]])
+        >>> stats = token_stats(hidden, weight, torch.tensor([0, 1]))
+        >>> stats.logp.exp()
+        tensor([0.2500, 0.7500])
+        >>> stats.entropy
+        tensor([0.5623, 0.5623])
+        >>> token_stats(hidden, weight, torch.tensor([0, 1]), temperature=0.5, entropy=False).logp.exp()
+        tensor([0.1000, 0.9000])
+
+    References:
+        Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, arXiv:1805.02867.
+        Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, arXiv:2411.09009.
+    """
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is unknown: use {', '.join(_IMPLEMENTATIONS)}")
+    _check(hidden, weight, target, bias, temperature)
+    compute = _IMPLEMENTATIONS[implementation]
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    logp, ent = compute(rows, weight, target.reshape(-1), bias, temperature, entropy)
+    return TokenStats(logp.view(target.shape), None if ent is None else ent.view(target.shape))
+
+
+def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, temperature: float) -> None:
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if x is not None and not x.is_floating_point():
+            raise TypeError(f"{name} must be of a floating-point dtype, not {x.dtype}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64 token ids, not {target.dtype}")
+    if hidden.dim() < 1 or hidden.shape[:-1] != target.shape:
+        raise ValueError(
+            f"hidden [..., H] and target [...] must agree: got {list(hidden.shape)} and {list(target.shape)}"
+        )
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
+        raise ValueError(
+            f"weight must be [V, H] with H = {hidden.shape[-1]} as in hidden: got {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [V] = [{weight.shape[0]}] as in weight: got {list(bias.shape)}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, not {temperature!r}")
+    if target.numel():
+        low, high = (int(x) for x in target.aminmax())
+        if low < 0 or high >= weight.shape[0]:
+            raise ValueError(
+                f"target holds {low if low < 0 else high}, outside the vocabulary [0, {weight.shape[0]}): "
+                "select the positions to train on before the head (padding and -100 are not understood here)"
+            )
