@@ -1,0 +1,135 @@
+"""Preferences between two answers to one prompt: as a loss on the policy, or on a model of the reward."""
+
+import math
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from klent.objectives.checks import check_choice, check_number, check_pairs
+
+
+def dpo(
+    logp_chosen: Tensor,
+    logp_rejected: Tensor,
+    logp_ref_chosen: Tensor,
+    logp_ref_rejected: Tensor,
+    *,
+    beta: float = 0.1,
+    form: Literal["dpo", "ipo"] = "dpo",
+    label_noise: float = 0.0,
+) -> Tensor:
+    """Direct preference optimisation.
+
+        h = (logp_chosen - logp_ref_chosen) - (logp_rejected - logp_ref_rejected)
+        dpo    L = -log σ(beta·h)
+        cdpo   L = -(1 - ε)·log σ(beta·h) - ε·log σ(-beta·h),   ε = label_noise
+        ipo    L = (h - 1/(2·beta))²
+
+    The policy's own log-ratio to the reference serves as the reward, so that a step on preferences is a step
+    towards the policy that would be best under that reward and a penalty of ``beta`` on the KL.
+
+    Args:
+        logp_chosen: log-probability of the preferred answer under the policy being trained, *summed* over its
+            tokens, nats, ``[B]``. Receives the gradient.
+        logp_rejected: the same of the other answer, to the same prompt. Receives the gradient.
+        logp_ref_chosen: as ``logp_chosen``, under the reference. Receives no gradient.
+        logp_ref_rejected: as ``logp_rejected``, under the reference. Receives no gradient.
+        beta: strength of the KL penalty, in (0, inf): larger stays closer to the reference.
+        form: ``dpo``, or ``ipo``, which aims at a fixed margin.
+        label_noise: share of the pairs labelled the wrong way round, in [0, 0.5); above 0 it is cDPO.
+
+    Returns:
+        ``[B]``, not averaged. ln 2 where the policy is the reference (1/(4·beta²) with ``ipo``).
+
+    Raises:
+        TypeError: a tensor is not floating point or a setting not a number.
+        ValueError: shapes are not ``[B]`` or differ, a setting is out of range, or ``label_noise`` is given
+            with ``ipo``.
+
+    Note:
+        *Gradient.* ``-dL/dlogp_chosen = beta·(σ(-beta·h) - ε)`` and the opposite for the rejected one: only
+        the difference is trained, and both log-probabilities may fall.
+
+        *Exactness.* The equivalence with reward and *reverse* KL holds for summed log-probabilities; means
+        over tokens are another objective. Z(x) cancels only between answers to one prompt. With labels that
+        never disagree the best h is infinite for ``dpo``; ε bounds it at log((1 - ε)/ε)/beta, ``ipo`` at
+        1/(2·beta).
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import dpo
+        >>> chosen, rejected = torch.tensor([-10.0, -10.0]), torch.tensor([-12.0, -12.0])
+        >>> dpo(chosen, rejected, torch.tensor([-10.0, -15.0]), rejected)
+        tensor([0.6931, 0.4741])
+
+    References:
+        Rafailov et al., Direct Preference Optimization, 2023, arXiv:2305.18290.
+        Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences (IPO), 2023,
+        arXiv:2310.12036.
+        Mitchell, A Note on DPO with Noisy Preferences (cDPO), 2023.
+    """
+    check_pairs(
+        logp_chosen=logp_chosen,
+        logp_rejected=logp_rejected,
+        logp_ref_chosen=logp_ref_chosen,
+        logp_ref_rejected=logp_ref_rejected,
+    )
+    check_number("beta", beta, 0, math.inf, ends="()")
+    check_choice("form", form, ("dpo", "ipo"))
+    check_number("label_noise", label_noise, 0, 0.5, ends="[)")
+    margin = (logp_chosen - logp_ref_chosen.detach()) - (logp_rejected - logp_ref_rejected.detach())
+    if form == "ipo":
+        if label_noise:
+            raise ValueError(
+                f"label_noise is {label_noise} with form='ipo', expected 0: the squared loss bounds the "
+                "margin by itself. Take form='dpo' for cDPO"
+            )
+        return (margin - 1 / (2 * beta)).square()
+    loss = -logsigmoid(beta * margin)
+    # log σ(-x) = log σ(x) - x, so noise adds a term in x alone
+    return loss + label_noise * beta * margin if label_noise else loss
+
+
+def bradley_terry(reward_chosen: Tensor, reward_rejected: Tensor, *, margin: float | Tensor = 0.0) -> Tensor:
+    """Negative log-likelihood of a preference under rewards: what trains a reward model.
+
+        L = -log σ(r_chosen - r_rejected - margin)
+
+    The better answer is the one with more reward, and how sure that is follows from the difference.
+
+    Args:
+        reward_chosen: reward of the preferred answer, ``[B]``. Receives the gradient.
+        reward_rejected: reward of the other, ``[B]``. Receives the gradient.
+        margin: by how much the preferred one should win, in [0, inf), or one number per pair, ``[B]``, larger
+            for clearer preferences. Receives no gradient.
+
+    Returns:
+        ``[B]``, nats, not averaged.
+
+    Raises:
+        TypeError: a tensor is not floating point or ``margin`` not a number.
+        ValueError: shapes are not ``[B]`` or differ, or ``margin`` is negative or infinite.
+
+    Note:
+        Only differences are identified: a constant, of a prompt or of all, can be added to the reward.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import bradley_terry
+        >>> bradley_terry(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]))
+        tensor([0.6931, 0.3133])
+        >>> bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), margin=1.0)
+        tensor([0.6931])
+
+    References:
+        Bradley and Terry, Rank Analysis of Incomplete Block Designs, Biometrika 39, 1952.
+        Touvron et al., Llama 2 (margin), 2023, arXiv:2307.09288.
+    """
+    check_pairs(reward_chosen=reward_chosen, reward_rejected=reward_rejected)
+    if isinstance(margin, Tensor):
+        check_pairs(reward_chosen=reward_chosen, margin=margin)
+        margin = margin.detach()
+    else:
+        check_number("margin", margin, 0, math.inf, ends="[)")
+    return -logsigmoid(reward_chosen - reward_rejected - margin)

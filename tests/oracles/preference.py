@@ -1,0 +1,30 @@
+"""Losses on pairs, from probabilities where the paper has them."""
+
+import math
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def dpo(
+    chosen: float,
+    rejected: float,
+    ref_chosen: float,
+    ref_rejected: float,
+    beta: float,
+    form: str,
+    noise: float,
+) -> tuple[float, float]:
+    """(loss, dloss/dlogp_chosen) of one pair: arXiv:2305.18290 equation 7, arXiv:2310.12036 equation 17."""
+    margin = math.log(math.exp(chosen - ref_chosen) / math.exp(rejected - ref_rejected))
+    if form == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2, 2 * (margin - 1 / (2 * beta))
+    right = sigmoid(beta * margin)
+    loss = -(1 - noise) * math.log(right) - noise * math.log(1 - right)
+    return loss, beta * (-(1 - noise) * (1 - right) + noise * right)
+
+
+def bradley_terry(chosen: float, rejected: float, margin: float) -> float:
+    """Minus the log of e^c / (e^c + e^(r + margin))."""
+    return -math.log(math.exp(chosen) / (math.exp(chosen) + math.exp(rejected + margin)))
