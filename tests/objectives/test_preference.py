@@ -103,8 +103,8 @@ def test_only_the_difference_between_the_answers_matters(seed: int, shift: float
 
 
 def test_dpo_ends_at_the_policy_that_is_best_under_reward_and_kl() -> None:
-    # "Rethinking the Reference Model in RLHF" (2025), equations 46 to 52: five answers with rewards, labels by
-    # Bradley-Terry on every pair. At π* = ref·exp(r/beta)/Z the mean loss has no gradient, short of it it has.
+    # "Rethinking the Reference Model in RLHF" (2025), equations 46 to 52: five answers with rewards, labels
+    # by Bradley-Terry on every pair. At π* = ref·exp(r/beta)/Z the mean loss has no gradient.
     rng = np.random.default_rng(0)
     reward, beta = rng.normal(size=5), 0.5
     ref = torch.tensor(rng.dirichlet(np.ones(5))).log()
