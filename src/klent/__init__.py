@@ -1,6 +1,7 @@
 """klent: post-train language models with exact control of KL divergence and entropy.
 
-``import klent`` loads nothing heavy: torch comes with the first name that needs it, transformers with a model.
+``import klent`` loads nothing heavy: torch comes with the first name that needs it, and transformers with the
+first model.
 """
 
 import importlib

@@ -168,3 +168,19 @@ def test_a_wrong_mask_would_be_seen(monkeypatch):
         lambda owner: torch.full((owner.shape[1],) * 2, -1e30).triu(1).expand(len(owner), 1, -1, -1),
     )
     assert not takes_shared_prompt(policy, longest=50)
+
+
+def test_no_step_of_the_backward_depends_on_the_order_of_threads():
+    """Indexing's backward adds repeated rows with atomics: equal up to rounding, and not bit for bit."""
+    policy = Policy(tiny_model(), temperature=1.0)
+    rows = pack(make_groups(ITEMS, shared=True, budget=99), shared=True)
+    assert len(rows.source.unique()) < len(rows.source)  # the prompt's last state is used more than once
+    todo, seen = [policy(rows).logp.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "IndexSelectBackward0" in names
+    assert not {name for name in names if name.startswith(("IndexBackward", "IndexPutBackward"))}

@@ -42,12 +42,14 @@ class Policy(nn.Module):
         if self.fused:
             hidden = _body(self.model)(**inputs).last_hidden_state
             head = self.model.get_output_embeddings()
-            chosen = hidden.flatten(0, 1)[source]
+            # index_select and not indexing: a prompt's last state is chosen once a completion, and the backward
+            # of indexing adds repeated rows in whatever order the threads arrive.
+            chosen = hidden.flatten(0, 1).index_select(0, source)
             bias = getattr(head, "bias", None)
             return token_stats(
                 chosen, head.weight, target, bias=bias, temperature=self.temperature, entropy=entropy
             )
-        logits = self.model(**inputs).logits.flatten(0, 1)[source]
+        logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, source)
         # The model's own logits as hidden states of an identity head: the same statistics from the same
         # place.
         logp = (logits.float() / self.temperature).log_softmax(dim=-1)
