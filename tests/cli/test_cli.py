@@ -331,7 +331,9 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
 
 
 def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, here, monkeypatch):
-    monkeypatch.setattr("klent.training.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured"))
+    monkeypatch.setattr(
+        "klent.training.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured")
+    )
     run("train", "my.yaml")
     (here / "runs" / "my" / "final").mkdir()
     result = run("eval", "my", "eval.problems=500")

@@ -42,8 +42,8 @@ class Policy(nn.Module):
         if self.fused:
             hidden = _body(self.model)(**inputs).last_hidden_state
             head = self.model.get_output_embeddings()
-            # index_select and not indexing: a prompt's last state is chosen once a completion, and the backward
-            # of indexing adds repeated rows in whatever order the threads arrive.
+            # index_select and not indexing: a prompt's last state is chosen once a completion, and the
+            # backward of indexing adds repeated rows in whatever order the threads arrive.
             chosen = hidden.flatten(0, 1).index_select(0, source)
             bias = getattr(head, "bias", None)
             return token_stats(
