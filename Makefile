@@ -44,6 +44,8 @@ bench: $(STAMP) ## run the benchmarks, one after another
 
 docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.report.glossary
+	$(BIN)/python -m klent.audit.table
+	$(BIN)/python -m klent.audit.claims.page
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import measure, run, shelf
+from klent.cli import measure, run, shelf, truth
 from klent.cli.common import Debug, PlainErrors, out
 
 app = typer.Typer(
@@ -43,6 +43,8 @@ for name, verb in (
     ("report", run.report),
     ("eval", measure.evaluate),
     ("sample", measure.sample),
+    ("audit", truth.audit),
+    ("claims", truth.claims),
     ("doctor", shelf.doctor),
 ):
     app.command(name)(verb)

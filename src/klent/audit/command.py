@@ -1,0 +1,207 @@
+"""``klent audit``: certificates on the command line."""
+
+import importlib
+import json as json_format
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from klent.audit.call import LossProblem, wire
+from klent.audit.certificate import Certificate, Finding, certify
+from klent.audit.peers import PEERS, PeerAudit, audit_peer
+from klent.audit.rewards import in_reward
+from klent.audit.words import nearest, qualities, sentence, short, title
+from klent.binding import resolve
+from klent.config.layers import RecipeLoader
+from klent.errors import ConfigError
+
+PICTURES = (".svg", ".png", ".pdf")
+
+
+def audit_command(target: str, settings: list[str], json: bool, picture: Path | None) -> int:
+    """Certify a loss, or the losses of an installed package, and print what was found.
+
+    Args:
+        target: ``path/to/file.py:function`` (the file is executed), ``module:function``, the name of a
+            function of ``klent.objectives``, or a package: ``trl``, ``verl``.
+        settings: ``key=value`` for the loss, or for the package's configuration; values are YAML.
+        json: print one JSON object instead of tables.
+        picture: where to draw the gradient field on the 3-simplex; svg, png or pdf.
+
+    Returns:
+        Exit status: 0, or 1 if a loss could not be audited.
+
+    Raises:
+        ConfigError: the target, a setting or the picture's format cannot be used.
+        KlentError: the package is not installed.
+    """
+    if picture is not None and picture.suffix.lower() not in PICTURES:
+        raise ConfigError(
+            f"{picture}: a picture is {', '.join(PICTURES)}; give its name one of these endings"
+        )
+    values = parse_settings(settings)
+    console = Console(highlight=False, markup=False)
+    if target in PEERS:
+        if picture is not None:
+            raise ConfigError(f"--picture draws one loss; {target} has several")
+        audit = audit_peer(target, values)
+        print(json_format.dumps(audit.to_dict(), indent=2)) if json else show_peer(audit, console)
+        return int(any(certificate.problem for certificate in audit.certificates))
+    loss, as_reward = find_loss(target)
+    certificate = certify(loss, **values)
+    if json:
+        print(json_format.dumps(certificate.to_dict(), indent=2))
+    else:
+        show(certificate, console, as_reward=as_reward)
+    if picture is not None and certificate.problem is None:
+        _draw(loss, values, certificate, picture)
+        if not json:
+            console.print(f"picture: {picture}")
+    return int(certificate.problem is not None)
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """``key=value`` strings as a dict, values read as YAML 1.2.
+
+    >>> parse_settings(["coef=1e-3", "divergence=forward"])
+    {'coef': 0.001, 'divergence': 'forward'}
+    """
+    values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"{setting}: a setting is written key=value")
+        try:
+            values[key] = yaml.load(text, RecipeLoader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{setting}: the value is not YAML: {error}") from error
+    return values
+
+
+def find_loss(target: str) -> tuple[Callable[..., Any], bool]:
+    """The function that a target names, and whether it is a reward, turned into its policy gradient."""
+    module, colon, name = target.rpartition(":")
+    if ".py:" in target:
+        return resolve(target), False
+    if colon and module != "klent.objectives":
+        return _imported(module, name), False
+    function = resolve(name)
+    if function.__name__ == "kl_in_reward":
+        return in_reward(function), True
+    return function, False
+
+
+def show(certificate: Certificate, console: Console, *, as_reward: bool = False) -> None:
+    """Print a certificate as tables."""
+    console.print(Text(title(certificate), style="bold"))
+    if as_reward:
+        console.print(
+            "a reward: audited through the policy gradient of its undiscounted reward-to-go", style="dim"
+        )
+    if certificate.problem is not None:
+        console.print(Text(f"no certificate: it {certificate.problem}", style="red"))
+        return
+    console.print(f"reads {', '.join(certificate.reads)}", style="dim")
+    console.print()
+    console.print(_findings(certificate))
+    console.print()
+    console.print(_cosines(certificate))
+    console.print()
+    table = _table("", "")
+    for name, value in qualities(certificate):
+        table.add_row(name, Text(value, style="red" if value.split(":")[0].isupper() else ""))
+    console.print(table)
+    for note in certificate.notes:
+        console.print()
+        console.print(Text(note, style="yellow"))
+
+
+def show_peer(audit: PeerAudit, console: Console) -> None:
+    """Print the certificates of a package, a line each."""
+    console.print(Text(f"{audit.package} {audit.version}", style="bold"))
+    table = _table("loss", "on-policy", "off-policy", "pull to ref")
+    for certificate in audit.certificates:
+        if certificate.problem is not None:
+            table.add_row(title(certificate), Text(certificate.problem, style="red"), "", "")
+            continue
+        table.add_row(
+            title(certificate),
+            short(certificate.on_policy),
+            _or_nearest(certificate.off_policy),
+            "yes" if certificate.restoring_force else "-",
+        )
+    console.print(table)
+    for certificate in audit.certificates:
+        if certificate.notes:
+            console.print()
+            console.print(Text(title(certificate), style="bold"))
+            for note in certificate.notes:
+                console.print(f"  {note}")
+
+
+def _findings(certificate: Certificate) -> Table:
+    table = _table("", "follows", "which says that it", "relative error", "variance", "for one token")
+    for where, finding in (("on-policy", certificate.on_policy), ("off-policy", certificate.off_policy)):
+        known = finding.follows not in ("unknown", "zero")
+        table.add_row(
+            where,
+            Text(short(finding), style="green" if known else "yellow"),
+            sentence(finding),
+            f"{finding.relative_error:.1e}",
+            f"{finding.variance:.3g}",
+            short(finding.one_position),
+        )
+    return table
+
+
+def _cosines(certificate: Certificate) -> Table:
+    table = _table("cosine with the gradient of", "on-policy", "off-policy")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    on, off = certificate.on_policy.cosine, certificate.off_policy.cosine
+    for name in (*on, *(name for name in off if name not in on)):
+        table.add_row(
+            name, *(f"{c[name]:.4f}" if name in c and c[name] == c[name] else "-" for c in (on, off))
+        )
+    return table
+
+
+def _or_nearest(finding: Finding) -> str:
+    return f"unknown, near {nearest(finding.cosine)}" if finding.follows == "unknown" else short(finding)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _imported(module: str, name: str) -> Callable[..., Any]:
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{module}:{name}: {error}; a target is FILE.py:function, module:function, a function of "
+            f"klent.objectives, or one of {', '.join(PEERS)}"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{module}:{name} is not a function")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _draw(loss: Callable[..., Any], values: dict[str, Any], certificate: Certificate, picture: Path) -> None:
+    from klent.audit.picture import draw
+
+    wired = wire(loss, values)
+    rows = 2 if certificate.completions == "2" else None
+    try:
+        draw(type(wired)(wired.function, wired.settings, wired.wiring, rows), certificate, picture)
+    except LossProblem as problem:
+        raise ConfigError(f"no picture: {certificate.target} {problem} somewhere on the simplex") from problem

@@ -1,0 +1,108 @@
+"""From a gradient to a statement: which candidate is it, with which coefficient?"""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+#: relative error below which a gradient is what the statement says, for a loss computed in float64
+EXACT = 1e-6
+#: the same for a loss that computes in less, whatever it is given
+ROUNDED = 1e-4
+#: candidates in a combination; a gradient that needs more is called unknown
+MOST = 4
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What an expected gradient equals.
+
+    Attributes:
+        follows: a candidate's name, ``combination``, ``zero`` or ``unknown``.
+        coefficients: candidate -> weight with which the loss minimises it; negative is maximising.
+        relative_error: what the statement leaves unexplained, over the gradient's norm; for ``zero`` the
+            gradient's norm over that of a single sample; for ``unknown`` what the nearest candidate leaves.
+        prefixes: whose prefixes the candidates named token by token run over, ``policy`` or ``behaviour``.
+    """
+
+    follows: str
+    coefficients: dict[str, float] = field(default_factory=dict)
+    relative_error: float = math.nan
+    prefixes: str = "policy"
+
+
+def fit(gradient: Tensor, scale: float, candidates: dict[str, Tensor], tolerance: float = EXACT) -> Statement:
+    """Name a gradient: zero, one candidate, the fewest candidates that explain it, or unknown.
+
+    Args:
+        gradient: the expected gradient in every draw, joined, ``[M]``.
+        scale: norm of a single sample's gradient (root mean square), which zero is measured against.
+        candidates: name -> the candidate's gradient in the same draws, ``[M]``.
+        tolerance: largest relative error of a statement.
+    """
+    norm = gradient.norm().item()
+    if norm <= tolerance / 100 * scale:
+        return Statement("zero", {}, norm / scale if scale else 0.0)
+    if not candidates:
+        return Statement("unknown", {}, 1.0)
+    names = list(candidates)
+    errors = {name: _leftover(gradient, candidates, [name])[1] for name in names}
+    best = min(names, key=errors.__getitem__)
+    if errors[best] <= tolerance:
+        return _statement(gradient, candidates, [best])
+    names = _fewest(gradient, candidates, tolerance)
+    if names:
+        return _statement(gradient, candidates, names)
+    return Statement("unknown", {}, errors[best])
+
+
+def cosines(gradient: Tensor, candidates: dict[str, Tensor]) -> dict[str, float]:
+    """Between the gradient and each candidate's; NaN where one of the two is zero."""
+    found: dict[str, float] = {}
+    for name, candidate in candidates.items():
+        norms = (gradient.norm() * candidate.norm()).item()
+        found[name] = (gradient @ candidate).item() / norms if norms > 0 else math.nan
+    return found
+
+
+def _fewest(gradient: Tensor, candidates: dict[str, Tensor], tolerance: float) -> list[str]:
+    """The smallest set of candidates, of at most ``MOST``, that explains the gradient; else nothing.
+
+    Every set is tried. The span of all candidates together is small, so the search is done within it.
+    """
+    names = list(candidates)
+    basis = torch.stack(
+        [candidates[name] / candidates[name].norm().clamp(min=1e-300) for name in names], dim=1
+    )
+    directions, inside = torch.linalg.qr(basis)
+    goal = directions.T @ gradient
+    if (gradient - directions @ goal).norm() > tolerance * gradient.norm():
+        return []
+    for size in range(2, min(MOST, len(names)) + 1):
+        sets = list(itertools.combinations(range(len(names)), size))
+        columns = inside[:, torch.tensor(sets)].movedim(1, 0)
+        weights = torch.linalg.lstsq(columns, goal.expand(len(sets), -1)[..., None]).solution
+        left = (columns @ weights)[..., 0].sub(goal).norm(dim=1)
+        fitting = (left <= tolerance * goal.norm()).nonzero()
+        if len(fitting):
+            return [names[index] for index in sets[int(fitting[0])]]
+    return []
+
+
+def _leftover(gradient: Tensor, candidates: dict[str, Tensor], names: list[str]) -> tuple[Tensor, float]:
+    """Least-squares coefficients of ``names``, and the share of the gradient that they do not explain."""
+    basis = torch.stack([candidates[name] for name in names], dim=1)
+    solution = torch.linalg.lstsq(basis, gradient[:, None], driver="gelsd").solution[:, 0]
+    return solution, ((gradient - basis @ solution).norm() / gradient.norm()).item()
+
+
+def _statement(gradient: Tensor, candidates: dict[str, Tensor], names: list[str]) -> Statement:
+    solution, error = _leftover(gradient, candidates, names)
+    plain = [name.removesuffix("@behaviour") for name in names]
+    if len(set(plain)) < len(plain):  # the same functional over both kinds of prefixes: keep them apart
+        plain = names
+    prefixes = "behaviour" if any(name.endswith("@behaviour") for name in names) else "policy"
+    follows = plain[0] if len(plain) == 1 else "combination"
+    return Statement(follows, dict(zip(plain, solution.tolist(), strict=True)), error, prefixes)

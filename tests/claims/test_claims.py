@@ -1,0 +1,249 @@
+"""The ledger: verdicts follow from figures, figures stay in bounds, and docs/claims.md shows them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from klent import objectives as O
+from klent.audit.claims import CLAIMS, Claim, Verdict, k2_loss, majority_vote, qsft_fixed_point
+from klent.audit.claims.claim import Figure, number, over_seeds
+from klent.audit.claims.command import claims_command
+from klent.audit.claims.page import markdown
+from klent.errors import KlentError
+from klent.objectives.types import TokenLoss
+
+PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
+
+#: claim -> verdict, and the figures that decide it with their bounds
+EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
+    "k1-reward": (
+        "holds when",
+        {
+            "error against the gradient of the sequence KL, k1": (0, 1e-12),
+            "error, k1 without reward-to-go": (0.02, 1),
+            "error, k3 (control)": (0.5, 3),
+        },
+    ),
+    "k2-k3-reward": (
+        "refuted",
+        {
+            "share of actions whose probability rises, k2": (0.2, 0.8),
+            "pull at distance 0.01 from the reference over the KL's, k2": (0, 0.01),
+            "pull at distance 0.01 from the reference over the KL's, k1": (1 - 1e-9, 1 + 1e-9),
+        },
+    ),
+    "k1-loss": (
+        "refuted",
+        {"|mean gradient|, k1": (0, 1e-12), "|mean gradient|, k1, tokens from another policy": (0.1, 2)},
+    ),
+    "k2-loss": (
+        "holds when",
+        {"gradient's error, one token": (0, 1e-12), "gradient's error, tokens from another policy": (0.1, 5)},
+    ),
+    "k3-loss": (
+        "holds when",
+        {
+            "difference from k2's gradient at distance 0.01": (0, 0.01),
+            "difference from k2's gradient at distance 4": (0.3, 2),
+            "difference from the gradient of KL(reference ‖ policy), largest over all distances": (0, 1e-12),
+        },
+    ),
+    "token-ratio": (
+        "holds when",
+        {
+            "error of ratios per token at distance 0.1": (1e-3, 0.1),
+            "error of ratios per token at distance 1.6": (0.2, 1),
+            "error of the ratio of whole sequences at distance 1.6 (control)": (0, 1e-12),
+        },
+    ),
+    "gaussian-kl": (
+        "holds",
+        {
+            "error against the integral, equation 38": (0, 1e-9),
+            "error with the two Gaussians exchanged (control)": (0.5, 10),
+        },
+    ),
+    "dpo-optimum": (
+        "holds when",
+        {
+            "distance from the best policy, trained by DPO": (0, 1e-5),
+            "distance, pairs of answers to different prompts": (0.03, 0.5),
+        },
+    ),
+    "qsft-fixed-point": (
+        "holds",
+        {"largest |p - w·πᵦ|": (0, 1e-6), "largest |p - w·πᵦ| without the dummy action (control)": (0.05, 1)},
+    ),
+    "qsft-uniform": ("refuted", {"largest |p/πᵦ - w|, 2048 actions": (100, 1e5)}),
+    "cross-entropy": ("holds", {"largest |CE - H - KL|, nats": (0, 1e-12)}),
+    "entropy-covariance": (
+        "holds when",
+        {
+            "natural: error of the predicted change, step 0.001": (0, 0.01),
+            "natural: error of the predicted change, step 1": (0.2, 5),
+        },
+    ),
+    "rare-good-actions": (
+        "holds when",
+        {
+            "p below exp(-H): share that raise entropy": (0.99, 1),
+            "p above exp(-H): share that raise entropy (control)": (0, 0.01),
+            "p above 1/K: share that raise entropy (control)": (0.2, 0.8),
+        },
+    ),
+    "reward-entropy-law": (
+        "holds when",
+        {
+            "R² of the fit to the whole run, GRPO": (0.9, 1),
+            "reward gained, entropy minimisation without reward (control)": (-0.15, 0.1),
+        },
+    ),
+    "covariance-methods": ("holds when", {"entropy more than no clip, KL-Cov": (0.001, 0.2)}),
+    "eighty-twenty": (
+        "holds when",
+        {
+            "reward after, top 20 %": (0.65, 0.85),
+            "reward after, bottom 80 % (control)": (0.02, 0.1),
+            "reward after, random 20 % (control)": (0.15, 0.35),
+            "reward after, all with five times the step (control)": (0.8, 1),
+        },
+    ),
+    "empo-objective": (
+        "holds when",
+        {
+            "error against the gradient of -Σp², up to a factor": (0, 1e-12),
+            "that factor, groups of 3": (1 / 3 - 1e-9, 1 / 3 + 1e-9),
+        },
+    ),
+    "semantic-reward": (
+        "holds when",
+        {"pass@1, EMPO": (0.4, 0.55), "pass@1, gold (control)": (0.95, 1), "pass@8, EMPO": (0.4, 0.55)},
+    ),
+    "ppl-conditions": (
+        "holds when",
+        {
+            "V* - V, labels from regret: PPL, expected KL": (0, 0.05),
+            "V* - V, labels from advantage: PPL, expected KL": (0.1, 1),
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def results() -> list[tuple[Claim, Verdict]]:
+    """Every experiment, once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [(claim, claim.verdict()) for claim in CLAIMS]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_every_claim_is_expected() -> None:
+    assert [claim.id for claim in CLAIMS] == list(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_verdict_and_figures(results: list[tuple[Claim, Verdict]], name: str) -> None:
+    claim, verdict = next(result for result in results if result[0].id == name)
+    word, bounds = EXPECTED[name]
+    assert (verdict.word, verdict.reason) == claim.judge(verdict.figures)
+    assert verdict.word == word, verdict.reason
+    for figure, (low, high) in bounds.items():
+        assert low <= verdict.figures[figure].value <= high, figure
+    for figure in verdict.figures.values():
+        assert figure.low is None or figure.high is None or figure.low <= figure.value <= figure.high
+
+
+def test_the_page_in_docs_is_generated(results: list[tuple[Claim, Verdict]]) -> None:
+    numbers = re.compile(r"(?<![\w.:])-?\d+(?:\.\d+)?(?:e-?\d+)?")
+    written, generated = PAGE.read_text(encoding="utf-8"), markdown(results)
+    again = "run: python -m klent.audit.claims.page"
+    assert numbers.sub("#", written) == numbers.sub("#", generated), again
+    for old, new in zip(numbers.findall(written), numbers.findall(generated), strict=True):
+        assert float(old) == pytest.approx(float(new), rel=0.0101), again  # one unit of the third digit
+
+
+QUICK = ["gaussian-kl", "cross-entropy"]
+
+
+def test_command_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert claims_command(QUICK, as_json=False) == 0
+    shown = capsys.readouterr().out
+    for claim in CLAIMS:
+        if claim.id in QUICK:
+            assert claim.id in shown
+            assert all(name.split(",")[0] in shown for name in claim.measure())
+        else:
+            assert f"\n{claim.id}" not in shown
+
+
+def test_command_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert claims_command(QUICK, as_json=True) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["id"], row["verdict"]) for row in rows] == [(name, "holds") for name in QUICK]
+    assert rows[1]["figures"]["largest |CE - H - KL|, nats"]["value"] < 1e-12
+
+
+def test_command_table_has_every_claim(
+    results: list[tuple[Claim, Verdict]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("klent.audit.claims.command._run", lambda claims: results)
+    assert claims_command([], as_json=False) == 0
+    shown = capsys.readouterr().out
+    assert all(claim.id in shown for claim in CLAIMS)
+
+
+def test_unknown_claim_names_the_nearest() -> None:
+    with pytest.raises(KlentError, match=r"gausian-kl: no such claim; the nearest is gaussian-kl"):
+        claims_command(["gausian-kl"], as_json=False)
+
+
+def test_sabotage_of_k2_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimate = O.kl_estimate
+    monkeypatch.setattr(O, "kl_estimate", lambda *args, **kwargs: -estimate(*args, **kwargs))
+    assert k2_loss.CLAIM.verdict().word == "refuted"
+
+
+def test_sabotage_of_gaussian_kl_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = next(claim for claim in CLAIMS if claim.id == "gaussian-kl")
+    kl = O.gaussian_kl
+    monkeypatch.setattr(O, "gaussian_kl", lambda *args: -kl(*args))
+    assert claim.verdict().word == "refuted"
+
+
+def test_sabotage_of_qsft_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = O.weighted_cross_entropy
+
+    def exchanged(logp: Tensor, logp_dummy: Tensor, weight: Tensor, mask: Tensor) -> TokenLoss:
+        return loss(logp, logp_dummy, 1 - weight, mask)
+
+    monkeypatch.setattr(O, "weighted_cross_entropy", exchanged)
+    assert qsft_fixed_point.CLAIM.verdict().word == "refuted"
+
+
+def test_other_figures_lead_to_another_verdict(results: list[tuple[Claim, Verdict]]) -> None:
+    figures = dict(next(v for c, v in results if c.id == "semantic-reward").figures)
+    figures["pass@1, EMPO"] = figures["pass@1, gold (control)"]
+    assert majority_vote.CLAIM.judge(figures)[0] == "holds"
+
+
+def test_interval_is_students() -> None:
+    assert over_seeds([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(
+        Figure(3.0, 3 - 1.9630, 3 + 1.9630), abs=1e-3
+    )
+    with pytest.raises(ValueError, match="expected one for each of the 5 seeds"):
+        over_seeds([1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.9999, "1.00"), (-0.05, "-0.0500"), (12345.0, "12300"), (2e-7, "0"), (0.0005, "5.00e-04")],
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
