@@ -69,7 +69,7 @@ class Loss:
     @property
     def by_position(self) -> bool:
         """Whether its arguments were told apart by their place alone."""
-        return all(isinstance(key, int) for key in self.wiring)
+        return any(isinstance(key, int) for key in self.wiring)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -207,7 +207,7 @@ def _check_settings(parameters: Mapping[str, inspect.Parameter], settings: Mappi
 
 
 def _by_position(names: list[str]) -> bool:
-    """Whether four names can be (logp, logp_old, logp_ref, mask): none says anything, or none says otherwise."""
+    """Whether four names can be ``POSITIONAL``: none of them says anything, or none says otherwise."""
     if not set(names) & set(STREAMS):
         return True
     return all(

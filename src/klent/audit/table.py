@@ -1,6 +1,6 @@
 """Writes the tables of ``docs/audit.md``: ``python -m klent.audit.table``.
 
-A table stands between two comments that name it. Those of other packages are written where they are installed.
+A table stands between two comments that name it. Those of other packages need them installed.
 """
 
 import re
