@@ -172,6 +172,21 @@ def test_a_kl_term_holds_the_policy_near_its_reference(world, changes):
     assert metrics(held)[-1]["kl/reference"] < 0.7 * metrics(free)[-1]["kl/reference"]
 
 
+def test_supervised_rows_claim_nothing_about_samples_that_were_not_drawn(world):
+    changes = METHODS["sft"] | {"reward": "reward.py:nothing", "eval": {"problems": 2, "samples": 1}}
+    folder, _ = run(
+        world, method="sft", steps=4, **changes
+    )  # a reward for evaluation does not score the data
+    for row in metrics(folder):
+        assert row["policy/entropy_delta"] != 0.0
+        assert not row.keys() & {
+            "reward/mean",
+            "policy/entropy_delta_predicted",
+            "kl/update",
+            "policy/covariance",
+        }
+
+
 def test_the_sampler_and_the_trainer_agree_on_log_probs(world):
     folder, _ = run(world, rollout={"max_tokens": 8, "temperature": 0.6})
     assert max(row["policy/logp_mismatch"] for row in metrics(folder)) < 1e-5

@@ -125,7 +125,7 @@ class Trainer:
                 row, batch, result = self.step(progress.step + 1)
                 self._record(row, batch, result)
                 progress.step += 1
-                self._guard(row, batch)
+                self._guard(row)
                 every = recipe.eval.every if recipe.eval else 0
                 if every and progress.step % every == 0:
                     self._evaluate(progress.step)
@@ -175,7 +175,7 @@ class Trainer:
         return row | time_metrics(batch, result, self.seconds), batch, result
 
     def _score(self, rollouts: Sequence[Rollout]) -> Scores | None:
-        if self.scorer is None:
+        if self.scorer is None or not self.parts.objective.takes("advantage"):
             return None
         scores = self.scorer.score([r.prompt for r in rollouts], [r.text for r in rollouts])
         for problem, count in scores.problems.items():
@@ -207,11 +207,10 @@ class Trainer:
         self.trackers.log(row)
         self.console.step(row)
 
-    def _guard(self, row: dict[str, Any], batch: Batch) -> None:
+    def _guard(self, row: dict[str, Any]) -> None:
         """Stop a run that goes on for nothing; the last checkpoint is from before it did."""
         progress, limits = self.progress, self.recipe.limits
-        scored = self.scorer is None or not bool(batch.reward.isnan().all())
-        progress.unscorable = 0 if scored else progress.unscorable + 1
+        progress.unscorable = progress.unscorable + 1 if row.get("reward/unscorable") == 1.0 else 0
         progress.nonfinite = progress.nonfinite + 1 if row["update/skipped"] else 0
         kept = sorted(path.name for path in self.folder.checkpoints.glob("[0-9]*"))
         saved = f"The newest checkpoint is checkpoints/{kept[-1]}." if kept else "There is no checkpoint yet."
