@@ -13,7 +13,7 @@ from klent.audit.expectation import Expectation, expected_gradient
 from klent.audit.fit import EXACT, ROUNDED, Statement, cosines, fit
 from klent.audit.restoring import restoring_stiffness
 from klent.audit.sensitivity import Sensitivity, sensitivity
-from klent.audit.worlds import Scene, equal_lengths, far_apart, one_position, unequal_lengths
+from klent.audit.worlds import Scene, equal_lengths, far_apart, one_position, two_tokens, unequal_lengths
 
 UNKNOWN = Statement("unknown")
 #: relative error from which a statement is said not to hold far from the reference
@@ -172,9 +172,9 @@ def audit_loss(loss: Loss, name: str) -> Certificate:
 
 
 def _finding(loss: Loss, *, off_policy: bool) -> Finding:
-    # pairs of completions are many: fewer worlds then, still many more equations than candidates
+    # pairs of completions are many: fewer and smaller worlds then, still more equations than candidates
     many = loss.rows is None
-    equal = _witness(loss, equal_lengths() if many else equal_lengths()[:1], off_policy=off_policy)
+    equal = _witness(loss, equal_lengths() if many else two_tokens(), off_policy=off_policy)
     unequal = _witness(loss, unequal_lengths() if many else unequal_lengths()[:2], off_policy=off_policy)
     single = _Joined.of(_witness(loss, one_position(), off_policy=off_policy)).statement()
     far = _Joined.of(_witness(loss, far_apart(), off_policy=off_policy))

@@ -103,6 +103,7 @@ def _statement(gradient: Tensor, candidates: dict[str, Tensor], names: list[str]
     plain = [name.removesuffix("@behaviour") for name in names]
     if len(set(plain)) < len(plain):  # the same functional over both kinds of prefixes: keep them apart
         plain = names
-    prefixes = "behaviour" if any(name.endswith("@behaviour") for name in names) else "policy"
+    met = any(name.endswith("@behaviour") or name == "expected_reward_token" for name in names)
+    prefixes = "behaviour" if met else "policy"
     follows = plain[0] if len(plain) == 1 else "combination"
     return Statement(follows, dict(zip(plain, solution.tolist(), strict=True)), error, prefixes)

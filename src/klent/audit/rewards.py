@@ -38,7 +38,7 @@ def in_reward(reward: Callable[..., Tensor], *, to_go: bool = True) -> Callable[
 
     @functools.wraps(reward)
     def loss(logp: Tensor, mask: Tensor, **others: Any) -> Tensor:
-        paid = torch.where(mask, reward(logp=logp, mask=mask, **others).detach(), 0.0)
+        paid = torch.where(mask, reward(logp=logp, mask=mask, **others), 0.0)
         advantage = reward_to_go(paid, mask) if to_go else paid
         return reinforce(logp, advantage, mask).loss
 

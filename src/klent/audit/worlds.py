@@ -208,6 +208,13 @@ def equal_lengths() -> tuple[Scene, ...]:
 
 
 @functools.cache
+def two_tokens() -> tuple[Scene, ...]:
+    """Two tokens out of three words: 9 sequences, so that pairs of them are few."""
+    world = build_world(3, 2)
+    return tuple(draw_scene(world, seed) for seed in range(40, 43))
+
+
+@functools.cache
 def unequal_lengths() -> tuple[Scene, ...]:
     """Up to three tokens out of three words, one of which ends the sequence: 15 sequences, some padded."""
     world = build_world(3, 3, stop=True)

@@ -1,0 +1,175 @@
+"""What a certificate says of losses that somebody might write."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from klent.audit import Certificate, certify, in_reward
+
+
+def k2(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, mask: Tensor) -> Tensor:
+    return (logp - logp_ref) ** 2 / 2
+
+
+def k3(logp: Tensor, logp_ref: Tensor, mask: Tensor) -> Tensor:
+    return (logp_ref - logp).exp() - 1 - (logp_ref - logp)
+
+
+def test_pinned_examples() -> None:
+    found = certify(k2)
+    assert found.on_policy.follows == "reverse_kl_token"
+    assert found.on_policy.coefficients == pytest.approx({"reverse_kl_token": 1.0})
+    assert found.on_policy.one_position.follows == "reverse_kl"
+    assert found.on_policy.relative_error < 1e-12
+    assert found.on_policy.cosine["reverse_kl_token"] == pytest.approx(1)
+    assert found.on_policy.cosine["reverse_kl"] < 0.9999  # sequences tell it from the KL of whole sequences
+    assert found.restoring_force
+    negative = certify(lambda logp, logp_ref, mask: -k2(logp, logp, logp_ref, mask))
+    assert negative.on_policy.coefficients == pytest.approx({"reverse_kl_token": -1.0})
+    assert not negative.restoring_force  # it pushes away
+
+
+def test_a_combination_is_taken_apart() -> None:
+    def loss(logp: Tensor, logp_ref: Tensor, entropy: Tensor, mask: Tensor) -> Tensor:
+        return 0.3 * (logp - logp_ref) ** 2 / 2 - 0.1 * entropy
+
+    found = certify(loss)
+    assert found.on_policy.follows == "combination"
+    assert found.on_policy.coefficients == pytest.approx({"reverse_kl_token": 0.3, "entropy": -0.1})
+    assert found.on_policy.one_position.coefficients == pytest.approx({"reverse_kl": 0.3, "entropy": -0.1})
+    assert found.stiffness == pytest.approx(0.3, rel=1e-3)  # the bonus is no pull to the reference
+
+
+def test_grpo_with_its_kl_term() -> None:
+    def loss(
+        logp: Tensor, logp_old: Tensor, logp_ref: Tensor, advantage: Tensor, mask: Tensor, beta: float
+    ) -> Tensor:
+        ratio = (logp - logp_old).exp()
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        return -surrogate + beta * k3(logp, logp_ref, mask)
+
+    found = certify(loss, beta=0.04)
+    assert found.on_policy.coefficients == pytest.approx({"forward_kl_token": 0.04, "expected_reward": -1})
+    assert found.off_policy.follows == "unknown"
+    assert found.restoring_force
+
+
+@pytest.mark.parametrize("power", [3, 4, 1.5], ids=str)  # E[sign·|δ|^(p-1)·s] is the gradient of no candidate
+def test_an_unknown_function_stays_unknown(power: float) -> None:
+    found = certify(lambda logp, logp_ref, mask: (logp - logp_ref).abs() ** power)
+    assert found.on_policy.follows == found.off_policy.follows == "unknown"
+    assert found.on_policy.coefficients == {}
+    assert 0.01 < found.on_policy.relative_error < 1
+    assert max(found.on_policy.cosine.values()) < 1
+
+
+def test_a_part_per_million_is_not_overlooked() -> None:
+    def loss(logp: Tensor, logp_ref: Tensor, mask: Tensor, error: float) -> Tensor:
+        return k2(logp, logp, logp_ref, mask) + error * (logp - logp_ref) ** 4
+
+    assert certify(loss, error=0.0).on_policy.follows == "reverse_kl_token"
+    assert certify(loss, error=1e-4).on_policy.follows == "unknown"
+
+
+def test_a_mean_over_each_completion_is_not_the_sum() -> None:
+    def loss(logp: Tensor, logp_ref: Tensor, mask: Tensor) -> Tensor:
+        return k2(logp, logp, logp_ref, mask) / mask.sum(dim=1, keepdim=True)
+
+    found = certify(loss)
+    assert found.on_policy.follows == "unknown"
+    assert found.on_policy.equal_lengths.coefficients == pytest.approx({"reverse_kl_token": 1 / 3})
+    assert found.on_policy.one_position.coefficients == pytest.approx({"reverse_kl": 1})
+    assert "equally long" in found.notes[0]
+
+
+def test_a_loss_that_looks_at_the_whole_batch_is_given_pairs() -> None:
+    def group_baseline(logp: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+        reward = advantage[:, :1]
+        return -(reward - reward.mean(dim=0)) * logp
+
+    found = certify(group_baseline)
+    assert found.completions == "2"
+    assert found.sensitivity is not None
+    assert found.sensitivity.split == "dependent"
+    # the own reward is half of the baseline of two: the gradient is half as long, and unbiased otherwise
+    assert found.on_policy.coefficients == pytest.approx({"expected_reward": -0.5})
+    assert "pairs of completions" in found.notes[0]
+
+
+def test_float32_inside_is_tolerated_and_told() -> None:
+    found = certify(lambda logp, logp_ref, mask: k3(logp.float(), logp_ref.float(), mask))
+    assert found.on_policy.follows == "forward_kl_token"
+    assert found.sensitivity is not None
+    assert found.sensitivity.dtype == "float32"
+    assert "computes in float32" in found.notes[-1]
+
+
+def test_arguments_by_position() -> None:
+    def named(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        return k2(a, b, c, d)
+
+    def hinted(logp: Tensor, old: Tensor, ref: Tensor, mask: Tensor, *, coef: float = 2.0) -> Tensor:
+        return coef * k2(logp, old, ref, mask)
+
+    found = certify(named)
+    assert found.on_policy.coefficients == pytest.approx({"reverse_kl_token": 1})
+    assert "logp, logp_old, logp_ref, mask" in found.notes[0]
+    assert certify(hinted, coef=3.0).on_policy.coefficients == pytest.approx({"reverse_kl_token": 3})
+
+    def swapped(old: Tensor, logp: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
+        return k2(logp, old, ref, mask)
+
+    assert "needs `old`" in (certify(swapped).problem or "")
+
+
+def test_callables_of_every_kind() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, logp: Tensor, logp_ref: Tensor, mask: Tensor) -> Tensor:
+            return k2(logp, logp, logp_ref, mask)
+
+    def in_a_tuple(logp: Tensor, logp_ref: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, float]]:
+        return k2(logp, logp, logp_ref, mask), {"metric": 1.0}
+
+    def only_positional(logp: Tensor, logp_ref: Tensor, mask: Tensor, /) -> Tensor:
+        return k2(logp, logp, logp_ref, mask)
+
+    for loss in (Module().forward, in_a_tuple, only_positional):
+        assert certify(loss).on_policy.follows == "reverse_kl_token"
+
+
+def test_in_reward_takes_what_the_reward_takes() -> None:
+    def reward(logp: Tensor, logp_ref: Tensor, mask: Tensor, *, coef: float) -> Tensor:
+        return -coef * (logp - logp_ref)
+
+    assert certify(in_reward(reward), coef=2.0).on_policy.coefficients == pytest.approx({"reverse_kl": 2})
+    assert "needs `coef`" in (certify(in_reward(reward)).problem or "")
+
+
+def test_certificates_are_plain_data_and_readable() -> None:
+    found = certify(k2)
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    known: dict[str, Any] = json.loads(text)
+    assert known["on_policy"]["follows"] == "reverse_kl_token"
+    assert known["off_policy"]["coefficients"] == {}
+    assert known["sensitivity"]["split"] == "additive"
+    assert known["problem"] is None
+    assert "minimises KL(policy ‖ reference), token by token" in str(found)
+    assert certify(k2) == found  # nothing is drawn anew
+    endless = certify(lambda logp, logp_ref, mask: (logp - logp_ref).abs())
+    assert math.isinf(endless.stiffness)
+    assert json.loads(json.dumps(endless.to_dict(), allow_nan=False))["stiffness"] is None
+    assert isinstance(found, Certificate)
+
+
+def test_variance_orders_estimators() -> None:
+    def weighted(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, mask: Tensor) -> Tensor:
+        return (logp - logp_old).exp() * (
+            logp - logp_ref
+        )  # k1 times a differentiated ratio: the same mean as k2
+
+    assert certify(weighted).on_policy.follows == certify(k2).on_policy.follows
+    assert certify(weighted).on_policy.variance > 2 * certify(k2).on_policy.variance

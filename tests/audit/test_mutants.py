@@ -1,0 +1,172 @@
+"""The auditor audited: each mutant is one plausible mistake in it, and the test beside it must notice.
+
+A mutant is a file of ``klent.audit`` with one string replaced, run in a module of its own whose functions,
+classes and constants then stand in for the real ones wherever those were imported.
+"""
+
+# ruff: noqa: E501 - a table is read across, one mutant a line
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+from audit import test_candidates as candidates
+from audit import test_certificate as certificate
+from audit import test_command as command
+from audit import test_expectation as expectation
+from audit import test_fit as fit
+from audit import test_peers as peers
+from audit import test_placements as placements
+from audit import test_problems as problems
+from audit import test_sensitivity as sensitivity
+from audit import test_worlds as worlds
+from klent.audit.peers import verl
+
+
+class Mutant(NamedTuple):
+    mistake: str
+    file: str
+    old: str
+    new: str
+    killer: Callable[[], object]
+
+
+def place(name: str) -> Callable[[], object]:
+    """The statement about one place of a KL penalty."""
+    return partial(placements.test_places_are_named, name)
+
+
+def derived(name: str) -> Callable[[], object]:
+    """The statement about a loss that was derived from a candidate."""
+    (case,) = (case for case in candidates.CASES if case[0].__name__ == name)
+    return partial(candidates.test_a_loss_derived_from_a_candidate_is_recognised, case)
+
+
+def problem(name: str) -> Callable[[], object]:
+    """The sentence about a loss that cannot be audited."""
+    case = next(case for case in problems.CASES if case[0].__name__ == name)
+    return partial(problems.test_a_problem_is_a_sentence, case)
+
+
+def verl_kl() -> None:
+    """verl's kl_penalty, as its stand-in has it."""
+    found = verl.audit_kl(peers.fake_kl_penalty, "k1", reward=True)
+    assert found.on_policy.coefficients == pytest.approx({"reverse_kl": 1})
+
+
+def verl_policy_loss() -> None:
+    """verl's PPO, as its stand-in has it."""
+    found = verl.audit_policy_loss(peers.fake_vanilla, peers.FakeActorConfig("", 1, 1), "vanilla")
+    assert found.on_policy.coefficients == pytest.approx({"expected_reward": -1})
+
+
+MUTANTS = [
+    # candidates
+    Mutant("reverse for forward", "candidates.py", "return (p.exp() * (p - q)).sum(dim=1)", "return (q.exp() * (q - p)).sum(dim=1)", place("k2 in loss")),
+    Mutant("forward for reverse", "candidates.py", "return (q.exp() * (q - p)).sum(dim=1)", "return (p.exp() * (p - q)).sum(dim=1)", place("k3 in loss")),
+    Mutant("weights of p, ratio of q", "candidates.py", "return (q.exp() * (q - p)).sum(dim=1)", "return (p.exp() * (q - p)).sum(dim=1)", place("k3 in loss")),
+    Mutant("directions of sequences swapped", "candidates.py", "if forward else (p.exp()", "if not forward else (p.exp()", place("k1 in reward to go")),
+    Mutant("prefixes not frozen", "candidates.py", "return often @ measure(", "return scene.prefix_probability(parameters) @ measure(", place("k2 in loss")),
+    Mutant("prefixes of the reference", "candidates.py", "kinds = {name: scene.policy}", "kinds = {name: scene.reference}", place("k2 in loss")),
+    Mutant("the policy's prefixes for the behaviour's", "candidates.py", '"] = scene.behaviour', '"] = scene.policy', partial(placements.test_kl_in_loss_is_what_it_says, "reverse")),
+    Mutant("behaviour for reference", "candidates.py", '_divergences(scene, scene.reference, "")', '_divergences(scene, scene.behaviour, "")', place("k3 in loss times number")),
+    Mutant("reference for behaviour", "candidates.py", '_divergences(scene, scene.behaviour, "_old")', '_divergences(scene, scene.reference, "_old")', place("k1 in loss")),
+    Mutant("sign of entropy", "candidates.py", "return -(p.exp() * p).sum(dim=1)", "return (p.exp() * p).sum(dim=1)", partial(candidates.test_entropy_loss, 1.0)),
+    Mutant("sign of a sequence's entropy", "candidates.py", "return -(p.exp() * p).sum()", "return (p.exp() * p).sum()", derived("sequence_entropy")),
+    Mutant("total variation without the half", "candidates.py", "abs().sum(dim=1) / 2", "abs().sum(dim=1)", derived("total_variation")),
+    Mutant("reward of the behaviour", "candidates.py", "return scene.sequence_logp(parameters).exp() @ scene.reward", "return (scene.sequence_logp(parameters) * scene.sequence_logp(scene.behaviour).exp()) @ scene.reward", derived("reward_of_sequences")),
+    Mutant("local reward without its ratio", "candidates.py", "((p - behaviour).exp() * earned)", "(p.exp() * earned)", derived("reward_of_tokens")),
+    # worlds
+    Mutant("sign in the softmax's slope", "worlds.py", " - p[:, None, :]", " + p[:, None, :]", partial(worlds.test_slopes_are_autograds, worlds.SCENES[5])),
+    Mutant("slope of the entropy", "worlds.py", "-p * (logp + entropy[:, None])", "-p * (logp - entropy[:, None])", partial(worlds.test_slopes_are_autograds, worlds.SCENES[5])),
+    Mutant("logp_old of the policy", "worlds.py", "logp_old = scene.token_logp(scene.behaviour)", "logp_old = scene.token_logp(scene.policy)", place("k3 in loss times rho")),
+    Mutant("sampled from the reference", "worlds.py", "probability = scene.sequence_logp(scene.behaviour).exp()", "probability = scene.sequence_logp(scene.reference).exp()", place("k1 in loss")),
+    Mutant("padding counts as a token", "worlds.py", "return torch.where(self.world.mask, logp, 0.0)", "return logp", worlds.test_nothing_leaks_from_the_padding),
+    Mutant("advantage not centred", "worlds.py", "(scene.reward - probability @ scene.reward)", "scene.reward", worlds.test_on_policy_the_behaviour_is_the_policy),
+    Mutant("no stop word", "worlds.py", "if stop and 0 in sequence", "if False", worlds.test_what_is_listed),
+    # expectation
+    Mutant("every sequence equally likely", "expectation.py", "slopes.entropy), listed.probability, slopes.dtype", "slopes.entropy), torch.full_like(listed.probability, 1 / len(listed.probability)), slopes.dtype", place("k1 in loss")),
+    Mutant("entropy's slope forgotten", "expectation.py", "torch.where(mask, entropy, 0.0)", "torch.zeros_like(entropy)", partial(candidates.test_entropy_loss, 1.0)),
+    Mutant("pairs weighed by a sum", "expectation.py", "prod(dim=1)", "sum(dim=1)", partial(expectation.test_pairs_agree_with_single_completions, False)),
+    Mutant("sum of a pair for its mean", "expectation.py", "return gradients / 2, ", "return gradients, ", partial(expectation.test_pairs_agree_with_single_completions, False)),
+    Mutant("variance of a mean of two", "expectation.py", "item() * size", "item()", partial(expectation.test_pairs_agree_with_single_completions, False)),
+    Mutant("second moment for variance", "expectation.py", "(gradients - mean).square()", "gradients.square()", partial(expectation.test_the_mean_and_the_variance_are_those_of_a_plain_sum, False)),
+    # fit
+    Mutant("loose tolerance", "fit.py", "EXACT = 1e-6", "EXACT = 1e-2", certificate.test_a_part_per_million_is_not_overlooked),
+    Mutant("zero without a scale", "fit.py", "tolerance / 100 * scale:", "tolerance / 100:", fit.test_zero_is_measured_against_a_sample),
+    Mutant("no single candidates", "fit.py", "if errors[best] <= tolerance:", "if False:", certificate.test_pinned_examples),
+    Mutant("no combinations", "fit.py", "range(2, min(MOST, len(names)) + 1)", "range(0)", certificate.test_a_combination_is_taken_apart),
+    Mutant("too many terms", "fit.py", "MOST = 4", "MOST = 5", fit.test_several_up_to_four),
+    Mutant("weights upside down", "fit.py", "torch.linalg.lstsq(basis, gradient[:, None]", "-torch.linalg.lstsq(basis, gradient[:, None]", certificate.test_pinned_examples),
+    Mutant("prefixes not told", "fit.py", 'prefixes = "behaviour" if met else "policy"', 'prefixes = "policy"', partial(placements.test_kl_in_loss_is_what_it_says, "reverse")),
+    # restoring
+    Mutant("second order taken for first", "restoring.py", "near > 0.5 * far", "near > 0", partial(sensitivity.test_the_order_of_the_pull, 3)),
+    Mutant("a reward taken for a pull", "restoring.py", " - expected_gradient(loss, there).gradient", "", sensitivity.test_a_pull_is_measured_beside_a_reward),
+    Mutant("a push taken for a pull", "restoring.py", "torch.dot(force, along).item()", "torch.dot(force, along).abs().item()", certificate.test_pinned_examples),
+    Mutant("Fisher forgotten", "restoring.py", "(distance * stretch)", "distance", place("k2 in loss")),
+    # sensitivity
+    Mutant("NaN not tried", "sensitivity.py", "_off_mask(streams, stream, math.nan)", "_off_mask(streams, stream, 0.0)", sensitivity.test_nan_in_the_padding),
+    Mutant("more padding not tried", "sensitivity.py", "for changed in (junk, wider):", "for changed in (junk,):", sensitivity.test_padding_that_is_read),
+    Mutant("split never dependent", "sensitivity.py", "if not _close(plain, joined):", "if False:", sensitivity.test_a_batch_mean_depends_on_the_split),
+    Mutant("one state of the generator", "sensitivity.py", "loss.slopes(streams, seed=1)", "loss.slopes(streams)", sensitivity.test_randomness_is_noticed_and_leaves_the_generator_alone),
+    Mutant("rounding of the inputs counted", "sensitivity.py", "found, exact = _try(loss, low), _try(loss, same)", "found, exact = _try(loss, low), _try(loss, streams)", sensitivity.test_few_bits),
+    # call
+    Mutant("inputs not copied", "call.py", "leaves.get(name, value)).clone()", "leaves.get(name, value))", sensitivity.test_inputs_that_are_changed),
+    Mutant("generator not restored", "call.py", "torch.set_rng_state(state)", "pass", sensitivity.test_randomness_is_noticed_and_leaves_the_generator_alone),
+    Mutant("NaN let through", "call.py", "if broken.any():", "if False:", problem("nan")),
+    Mutant("scalars let through", "call.py", "if values.ndim == 0 or", "if False and", problem("scalar")),
+    Mutant("order of positions", "call.py", '("logp", "logp_old", "logp_ref", "mask")\n#: parts', '("logp", "logp_ref", "logp_old", "mask")\n#: parts', certificate.test_arguments_by_position),
+    Mutant("any four arguments by position", "call.py", "due == ordered[:4] and _by_position(due)", "due == ordered[:4]", certificate.test_arguments_by_position),
+    # certificate
+    Mutant("on-policy forgotten", "certificate.py", "scenes if off_policy else [scene.on_policy() for scene in scenes]", "scenes", certificate.test_pinned_examples),
+    Mutant("always on-policy", "certificate.py", "scenes if off_policy else [", "[", place("k2 in loss")),
+    Mutant("pairs forgotten", "certificate.py", 'if reaction.split == "dependent":', "if False:", certificate.test_a_loss_that_looks_at_the_whole_batch_is_given_pairs),
+    Mutant("far is near", "certificate.py", "_witness(loss, far_apart()", "_witness(loss, one_position()", partial(placements.test_clamps_far_from_the_reference_are_seen, "k3")),
+    Mutant("equal lengths only", "certificate.py", "joined = _Joined.of(equal + unequal)", "joined = _Joined.of(equal)", certificate.test_a_mean_over_each_completion_is_not_the_sum),
+    # rewards, peers, picture
+    Mutant("reward lowered", "rewards.py", "return reinforce(logp, advantage, mask).loss", "return -reinforce(logp, advantage, mask).loss", place("k1 in reward")),
+    Mutant("only the token's own reward", "rewards.py", "if to_go else paid", "if not to_go else paid", place("k1 in reward to go")),
+    Mutant("penalty for reward", "peers/verl.py", "return -penalty(logp, logp_ref, mask)", "return penalty(logp, logp_ref, mask)", verl_kl),
+    Mutant("mean for sum", "peers/verl.py", "mean * response_mask.sum()", "mean", verl_policy_loss),
+    Mutant("sign of the linear loss", "peers/linear.py", "slope * (value - value.detach())", "slope * (value.detach() - value)", verl_policy_loss),
+    Mutant("ascent for descent", "picture.py", "-p * (gradient - p @ gradient)", "p * (gradient - p @ gradient)", command.test_the_field_of_the_reverse_kl_is_the_true_one),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.file}: {m.mistake}")
+def test_mutant_is_killed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "klent.audit." + mutant.file.removesuffix(".py").replace("/", ".")
+    original = importlib.import_module(name)
+    source = Path(original.__file__ or "").read_text()
+    assert source.count(mutant.old) >= 1, "the source has changed: bring the mutant up to date"
+    assert source.count(mutant.old) == 1, "ambiguous: quote more of the line"
+    module = ModuleType("mutant")
+    exec(compile(source.replace(mutant.old, mutant.new), f"mutant of {mutant.file}", "exec"), module.__dict__)
+    mutant.killer()  # the real source passes
+    pairs = [
+        (key, getattr(original, key), value)
+        for key, value in vars(module).items()
+        if is_own(key, value, original)
+    ]
+    for name, user in list(sys.modules.items()):
+        if name.split(".")[0] == "audit" or name.startswith("klent.audit"):
+            for key, old, new in pairs:
+                for own in [k for k, v in vars(user).items() if v is old and (k == key or callable(old))]:
+                    monkeypatch.setattr(user, own, new)
+    with pytest.raises(AssertionError):
+        mutant.killer()
+
+
+def is_own(key: str, value: object, original: ModuleType) -> bool:
+    """Whether a name of the mutant is one that its file defines, rather than one that it imports."""
+    if key.startswith("__") or not hasattr(original, key):
+        return False
+    if isinstance(value, int | float | tuple):
+        return value != getattr(original, key)
+    return getattr(value, "__module__", None) == "mutant"
