@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from klent import audit as audit
     from klent import objectives as objectives
     from klent.head import TokenStats as TokenStats
     from klent.head import token_stats as token_stats
@@ -22,12 +23,13 @@ _HOME = {
     "TokenLoss": "klent.objectives",
     "reduce_tokens": "klent.objectives",
 }
-__all__ = ["TokenLoss", "TokenStats", "objectives", "reduce_tokens", "token_stats"]
+_MODULES = ("audit", "objectives")
+__all__ = ["TokenLoss", "TokenStats", "audit", "objectives", "reduce_tokens", "token_stats"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "objectives":
-        return importlib.import_module("klent.objectives")
+    if name in _MODULES:
+        return importlib.import_module(f"klent.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'klent' has no attribute {name!r}")

@@ -100,12 +100,30 @@ def test_a_loss_that_looks_at_the_whole_batch_is_given_pairs() -> None:
     assert "pairs of completions" in found.notes[0]
 
 
+def test_zero_in_the_mean_is_not_zero_at_every_sample() -> None:
+    assert "adds noise" in certify(lambda logp, mask: logp).notes[0]
+    found = certify(lambda logp, mask: 0 * logp)
+    assert (found.on_policy.follows, found.off_policy.follows) == ("zero", "zero")
+    assert "zero at every sample" in found.notes[0]
+
+
 def test_float32_inside_is_tolerated_and_told() -> None:
     found = certify(lambda logp, logp_ref, mask: k3(logp.float(), logp_ref.float(), mask))
     assert found.on_policy.follows == "forward_kl_token"
     assert found.sensitivity is not None
     assert found.sensitivity.dtype == "float32"
     assert "computes in float32" in found.notes[-1]
+
+
+def test_an_overflow_far_away_is_a_note_not_a_problem() -> None:
+    def overflowing(logp: Tensor, logp_ref: Tensor, mask: Tensor) -> Tensor:
+        return k2(logp, logp, logp_ref, mask) + 0 * (60 * (logp_ref - logp)).exp()
+
+    found = certify(overflowing)
+    assert found.problem is None
+    assert found.on_policy.follows == "reverse_kl_token"
+    assert found.on_policy.far_error == math.inf
+    assert "overflows or raises" in found.notes[0]
 
 
 def test_arguments_by_position() -> None:

@@ -92,8 +92,12 @@ class Loss:
             warnings.simplefilter("ignore")
             # copies, so that a loss may work in place, as it may on a model's output
             given = {name: (leaves.get(name, value)).clone() for name, value in streams.items()}
-            values = check_values(self._call(given), shape, streams["mask"])
-            total = torch.where(streams["mask"], values, 0.0).sum()
+            result = self._call(given)
+            try:
+                values = check_values(result, shape, streams["mask"])
+                total = torch.where(streams["mask"], values, 0.0).sum()
+            except (RuntimeError, NotImplementedError) as error:  # sparse, nested, on another device, ...
+                raise LossProblem(f"returned a tensor that cannot be read: {_first_line(error)}") from error
             slopes = self._differentiate(total, leaves)
         changed = tuple(
             name for name in STREAMS if name in self.reads and not _same(given[name].detach(), streams[name])

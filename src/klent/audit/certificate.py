@@ -37,7 +37,8 @@ class Finding:
         one_position: the same statement where a completion is a single token.
         equal_lengths: the same statement where all completions are equally long.
         far_error: how wrong ``one_position`` is for policies that hardly agree, with log-ratios up to 40
-            nats; large where the loss clips or clamps. NaN if there is nothing to be wrong about.
+            nats; large where the loss clips or clamps, inf where it overflows or raises, NaN where there is
+            no statement.
     """
 
     follows: str = "unknown"
@@ -177,7 +178,6 @@ def _finding(loss: Loss, *, off_policy: bool) -> Finding:
     equal = _witness(loss, equal_lengths() if many else two_tokens(), off_policy=off_policy)
     unequal = _witness(loss, unequal_lengths() if many else unequal_lengths()[:2], off_policy=off_policy)
     single = _Joined.of(_witness(loss, one_position(), off_policy=off_policy)).statement()
-    far = _Joined.of(_witness(loss, far_apart(), off_policy=off_policy))
     joined = _Joined.of(equal + unequal)
     known = joined.statement()
     return Finding(
@@ -189,8 +189,16 @@ def _finding(loss: Loss, *, off_policy: bool) -> Finding:
         known.prefixes,
         one_position=single,
         equal_lengths=_Joined.of(equal).statement(),
-        far_error=far.error_of(single),
+        far_error=_far_error(loss, single, off_policy=off_policy),
     )
+
+
+def _far_error(loss: Loss, known: Statement, *, off_policy: bool) -> float:
+    """How wrong a statement about one token becomes far from the reference; inf if the loss fails there."""
+    try:
+        return _Joined.of(_witness(loss, far_apart(), off_policy=off_policy)).error_of(known)
+    except LossProblem:
+        return math.inf
 
 
 Witness = tuple[Expectation, dict[str, torch.Tensor]]
@@ -250,13 +258,20 @@ def _notes(loss: Loss, on_policy: Finding, off_policy: Finding, reaction: Sensit
             )
         elif finding.follows == "unknown" and finding.one_position.follows != "unknown":
             notes.append(f"{where} a statement holds for completions of one token and none for sequences.")
-        if finding.far_error > FAR:
+        if finding.far_error == math.inf:
+            notes.append(
+                f"{where} it cannot be evaluated for policies that hardly agree (log-ratios up to 40 nats): "
+                "it overflows or raises."
+            )
+        elif finding.far_error > FAR:
             notes.append(
                 f"{where} this fails for policies that hardly agree (log-ratios up to 40 nats), with a "
                 f"relative error of {finding.far_error:.2g} for one token: something is clipped or clamped."
             )
         if finding.follows == "zero" and finding.variance > 0:
             notes.append(f"{where} it adds noise and no direction: its mean gradient is zero.")
+        if finding.variance == finding.relative_error == 0:
+            notes.append(f"{where} it does nothing: its gradient is zero at every sample.")
     if off_policy.prefixes == "behaviour":
         notes.append(
             "Off-policy the prefixes are those that the behaviour policy met: the ratio of the tokens before "

@@ -21,6 +21,10 @@ from klent.config.layers import RecipeLoader
 from klent.errors import ConfigError
 
 PICTURES = (".svg", ".png", ".pdf")
+FORMS = (
+    "a target is FILE.py:function, module:function, a function of klent.objectives, or a package: "
+    + ", ".join(PEERS)
+)
 
 
 def audit_command(target: str, settings: list[str], json: bool, picture: Path | None) -> int:
@@ -90,7 +94,10 @@ def find_loss(target: str) -> tuple[Callable[..., Any], bool]:
         return resolve(target), False
     if colon and module != "klent.objectives":
         return _imported(module, name), False
-    function = resolve(name)
+    try:
+        function = resolve(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {FORMS}") from error
     if function.__name__ == "kl_in_reward":
         return in_reward(function), True
     return function, False
@@ -112,7 +119,7 @@ def show(certificate: Certificate, console: Console, *, as_reward: bool = False)
     console.print()
     console.print(_cosines(certificate))
     console.print()
-    table = _table("", "")
+    table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in qualities(certificate):
         table.add_row(name, Text(value, style="red" if value.split(":")[0].isupper() else ""))
     console.print(table)
@@ -186,10 +193,7 @@ def _imported(module: str, name: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{module}:{name}: {error}; a target is FILE.py:function, module:function, a function of "
-            f"klent.objectives, or one of {', '.join(PEERS)}"
-        ) from error
+        raise ConfigError(f"{module}:{name}: {error}; {FORMS}") from error
     if not callable(found):
         raise ConfigError(f"{module}:{name} is not a function")
     function: Callable[..., Any] = found
