@@ -112,7 +112,7 @@ class DatasetRollout(Settings):
     engine: Literal["dataset"]
     """Who makes the completions."""
     max_tokens: PositiveInt = 512
-    """Longest completion, in tokens; what is longer is cut off."""
+    """Longest completion, in tokens; a longer one is refused, not cut."""
 
 
 class Optimizer(Settings):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from klent.config import Recipe
 from klent.errors import ConfigError
 from klent.models import load_policy
@@ -82,6 +84,7 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
     with Scorer(rewards, task) as scorer:
         scorer.check()
         loaded = load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
         return evaluate(
             build_sampler(loaded, recipe.rollout),
             scorer,

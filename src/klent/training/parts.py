@@ -48,6 +48,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Callable[[str], Non
         trust_remote_code=recipe.trust_remote_code,
         lora=recipe.lora.model_dump() if recipe.lora else None,
         gradient_checkpointing=recipe.update.gradient_checkpointing,
+        seed=recipe.seed,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded.model.to(device)

@@ -223,7 +223,7 @@ class Trainer:
         if progress.nonfinite >= limits.nonfinite_steps:
             raise RunError(
                 f"loss or gradient was not finite for {progress.nonfinite} steps in a row (step "
-                f"{row['step']}). The weights are unchanged since. Lower optimizer.lr, or look at the loss. "
+                f"{row['step']}). Those updates were left out. Lower optimizer.lr, or look at the loss. "
                 f"{saved}"
             )
 
