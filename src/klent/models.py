@@ -87,6 +87,8 @@ def load_policy(
     Raises:
         ModelError: whatever is wrong with the name, the folder, its files or an option.
     """
+    from klent.products import quicken
+
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     source = resolve(name)
@@ -105,6 +107,7 @@ def load_policy(
         model = _add_adapter(model, lora, seed)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    quicken(model)
     return LoadedModel(model.eval(), tokenizer, str(source), stops)
 
 

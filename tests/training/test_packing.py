@@ -7,15 +7,18 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
     GemmaConfig,
     GPT2Config,
+    GraniteConfig,
     MambaConfig,
     MistralConfig,
     Qwen2Config,
 )
 
 from klent.training.packing import Completion, make_groups, make_microbatches, pack
-from klent.training.policy import Policy, head_is_linear, takes_shared_prompt
+from klent.training.policy import Policy, head_is_linear, head_options, takes_shared_prompt
 
 SIZE = 40
 
@@ -71,8 +74,8 @@ def test_log_probs_and_gradients_are_those_of_each_sequence_alone(shared, budget
 def test_sharing_computes_the_prompt_once():
     shared = pack(make_groups(ITEMS[:3], shared=True, budget=99), shared=True)
     apart = pack(make_groups(ITEMS[:3], shared=False, budget=99), shared=False)
-    assert shared.tokens == 3 + 5 + 1 + 3
-    assert apart.tokens == 3 * (3 + 5)
+    assert shared.tokens == 3 + 4 + 0 + 2  # a completion's last token predicts nothing, so it is not computed
+    assert apart.tokens == 3 * (3 + 4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,13 +147,40 @@ def test_a_window_shorter_than_the_sequence_is_found_out():
     assert not takes_shared_prompt(policy, longest=17)
 
 
-def test_soft_capped_logits_go_through_the_models_own_head():
-    from transformers import Gemma2Config
-
-    config = Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0, sliding_window=4096)
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (
+            Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0, sliding_window=4096),
+            {"softcap": 2.0},
+        ),
+        (CohereConfig(**SMALL, logit_scale=0.25), {"scale": 0.25}),
+        (GraniteConfig(**SMALL, logits_scaling=8.0), {"scale": 0.125}),
+        (GemmaConfig(**SMALL, head_dim=8), {}),
+    ],
+    ids=["softcap", "scale", "divisor", "plain"],
+)
+def test_what_a_model_does_to_its_logits_is_found_in_its_configuration(config, options):
     policy = config_model(config)
+    assert policy.fused
+    assert policy.head_options == head_options(policy.model) == options
+    assert head_is_linear(policy.model) == (options == {})
+    torch.testing.assert_close(
+        on_grid(policy, ITEMS, shared=False, budget=99), one_by_one(policy.model, ITEMS), atol=2e-5, rtol=0
+    )
+
+
+def test_a_number_that_the_model_does_not_use_is_not_used():
+    model = config_model(GemmaConfig(**SMALL, head_dim=8)).model
+    model.config.final_logit_softcapping = 0.5
+    assert head_options(model) == {}
+
+
+def test_logits_of_another_kind_go_through_the_models_own_head():
+    model = config_model(GemmaConfig(**SMALL, head_dim=8)).model
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output + 0.5 * output.square())
+    policy = Policy(model, temperature=1.0)
     assert not policy.fused
-    assert head_is_linear(config_model(GemmaConfig(**SMALL, head_dim=8)).model)
     torch.testing.assert_close(
         on_grid(policy, ITEMS, shared=False, budget=99), one_by_one(policy.model, ITEMS), atol=2e-5, rtol=0
     )

@@ -19,6 +19,7 @@ class Rollout:
         tokens: sampled tokens, ``[L]`` int64; a sampled stop token is the last of them.
         logp_gen: log-probability of each token under the distribution that it was drawn from, nats, ``[L]``.
         entropy_gen: entropy of that distribution, nats, ``[L]``.
+        renyi_gen: its Rényi entropy of order 2, nats, ``[L]``, where the engine brings it.
         text: what a verifier sees: the tokens decoded, without the stop token.
         finish: ``stop`` where a stop token or stop string ended it, ``length`` where the budget did.
     """
@@ -30,6 +31,7 @@ class Rollout:
     entropy_gen: Tensor
     text: str
     finish: Literal["stop", "length"]
+    renyi_gen: Tensor | None = None
 
 
 class Engine(Protocol):

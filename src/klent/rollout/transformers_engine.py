@@ -1,19 +1,19 @@
 """The transformers engine: it samples with the model that is being trained, in the same process.
 
-One prefill a prompt, then the prompt's whole group decodes together; a finished row leaves the batch. The
+One prefill a prompt, then its whole group decodes together; a finished row leaves the batch. The
 sampling distribution of every token is at hand while it is drawn, so its log-probability and entropy cost
 nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from klent.errors import DataError
 from klent.models import LoadedModel, context_length, render_prompt
+from klent.rollout.decoding import GroupDecoder, PlainDecoder, takes_groups
 from klent.rollout.engine import Rollout
 from klent.rollout.sampling import sample_tokens
 from klent.tasks.prompt import Prompt
@@ -44,8 +44,7 @@ class _Row:
     number: int  # its place in the answer
     prompt: int  # its prompt's place in the question
     tokens: list[int] = field(default_factory=list)
-    logp: list[float] = field(default_factory=list)
-    entropy: list[float] = field(default_factory=list)
+    numbers: list[tuple[float, ...]] = field(default_factory=list)  # logp, entropy, renyi of each
     stopped: bool = False
 
 
@@ -74,6 +73,7 @@ class TransformersEngine:
         self.rows = rows
         self.progress = progress
         self.limit = context_length(loaded.model)
+        self.groups: bool | None = None  # whether the model takes the group decoder; asked when first needed
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Rollout]:
@@ -89,6 +89,8 @@ class TransformersEngine:
         was_training = self.loaded.model.training
         self.loaded.model.eval()
         try:
+            if self.groups is None:
+                self.groups = takes_groups(self.loaded.model)
             for chosen in self._batches(encoded, group_size):
                 rows += self._decode(chosen, encoded, group_size, uniform)
                 if self.progress:
@@ -123,30 +125,27 @@ class TransformersEngine:
     ) -> list[_Row]:
         options, device = self.options, self.loaded.model.device
         rows = [_Row(number=i * group_size + k, prompt=i) for i in chosen for k in range(group_size)]
-        logits, mask, cache = self._prefill([encoded[i] for i in chosen])
-        repeat = torch.arange(len(chosen), device=device).repeat_interleave(group_size)
-        logits, mask = logits[repeat], mask[repeat]
-        cache.batch_select_indices(repeat)
+        kind = GroupDecoder if self.groups else PlainDecoder
+        pad = self.loaded.tokenizer.pad_token_id
+        decoder = kind(self.loaded.model, [encoded[i] for i in chosen], group_size=group_size, pad=pad)
+        logits = decoder.start()
         stop_ids = torch.tensor(sorted(self.loaded.stop_ids), device=device)
         alive = rows
         for position in range(options.max_tokens):
-            numbers = uniform[[row.number for row in alive], position]
+            u = uniform[[row.number for row in alive], position]
             drawn = sample_tokens(
                 logits,
-                numbers.to(device),
+                u.to(device),
                 temperature=options.temperature,
                 top_p=options.top_p,
                 top_k=options.top_k,
             )
             ended = torch.isin(drawn.token, stop_ids).tolist()
-            values = zip(
-                alive, drawn.token.tolist(), drawn.logp.tolist(), drawn.entropy.tolist(), ended, strict=True
-            )
             going = []
-            for index, (row, token, logp, entropy, stopped) in enumerate(values):
-                row.tokens.append(token)
-                row.logp.append(logp)
-                row.entropy.append(entropy)
+            values = zip(*(column.tolist() for column in drawn), strict=True)
+            for index, (row, stopped, (token_id, *its)) in enumerate(zip(alive, ended, values, strict=True)):
+                row.tokens.append(token_id)
+                row.numbers.append(tuple(its))
                 row.stopped = stopped or self._meets_stop(row.tokens)
                 if not row.stopped:
                     going.append(index)
@@ -154,36 +153,10 @@ class TransformersEngine:
                 break
             token = drawn.token
             if len(going) < len(alive):
-                keep = torch.tensor(going, device=device)
-                alive, token, mask = [alive[i] for i in going], token[keep], mask[keep]
-                cache.batch_select_indices(keep)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self._forward(token[:, None], mask, cache)
+                order = decoder.keep(going)
+                alive, token = [alive[i] for i in order], token[order]
+            logits = decoder.step(token)
         return rows
-
-    def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor, Any]:
-        from transformers import DynamicCache
-
-        width = max(map(len, prompts))
-        pad = self.loaded.tokenizer.pad_token_id
-        device = self.loaded.model.device
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        cache = DynamicCache(config=self.loaded.model.config)
-        return self._forward(ids, mask, cache), mask, cache
-
-    def _forward(self, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        """Logits after the last token of ``ids``, ``[R, V]``."""
-        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        output = self.loaded.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
 
     def _text(self, tokens: list[int]) -> str:
         text = self.loaded.tokenizer.decode(
@@ -203,12 +176,14 @@ class TransformersEngine:
         text = self._text(row.tokens[:-1] if ended_by_token else row.tokens)
         for stop in self.options.stop:
             text = text.split(stop, 1)[0]
+        logp, entropy, renyi = torch.tensor(row.numbers).unbind(dim=1)
         return Rollout(
             prompt=prompt,
             prompt_ids=prompt_ids,
             tokens=torch.tensor(row.tokens),
-            logp_gen=torch.tensor(row.logp),
-            entropy_gen=torch.tensor(row.entropy),
+            logp_gen=logp,
+            entropy_gen=entropy,
+            renyi_gen=renyi,
             text=text,
             finish="stop" if row.stopped else "length",
         )

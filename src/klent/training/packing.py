@@ -2,7 +2,7 @@
 
 A group's completions stand behind their one shared prompt in a single row::
 
-    tokens      prompt  completion A  completion B  completion C
+    tokens      prompt  completion A  completion B  completion C    (each without its last token)
     positions   0..P-1  P..           P..           P..
     A sees the prompt and itself, B sees the prompt and itself, ...
 
@@ -72,7 +72,7 @@ def make_groups(completions: Iterable[Completion], *, shared: bool, budget: int)
     for item in completions:
         last = groups[-1] if groups else None
         together = shared and last is not None and last[-1].prompt_ids == item.prompt_ids
-        if last is not None and together and _length(last) + len(item.tokens) <= budget:
+        if last is not None and together and _length(last) + len(item.tokens) - 1 <= budget:
             last.append(item)
         else:
             groups.append([item])
@@ -104,25 +104,25 @@ def pack(groups: Sequence[Group], *, shared: bool) -> Pack:
         positions[r, :start] = torch.arange(start)
         owner[r, :start] = 0
         for k, item in enumerate(group, start=1):
+            # The prompt's last token predicts the first one, each token the next, the last one nothing.
             count = len(item.tokens)
-            here = slice(start, start + count)
-            ids[r, here] = item.tokens
-            positions[r, here] = torch.arange(len(prompt), len(prompt) + count)
+            here = slice(start, start + count - 1)
+            ids[r, here] = item.tokens[:-1]
+            positions[r, here] = torch.arange(len(prompt), len(prompt) + count - 1)
             owner[r, here] = k
-            # The prompt's last token predicts the first one, each token the next.
             before = torch.arange(start - 1, start + count - 1)
             before[0] = len(prompt) - 1
             source.append(r * length + before)
             target.append(item.tokens)
             row.append(torch.full((count,), item.index))
             column.append(torch.arange(count))
-            start += count
+            start += count - 1
     mask = _block_mask(owner) if shared else (owner >= 0).long()
     return Pack(ids, positions, mask, torch.cat(source), torch.cat(target), torch.cat(row), torch.cat(column))
 
 
 def _length(group: Group) -> int:
-    return len(group[0].prompt_ids) + sum(len(item.tokens) for item in group)
+    return len(group[0].prompt_ids) + sum(len(item.tokens) - 1 for item in group)
 
 
 def _block_mask(owner: Tensor) -> Tensor:

@@ -1,0 +1,38 @@
+"""What the benchmarks share: the machine, the day, how a table is written. Not a benchmark itself."""
+
+import csv
+import platform
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def device_name() -> str:
+    """The processor, as it calls itself."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def today() -> str:
+    """The date, UTC, as ISO 8601."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
+    """A table as CSV, replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def show(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """A table on the console, a column as wide as it needs."""
+    cells = [list(columns), *([str(row.get(name, "")) for name in columns] for row in table)]
+    width = [max(len(row[k]) for row in cells) for k in range(len(columns))]
+    for row in cells:
+        print("  ".join(cell.rjust(width[k]) for k, cell in enumerate(row)), flush=True)

@@ -1,0 +1,118 @@
+"""Both decoders against a forward pass over each whole row, and the question that chooses between them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+from klent.rollout import decoding
+from klent.rollout.decoding import GroupDecoder, PlainDecoder, takes_groups
+
+PROMPTS = [[7, 11, 13], [9, 8, 7, 6, 5, 4, 21], [30]]
+GROUP = 3
+DROPS = [
+    None,
+    [0, 1, 2, 4, 6, 8],
+    None,
+    [1, 2, 3],
+    [2],
+    None,
+]  # rows that stay after a step, by their place then
+
+
+@torch.no_grad()
+def alone(model: torch.nn.Module, row: list[int]) -> Tensor:
+    return model(input_ids=torch.tensor([row])).logits[0, -1]
+
+
+@pytest.mark.parametrize("kind", [PlainDecoder, GroupDecoder])
+@torch.no_grad()
+def test_every_step_gives_the_logits_of_the_row_alone(kind, monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", 2)  # so that memory has to grow twice
+    model = tiny_model()
+    rows = [list(p) for p in PROMPTS for _ in range(GROUP)]
+    decoder = kind(model, PROMPTS, group_size=GROUP, pad=0)
+    logits = decoder.start()
+    generator = torch.Generator().manual_seed(0)
+    for kept in DROPS:
+        for row, found in zip(rows, logits, strict=True):
+            torch.testing.assert_close(found, alone(model, row), atol=2e-5, rtol=0)
+        token = torch.randint(5, 90, (len(rows),), generator=generator)
+        if kept is not None:
+            order = decoder.keep(kept)
+            assert sorted(order) == kept
+            rows, token = [rows[i] for i in order], token[order]
+        rows = [[*row, int(t)] for row, t in zip(rows, token, strict=True)]
+        logits = decoder.step(token)
+    assert len(rows) == 1
+
+
+def test_a_prompt_that_nobody_answers_is_forgotten():
+    decoder = GroupDecoder(tiny_model(), PROMPTS, group_size=GROUP, pad=0)
+    with torch.no_grad():
+        decoder.start()
+        decoder.keep([3, 4, 5])
+    assert decoder.cache.bias.shape[0] == 1
+    assert decoder.cache.prompts[0][0].shape[0] == 1
+
+
+def test_the_attention_of_the_model_is_put_back_even_after_an_error():
+    model = tiny_model()
+    decoder = GroupDecoder(model, PROMPTS, group_size=GROUP, pad=0)
+    with torch.no_grad():
+        decoder.start()
+        with pytest.raises(IndexError):
+            decoder.step(torch.full((9,), 10**6))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_llama_takes_groups():
+    assert takes_groups(tiny_model())
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def test_a_window_and_a_capped_score_are_refused():
+    assert not takes_groups(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)).eval())
+    capped = Gemma2ForCausalLM(Gemma2Config(**SMALL, sliding_window=None, attn_logit_softcapping=5.0)).eval()
+    assert not takes_groups(capped)
+    assert takes_groups(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)).eval())
+
+
+def test_an_attention_that_differs_is_found_out(monkeypatch):
+    """The question is worth asking only if a wrong answer is noticed: here the prompt's padding is read."""
+    usual = decoding.GroupCache.__init__
+
+    def careless(self, *arguments):
+        usual(self, *arguments)
+        self.bias.zero_()
+
+    monkeypatch.setattr(decoding.GroupCache, "__init__", careless)
+    assert not takes_groups(tiny_model())
+
+
+@pytest.mark.parametrize("own", [{}, {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "0"}])
+def test_the_switches_of_memory_are_set_unless_the_user_has_set_them(own):
+    code = (
+        "import os; from klent.memory import keep_freed_memory; keep_freed_memory();"
+        "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "THP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean | own, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == own.get("THP_MEM_ALLOC_ENABLE", "1")
