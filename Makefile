@@ -3,12 +3,15 @@
 #   PYTHON=python3.12        which Python makes .venv (3.11 or newer)
 #   TORCH_INDEX=URL          where to get torch: an index that holds CPU builds, which are small
 #   PIP_ARGS="..."           more arguments for every pip install
+#   TRL_PYTHON, VLLM_PYTHON  for `make bench`: a Python that has trl, and one that has vllm
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 PIP_ARGS ?=
 
 BIN := $(VENV)/bin
+TRL_PYTHON ?= $(BIN)/python
+VLLM_PYTHON ?= $(BIN)/python
 STAMP := $(VENV)/.installed
 # Two names for one thing: older and newer pip take the versions of what builds a package from either.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
@@ -16,10 +19,10 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 EXTRAS := dev,tasks,data,gguf,lora,tensorboard
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench docs clean
+.PHONY: help demo test lint types format bench bench-gpu docs clean
 
 help: ## say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(STAMP) ## train a 135M model to add, and write a page about it (an earlier runs/quickstart is moved aside)
 	$(BIN)/klent models pull smollm2-135m
@@ -39,8 +42,16 @@ format: $(STAMP) ## put the code in the shape that `make lint` wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run the benchmarks, one after another
-	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+bench: $(STAMP) ## run the CPU benchmarks, about 25 idle minutes, and print one table; peers that are missing are left out
+	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/mixture.py
+	$(BIN)/python benchmarks/train_pass.py
+	$(BIN)/python benchmarks/decode.py --vllm-python $(VLLM_PYTHON)
+	-$(BIN)/python benchmarks/step.py --peer-python $(TRL_PYTHON)
+	$(BIN)/python benchmarks/table.py
+
+bench-gpu: $(STAMP) ## measure the head on a GPU against the fused kernels that are installed
+	$(BIN)/python benchmarks/head_gpu.py
 
 docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.report.glossary

@@ -52,15 +52,20 @@ class Klent:
         from klent.models import load_policy
 
         self.loaded = load_policy(model)
+        self.prompts = prompts()
+        self.engines: dict[tuple[int, bool], Any] = {}
 
     def __call__(self, tokens: int, endless: bool, seed: int) -> int:
         from dataclasses import replace
 
         from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 
-        loaded = replace(self.loaded, stop_ids=()) if endless else self.loaded
-        engine = TransformersEngine(loaded, SamplingOptions(max_tokens=tokens))
-        return sum(len(r.tokens) for r in engine.generate(prompts(), group_size=GROUP, seed=seed))
+        if (tokens, endless) not in self.engines:
+            loaded = replace(self.loaded, stop_ids=()) if endless else self.loaded
+            engine = TransformersEngine(loaded, SamplingOptions(max_tokens=tokens))
+            self.engines[tokens, endless] = engine
+        rollouts = self.engines[tokens, endless].generate(self.prompts, group_size=GROUP, seed=seed)
+        return sum(len(r.tokens) for r in rollouts)
 
 
 class Generate:

@@ -1,15 +1,20 @@
 """Time and memory of the head: log-probability and entropy of every token, forward and backward.
 
     python benchmarks/head.py                            # three cases, about 5 minutes on 2 idle cores
+    python benchmarks/head.py --cases all-rows           # one case; the others' lines in the CSV stay
     python benchmarks/head.py --threads 1 --clock cpu    # where other programs share the machine
 
 Compared, in one process, their repeats interleaved, median of the times:
 
     floor      the matrix products that nothing can avoid: logits in the forward, the same again in the
-               backward, and one product each for the gradients of hidden states and weight; bare, in tiles of
-               1024 x 1024 (faster here than whole [N, V] products), with everything allocated beforehand
+               backward, and one product each for the gradients of hidden states and weight; bare, nothing
+               added up, in tiles of 2048 x 512. Taken through oneDNN and, as "floor-mkl", through torch.mm:
+               the ratio is to the faster of the two
     chunked    klent.token_stats as it is used
     reference  klent.token_stats(implementation="reference"): full logits and autograd
+    trl        trl.kernels.ChunkedLogProbFunction of TRL 1.16 (what its GRPOTrainer runs), asked for the
+               entropy, with the same coefficients for both outputs, at whichever of several chunk sizes is
+               the fastest here. Needs ``pip install trl==1.16.0``; left out, with the reason, without it
 
 Memory is the peak resident size (VmHWM in /proc/self/status) of a fresh process that runs one forward and
 backward, less its resident size just before and less the gradients: what the head needs beyond inputs and
@@ -24,20 +29,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 import klent
+from klent.products import product
 
-TILE = 1024
+TILE = 2048, 512  # rows x words
+TRL_CHUNKS = 4096, 16384, 32768  # the last one is what its trainer passes
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-Implementation = Literal["chunked", "reference"]
 RESULTS = Path(__file__).parent / "results" / "head_cpu.csv"
 
 
@@ -72,51 +77,92 @@ class Inputs:
         self.active = int((self.c != 0).sum())
 
 
-def head(implementation: Implementation) -> Callable[[Inputs], None]:
+def head(implementation: str) -> Callable[[Inputs], None]:
+    """A contender by its name; ``trl-4096`` is TRL's kernel with chunks of 4096 words."""
+    if implementation.startswith("trl-"):
+        return trl_head(int(implementation.removeprefix("trl-")))
+
     def run(x: Inputs) -> None:
-        out = klent.token_stats(x.hidden, x.weight, x.target, implementation=implementation)
+        out = klent.token_stats(x.hidden, x.weight, x.target, implementation=implementation)  # type: ignore[arg-type]
         assert out.entropy is not None
         torch.autograd.grad([out.logp, out.entropy], [x.hidden, x.weight], [x.c, x.e])
 
     return run
 
 
-class Floor:
-    """The bare products of the rows that need them, tile by tile."""
+def trl_head(chunk_size: int) -> Callable[[Inputs], None]:
+    from trl.kernels import ChunkedLogProbFunction  # type: ignore[import-not-found]
 
-    def __init__(self, case: Case) -> None:
-        self.tile = torch.zeros(TILE * TILE)
-        self.dhidden = torch.zeros(case.rows, case.width)
-        self.dweight = torch.zeros(case.words, case.width)
+    def run(x: Inputs) -> None:
+        logp, entropy, *_ = ChunkedLogProbFunction.apply(
+            x.hidden, x.weight, None, x.target, 1.0, chunk_size, None, 1.0, ("entropy",)
+        )
+        torch.autograd.grad([logp, entropy], [x.hidden, x.weight], [x.c, x.e])
 
-    def __call__(self, x: Inputs) -> None:
+    return run
+
+
+def why_no_trl() -> str | None:
+    """Why TRL's kernel cannot be measured here, or None."""
+    try:
+        from trl.kernels import ChunkedLogProbFunction  # noqa: F401
+    except ImportError as error:
+        return f"no TRL here ({error}): pip install trl==1.16.0"
+    return None
+
+
+def floor(multiply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Inputs], None]:
+    """The bare products of the rows that need them, tile by tile; ``multiply(a, b) = a @ b.T``."""
+
+    def run(x: Inputs) -> None:
         hidden, weight = x.hidden.detach(), x.weight.detach()
-        for w in weight.split(TILE):
-            for h in hidden.split(TILE):
-                torch.mm(h, w.T, out=self.logits(h, w))
-        for w, dw in zip(weight.split(TILE), self.dweight.split(TILE), strict=True):
-            for h, dh in zip(hidden[: x.active].split(TILE), self.dhidden.split(TILE), strict=False):
-                logits = torch.mm(h, w.T, out=self.logits(h, w))
-                dh[: h.shape[0]].addmm_(logits, w)
-                dw.addmm_(logits.T, h)
+        for w in weight.split(TILE[1]):
+            for h in hidden.split(TILE[0]):
+                multiply(h, w)
+        active = hidden[: x.active].split(TILE[0])
+        across = [h.T.contiguous() for h in active]
+        for w in weight.split(TILE[1]):
+            for h, h_across in zip(active, across, strict=True):
+                g = multiply(h, w)
+                multiply(g, w.T)
+                multiply(h_across, g.T)
 
-    def logits(self, h: Tensor, w: Tensor) -> Tensor:
-        return self.tile[: h.shape[0] * w.shape[0]].view(h.shape[0], w.shape[0])
+    return run
 
 
-def measure_times(case: Case, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median milliseconds by contender."""
+def mkl(left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left, right.T)
+
+
+def measure_times(
+    case: Case, repeats: int, clock: Callable[[], float], chunks: Sequence[int]
+) -> dict[str, float]:
+    """Median milliseconds by contender; ``chunks`` are the chunk sizes that TRL may choose from."""
     x = Inputs(case)
-    contenders: dict[str, Callable[[Inputs], None]] = {"floor": Floor(case), "chunked": head("chunked")}
+    contenders = {"floor": floor(product), "floor-mkl": floor(mkl), "chunked": head("chunked")}
     if case.rows * case.words <= 2**27:  # the reference keeps about six [N, V] tensors
         contenders["reference"] = head("reference")
+
+    def measure(run: Callable[[Inputs], None]) -> float:
+        start = clock()
+        run(x)
+        return (clock() - start) * 1e3
+
+    missing = why_no_trl()
+    if missing is None:
+        sweep = {size: measure(trl_head(size)) for size in chunks}
+        best = min(sweep, key=sweep.__getitem__)
+        print("trl, one run per chunk size:", ", ".join(f"{k}: {ms:.0f} ms" for k, ms in sweep.items()))
+        contenders[f"trl-{best}"] = trl_head(best)
+    else:
+        print(f"trl left out: {missing}")
+    for name in contenders.keys() - {f"trl-{size}" for size in chunks}:
+        contenders[name](x)  # warms up, as the sweep did for TRL
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         for name, run in contenders.items():
-            start = clock()
-            run(x)
-            times[name].append((clock() - start) * 1e3)
-    return {name: statistics.median(t[1:]) for name, t in times.items()}  # the first round warms up
+            times[name].append(measure(run))
+    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def resident(field: str) -> float:
@@ -125,7 +171,7 @@ def resident(field: str) -> float:
     return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024 / 1e6  # type: ignore[index]
 
 
-def peak_here(case: Case, implementation: Implementation) -> float:
+def peak_here(case: Case, implementation: str) -> float:
     """MB beyond inputs and gradients, in this process, which must not have done anything else before."""
     head(implementation)(Inputs(Case(8, 8, 8)))  # the library's threads and autograd's start before the count
     x = Inputs(case)
@@ -136,7 +182,7 @@ def peak_here(case: Case, implementation: Implementation) -> float:
 
 
 def measure_peak(case_name: str, implementation: str, threads: int) -> float | None:
-    if implementation == "floor" or not Path("/proc/self/status").exists():
+    if implementation.startswith("floor") or not Path("/proc/self/status").exists():
         return None
     command = [sys.executable, __file__, "--threads", str(threads), "--peak-of", case_name, implementation]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -148,9 +194,11 @@ def device_name() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def rows_of(case_name: str, repeats: int, clock: str) -> list[dict[str, object]]:
+def rows_of(case_name: str, repeats: int, clock: str, chunks: Sequence[int]) -> list[dict[str, object]]:
     case, threads = CASES[case_name], torch.get_num_threads()
-    times = measure_times(case, repeats, CLOCKS[clock])
+    times = measure_times(case, repeats, CLOCKS[clock], chunks)
+    lowest = min(ms for name, ms in times.items() if name.startswith("floor"))
+    theirs = next((ms for name, ms in times.items() if name.startswith("trl")), None)
     out: list[dict[str, object]] = []
     for name, ms in times.items():
         peak = measure_peak(case_name, name, threads)
@@ -167,7 +215,8 @@ def rows_of(case_name: str, repeats: int, clock: str) -> list[dict[str, object]]
                 "repeats": repeats,
                 "clock": clock,
                 "ms": f"{ms:.0f}",
-                "ratio_to_floor": f"{ms / times['floor']:.3f}",
+                "ratio_to_floor": f"{ms / lowest:.3f}",
+                "faster_than_trl": "" if theirs is None else f"{theirs / ms:.2f}",
                 "peak_mb": "" if peak is None else f"{peak:.1f}",
                 "device": device_name(),
                 "torch": torch.__version__,
@@ -178,11 +227,27 @@ def rows_of(case_name: str, repeats: int, clock: str) -> list[dict[str, object]]
     return out
 
 
-SHOWN = ("case", "implementation", "words", "share", "ms", "ratio_to_floor", "peak_mb")
+SHOWN = ("case", "implementation", "words", "share", "ms", "ratio_to_floor", "faster_than_trl", "peak_mb")
 
 
 def show(row: dict[str, object] | None) -> None:
     print("  ".join(f"{name if row is None else row[name]!s:>16}" for name in SHOWN), flush=True)
+
+
+def write(path: Path, table: list[dict[str, object]]) -> None:
+    """Replace these cases' lines in the file and keep the others'."""
+    kept: list[dict[str, object]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames == list(table[0]):
+                kept = [dict(row) for row in reader if row["case"] not in {new["case"] for new in table}]
+    lines = sorted(kept + table, key=lambda row: list(CASES).index(str(row["case"])))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def main() -> None:
@@ -190,12 +255,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--trl-chunks", nargs="+", type=int, default=TRL_CHUNKS, metavar="WORDS")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process; needs --threads 1"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="CSV to write (replaced)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="CSV to write")
     parser.add_argument("--peak-of", nargs=2, metavar=("CASE", "IMPLEMENTATION"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.clock == "cpu" and options.threads != 1:
@@ -208,14 +274,10 @@ def main() -> None:
     show(None)
     table = []
     for case_name in options.cases:
-        for row in rows_of(case_name, options.repeats, options.clock):
+        for row in rows_of(case_name, options.repeats, options.clock, options.trl_chunks):
             table.append(row)
             show(row)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0])
-        writer.writeheader()
-        writer.writerows(table)
+    write(options.out, table)
     print(f"wrote {options.out}")
 
 

@@ -138,6 +138,10 @@ WORKERS = {"klent": run_klent, "trl": run_trl}
 
 def worker(name: str, steps: int, seed: int, model: str, out: Path) -> None:
     """Run one trainer and leave its rows and versions in ``out``."""
+    if name == "klent":  # as the command line does
+        from klent.memory import keep_freed_memory
+
+        keep_freed_memory()
     import torch
 
     rows = WORKERS[name](steps, seed, model)

@@ -51,6 +51,49 @@ def test_every_shipped_function_has_its_place():
     )
 
 
+def test_selectors_have_their_place():
+    chosen = {
+        "high_entropy_tokens",
+        "low_entropy_tokens",
+        "random_tokens",
+        "clip_cov_tokens",
+        "kl_cov_tokens",
+    }
+    assert set(shipped("selector")) == chosen
+    assert {"clip_cov", "kl_cov", "entropy_shaped", "entropy_ratio_clip"} <= set(shipped("loss"))
+
+
+def test_an_own_selector_and_the_loss_that_reads_it(own, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import Tensor\n"
+        "def unlikely(logp, mask, *, below: float = -2.0): return mask & (logp < below)\n"
+        "def f(logp, advantage, mask, *, spared: Tensor): return -logp * advantage * (mask & ~spared)\n"
+    )
+    from klent import binding
+
+    binding._load.cache_clear()
+    values = {**VALUES, "method": "rloo", "loss": {"reinforce": None, "own.py:f": {}}}
+    recipe = make_recipe(
+        {**values, "select": {"spared": "own.py:unlikely"}}, ["select.spared.own.py:unlikely.below=-3"]
+    )
+    assert recipe.select == {"spared": {"own.py:unlikely": {"below": -3}}}
+    assert recipe.loss == {"own.py:f": {}}
+    with pytest.raises(
+        ConfigError, match=r"own.py:f: reads `spared`.*add  select: \{spared: \{random_tokens: "
+    ):
+        make_recipe(values)
+
+
+def test_an_own_selector_that_chooses_nothing_is_refused(own, tmp_path):
+    (tmp_path / "choice.py").write_text(
+        "def f(entropy, mask, *, least: float = 1.0): return entropy - least\n"
+    )
+    values = {**VALUES, "method": "rloo", "select": {"mask": {"choice.py:f": {}}}}
+    own("def f(logp, mask): return -logp * mask\n")
+    with pytest.raises(ConfigError, match=r"select.mask.choice.py:f: returned torch.float32, not a choice"):
+        make_recipe(values)
+
+
 def test_streams_and_settings_come_from_the_signature():
     assert streams_of(objectives.kl_in_loss) == {"logp", "logp_ref", "logp_old", "mask"}
     assert {"coef", "divergence"} <= set(hyperparameters_of(objectives.kl_in_loss))

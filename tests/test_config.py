@@ -93,6 +93,70 @@ REFUSED = {
         "loss: {ppo_clip: {clip_lo: 0.1}}\n",
         "ppo_clip has no such setting; did you mean `clip_low`?",
     ),
+    "a choice that nothing makes": (
+        "loss: {clip_cov: {}}\n",
+        "my.yaml:6: loss.clip_cov: reads `dropped`, a choice of tokens that nothing makes; add  "
+        "select: {dropped: {clip_cov_tokens: {}}}",
+    ),
+    "a choice that nothing reads": (
+        "loss: {clip_cov: {}}\nselect: {droped: {clip_cov_tokens: {}}}\n",
+        "my.yaml:7: select.droped: is read by no term: the loss (ppo_clip, clip_cov) reads `dropped`",
+    ),
+    "two selectors for one name": (
+        "select: {mask: {random_tokens: {fraction: 0.1}, high_entropy_tokens: {}}}\n",
+        "select.mask: takes one selector, has 2",
+    ),
+    "a loss as a selector": (
+        "select: {mask: {ppo_clip: {}}}\n",
+        "ppo_clip does not go under select but under `loss`; valid here: clip_cov_tokens, high_",
+    ),
+    "a selector as a loss": (
+        "loss: {high_entropy_tokens: {}}\n",
+        "high_entropy_tokens does not go under loss but under `select.NAME`",
+    ),
+    "a selector's setting": (
+        "select: {mask: {random_tokens: {share: 0.2}}}\n",
+        "select.mask.random_tokens.share: random_tokens has no such setting",
+    ),
+    "a selector's setting out of range": (
+        "select: {mask: {random_tokens: {fraction: 20}}}\n",
+        "select.mask.random_tokens.fraction: fraction is 20, expected a number in (0, 1]",
+    ),
+    "a count without a choice": ("reduce: {count: all}\n", "reduce.count: is not used: without select.mask"),
+    "a count of nothing": (
+        "reduce: {over: constant, count: all}\nselect: {mask: high_entropy_tokens}\n",
+        "reduce.count: is not used with over: constant",
+    ),
+    "a thermostat without a target": ("thermostat: {steer: bonus}\n", "`target` is missing; set it"),
+    "half a ramp": (
+        "thermostat: {target: {start: 2.0, end: 1.0}}\n",
+        "my.yaml:6: thermostat.target: should be a number, {fraction:} or {start:, end:, steps:}",
+    ),
+    "a target below 0": ("thermostat: {target: -1.0}\n", "should be greater than 0; got -1.0"),
+    "a thermostat beside its term": (
+        "loss: {entropy_loss: {coef: 0.1}}\nthermostat: {target: 0.5}\n",
+        "my.yaml:6: loss.entropy_loss: is the term that the thermostat adds and sets",
+    ),
+    "clip_high with one update": (
+        "thermostat: {target: 0.5, steer: clip_high}\n",
+        "thermostat.steer: clip_high changes nothing with one optimizer step a step",
+    ),
+    "clip_high without a clip": (
+        "loss: {ppo_clip: null, reinforce: {}}\nthermostat: {target: 0.5, steer: clip_high}\n",
+        "clip_high cannot be turned: no term of the loss has such a setting; use ppo_clip",
+    ),
+    "kl_cov_fraction without kl_cov_tokens": (
+        "thermostat: {target: 0.5, steer: kl_cov_fraction}\n",
+        "kl_cov_fraction cannot be turned: there is none; add  select: {penalised: {kl_cov_tokens: {}}}",
+    ),
+    "a thermostat's start out of bounds": (
+        "thermostat: {target: 0.5, start: 2.0}\n",
+        "thermostat: start (2) should lie between low (-1) and high (1)",
+    ),
+    "a fraction above 1": (
+        "thermostat: {target: 0.5, steer: temperature, low: 0.0}\n",
+        "thermostat.low: 0 cannot be: temperature is turned by a factor; above 0",
+    ),
     "no such loss": ("loss: {ppo: {}}\n", "my.yaml:6: loss.ppo: klent.objectives has no such function"),
     "an estimator as a loss": (
         "loss: {kl_in_reward: {coef: 1}}\n",
@@ -202,10 +266,6 @@ REFUSED_OVERRIDES = {
     "two held-out sets": (
         ["task.data=a.jsonl", "task.heldout=5", "task.heldout_data=b.jsonl"],
         "is not used beside heldout_data",
-    ),
-    "reward without a loss for it": (
-        ["loss.ppo_clip=null", "loss.cross_entropy={}", "advantage=null", "eval=null"],
-        "my.yaml:4: reward: is not used: no term of the loss (cross_entropy) reads an advantage, and",
     ),
     "advantage without a loss for it": (
         ["loss.ppo_clip=null", "loss.cross_entropy={}"],
@@ -377,6 +437,16 @@ ROUND_TRIPS = [
         "reduce.denominator=7",
         "track=[wandb]",
     ],
+    ["method=top20", "select.mask=random_tokens", "select.mask.random_tokens.fraction=0.3"],
+    ["method=top20", "select=null", "reduce.count=null"],
+    ["method=clip_cov", "select.dropped=null", "loss.clip_cov=null", "loss.ppo_clip={}"],
+    ["thermostat.target=0.5", "thermostat.steer=temperature", "thermostat.low=0.5"],
+    [
+        "method=thermostat",
+        "thermostat.target.start=2.0",
+        "thermostat.target={start: 2.0, end: 1.0, steps: 9}",
+    ],
+    ["method=thermostat", "thermostat=null"],
     ["method=null", "loss.reinforce={}", "advantage=null", "reduce.over=constant", "eval=null"],
 ]
 

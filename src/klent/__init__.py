@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from klent import audit as audit
+    from klent import mixture as mixture
     from klent import objectives as objectives
     from klent.head import TokenStats as TokenStats
     from klent.head import token_stats as token_stats
@@ -23,8 +24,8 @@ _HOME = {
     "TokenLoss": "klent.objectives",
     "reduce_tokens": "klent.objectives",
 }
-_MODULES = ("audit", "objectives")
-__all__ = ["TokenLoss", "TokenStats", "audit", "objectives", "reduce_tokens", "token_stats"]
+_MODULES = ("audit", "mixture", "objectives")
+__all__ = ["TokenLoss", "TokenStats", "audit", "mixture", "objectives", "reduce_tokens", "token_stats"]
 
 
 def __getattr__(name: str) -> Any:

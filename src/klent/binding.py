@@ -1,8 +1,10 @@
 """Functions of a recipe: which numbers they read, which settings they take.
 
-A term of ``loss``, ``token_reward`` or ``advantage`` is a function of `klent.objectives`, or
+A term of ``loss``, ``token_reward``, ``advantage`` or ``select`` is a function of `klent.objectives`, or
 ``path.py:function``. Its signature is its schema. Parameters named like a token stream are filled by the
-trainer; the remaining keyword-only parameters are settings, and a recipe may set no others.
+trainer; a keyword-only ``Tensor`` of another name is a choice of tokens, made by the selector that the recipe
+puts under that name in ``select``; the remaining keyword-only parameters are settings, and a recipe may set
+no others.
 """
 
 import difflib
@@ -18,10 +20,12 @@ from typing import Any, Literal
 from klent.errors import ConfigError
 
 Function = Callable[..., Any]
-Kind = Literal["loss", "token_reward", "advantage"]
+Kind = Literal["loss", "token_reward", "advantage", "selector"]
 
 #: what the trainer knows about each token, ``[B, T]``
-STREAMS = frozenset({"logp", "entropy", "logp_old", "logp_gen", "logp_ref", "advantage", "mask"})
+STREAMS = frozenset(
+    {"logp", "entropy", "logp_old", "entropy_old", "logp_gen", "logp_ref", "advantage", "mask"}
+)
 #: what it knows about each completion, ``[n]``; only an advantage estimator reads these
 COMPLETIONS = frozenset({"rewards", "group"})
 #: supplied by the trainer, so no setting either
@@ -45,7 +49,23 @@ def streams_of(function: Function) -> set[str]:
     >>> sorted(streams_of(objectives.ppo_clip))
     ['advantage', 'logp', 'logp_old', 'mask']
     """
-    return set(inspect.signature(function).parameters) & (STREAMS | COMPLETIONS)
+    return set(inspect.signature(function).parameters) & (STREAMS | COMPLETIONS) | choices_of(function)
+
+
+def choices_of(function: Function) -> set[str]:
+    """Names of the choices of tokens that a function reads: keyword-only parameters annotated ``Tensor``.
+
+    >>> from klent import objectives
+    >>> choices_of(objectives.clip_cov), choices_of(objectives.ppo_clip)
+    ({'dropped'}, set())
+    """
+    return {
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+        and p.name not in _SUPPLIED
+        and getattr(p.annotation, "__name__", p.annotation) in ("Tensor", "torch.Tensor")
+    }
 
 
 def hyperparameters_of(function: Function) -> dict[str, inspect.Parameter]:
@@ -56,11 +76,16 @@ def hyperparameters_of(function: Function) -> dict[str, inspect.Parameter]:
     ['ratio_max']
     """
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _SUPPLIED}
+    given = _SUPPLIED | choices_of(function)
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
 
 
 def kind_of(function: Function) -> Kind | None:
-    """What a function of `klent.objectives` can be in a recipe, read from its signature."""
+    """What a function of `klent.objectives` can be in a recipe, read from its signature.
+
+    A selector is told by its name, which ends in ``_tokens``: its signature does not say that it returns
+    booleans.
+    """
     signature = inspect.signature(function)
     names = set(signature.parameters)
     result = getattr(signature.return_annotation, "__name__", str(signature.return_annotation))
@@ -68,7 +93,9 @@ def kind_of(function: Function) -> Kind | None:
         return "advantage"
     if result.endswith("TokenLoss"):
         return "loss" if _not_supplied(function) == [] else None
-    if {"logp", "mask"} <= names and "advantage" not in names and "dropped" not in names:
+    if function.__name__.endswith("_tokens") and "mask" in names:
+        return "selector" if _not_supplied(function) == [] else None
+    if {"logp", "mask"} <= names and "advantage" not in names:
         return "token_reward"
     return None
 
@@ -178,7 +205,9 @@ def try_out(kind: Kind, function: Function, settings: Mapping[str, Any]) -> str 
     reads = streams_of(function)
     if kind == "loss" and not reads & {"logp", "entropy"}:
         return "reads neither `logp` nor `entropy`, so that it could train nothing"
-    data = _tiny_data()
+    if kind == "selector" and (asked := choices_of(function)):
+        return f"reads `{min(asked)}`, another choice of tokens; a selector chooses from what the trainer has"
+    data = _tiny_data() | dict.fromkeys(choices_of(function), _tiny_choice())
     try:
         result = function(**{name: data[name] for name in reads}, **settings)
     except (ValueError, TypeError) as error:
@@ -196,12 +225,13 @@ def _wrong_result(kind: Kind, result: Any) -> str | None:
     if not isinstance(values, torch.Tensor):
         return f"returned {type(values).__name__}, not a tensor"
     if tuple(values.shape) != shape:
-        due = (
-            "one number per completion, [n]"
-            if kind == "advantage"
-            else "one per token, [B, T]; klent averages"
-        )
+        due = {
+            "advantage": "one number per completion, [n]",
+            "selector": "True or False per token, [B, T]",
+        }.get(kind, "one per token, [B, T]; klent averages")
         return f"returned shape {list(values.shape)} where {list(shape)} was due: return {due}"
+    if kind == "selector" and values.dtype != torch.bool:
+        return f"returned {values.dtype}, not a choice of tokens: return True and False, dtype torch.bool"
     if kind == "loss" and not values.requires_grad:
         return "returned a loss without a gradient: something in it is detached"
     return None
@@ -218,6 +248,12 @@ def _not_supplied(function: Function) -> list[str]:
     ]
 
 
+def _tiny_choice() -> Any:
+    import torch
+
+    return torch.tensor([[True, False, False], [False, True, False]])
+
+
 def _tiny_data() -> dict[str, Any]:
     import torch
 
@@ -226,6 +262,7 @@ def _tiny_data() -> dict[str, Any]:
         "logp": torch.full(shape, -1.0, requires_grad=True),
         "entropy": torch.full(shape, 0.8, requires_grad=True),
         "logp_old": torch.full(shape, -1.1),
+        "entropy_old": torch.full(shape, 0.8),
         "logp_gen": torch.full(shape, -1.1),
         "logp_ref": torch.full(shape, -1.2),
         "advantage": torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]),

@@ -28,6 +28,8 @@ def resolve(name: str) -> Path | str:
             no model; the message says what it lacks.
     """
     if name in KNOWN:
+        if not KNOWN[name].writes:
+            raise ModelError(f"{name} turns text into vectors and writes none: no policy, it serves rewards")
         if folder := pulled(name):
             return folder
         raise ModelError(f"{name} is not on this machine yet: run `klent models pull {name}`")

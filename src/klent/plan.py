@@ -1,9 +1,10 @@
 """What a recipe will do at each step, worked out before anything is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from klent.binding import resolve, streams_of
-from klent.config import DatasetRollout, DataSettings, Recipe, streams
+from klent.config import DatasetRollout, DataSettings, Recipe, Thermostat, streams
 
 _GIVEN = {"mask", "rewards", "group"}
 
@@ -19,6 +20,8 @@ class Plan:
         needs_reference: whether log-probs of a reference model are computed.
         needs_old: whether log-probs at the start of the step are computed apart from those of the update.
             With one update a step they are the same numbers.
+        selects_again: whether tokens are chosen by the log-probs or entropies of a policy that has moved
+            since it sampled, which takes a forward pass for each optimizer step but the first.
         eval_completions: in each evaluation, 0 where there is none.
     """
 
@@ -27,6 +30,7 @@ class Plan:
     terms: tuple[str, ...]
     needs_reference: bool
     needs_old: bool
+    selects_again: bool
     eval_completions: int
 
 
@@ -39,19 +43,46 @@ def make_plan(recipe: Recipe) -> Plan:
         updates=updates,
         terms=tuple(_terms(recipe)),
         needs_reference="logp_ref" in reads,
-        needs_old="logp_old" in reads and updates > 1,
+        needs_old=bool({"logp_old", "entropy_old"} & reads) and updates > 1,
+        selects_again=updates > 1 and any(map(_reads_policy, (recipe.select or {}).values())),
         eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval else 0,
     )
 
 
+def _reads_policy(choice: Mapping[str, object]) -> bool:
+    return any({"logp", "entropy"} & streams_of(resolve(name)) for name in choice)
+
+
 def _terms(recipe: Recipe) -> list[str]:
     lines = []
-    for kind in ("advantage", "token_reward", "loss"):
-        for name, settings in (getattr(recipe, kind) or {}).items():
+    select = {f"select {stream}": choice for stream, choice in (recipe.select or {}).items()}
+    kinds = {kind: getattr(recipe, kind) or {} for kind in ("advantage", "token_reward")}
+    for kind, terms in {**kinds, **select, "loss": recipe.loss}.items():
+        for name, settings in terms.items():
             values = ", ".join(f"{key}={value}" for key, value in settings.items())
-            reads = ", ".join(sorted(streams_of(resolve(name)) - _GIVEN)) or "rewards"
+            nothing = "nothing" if kind in select else "rewards"
+            reads = ", ".join(sorted(streams_of(resolve(name)) - _GIVEN)) or nothing
             lines.append(f"{kind}: {name}({values}) reads {reads}")
     return lines
+
+
+def _reduction(recipe: Recipe) -> str:
+    over = recipe.reduce.over
+    if "mask" not in (recipe.select or {}) or over == "constant":
+        return f"reduce: over {over}"
+    return f"reduce: over {over}, counting {recipe.reduce.count or 'selected'} tokens"
+
+
+def _thermostat(thermostat: Thermostat) -> str:
+    target, steer = thermostat.target, thermostat.steer
+    if target.value is not None:
+        aim = f"{target.value:g} nats"
+    elif target.fraction is not None:
+        aim = f"{target.fraction:g} of the first step's entropy"
+    else:
+        aim = f"{target.start:g} to {target.end:g} nats over {target.steps} steps"
+    turned = "the coefficient of an entropy bonus" if steer == "bonus" else steer
+    return f"thermostat: {aim}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
 
 
 def describe_plan(recipe: Recipe) -> list[str]:
@@ -67,12 +98,17 @@ def describe_plan(recipe: Recipe) -> list[str]:
     lines = [
         f"each step: {made}, {budget}",
         *plan.terms,
-        f"reduce: over {recipe.reduce.over}",
+        _reduction(recipe),
+        *([_thermostat(recipe.thermostat)] if recipe.thermostat else []),
         f"update: {_count(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
         f"reference model: {reference if plan.needs_reference else 'none (no term reads logp_ref)'}",
     ]
     if plan.needs_old:
         lines.append("log-probs at the start of the step: one more forward pass (several updates reuse them)")
+    if plan.selects_again:
+        lines.append(
+            "tokens are chosen anew at every optimizer step: one more forward pass for each but the first"
+        )
     if recipe.eval is not None:
         when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
         solved = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}"

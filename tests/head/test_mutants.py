@@ -2,6 +2,7 @@
 
 import inspect
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,37 +11,48 @@ from torch import Tensor
 
 from head.helpers import Problem, problem
 from klent.head import chunked
+from klent.head.reference import token_stats_reference
+from klent.head.stats import Shape, TokenStats
 
 # (what is wrong, the line as it is, the line as it would be)
 MUTANTS = [
-    ("sign of the entropy gradient", "self.slope = (-e / s)", "self.slope = (e / s)"),
-    ("entropy gradient without its mean", "((e * mean - c) / s)", "((-c) / s)"),
-    ("entropy gradient not normalised", "self.slope = (-e / s)", "self.slope = (-e)"),
-    ("sign of the logp gradient", "((e * mean - c) / s)", "((e * mean + c) / s)"),
+    ("sign of the entropy gradient", "self.slope = (-e", "self.slope = (e"),
+    ("entropy gradient without its mean", "((e * NATS * mean - c) / s", "((-c) / s"),
+    ("entropy gradient not normalised", "(-e * NATS / s * logits", "(-e * NATS * logits"),
+    ("sign of the logp gradient", "mean - c) / s", "mean + c) / s"),
     ("target word not pushed", "torch.where(here, self.c[rows], 0.0)", "torch.zeros_like(self.c[rows])"),
     ("other tiles' targets pushed", "torch.where(here, self.c[rows], 0.0)", "self.c[rows]"),
-    ("temperature dropped from the logits", "self.hidden = self.hidden / temperature", "pass"),
-    ("temperature dropped from the bias", "(bias.to(self.dtype) / temperature)", "(bias.to(self.dtype) * 1)"),
-    ("temperature dropped from dhidden", "dhidden.div_(ctx.temperature)", "dhidden"),
-    ("temperature dropped from dbias", "dbias.div_(ctx.temperature)", "dbias"),
-    ("bias dropped", "torch.addmm(self.bias[words], x, w.T, out=z)", "torch.mm(x, w.T, out=z)"),
+    ("temperature dropped from the logits", "shape.scale / shape.temperature / NATS", "shape.scale / NATS"),
+    ("factor dropped from the bias", "(bias.to(self.dtype) * self.factor)", "(bias.to(self.dtype) * 1)"),
+    ("factor dropped from dhidden", "dhidden.mul_(logits.factor)", "dhidden"),
+    ("factor dropped from dbias", "dbias.mul_(logits.factor)", "dbias"),
+    ("bias dropped", "None if self.bias is None else self.bias[words]", "None"),
     ("sum not rescaled to the new maximum", "s.mul_(scale).add_", "s.add_"),
     ("weighted sum not rescaled", ".mul_(scale).add_(z.mul_(exp)", ".add_(z.mul_(exp)"),
     ("weighted sum not moved", "u.addcmul_(s, shift).mul_(scale)", "u.mul_(scale)"),
     ("maximum forgotten", "m.copy_(top)", "pass"),
-    ("sign of the entropy", "s.log() - mean if entropy", "mean - s.log() if entropy"),
-    ("entropy of one tile", "s.log() - mean if entropy", "-mean if entropy"),
-    ("log-sum-exp without the sum", "(at_target - m) - s.log()", "(at_target - m)"),
+    ("sign of the entropy", "(s.log2() - mean) * NATS if", "(mean - s.log2()) * NATS if"),
+    ("entropy of one tile", "(s.log2() - mean) * NATS if", "-mean * NATS if"),
+    ("log-sum-exp without the sum", "(at_target - m) - s.log2()", "(at_target - m)"),
     ("target of the last tile wins", "torch.where(here, z.gather(1, column).squeeze(1), at_target[rows])",
      "z.gather(1, column).squeeze(1)"),
-    ("only the last tile of rows in dweight", "dw.addmm_(g.T, hidden[rows])", "dw.copy_(g.T @ hidden[rows])"),
-    ("only the last tile of words in dhidden", "dhidden[rows].addmm_(g, w)", "dhidden[rows].copy_(g @ w)"),
+    ("only the last tile of rows in dweight", "dw.add_(block)", "block"),
+    ("only the last tile of words in dhidden", "dhidden[rows] += product", "dhidden[rows] = product"),
     ("dbias of the last tile", "dbias[words] += g.sum(0)", "dbias[words] = g.sum(0)"),
     ("last, cut tile of words lost", "range(0, length, size)", "range(0, length - length % size, size)"),
     ("rows with only an entropy coefficient dropped", "((c != 0) | (e != 0))", "(c != 0)"),
     ("rows with only a logp coefficient dropped", "((c != 0) | (e != 0))", "(e != 0)"),
     ("gradients of kept rows in the wrong place", "index_copy_(0, active, dhidden)",
      "index_copy_(0, torch.arange(len(active)), dhidden)"),
+]  # fmt: skip
+# The same for a head that scales and caps its logits
+CAPPED = [
+    ("slope of the cap missing", "g.addcmul_(g, tanh.square_(), value=-1)", "g"),
+    ("slope of the cap reversed", "tanh.square_(), value=-1)", "tanh.square_(), value=1)"),
+    ("cap not undone", "NATS * self.reach", "NATS"),
+    ("scale dropped", "shape.scale / shape.softcap", "1 / shape.softcap"),
+    ("temperature dropped from the reach", "shape.softcap / shape.temperature", "shape.softcap"),
+    ("tanh after its square", "(y.tanh_() * self.reach, y)", "((y := y.tanh_() * self.reach), y)"),
 ]  # fmt: skip
 SOURCE = inspect.getsource(chunked)
 
@@ -62,26 +74,47 @@ def a_problem() -> Problem:
     return p
 
 
-def differs(module: types.ModuleType, p: Problem) -> bool:
-    """Whether any value or gradient is off by more than 1e-9 from NumPy."""
+def everything_of(compute: Callable[..., TokenStats], p: Problem, shape: Shape) -> list[Tensor]:
+    """Both values and the three gradients."""
     inputs = [x.clone().requires_grad_() for x in (p.hidden, p.weight, p.bias)]
     hidden, weight, bias = inputs
-    out = module.token_stats_chunked(hidden, weight, p.target, bias, p.temperature, True)
+    out = compute(hidden, weight, p.target, bias, shape, True)
+    assert out.entropy is not None
     slopes = torch.autograd.grad([out.logp, out.entropy], inputs, [p.c, p.e])
+    return [out.logp.detach(), out.entropy.detach(), *slopes]
+
+
+def off(actual: Tensor, truth: Tensor) -> bool:
+    return not torch.allclose(actual, truth, rtol=1e-9, atol=1e-9)
+
+
+def differs(module: types.ModuleType, p: Problem) -> bool:
+    """Whether any value or gradient is off by more than 1e-9 from NumPy."""
+    actual = everything_of(module.token_stats_chunked, p, Shape(p.temperature))
     arrays = (p.hidden.numpy(), p.weight.numpy(), p.target.numpy(), p.bias.numpy(), p.temperature)
     expected = (*oracle.stats(*arrays), *oracle.gradients(*arrays, p.c.numpy(), p.e.numpy()))
+    return any(off(a, torch.from_numpy(t)) for a, t in zip(actual, expected, strict=True))
 
-    def off(actual: Tensor, truth: Tensor) -> bool:
-        return not torch.allclose(actual, truth, rtol=1e-9, atol=1e-9)
 
-    return any(off(a.detach(), torch.from_numpy(t)) for a, t in zip((*out, *slopes), expected, strict=True))
+def differs_capped(module: types.ModuleType, p: Problem) -> bool:
+    """The same for capped logits, from the definition, which has its own test against differences."""
+    shape = Shape(p.temperature, 0.7, 3.0)
+    actual = everything_of(module.token_stats_chunked, p, shape)
+    return any(off(a, b) for a, b in zip(actual, everything_of(token_stats_reference, p, shape), strict=True))
 
 
 def test_the_head_itself_survives() -> None:
     assert not differs(build(SOURCE), a_problem())
+    assert not differs_capped(build(SOURCE), a_problem())
 
 
 @pytest.mark.parametrize(("line", "mutated"), [m[1:] for m in MUTANTS], ids=[m[0] for m in MUTANTS])
 def test_mutant_is_caught(line: str, mutated: str) -> None:
     assert SOURCE.count(line) == 1, f"the line to break occurs {SOURCE.count(line)} times: {line}"
     assert differs(build(SOURCE.replace(line, mutated)), a_problem())
+
+
+@pytest.mark.parametrize(("line", "mutated"), [m[1:] for m in CAPPED], ids=[m[0] for m in CAPPED])
+def test_mutant_of_the_capped_head_is_caught(line: str, mutated: str) -> None:
+    assert SOURCE.count(line) == 1, f"the line to break occurs {SOURCE.count(line)} times: {line}"
+    assert differs_capped(build(SOURCE.replace(line, mutated)), a_problem())

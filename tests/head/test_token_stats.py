@@ -341,10 +341,14 @@ BAD = {
     "temperature < 0": ({"temperature": -1.0}, ValueError, "temperature must be"),
     "temperature nan": ({"temperature": math.nan}, ValueError, "temperature must be"),
     "temperature inf": ({"temperature": math.inf}, ValueError, "temperature must be"),
+    "scale 0": ({"scale": 0.0}, ValueError, "scale must be a finite number other than 0, not 0.0"),
+    "scale nan": ({"scale": math.nan}, ValueError, "scale must be"),
+    "softcap 0": ({"softcap": 0.0}, ValueError, "softcap must be a positive number or None, not 0.0"),
+    "softcap inf": ({"softcap": math.inf}, ValueError, "softcap must be"),
     "implementation": (
         {"implementation": "fast"},
         ValueError,
-        "'fast' is unknown: use auto, chunked, reference",
+        "'fast' is unknown: use auto, chunked, triton, reference",
     ),
 }
 
@@ -372,3 +376,66 @@ def test_hand_worked_table() -> None:
     np.testing.assert_allclose(out.entropy, [1.5 * math.log(2)] * 2, rtol=1e-6)
     cold = token_stats(hidden, weight, torch.tensor([0, 2]), temperature=0.5)
     np.testing.assert_allclose(cold.logp, [math.log(4 / 6), math.log(1 / 6)], rtol=1e-6)
+
+
+# Scaled and capped logits
+
+
+def naive_capped(p: Problem, scale: float, softcap: float | None) -> dict[str, Tensor]:
+    """In float64 from the definition of the models that do so; gradients by central differences."""
+
+    def values(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        z = scale * (hidden @ weight.T + bias)
+        if softcap is not None:
+            z = softcap * (1 - 2 / (1 + (2 * z / softcap).exp()))
+        odds = (z / p.temperature).exp()
+        chance = odds / odds.sum(1, keepdim=True)
+        logs = torch.where(chance > 0, chance, 1.0).log()
+        return chance.gather(1, p.target[:, None])[:, 0].log(), -(chance * logs).sum(1)
+
+    def loss(*inputs: Tensor) -> float:
+        logp, entropy = values(*inputs)
+        return float((p.c * logp).sum() + (p.e * entropy).sum())
+
+    inputs = [p.hidden, p.weight, p.bias]
+    out = dict(zip(("logp", "entropy"), values(*inputs), strict=True))
+    for k, name in enumerate(NAMES):
+        slope = torch.zeros_like(inputs[k])
+        for place in range(slope.numel()):
+            sides = []
+            for step in (1e-5, -1e-5):
+                moved = [x.clone() for x in inputs]
+                moved[k].view(-1)[place] += step
+                sides.append(loss(*moved))
+            slope.view(-1)[place] = (sides[0] - sides[1]) / 2e-5
+        out[f"d{name}"] = slope
+    return out
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, 3.0), (0.25, None), (-0.5, 2.0), (2.0, 30.0)], ids=str)
+def test_scale_and_softcap_equal_central_differences(
+    scale: float, softcap: float | None, implementation: str
+) -> None:
+    p = problem(18, 2, 70)
+    expected = naive_capped(p, scale, softcap)
+    close(everything(p, implementation=implementation, scale=scale, softcap=softcap), expected, 1e-8)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_capped_logits_in_float32_and_with_masked_words() -> None:
+    """A cap has the last word: what the bias masks has the logit -softcap, as in the model."""
+    p = problem(40, 5, 130, dtype=torch.float32)
+    p.bias[::3] = -torch.inf
+    options = {"scale": 1.5, "softcap": 4.0}
+    exact = everything(p.to(torch.float64), implementation="reference", **options)
+    assert all(torch.isfinite(x).all() for x in exact.values())
+    close(everything(p, **options), exact, 1e-5)
+
+
+def test_scale_is_a_temperature_and_a_wide_cap_is_none() -> None:
+    p = problem(18, 4, 70)
+    half = replace(p, temperature=p.temperature * 2)
+    torch.testing.assert_close(everything(p, scale=0.5), everything(half))
+    torch.testing.assert_close(stats(p, softcap=1e6).logp, stats(p).logp)

@@ -33,6 +33,8 @@ class Work(TorchDispatchMode):
         if func.overloadpacket in PRODUCTS:
             left, right = args[-2:]
             self.products.append((left.shape[0], left.shape[1], right.shape[1]))
+        elif func.overloadpacket is torch.ops.mkldnn._linear_pointwise:
+            self.products.append((*args[0].shape, args[1].shape[0]))
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
                 storage = x.untyped_storage()

@@ -45,11 +45,21 @@ LOSSES: dict[str, Callable[[Tokens], TokenLoss]] = {
     "kl_cov kl": lambda b: O.kl_cov(
         b["logp"], b["logp_old"], b["advantage"], b["mask"], penalised=b["chosen"], penalty="kl"
     ),
+    "entropy_shaped": lambda b: O.entropy_shaped(
+        b["logp"], b["logp_old"], b["entropy"], b["advantage"], b["mask"]
+    ),
+    "entropy_ratio_clip": lambda b: O.entropy_ratio_clip(
+        b["logp"], b["logp_old"], b["entropy"], b["weight"], b["advantage"], b["mask"], low=0.5, high=0.9
+    ),
 }
 # one number (or choice) per token, without gradient
 NUMBERS: dict[str, Callable[[Tokens], Tensor]] = {
     "kl_in_reward": lambda b: O.kl_in_reward(b["logp"], b["logp_ref"], b["mask"], coef=0.1),
     "high_entropy_tokens": lambda b: O.high_entropy_tokens(b["entropy"], b["mask"], fraction=0.3),
+    "low_entropy_tokens": lambda b: O.low_entropy_tokens(b["entropy"], b["mask"], fraction=0.7),
+    "random_tokens": lambda b: O.random_tokens(
+        b["mask"], fraction=0.3, generator=torch.Generator().manual_seed(0)
+    ),
     "token_covariance": lambda b: O.token_covariance(b["logp"], b["advantage"], b["mask"]),
     "gae": lambda b: O.gae(b["advantage"], b["entropy"], b["mask"], gamma=0.9, lam=0.8),
     "reward_to_go": lambda b: O.reward_to_go(b["advantage"], b["mask"], gamma=0.9),
@@ -64,7 +74,7 @@ NUMBERS: dict[str, Callable[[Tokens], Tensor]] = {
 }
 IN_ORDER = {"gae", "reward_to_go"}  # these read a sequence from left to right
 # the order decides a draw, and between equals: the covariances of two tokens are one number
-ORDERED = {"clip_cov_tokens", "kl_cov_tokens"}
+ORDERED = {"clip_cov_tokens", "kl_cov_tokens", "random_tokens"}
 TRAINED = {"entropy_loss": {"entropy"}}  # the others train logp
 TRAINED |= {name: {"logp", "logp_other"} for name in ("weighted_cross_entropy", "uniform_cross_entropy")}
 

@@ -21,6 +21,7 @@ from objectives import test_advantage as advantage
 from objectives import test_covariance as covariance
 from objectives import test_diffusion as diffusion
 from objectives import test_entropy as entropy
+from objectives import test_exploration as exploration
 from objectives import test_gaussian as gaussian
 from objectives import test_importance as importance
 from objectives import test_kl as kl
@@ -33,6 +34,7 @@ from objectives import test_reduce as reduce
 from objectives import test_regret as regret
 from objectives import test_semantic as semantic
 from objectives import test_surrogate as surrogate
+from objectives import test_tokens as choices
 from objectives.helpers import random_tokens
 
 
@@ -179,13 +181,13 @@ MUTANTS = [
     Mutant("smallest for largest", "covariance.py", "largest(covariance, mask, share", "largest(-covariance, mask, share", covariance.test_kl_cov_tokens_table),
     Mutant("largest |covariance|", "covariance.py", "largest(covariance, mask, share", "largest(covariance.abs(), mask, share", partial(covariance.test_kl_cov_tokens_agree_with_oracle, 0, "0.3")),
     Mutant("fraction of the padding too", "covariance.py", "largest(covariance, mask, share(fraction, mask.sum()))", "largest(covariance, mask, share(fraction, torch.tensor(mask.numel())))", partial(covariance.test_kl_cov_tokens_agree_with_oracle, 0, "0.3")),
-    Mutant("largest for drawn", "covariance.py", "largest(draw, eligible, share", "largest(covariance, eligible, share", covariance.test_clip_cov_tokens_are_drawn_evenly),
-    Mutant("fraction of the eligible", "covariance.py", "largest(draw, eligible, share(fraction, mask.sum()))", "largest(draw, eligible, share(fraction, eligible.sum()))", covariance.test_clip_cov_tokens_table),
+    Mutant("largest for drawn", "covariance.py", "largest(drawn(mask, generator), eligible, share", "largest(covariance, eligible, share", covariance.test_clip_cov_tokens_are_drawn_evenly),
+    Mutant("fraction of the eligible", "covariance.py", "largest(drawn(mask, generator), eligible, share(fraction, mask.sum()))", "largest(drawn(mask, generator), eligible, share(fraction, eligible.sum()))", covariance.test_clip_cov_tokens_table),
     Mutant("no upper end to the band", "covariance.py", " & (covariance <= high)", "", covariance.test_clip_cov_tokens_table),
     Mutant("no lower end to the band", "covariance.py", "mask & (covariance >= low) & ", "mask & ", covariance.test_clip_cov_tokens_table),
     Mutant("ends left out", "covariance.py", "(covariance >= low) & (covariance <= high)", "(covariance > low) & (covariance < high)", covariance.test_clip_cov_tokens_table),
-    Mutant("generator ignored", "covariance.py", "generator=generator, device", "device", covariance.test_clip_cov_tokens_follow_their_generator),
-    Mutant("draw depends on the padding", "covariance.py", "draw = draw[mask.flatten().cumsum(0) - 1].view_as(mask)", "draw = draw.view_as(mask)", off_mask("clip_cov_tokens")),
+    Mutant("generator ignored", "masking.py", "generator=generator, device", "device", covariance.test_clip_cov_tokens_follow_their_generator),
+    Mutant("draw depends on the padding", "masking.py", "draw[mask.flatten().cumsum(0) - 1].view_as(mask)", "draw.view_as(mask)", off_mask("clip_cov_tokens")),
     Mutant("clip_cov: keeps what to drop", "covariance.py", "mask & ~dropped, clip_low", "mask & dropped, clip_low", covariance.test_clip_cov_table),
     Mutant("clip_cov: drops nothing", "covariance.py", "mask & ~dropped, clip_low", "mask, clip_low", covariance.test_clip_cov_table),
     Mutant("clip_cov: bounds swapped", "covariance.py", "clip_low=clip_low, clip_high=clip_high", "clip_low=clip_high, clip_high=clip_low", partial(covariance.test_losses_agree_with_oracles_and_have_their_gradients, 0)),
@@ -252,6 +254,26 @@ MUTANTS = [
     Mutant("sft: sign", "measures.py", "logp.exp() - logp_data.exp()", "logp_data.exp() - logp.exp()", measures.test_logit_gradients_table),
     Mutant("reinforce: not weighted by π", "measures.py", "return -p * (advantage", "return -(advantage", measures.test_reinforce_does_not_move_what_is_never_sampled),
     Mutant("reinforce: no baseline", "measures.py", "(advantage - (p * advantage).sum(dim=-1, keepdim=True))", "advantage", measures.test_means_of_one_sample_gradients),
+    # tokens
+    Mutant("highest for lowest", "tokens.py", "largest(-entropy, mask", "largest(entropy, mask", choices.test_low_entropy_tokens_table),
+    Mutant("complement of the complement", "tokens.py", "largest(-entropy, mask, share(fraction,", "mask & ~largest(entropy, mask, share(1 - fraction + 1e-9,", choices.test_low_entropy_tokens_table),
+    Mutant("fraction of the padding too", "tokens.py", "largest(drawn(mask, generator), mask, share(fraction, mask.sum()))", "largest(drawn(mask, generator), mask, share(fraction, torch.tensor(mask.numel())))", choices.test_random_tokens_are_as_many_as_asked_and_drawn_evenly),
+    Mutant("the first, not random ones", "tokens.py", "largest(drawn(mask, generator), mask", "largest(torch.zeros(mask.shape), mask", choices.test_random_tokens_are_as_many_as_asked_and_drawn_evenly),
+    Mutant("each token by its own coin", "tokens.py", "largest(drawn(mask, generator), mask, share(fraction, mask.sum()))", "mask & (drawn(mask, generator) < fraction)", choices.test_random_tokens_are_as_many_as_asked_and_drawn_evenly),
+    Mutant("generator ignored", "tokens.py", "drawn(mask, generator), mask", "drawn(mask, None), mask", choices.test_random_tokens_follow_their_generator),
+    Mutant("random: draw depends on the padding", "tokens.py", "largest(drawn(mask, generator), mask", "largest(torch.rand(mask.shape, generator=generator), mask", off_mask("random_tokens")),
+    # exploration
+    Mutant("max for min", "exploration.py", "torch.minimum(alpha * entropy", "torch.maximum(alpha * entropy", exploration.test_entropy_shaped_table),
+    Mutant("no bound by |A|", "exploration.py", "torch.minimum(alpha * entropy, known.abs() / kappa)", "alpha * entropy", exploration.test_entropy_shaped_table),
+    Mutant("A for |A|", "exploration.py", "known.abs() / kappa", "known / kappa", exploration.test_entropy_shaped_table),
+    Mutant("shaping away from 0", "exploration.py", "known + shaping", "known + known.sign() * shaping", exploration.test_entropy_shaped_table),
+    Mutant("shaping subtracted", "exploration.py", "known + shaping", "known - shaping", exploration.test_entropy_shaped_table),
+    Mutant("bounds swapped", "exploration.py", "known + shaping, mask, clip_low=clip_low, clip_high=clip_high", "known + shaping, mask, clip_low=clip_high, clip_high=clip_low", partial(exploration.test_losses_agree_with_oracles_and_have_their_gradients, 0)),
+    Mutant("sides swapped", "exploration.py", "entropy < (1 - low) * old, entropy - old > high * old", "entropy < (1 - high) * old, entropy - old > low * old", exploration.test_entropy_ratio_clip_table),
+    Mutant("in nats, not by ratio", "exploration.py", "entropy - old > high * old", "entropy - old > high", exploration.test_entropy_ratio_clip_table),
+    Mutant("keeps what left", "exploration.py", "mask & ~(fell | rose)", "mask & (fell | rose)", exploration.test_entropy_ratio_clip_table),
+    Mutant("only the fall", "exploration.py", "mask & ~(fell | rose)", "mask & ~fell", exploration.test_entropy_ratio_clip_table),
+    Mutant("ends left out", "exploration.py", "entropy < (1 - low) * old", "entropy <= (1 - low) * old", exploration.test_entropy_ratio_clip_table),
     # reduce
     Mutant("wrong denominator", "reduce.py", "total, count = loss.sum(), lengths.sum()", "total, count = loss.sum(), torch.tensor(loss.numel())", reduce.test_reduce_tokens_averages_over_tokens_unless_told),
     Mutant("rows without a token counted", "reduce.py", "(lengths > 0).sum()", "torch.tensor(len(lengths))", cut("reinforce", "sequences")),

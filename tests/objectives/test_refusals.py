@@ -61,6 +61,13 @@ RANGES: list[tuple[Call, str]] = [
     (lambda: O.clip_cov_tokens(X, X, MASK, low=6), "high is 5.0, expected a number in [6, inf]"),
     (lambda: O.clip_cov_tokens(X, X, MASK, low=math.nan), "low is nan"),
     (lambda: O.kl_cov_tokens(X, X, MASK, fraction=0.2 * 100), "fraction is 20.0"),
+    (lambda: O.low_entropy_tokens(X, MASK, fraction=0), "fraction is 0, expected a number in (0, 1]"),
+    (lambda: O.random_tokens(MASK, fraction=20), "fraction is 20, expected a number in (0, 1]"),
+    (lambda: O.entropy_shaped(X, X, X, X, MASK, alpha=-1), "alpha is -1, expected a number in [0, inf)"),
+    (lambda: O.entropy_shaped(X, X, X, X, MASK, kappa=1), "kappa is 1, expected a number in (1, inf]"),
+    (lambda: O.entropy_shaped(X, X, X, X, MASK, clip_low=2), "clip_low is 2"),
+    (lambda: O.entropy_ratio_clip(X, X, X, X, X, MASK, low=1.1), "low is 1.1, expected a number in [0, 1]"),
+    (lambda: O.entropy_ratio_clip(X, X, X, X, X, MASK, high=-1), "high is -1, expected a number in [0, inf]"),
     (lambda: O.clip_cov(X, X, X, MASK, dropped=MASK, clip_low=2), "clip_low is 2"),
     (lambda: O.kl_cov(X, X, X, MASK, penalised=MASK, coef=-1), "coef is -1, expected a number in [0, inf)"),
     (

@@ -70,8 +70,9 @@ def test_settings_are_keyword_only_and_typed(name: str) -> None:
 def test_public_names() -> None:
     names = """
         cross_entropy weighted_cross_entropy uniform_cross_entropy reinforce ppo_clip cispo clip_cov kl_cov
-        kl_in_loss entropy_loss ddpo dpok dpo bradley_terry policy_labeled_preference cpl
-        high_entropy_tokens clip_cov_tokens kl_cov_tokens
+        entropy_shaped entropy_ratio_clip kl_in_loss entropy_loss ddpo dpok dpo bradley_terry
+        policy_labeled_preference cpl
+        high_entropy_tokens low_entropy_tokens random_tokens clip_cov_tokens kl_cov_tokens
         group_advantage leave_one_out gae reward_to_go empo_reward importance_weight
         kl_in_reward kl_estimate token_covariance predicted_entropy_change semantic_entropy fit_reward_entropy
         qsft_target qsft_policy categorical_entropy categorical_cross_entropy categorical_kl

@@ -83,7 +83,7 @@ def test_it_renders_and_the_console_is_silent(report: Path) -> None:
     document, console = browse(report)
     assert console == []
     assert '<button id="theme" type="button">' in document, "the script did not run"
-    assert document.count('<line class="cross"') == 8
+    assert document.count('<line class="cross"') == 10
 
 
 def test_an_error_would_be_heard(report: Path) -> None:
@@ -123,7 +123,7 @@ def test_it_reads_well(report: Path, theme: str, width: int) -> None:
     assert seen["overflow"] <= 0
     assert seen["wide"] == []
     assert all(wide > 300 and tall > 80 for _, wide, tall in seen["figures"])
-    assert len(seen["figures"]) == 10
+    assert len(seen["figures"]) == 13
     assert seen["smallest"] > 10
 
 

@@ -58,7 +58,7 @@ def test_a_good_fit_says_its_ceiling_and_what_is_left() -> None:
     assert (fit.a, fit.b, fit.error) == pytest.approx((0.1, 0.9, 0.011832), abs=1e-5)
     found = law(run, fit)
     assert found.text == (
-        "The fit of reward against entropy (R² = 0.99, 4 steps) predicts a ceiling of 0.80 ± 0.024 at zero "
+        "The fit of reward against entropy (R² = 0.99, 4 steps) predicts a ceiling of 0.80 ± 0.049 at zero "
         "entropy, which the last reward, 0.81, has reached."
     )
     run.rows[-1]["reward/mean"] = 0.75

@@ -48,13 +48,23 @@ def test_the_same_run_gives_the_same_bytes(folder: Path, text: str) -> None:
 def test_every_section_is_there_and_linked(text: str) -> None:
     page = Page(text)
     sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
-    assert sections == ["findings", "curves", "law", "accuracy-section", "time-section", "samples", "numbers"]
+    assert sections == [
+        "diagnosis",
+        "findings",
+        "curves",
+        "law",
+        "entropy-section",
+        "accuracy-section",
+        "time-section",
+        "samples",
+        "numbers",
+    ]
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert links == [f"#{name}" for name in sections]
     titles = [attrs["id"] for tag, attrs in page.tags if tag == "figure"]
     assert titles == [
         *("reward", "entropy", "kl", "length", "gradient", "agreement"),
-        *("reward-entropy", "accuracy", "problems", "time", "speed"),
+        *("reward-entropy", "theorem", "covariance", "three-ways", "accuracy", "problems", "time", "speed"),
     ]
 
 
@@ -206,7 +216,7 @@ def test_every_problem_is_a_square_of_its_kind(tmp_path: Path) -> None:
 
 def test_pointing_at_a_step_shows_the_same_step_in_every_figure(text: str) -> None:
     charts = [json.loads(attrs["data-chart"]) for tag, attrs in Page(text).tags if "data-chart" in attrs]
-    assert len(charts) == 8
+    assert len(charts) == 10
     for chart in charts:
         assert chart["steps"] == list(range(1, 16))
         assert all(len(values) == 15 for values in [chart["x"], *chart["values"]])

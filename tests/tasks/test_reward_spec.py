@@ -30,7 +30,7 @@ def test_every_form(value: Any, specs: list[RewardSpec]) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("exakt", r"unknown name 'exakt' \(did you mean 'exact'\?\); built-in are exact, gym"),
+        ("exakt", r"unknown name 'exakt' \(did you mean 'exact'\?\); built-in are empo, exact, gym"),
         ("my.py", r"names a file and no function; write my\.py:FUNCTION"),
         ("my.py:", r"should read path/to/file\.py:function"),
         (":fn", r"should read path/to/file\.py:function"),
@@ -40,7 +40,7 @@ def test_every_form(value: Any, specs: list[RewardSpec]) -> None:
         (None, r"not None"),
         ([], r"nothing to score with"),
         ({}, r"nothing to score with"),
-        ([3], r"expected a name or \{fn, weight, timeout\}"),
+        ([3], r"expected a name or \{fn, weight, timeout, settings\}"),
         ([{"weight": 1}], r"`fn` must name a function, not None"),
         ([{"fn": "exact", "wieght": 1}], r"unknown key 'wieght' \(did you mean 'weight'\?\)"),
         ({"exact": "1"}, r"reward exact: weight must be a finite number, not '1'"),

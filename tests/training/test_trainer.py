@@ -142,6 +142,13 @@ METHODS = {
     "dr_grpo": {},
     "dapo": {"update": {"epochs": 2}},
     "gspo": {"update": {"minibatches": 2}},
+    "clip_cov": {"select": {"dropped": {"clip_cov_tokens": {"fraction": 0.02}}}},
+    "kl_cov": {"update": {"minibatches": 2}},
+    "top20": {},
+    "random20": {},
+    "entropy_shaped": {},
+    "entropy_ratio_clip": {"update": {"minibatches": 2}},
+    "thermostat": {"thermostat": {"target": {"fraction": 0.9}}},
 }
 
 
@@ -243,6 +250,61 @@ def test_ctrl_c_saves_and_resume_ends_bit_identical(world, lora):
     assert (cut / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
     accuracy = [[row["correct"] for row in read_jsonl(f / "eval.jsonl")] for f in (cut, whole)]
     assert accuracy[0] == accuracy[1]
+
+
+CONTROLLED = {
+    "bonus": {"thermostat": {"target": 2.0}, "select": {"mask": {"random_tokens": {"fraction": 0.5}}}},
+    "fraction": {
+        "method": "kl_cov",
+        "update": {"minibatches": 2},
+        "thermostat": {"target": {"fraction": 0.5}, "steer": "kl_cov_fraction"},
+    },
+    "temperature": {"thermostat": {"target": {"fraction": 0.5}, "steer": "temperature"}},
+}
+
+
+@pytest.mark.parametrize("steer", CONTROLLED)
+def test_a_run_with_controls_resumed_ends_bit_identical(world, steer):
+    changes = {"steps": 6, "update": {"epochs": 2}} | CONTROLLED[steer]
+    whole, _ = run(world, name="whole", **changes)
+    console = QuietConsole()
+    interrupt_after(3, console)
+    cut = train(recipe(**changes), world / "cut", command="c", console=console)
+    train(recipe(**changes), cut, command="c", resume=True, console=QuietConsole())
+    assert timeless(metrics(cut)) == timeless(metrics(whole))
+    assert (cut / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+    assert (cut / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
+    values = [row["thermostat/value"] for row in metrics(whole)]
+    assert len(set(values)) == 6
+
+
+@pytest.mark.parametrize("target", [1.0, 4.0], ids=["down", "up"])
+def test_a_thermostat_brings_a_models_entropy_to_its_target(world, target):
+    free, _ = run(world, name="free", steps=1)
+    held, _ = run(world, name="held", steps=30, prompts_per_step=8, thermostat={"target": target})
+    start = metrics(free)[0]["policy/entropy"]
+    assert abs(start - target) > 0.3 * target
+    last = [row["policy/entropy"] for row in metrics(held)[-10:]]
+    assert sum(last) / 10 == pytest.approx(target, rel=0.1)
+
+
+def test_a_temperature_thermostat_samples_and_trains_at_its_temperature(world):
+    changes = {"thermostat": {"target": {"fraction": 0.5}, "steer": "temperature"}}
+    folder, _ = run(world, steps=6, **changes)
+    rows = metrics(folder)
+    assert rows[-1]["thermostat/value"] < 0.9
+    assert max(row["policy/logp_mismatch"] for row in rows) < 1e-5
+
+
+def test_rows_of_samples_name_the_chosen_tokens(world):
+    folder, _ = run(world, steps=1, method="top20")
+    (row,) = metrics(folder)
+    assert row["select/mask"] == pytest.approx(0.2, abs=0.02)
+    samples = list(read_jsonl(folder / "samples.jsonl"))
+    for sample in samples:
+        pushed = [i for i, c in enumerate(sample["coefficient"]) if c]
+        assert set(pushed) <= set(sample["chosen"]["mask"])
+    assert any(sample["chosen"]["mask"] for sample in samples)
 
 
 def test_rows_written_after_the_last_checkpoint_are_taken_back(world):

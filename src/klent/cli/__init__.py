@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import measure, run, shelf, truth
+from klent.cli import compare, measure, run, shelf, truth, unsupervised
 from klent.cli.common import Debug, PlainErrors, out
+from klent.memory import keep_freed_memory
 
 app = typer.Typer(
     cls=PlainErrors,
@@ -41,8 +42,11 @@ for name, verb in (
     ("train", run.train),
     ("resume", run.resume),
     ("report", run.report),
+    ("compare", compare.compare),
     ("eval", measure.evaluate),
     ("sample", measure.sample),
+    ("select", unsupervised.select),
+    ("controls", unsupervised.controls),
     ("audit", truth.audit),
     ("claims", truth.claims),
     ("doctor", shelf.doctor),
@@ -54,4 +58,5 @@ app.add_typer(shelf.models, name="models")
 
 def main() -> None:
     """Entry point of the ``klent`` command."""
+    keep_freed_memory()
     app()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from klent.cli.common import Debug, Overrides, Runs, out, print_yaml, run_folder
+from klent.cli.common import Debug, Overrides, Runs, find_run, out, print_yaml, run_folder
 from klent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,19 +87,27 @@ def resume(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run's folder, or its name.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="The run's folder, or its name; a log of TRL or verl.", show_default=False)
+    ],
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
     """Write a run's page again, from its files; a run that is still going has one too.
 
+    A log folder of TRL (trainer_state.json) or verl (its file logger's JSON Lines, or TensorBoard's files)
+    gets such a page as well, as far as its columns allow.
+
     ```
     klent report runs/quickstart
+    klent report ../trl-output
     ```
     """
     from klent.report import write_report
 
-    out.print(f"report: {write_report(run_folder(run, runs))}", soft_wrap=True)
+    known = find_run(run, runs)
+    foreign = known is None and run.is_dir() and any(run.iterdir())
+    out.print(f"report: {write_report(run if foreign else run_folder(run, runs))}", soft_wrap=True)
 
 
 def _train(settings: "Recipe", run: Path, *, command: str, resume: bool) -> None:

@@ -14,6 +14,8 @@ from klent.config.model import (
     Recipe,
     Reduce,
     Reward,
+    Target,
+    Thermostat,
     TransformersRollout,
     Update,
 )
@@ -30,6 +32,8 @@ __all__ = [
     "Recipe",
     "Reduce",
     "Reward",
+    "Target",
+    "Thermostat",
     "TransformersRollout",
     "Update",
     "describe_fields",

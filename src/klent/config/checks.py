@@ -21,6 +21,7 @@ from klent.config.model import (
     TransformersRollout,
 )
 from klent.errors import ConfigError
+from klent.tasks.spec import WITHOUT_ANSWER
 
 #: what other trainers call it
 SYNONYMS = {
@@ -208,7 +209,7 @@ def _default(field: Any) -> str:
 
 
 def bind_terms(values: dict[str, Any], problems: list[Problem]) -> None:
-    """Check the functions and settings of loss, token_reward and advantage, and fill in their defaults."""
+    """Check the functions and settings of every term and selector, and fill in their defaults."""
     kinds: tuple[binding.Kind, ...] = ("loss", "token_reward", "advantage")
     for kind in kinds:
         terms = values.get(kind)
@@ -216,11 +217,18 @@ def bind_terms(values: dict[str, Any], problems: list[Problem]) -> None:
             continue
         for name, settings in terms.items():
             if isinstance(settings, dict):
-                terms[name] = _bind(kind, name, settings, problems)
+                terms[name] = _bind(kind, (kind, name), settings, problems)
+    select = values.get("select")
+    for stream, choice in select.items() if isinstance(select, dict) else ():
+        for name, settings in choice.items() if isinstance(choice, dict) else ():
+            if isinstance(settings, dict):
+                choice[name] = _bind("selector", ("select", stream, name), settings, problems)
 
 
-def _bind(kind: binding.Kind, name: str, settings: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    path: KeyPath = (kind, name)
+def _bind(
+    kind: binding.Kind, path: KeyPath, settings: dict[str, Any], problems: list[Problem]
+) -> dict[str, Any]:
+    name = str(path[-1])
     valid = binding.shipped(kind)
     if ".py:" not in name and name not in valid:
         problems.append(Problem(path, _wrong_function(kind, name, valid)))
@@ -239,6 +247,9 @@ def _bind(kind: binding.Kind, name: str, settings: dict[str, Any], problems: lis
     return filled
 
 
+_SECTION = {"selector": "select"}
+
+
 def _wrong_function(kind: binding.Kind, name: str, valid: Iterable[str]) -> str:
     listed = f"valid here: {', '.join(sorted(valid))}, or path.py:function"
     try:
@@ -247,7 +258,8 @@ def _wrong_function(kind: binding.Kind, name: str, valid: Iterable[str]) -> str:
         return f"klent.objectives has no such function{nearest(name, valid)}; {listed}"
     if other is None:
         return f"{name} estimates or selects, and cannot be a {kind}; {listed}"
-    return f"{name} does not go under {kind} but under `{other}`; {listed}"
+    place = "select.NAME" if other == "selector" else other
+    return f"{name} does not go under {_SECTION.get(kind, kind)} but under `{place}`; {listed}"
 
 
 def usage_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -287,6 +299,13 @@ def _term_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
     terms = ", ".join(recipe.loss)
+    unsure = [reward.fn for reward in recipe.reward or () if reward.fn in WITHOUT_ANSWER and reward.weight]
+    if unsure and recipe.eval is not None and recipe.eval.reward is None:
+        why = f"is needed: {unsure[0]} knows no answer, so that accuracy by it would not be accuracy"
+        yield Problem(("eval", "reward"), f"{why}; set it, e.g. eval.reward: gym, or eval: null")
+    if recipe.group_size < 2 and "empo" in unsure:
+        why = f"{recipe.group_size} leaves empo nothing to agree with"
+        yield Problem(("group_size",), f"{why}; set 2 or more")
     if weighted and recipe.reward is None:
         yield Problem(
             ("reward",), f"is missing: the loss ({terms}) weighs tokens by an advantage; e.g. reward: gym"
@@ -298,10 +317,11 @@ def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
             yield Problem(
                 (field,), f"is not used: no term of the loss ({terms}) reads an advantage; remove it"
             )
-    if recipe.reward is not None and recipe.eval is None:
+    own = recipe.eval is not None and recipe.eval.reward is not None
+    if recipe.reward is not None and recipe.eval is None and isinstance(recipe.rollout, DatasetRollout):
         why = f"no term of the loss ({terms}) reads an advantage, and eval is null"
         yield Problem(("reward",), f"is not used: {why}; remove it, or set eval: {{problems: 64}}")
-    if recipe.reward is None and recipe.eval is not None:
+    if recipe.reward is None and recipe.eval is not None and not own:
         yield Problem(("eval",), "needs a reward to tell right from wrong; set `reward`, or eval: null")
 
 
@@ -318,6 +338,7 @@ def _rollout_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def streams(recipe: Recipe) -> set[str]:
-    """Everything that the terms of a recipe read about a token: `logp`, `logp_ref`, `advantage`, ..."""
-    names = [*recipe.loss, *(recipe.token_reward or {})]
+    """Everything that a recipe's terms and selectors read of a token: `logp`, `logp_ref`, `advantage`, ..."""
+    selectors = [name for choice in (recipe.select or {}).values() for name in choice]
+    names = [*recipe.loss, *(recipe.token_reward or {}), *selectors]
     return {stream for name in names for stream in binding.streams_of(binding.resolve(name))}

@@ -137,7 +137,9 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, layer: Layer) -> dict[str, A
 
 
 # A segment of a dotted key may itself hold dots where it names a function of the user's: loss.my.py:fn.coef
-_USER_FUNCTION = re.compile(r"^(loss|token_reward|advantage|reward)\.(.*?\.py:[^.]+)(?:\.(.+))?$")
+_USER_FUNCTION = re.compile(
+    r"^(loss|token_reward|advantage|reward|select\.[^.]+)\.(.*?\.py:[^.]+)(?:\.(.+))?$"
+)
 
 
 def parse_overrides(overrides: Iterable[str]) -> Layer:
@@ -165,17 +167,19 @@ def parse_overrides(overrides: Iterable[str]) -> Layer:
 def _split(key: str) -> tuple[str, ...]:
     if found := _USER_FUNCTION.match(key):
         field_name, function, rest = found.groups()
-        return (field_name, function, *(rest.split(".") if rest else ()))
+        return (*field_name.split("."), function, *(rest.split(".") if rest else ()))
     return tuple(key.split("."))
 
 
 def merge(lower: Layer, upper: Layer) -> Layer:
     """``upper`` over ``lower``.
 
-    Mappings merge key by key, anything else is replaced. Four keys have a rule of their own:
+    Mappings merge key by key, anything else is replaced. Six keys have a rule of their own:
 
     - ``loss`` and ``token_reward`` are sums: terms are added, and a term set to null is taken out;
     - ``advantage`` and ``reward`` are choices: a function that the lower layer lacks replaces them whole;
+    - ``select`` holds a choice under each name, and null takes a name out;
+    - ``thermostat.target``: another kind of target replaces it whole;
     - ``task``: another generator, or data instead of a generator, starts it anew; only ``system`` stays.
     """
     values = dict(lower.values)
@@ -185,13 +189,14 @@ def merge(lower: Layer, upper: Layer) -> Layer:
     return Layer(values, {**lower.places, **upper.places}, lower.source)
 
 
+_TAKEN_OUT = ("loss", "token_reward", "advantage", "select")  # null takes an entry of these out
+
+
 def _refuse_missing(key: str, old: Any, new: Any, upper: Layer) -> None:
     """Null takes out a term that is there; of one that is not it is most likely a slip."""
     there = _named(old)
     there = list(there) if isinstance(there, dict) else []
-    for name, value in (
-        new.items() if key in ("loss", "token_reward", "advantage") and isinstance(new, dict) else ()
-    ):
+    for name, value in new.items() if key in _TAKEN_OUT and isinstance(new, dict) else ():
         if value is None and name not in there:
             raise ConfigError(
                 f"{upper.place((key, name))}: {key}.{name} is null, which takes it out, but it is not there "
@@ -230,6 +235,22 @@ def _merge_task(old: Any, new: Any) -> Any:
     return _merge_mapping(old, new)
 
 
+def _merge_select(old: Any, new: Any) -> Any:
+    if not isinstance(new, dict):
+        return new
+    old = old if isinstance(old, dict) else {}
+    merged = {**old, **{stream: _merge_choice(old.get(stream), value) for stream, value in new.items()}}
+    return {stream: value for stream, value in merged.items() if value is not None and value != {}}
+
+
+def _merge_thermostat(old: Any, new: Any) -> Any:
+    if isinstance(old, dict) and isinstance(new, dict) and "target" in new:
+        same = isinstance(old.get("target"), dict) and isinstance(new["target"], dict)
+        if not (same and new["target"].keys() <= old["target"].keys()):
+            old = {key: value for key, value in old.items() if key != "target"}
+    return _merge_mapping(old, new)
+
+
 def _named(value: Any) -> Any:
     """``leave_one_out`` is short for ``{leave_one_out: {}}``."""
     return {value: {}} if isinstance(value, str) else value
@@ -247,5 +268,7 @@ _RULES = {
     "token_reward": _merge_terms,
     "advantage": _merge_choice,
     "reward": _merge_reward,
+    "select": _merge_select,
+    "thermostat": _merge_thermostat,
     "task": _merge_task,
 }

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 import klent
 from klent.binding import nearest
 from klent.config import checks
+from klent.config.controls import control_problems
 from klent.config.layers import Layer, RecipeDumper, merge, parse_overrides, read_layer
 from klent.config.model import Recipe
 from klent.errors import ConfigError
@@ -118,7 +119,7 @@ def preset(method: str, place: str = "recipe") -> Layer:
 
 def _check(layer: Layer) -> Recipe:
     values = dict(layer.values)
-    for choice in ("advantage", "token_reward", "reward"):
+    for choice in ("advantage", "token_reward", "reward", "select"):
         if values.get(choice) == {}:  # its last entry was set to null
             values[choice] = None
     problems: list[checks.Problem] = []
@@ -130,6 +131,7 @@ def _check(layer: Layer) -> Recipe:
     recipe = _validate(values, problems)
     if recipe is not None and terms_hold:
         problems.extend(checks.usage_problems(recipe))
+        problems.extend(control_problems(recipe))
     checks.refuse(problems, layer)
     assert recipe is not None
     return recipe
@@ -151,13 +153,13 @@ def _validate(values: dict[str, Any], problems: list[checks.Problem]) -> Recipe 
 def dump_recipe(recipe: Recipe) -> str:
     """A recipe as YAML with every value written out; loading it gives the same recipe.
 
-    The method keeps its name. A term of its preset that the recipe took out is written as null, which takes
-    it out again.
+    The method keeps its name. A term or choice of its preset that the recipe took out is written as null,
+    which takes it out again.
     """
     values = recipe.model_dump(mode="json")
     if recipe.method is not None:
         below = preset(recipe.method).values
-        for field in ("loss", "token_reward"):
+        for field in ("loss", "token_reward", "select"):
             if isinstance(values[field], dict):
                 removed = {name: None for name in (below.get(field) or {}) if name not in values[field]}
                 values[field] = {**removed, **values[field]}

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from klent.tasks.spec import parse_rewards
+from klent.tasks.spec import by_name, parse_rewards
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -14,6 +14,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 Terms = dict[str, dict[str, Any]]
+Choices = dict[str, Terms]
 
 
 class Settings(BaseModel):
@@ -44,6 +45,8 @@ class GymSettings(Settings):
     """Name of the generator, e.g. `chain_sum`."""
     config: dict[str, Any] = {}
     """The generator's own parameters."""
+    only: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
+    """Train on these prompts alone, by the number in their id: `chain_sum/17` is 17; null = all."""
     system: str | None = None
     """System prompt put before every problem."""
 
@@ -65,6 +68,8 @@ class DataSettings(Settings):
     """Part of `heldout_data` (or of `data`) to hold out."""
     prompt_column: str = "prompt"
     """Column that holds the prompts."""
+    only: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
+    """Train on these prompts alone, by the number in their id: `file.jsonl:12` is 12; null = all."""
     system: str | None = None
     """System prompt put before every problem."""
 
@@ -78,6 +83,19 @@ class Reward(Settings):
     """Weight in the sum."""
     timeout: Positive = 10.0
     """Seconds allowed for one call; a completion scored later than that is unscorable."""
+    settings: dict[str, Any] = {}
+    """More arguments of the function, e.g. {same: number} of empo."""
+
+
+def _list_rewards(value: Any) -> Any:
+    """Every way to write rewards as a list of them in full."""
+    if value is None or (isinstance(value, tuple) and all(isinstance(item, Reward) for item in value)):
+        return value
+    parse_rewards(value, Path())  # refuses unknown names and wrong weights, with the reason
+    if isinstance(value, dict) and "fn" not in value:
+        return [by_name(name, given) for name, given in value.items()]
+    items = value if isinstance(value, list | tuple) else [value]
+    return [{"fn": item} if isinstance(item, str) else item for item in items]
 
 
 class Reduce(Settings):
@@ -87,6 +105,76 @@ class Reduce(Settings):
     """Mean over all `tokens`, or over `sequences` of their means; or a sum divided by a `constant`."""
     denominator: Positive | None = None
     """With `constant`: what each completion adds to the divisor; null = rollout.max_tokens."""
+    count: Literal["selected", "all"] | None = None
+    """With `select.mask`: divide by the tokens `selected` (null means so too), or by `all`."""
+
+
+class Target(Settings):
+    """The entropy that a thermostat aims at, nats per token: a number, `fraction`, or a ramp."""
+
+    value: Positive | None = None
+    """The same at every step; `target: 0.5` is short for `target: {value: 0.5}`."""
+    fraction: Positive | None = None
+    """This share of the entropy at the first step."""
+    start: Positive | None = None
+    """A ramp: entropy to aim at in the first step ..."""
+    end: Positive | None = None
+    """... and from step `steps` on, in a straight line between them."""
+    steps: PositiveInt | None = None
+    """Length of the ramp, training steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return {"value": value} if isinstance(value, int | float) else value
+
+
+class Thermostat(Settings):
+    """Holds the policy's entropy at a target, from above and from below.
+
+    What is left out of `gain` to `high` gets a default that depends on `steer`.
+    """
+
+    target: Target
+    """Nats per token: a number, {fraction: of the first step's entropy} or {start:, end:, steps:}."""
+    steer: Literal["bonus", "clip_high", "kl_cov_fraction", "temperature"] = "bonus"
+    """What it turns: the coefficient of an exact entropy term, a loss's `clip_high`, or what is named."""
+    gain: NonNegative | None = None
+    """Answer to the present error, log(target / entropy)."""
+    integral: NonNegative | None = None
+    """Answer to each step's error that stays: it is what leaves no error in the end."""
+    derivative: NonNegative | None = None
+    """Answer to the change that an update brings: it brakes before the target is passed."""
+    start: float | None = None
+    """Value at the first step."""
+    low: float | None = None
+    """Smallest value; a negative bonus is entropy minimisation."""
+    high: float | None = None
+    """Largest value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        given = {key: item for key, item in value.items() if item is not None}
+        return STEERED.get(str(value.get("steer", "bonus")), {}) | given
+
+
+#: the defaults of each `thermostat.steer`; a bonus is added to, the others are turned by a factor
+STEERED: dict[str, dict[str, float]] = {
+    "bonus": {"gain": 0.25, "integral": 0.015, "derivative": 1.6, "start": 0.0, "low": -1.0, "high": 1.0},
+    "clip_high": {"gain": 1.0, "integral": 0.3, "derivative": 1.0, "start": 0.2, "low": 0.02, "high": 5.0},
+    "kl_cov_fraction": {
+        "gain": 2.0,
+        "integral": 0.5,
+        "derivative": 2.0,
+        "start": 2e-3,
+        "low": 2e-5,
+        "high": 1.0,
+    },
+    "temperature": {"gain": 0.1, "integral": 0.1, "derivative": 0.0, "start": 1.0, "low": 0.3, "high": 3.0},
+}
 
 
 class TransformersRollout(Settings):
@@ -167,6 +255,19 @@ class Eval(Settings):
     """Completions for each."""
     every: Count = 0
     """Steps between evaluations in the course of training; 0 = none."""
+    reward: Annotated[tuple[Reward, ...], Field(strict=False)] | None = None
+    """What tells right from wrong, where the recipe's own reward does not; null = the recipe's reward."""
+    temperatures: Annotated[tuple[NonNegative, ...], Field(strict=False)] = ()
+    """Measure accuracy at these sampling temperatures too; 0 = greedy."""
+    same: str | None = None
+    """Count a problem's answers that mean the same, as `empo` does: a vote's accuracy; null = do not."""
+    logits: bool = False
+    """Measure the skewness of the logits too, on the sampled answers."""
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _list_rewards(cls, value: Any) -> Any:
+        return _list_rewards(value)
 
 
 class Limits(Settings):
@@ -238,15 +339,19 @@ class Recipe(Settings):
     task: Task
     """Where problems come from."""
     reward: Annotated[tuple[Reward, ...], Field(strict=False)] | None = None
-    """A name, `path/to/file.py:function`, {name: weight, ...}, or a list of {fn, weight, timeout}."""
+    """A name, `path/to/file.py:function`, {name: weight or {setting: value}, ...}, or a list."""
     advantage: Terms | None = None
     """One estimator of klent.objectives, e.g. {group_advantage: {scale: std}}; null = the reward itself."""
     token_reward: Terms | None = None
     """Terms added to the reward of each token, e.g. {kl_in_reward: {coef: 0.05}}."""
     loss: Terms
     """Sum of these terms: functions of klent.objectives or `path/to/file.py:function`, with settings."""
+    select: Choices | None = None
+    """Choices of tokens by name, e.g. {dropped: {clip_cov_tokens: {}}}; `mask`: the loss sees these alone."""
     reduce: Reduce = Reduce()
     """How the loss is averaged."""
+    thermostat: Thermostat | None = None
+    """Holds the policy's entropy at a target; null = it goes where the loss takes it."""
     steps: PositiveInt
     """Training steps; each samples, scores and updates once."""
     seed: Count = 0
@@ -275,10 +380,4 @@ class Recipe(Settings):
     @field_validator("reward", mode="before")
     @classmethod
     def _list_rewards(cls, value: Any) -> Any:
-        if value is None or (isinstance(value, tuple) and all(isinstance(item, Reward) for item in value)):
-            return value
-        parse_rewards(value, Path())  # refuses unknown names and wrong weights, with the reason
-        if isinstance(value, dict) and "fn" not in value:
-            return [{"fn": name, "weight": weight} for name, weight in value.items()]
-        items = value if isinstance(value, list | tuple) else [value]
-        return [{"fn": item} if isinstance(item, str) else item for item in items]
+        return _list_rewards(value)

@@ -1,6 +1,8 @@
 """From hidden states to the two numbers per token that objectives work with: log-probability and entropy."""
 
+import importlib.util
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,15 +10,11 @@ from torch import Tensor
 
 from klent.head.chunked import token_stats_chunked
 from klent.head.reference import token_stats_reference
-from klent.head.stats import TokenStats
+from klent.head.stats import Shape, TokenStats
 
 __all__ = ["TokenStats", "token_stats"]
 
-_IMPLEMENTATIONS = {
-    "auto": token_stats_chunked,
-    "chunked": token_stats_chunked,
-    "reference": token_stats_reference,
-}
+_IMPLEMENTATIONS = ("auto", "chunked", "triton", "reference")
 
 
 def token_stats(
@@ -26,12 +24,14 @@ def token_stats(
     *,
     bias: Tensor | None = None,
     temperature: float = 1.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
     entropy: bool = True,
-    implementation: Literal["auto", "chunked", "reference"] = "auto",
+    implementation: Literal["auto", "chunked", "triton", "reference"] = "auto",
 ) -> TokenStats:
     """Log-probability of each target and entropy of each distribution, without keeping the logits.
 
-        z = (W·h + b) / temperature
+        z = cap(scale·(W·h + b)) / temperature,  cap(x) = softcap·tanh(x/softcap)
         logp = z[target] - log Σᵥ exp zᵥ
         H = -Σᵥ pᵥ·log pᵥ,  p = softmax(z)
 
@@ -45,9 +45,14 @@ def token_stats(
         target: the word whose log-probability is wanted, in ``[0, V)``, ``[N]`` or ``[...]`` int64.
         bias: ``[V]``; ``-inf`` takes a word out of the vocabulary. Receives a gradient.
         temperature: dimensionless, > 0: the one that the tokens were sampled with.
+        scale: dimensionless, what the model multiplies its logits with (``logit_scale`` of Cohere, 1 over
+            the ``logits_scaling`` of Granite).
+        softcap: nats, > 0: the bound of the model's logits (``final_logit_softcapping`` of Gemma); None
+            leaves them as they are.
         entropy: False leaves the entropy out and saves a little time.
-        implementation: "chunked" works in tiles of the logits; "reference" holds them all and is the
-            definition that the other is tested against; "auto" takes the fastest that runs on the device.
+        implementation: "chunked" works in tiles of the logits; "triton" does so with kernels for GPUs;
+            "reference" holds all logits and is the definition that the others are tested against; "auto"
+            takes "triton" for tensors on a GPU where Triton is installed, and "chunked" elsewhere.
 
     Returns:
         ``TokenStats(logp, entropy)`` in the shape of ``target``, nats, float32 (float64 for float64 inputs),
@@ -55,8 +60,9 @@ def token_stats(
         or averaged: pass the hidden state that predicts ``target``, and only the positions trained on.
 
     Raises:
-        ValueError: shapes do not fit, a target is outside the vocabulary, the temperature is not a positive
-            number, or the implementation is unknown.
+        ValueError: shapes do not fit, a target is outside the vocabulary, the temperature or the soft cap
+            is not a positive number, the scale is 0 or not finite, the implementation is unknown, or
+            "triton" is asked for where it cannot run.
         TypeError: ``target`` is not int64, or another tensor is not of a floating-point type.
 
     Note:
@@ -90,14 +96,29 @@ def token_stats(
     """
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: use {', '.join(_IMPLEMENTATIONS)}")
-    _check(hidden, weight, target, bias, temperature)
-    compute = _IMPLEMENTATIONS[implementation]
+    _check(hidden, weight, target, bias)
+    shape = Shape(temperature, scale, softcap)
+    _check_shape(shape)
+    compute = _choose(implementation, hidden)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    logp, ent = compute(rows, weight, target.reshape(-1), bias, temperature, entropy)
+    logp, ent = compute(rows, weight, target.reshape(-1), bias, shape, entropy)
     return TokenStats(logp.view(target.shape), None if ent is None else ent.view(target.shape))
 
 
-def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, temperature: float) -> None:
+def _choose(implementation: str, hidden: Tensor) -> Callable[..., TokenStats]:
+    if implementation == "reference":
+        return token_stats_reference
+    installed = importlib.util.find_spec("triton") is not None
+    if implementation == "triton" and not installed:
+        raise ValueError('implementation="triton" needs Triton: pip install triton, or use "auto"')
+    if implementation == "triton" or (implementation == "auto" and hidden.is_cuda and installed):
+        from klent.head.triton import token_stats_triton
+
+        return token_stats_triton
+    return token_stats_chunked
+
+
+def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is not None and not x.is_floating_point():
             raise TypeError(f"{name} must be of a floating-point dtype, not {x.dtype}")
@@ -113,8 +134,6 @@ def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, 
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [V] = [{weight.shape[0]}] as in weight: got {list(bias.shape)}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a positive number, not {temperature!r}")
     if target.numel():
         low, high = (int(x) for x in target.aminmax())
         if low < 0 or high >= weight.shape[0]:
@@ -122,3 +141,12 @@ def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, 
                 f"target holds {low if low < 0 else high}, outside the vocabulary [0, {weight.shape[0]}): "
                 "select the positions to train on before the head (padding and -100 are not understood here)"
             )
+
+
+def _check_shape(shape: Shape) -> None:
+    if not 0 < shape.temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, not {shape.temperature!r}")
+    if not 0 < abs(shape.scale) < math.inf:
+        raise ValueError(f"scale must be a finite number other than 0, not {shape.scale!r}")
+    if shape.softcap is not None and not 0 < shape.softcap < math.inf:
+        raise ValueError(f"softcap must be a positive number or None, not {shape.softcap!r}")

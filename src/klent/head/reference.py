@@ -3,18 +3,21 @@
 import torch
 from torch import Tensor
 
-from klent.head.stats import TokenStats, accumulation_dtype
+from klent.head.stats import Shape, TokenStats, accumulation_dtype
 
 
 def token_stats_reference(
-    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, temperature: float, entropy: bool
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, shape: Shape, entropy: bool
 ) -> TokenStats:
     """``log_softmax`` at the target and ``-sum p log p``, differentiated by autograd."""
     dtype = accumulation_dtype(hidden, weight)
     logits = hidden.to(dtype) @ weight.to(dtype).T
     if bias is not None:
         logits = logits + bias.to(dtype)
-    logp = torch.log_softmax(logits / temperature, dim=-1)
+    logits = logits * shape.scale
+    if shape.softcap is not None:
+        logits = torch.tanh(logits / shape.softcap) * shape.softcap
+    logp = torch.log_softmax(logits / shape.temperature, dim=-1)
     at_target = logp.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     if not entropy:
         return TokenStats(at_target, None)

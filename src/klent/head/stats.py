@@ -1,9 +1,18 @@
-"""What every implementation of the head returns, and the precision in which it adds up."""
+"""What every implementation of the head is asked, what it returns, and the precision in which it adds up."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Shape(NamedTuple):
+    """What becomes of a product of the head before the softmax: ``cap(scale * product) / temperature``."""
+
+    temperature: float = 1.0
+    scale: float = 1.0
+    softcap: float | None = None
+    """``cap(x) = softcap * tanh(x / softcap)``; None leaves ``x`` as it is."""
 
 
 class TokenStats(NamedTuple):

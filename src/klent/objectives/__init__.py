@@ -17,6 +17,7 @@ from klent.objectives.entropy import (
     predicted_entropy_change,
     token_covariance,
 )
+from klent.objectives.exploration import entropy_ratio_clip, entropy_shaped
 from klent.objectives.gaussian import gaussian_kl, gaussian_logp
 from klent.objectives.importance import importance_weight
 from klent.objectives.kl import kl_estimate, kl_in_loss, kl_in_reward
@@ -34,6 +35,7 @@ from klent.objectives.reduce import reduce_tokens
 from klent.objectives.regret import cpl, policy_labeled_preference
 from klent.objectives.semantic import empo_reward, semantic_entropy
 from klent.objectives.surrogate import cispo, ppo_clip, reinforce
+from klent.objectives.tokens import low_entropy_tokens, random_tokens
 from klent.objectives.types import TokenLoss
 
 __all__ = [  # noqa: RUF022 - by kind
@@ -46,6 +48,8 @@ __all__ = [  # noqa: RUF022 - by kind
     "cispo",
     "clip_cov",
     "kl_cov",
+    "entropy_shaped",
+    "entropy_ratio_clip",
     "kl_in_loss",
     "entropy_loss",
     # surrogates: a loss per denoising step
@@ -58,6 +62,8 @@ __all__ = [  # noqa: RUF022 - by kind
     "cpl",
     # selectors: which tokens
     "high_entropy_tokens",
+    "low_entropy_tokens",
+    "random_tokens",
     "clip_cov_tokens",
     "kl_cov_tokens",
     # estimators: advantage, reward and weight

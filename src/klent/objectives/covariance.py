@@ -9,7 +9,7 @@ from torch import Tensor
 from klent.objectives.checks import check_choice, check_chosen, check_number, check_tokens
 from klent.objectives.entropy import token_covariance
 from klent.objectives.kl import kl_in_loss
-from klent.objectives.masking import largest, metric, on_mask, share
+from klent.objectives.masking import drawn, largest, metric, on_mask, share
 from klent.objectives.surrogate import ppo_clip
 from klent.objectives.types import TokenLoss
 
@@ -80,10 +80,7 @@ def clip_cov_tokens(
     check_number("low", low, -math.inf, math.inf)
     check_number("high", high, low, math.inf)
     eligible = mask & (covariance >= low) & (covariance <= high)
-    draw = torch.rand(mask.numel(), generator=generator, device=mask.device, dtype=torch.float64)
-    # the k-th token on the mask gets the k-th number, so that padding does not change the draw
-    draw = draw[mask.flatten().cumsum(0) - 1].view_as(mask)
-    return largest(draw, eligible, share(fraction, mask.sum()))
+    return largest(drawn(mask, generator), eligible, share(fraction, mask.sum()))
 
 
 def kl_cov_tokens(logp: Tensor, advantage: Tensor, mask: Tensor, *, fraction: float = 2e-3) -> Tensor:

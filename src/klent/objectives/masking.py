@@ -1,4 +1,4 @@
-"""The three things done with a mask everywhere: hide what is off it, count what is on it, choose from it."""
+"""The things done with a mask everywhere: hide what is off it, count what is on it, choose from it."""
 
 import torch
 from torch import Tensor
@@ -30,6 +30,12 @@ def largest(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     return mask & (rank < count).view_as(mask)
+
+
+def drawn(mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A uniform number for each token on the mask; the padding does not change them."""
+    draw = torch.rand(mask.numel(), generator=generator, device=mask.device, dtype=torch.float64)
+    return draw[mask.flatten().cumsum(0) - 1].view_as(mask)  # the k-th token gets the k-th number
 
 
 def share(fraction: float, count: Tensor) -> Tensor:

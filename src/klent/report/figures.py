@@ -143,7 +143,8 @@ def time(run: RunData) -> Figure | None:
             bars = panel.bar(steps, values, width, bottom=base, color=colour(TONES[label]), linewidth=0)
             for step, bar in zip(steps, bars, strict=True):
                 bar.set_gid(f"time-{label}-{step}")
-        shown = [f"{fixed(value, 1)} s" for value in values]
+        floors = [_floor(run, label, part) for part in rows]
+        shown = [f"{fixed(v, 1)} s{of}" for v, of in zip(values, floors, strict=True)]
         keys.append(Key(label, TONES[label], "fill", f"time/{label}", shown))
         base = tops
     unit(panel, "seconds")
@@ -152,8 +153,22 @@ def time(run: RunData) -> Figure | None:
     panel.set_ylim(0, max(base) * 1.05 or 1)
     total = sum(sum(values) for values in seconds.values())
     caption = f"n = {sizes(run)}, {duration(total)} in all."
+    whole = [(label, _floor(run, label, range(len(run.rows)))) for label in seconds]
+    told = [f"{label} took {times.removeprefix(', ')}" for label, times in whole if times]
+    if told:
+        caption += f" {'; '.join(told).capitalize()} (its matrix products alone, on this machine)."
     x = pixels(panel, steps)
     return Figure("time", "Time of a step", render(figure, "time"), keys, caption, steps, x)
+
+
+def _floor(run: RunData, label: str, part: Sequence[int]) -> str:
+    """How many times the bare matrix products of a phase the measured time is, in words, where it is known."""
+    names = (f"time/{label}", f"time/{label}_floor")
+    pairs = [[finite(run.rows[k].get(name)) for name in names] for k in part]
+    known = [(spent, least) for spent, least in pairs if spent is not None and least]
+    if not known:
+        return ""
+    return f", {fixed(sum(s for s, _ in known) / sum(f for _, f in known), 1)}x its floor"
 
 
 TONES = {"rollout": "tone1", "score": "tone2", "train": "tone3", "rest": "tone4"}

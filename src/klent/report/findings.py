@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from klent.report.fit import Fit, points
+from klent.law import Fit, points
 from klent.report.read import RunData, finite
 from klent.report.words import fixed, mean, number, plural, share, signed, signed_fixed
 
@@ -158,9 +158,10 @@ def _entropy(run: RunData) -> Finding | None:
 def law(run: RunData, fit: Fit | None) -> Finding | None:
     """What the fit of reward against entropy says, and whether to believe it."""
     if fit is None:
-        few = len(points(run)) < 4
+        few = len(points(run.rows)) < 4
         reason = "fewer than four steps have both" if few else "entropy did not move"
-        return Finding("Ceiling", f"No fit of reward against entropy: {reason}.") if points(run) else None
+        text = f"No fit of reward against entropy: {reason}."
+        return Finding("Ceiling", text) if points(run.rows) else None
     if fit.a <= 0:
         text = (
             f"Reward did not rise as entropy fell (a = {signed(fit.a)}), so R = −a exp(H) + b does not "
@@ -172,7 +173,7 @@ def law(run: RunData, fit: Fit | None) -> Finding | None:
         return Finding(
             "Ceiling", f"The fit of reward against entropy is poor ({why}): read no ceiling from it."
         )
-    last, margin = ends(run.series("reward/mean")[1]).end, 2 * fit.error
+    last, margin = ends(run.series("reward/mean")[1]).end, fit.margin
     text = (
         f"The fit of reward against entropy (R² = {fixed(fit.r2)}, {fit.n} steps) predicts a ceiling of "
         f"{fixed(fit.ceiling)} ± {number(margin, 2)} at zero entropy"

@@ -1,16 +1,12 @@
 """Reward against entropy: the fit of R = -a exp(H) + b, how far to trust it, and its picture."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from klent.report.read import RunData, finite
+from klent.law import Fit, fit_law, points
+from klent.report.read import RunData
 from klent.report.svg import FONT, Figure, Key, canvas, colour, horizontal, render, unit
 from klent.report.words import fixed, number, plural
-
-POOR = 0.5
-"""R^2 below which the report calls the fit poor."""
 
 DENSE = 60
 """More points than this are drawn small."""
@@ -19,89 +15,14 @@ MARGIN = 50
 """Pixels left of the axis."""
 
 
-@dataclass(frozen=True)
-class Fit:
-    """The fit of a run's steps.
-
-    Attributes:
-        a, b: of ``R = -a exp(H) + b``, in units of reward.
-        covariance: of the estimates of a and b, 2 x 2.
-        ceiling: ``b - a``, the reward predicted at H = 0.
-        error: standard error of the ceiling.
-        r2: share of the reward's variance over the steps that the fit explains.
-        n: number of steps.
-        lowest: the lowest entropy among them, nats: below it the fit extrapolates.
-    """
-
-    a: float
-    b: float
-    covariance: tuple[tuple[float, float], tuple[float, float]]
-    ceiling: float
-    error: float
-    r2: float
-    n: int
-    lowest: float
-
-    @property
-    def poor(self) -> bool:
-        """Whether no ceiling should be read from it: little explained, or a slope that may be zero."""
-        return self.r2 < POOR or self.a <= 2 * self.slope_error
-
-    @property
-    def slope_error(self) -> float:
-        """Standard error of a."""
-        return math.sqrt(max(0.0, self.covariance[0][0]))
-
-    def at(self, entropy: float) -> tuple[float, float]:
-        """Predicted reward at an entropy, and its standard error."""
-        rise = -math.exp(entropy)
-        (aa, ab), (_, bb) = self.covariance
-        return self.a * rise + self.b, math.sqrt(max(0.0, rise * rise * aa + 2 * rise * ab + bb))
-
-
-def points(run: RunData) -> list[tuple[int, float, float]]:
-    """Step, entropy and reward of every step that has both, where the entropy is one that can be."""
-    found = []
-    for row in run.rows:
-        entropy, reward = finite(row.get("policy/entropy")), finite(row.get("reward/mean"))
-        if entropy is not None and reward is not None and 0 <= entropy <= 50:
-            found.append((row["step"], entropy, reward))
-    return found
-
-
 def fit_run(run: RunData) -> Fit | None:
     """The fit over all steps; None with fewer than four, or where entropy did not move."""
-    known = points(run)
-    entropies, rewards = [h for _, h, _ in known], [r for _, _, r in known]
-    if len(known) < 4 or max(entropies) - min(entropies) < 1e-3:
-        return None
-    # torch is heavy, and only this figure needs it
-    import torch
-
-    from klent.objectives import fit_reward_entropy
-
-    double = torch.float64
-    fitted = fit_reward_entropy(torch.tensor(entropies, dtype=double), torch.tensor(rewards, dtype=double))
-    a, b = fitted.a, fitted.b
-    (aa, ab), (_, bb) = fitted.covariance.tolist()
-    residual = sum((r + a * math.exp(h) - b) ** 2 for h, r in zip(entropies, rewards, strict=True))
-    middle = sum(rewards) / len(rewards)
-    spread = sum((r - middle) ** 2 for r in rewards)
-    return Fit(
-        a=a,
-        b=b,
-        covariance=((aa, ab), (ab, bb)),
-        ceiling=fitted.ceiling,
-        error=math.sqrt(max(0.0, aa - 2 * ab + bb)),
-        r2=1 - residual / spread if spread > 0 else 0.0,
-        n=len(known),
-        lowest=min(entropies),
-    )
+    return fit_law(run.rows)
 
 
 def reward_entropy(run: RunData, fit: Fit | None) -> Figure | None:
     """Every step as a point, early ones hollow and late ones full, with the fit carried on to H = 0."""
-    known = points(run)
+    known = points(run.rows)
     if len(known) < 2:
         return None
     figure, (panel,) = canvas(width=560, height=330, left=MARGIN)
@@ -112,7 +33,11 @@ def reward_entropy(run: RunData, fit: Fit | None) -> Figure | None:
     keys = [early, Key("a step, late", "ink", "dot")]
     if fit is not None:
         _curve(panel, fit, highest)
-        keys += [Key("fit ± 2 standard errors", "reward"), Key("beyond what was seen", "reward", "dash")]
+        keys += [
+            Key("fit ± 2 standard errors", "reward"),
+            Key("95% of further steps", "reward", "fill faint"),
+        ]
+        keys += [Key("beyond what was seen", "reward", "dash")]
     _points(panel, known)
     rewards = [r for _, _, r in known] + ([fit.ceiling] if fit is not None and not fit.poor else [])
     low, high = min([*rewards, 0.0]), max(rewards)
@@ -133,7 +58,11 @@ def _curve(panel: Any, fit: Fit, highest: float) -> None:
     grid = sorted([*(highest * 1.04 * place / 120 for place in range(121)), fit.lowest])
     curve = [fit.at(h) for h in grid]
     low, high = ([r + sign * error for r, error in curve] for sign in (-2, 2))
-    panel.fill_between(grid, low, high, color=colour("reward"), alpha=0.1, linewidth=0, gid="fit-band")
+    panel.fill_between(grid, low, high, color=colour("reward"), alpha=0.14, linewidth=0, gid="fit-band")
+    low, high = (
+        [r + sign * fit.spread(h) for h, (r, _) in zip(grid, curve, strict=True)] for sign in (-1, 1)
+    )
+    panel.fill_between(grid, low, high, color=colour("reward"), alpha=0.06, linewidth=0, gid="step-band")
     predicted = [(h, r) for h, (r, _) in zip(grid, curve, strict=True)]
     seen = [(h, r) for h, r in predicted if h >= fit.lowest]
     beyond = [(h, r) for h, r in predicted if h <= fit.lowest]
@@ -144,7 +73,7 @@ def _curve(panel: Any, fit: Fit, highest: float) -> None:
         return
     panel.plot([0], [fit.ceiling], "D", color=colour("reward"), markersize=6, clip_on=False, gid="ceiling")
     panel.annotate(
-        f"ceiling {fixed(fit.ceiling)} ± {number(2 * fit.error, 2)}",
+        f"ceiling {fixed(fit.ceiling)} ± {number(fit.margin, 2)}",
         (0, fit.ceiling),
         (10, 8),
         textcoords="offset pixels",

@@ -31,6 +31,9 @@ def headline(run: RunData) -> dict[str, Any]:
 def lede(run: RunData) -> list[tuple[str, bool]]:
     """One sentence about what ran, in pieces of (text, whether it stands out)."""
     recipe = run.config
+    if run.run.get("source"):
+        steps = plural(len(run.rows), "step")
+        return [("From ", False), (str(run.run["source"]), True), (f". {steps}.", False)]
     if not recipe.get("model"):
         return []
     parts = [(str(recipe["model"]), True)]
@@ -50,6 +53,8 @@ def lede(run: RunData) -> list[tuple[str, bool]]:
 
 def _progress(run: RunData) -> list[str]:
     """Says so when the run did not come to its end, or nobody wrote down that it has."""
+    if run.run.get("source"):  # another trainer's log does not say whether it is whole
+        return []
     planned = finite(run.config.get("steps"))
     last = run.rows[-1]["step"] if run.rows else 0
     done = f"step {last:,} of {planned:,.0f}" if planned else f"step {last:,}"

@@ -3,38 +3,52 @@
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from klent.files import write_atomic
-from klent.report import figures
+from klent.findings import diagnose
+from klent.law import Fit, forecast
+from klent.report import entropy, figures
 from klent.report.findings import ends, findings, law, problem_pairs
-from klent.report.fit import Fit, fit_run, reward_entropy
+from klent.report.fit import fit_run, reward_entropy
+from klent.report.foreign import read_foreign
 from klent.report.glossary import describe
 from klent.report.headline import headline, versions
-from klent.report.read import RunData, finite, read_run
+from klent.report.read import RunData, finite, is_run, read_run
 from klent.report.samples import choose
 from klent.report.svg import Figure
 from klent.report.words import duration, fixed, number, plural, share
+from klent.table import Table
 
 HERE = Path(__file__).parent
 ROWS_SHOWN = 200
 CELLS_SHOWN = 600
+COVERS = {
+    "zero_variance": "Groups",
+    "truncation": "Length",
+    "unscorable": "Unscorable",
+    "nonfinite": "Skipped",
+}
+"""Signature -> the sentence about the same numbers, which is not said twice."""
 
 
 def write_report(run: Path) -> Path:
     """Draw a run, finished or not, into ``report.html`` in its folder.
 
     Args:
-        run: the folder ``runs/NAME``.
+        run: the folder ``runs/NAME``, or a log folder of TRL or verl.
 
     Returns:
         The path of the page. The same run folder always gives the same bytes.
 
     Raises:
-        RunError: ``run`` is no run folder.
+        RunError: ``run`` is no run folder, and no log of TRL or verl either.
     """
-    data = read_run(Path(run))
+    path = Path(run)
+    foreign = read_foreign(path) if path.is_dir() and not is_run(path) else None
+    data = foreign or read_run(path)
     target = data.path / "report.html"
     write_atomic(target, page(data))
     return target
@@ -73,15 +87,22 @@ def _content(run: RunData) -> dict[str, Any]:
     found = law(run, fit)
     curves = (f(run) for f in (figures.reward, figures.loss, figures.entropy, figures.kl, figures.length))
     doubts = (f(run) for f in (figures.gradient, figures.agreement))
+    diagnosis = diagnose(Table(run.rows))
+    covered = {COVERS[finding.name] for finding in diagnosis if finding.name in COVERS}
     each = ends([float(row["step"]) for row in run.rows]).each
     return {
         **headline(run),
-        "findings": findings(run, fit),
+        "diagnosis": diagnosis,
+        "findings": [said for said in findings(run, fit) if said.lead not in covered],
         "ends": "its first and last step" if each <= 1 else f"means over its first and last {each} steps",
         "curves": [figure for figure in (*curves, *doubts) if figure],
         "relation": reward_entropy(run, fit),
         "fit": _fit_facts(fit) if fit else [],
         "law": found.text if found else "",
+        "forecast": (ahead.words() if (ahead := forecast(run.rows, fit)) and ahead.spent > 0 else ""),
+        "entropy": entropy.figures(run),
+        "ways": entropy.ways(run),
+        "forks": entropy.fork_tables(run),
         "accuracy": figures.accuracy(run),
         "evaluation": _evaluation(run),
         "cells": _cells(run),
@@ -98,9 +119,11 @@ def _content(run: RunData) -> dict[str, Any]:
 
 def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     known = [
+        ("diagnosis", "What goes wrong", "diagnosis"),
         ("findings", "What the updates did", "findings"),
         ("curves", "Curves", "curves"),
         ("law", "Reward against entropy", "relation"),
+        ("entropy-section", "Where entropy goes", "entropy"),
         ("accuracy-section", "Before and after", "accuracy"),
         ("time-section", "Time and tokens", "speeds"),
         ("samples", "Samples", "stages"),
@@ -126,7 +149,7 @@ def _fit_facts(fit: Fit) -> list[tuple[str, str]]:
         ("a", f"{number(fit.a)} ± {number(2 * aa**0.5, 2)}"),
         ("b", f"{number(fit.b)} ± {number(2 * bb**0.5, 2)}"),
         ("R²", fixed(fit.r2)),
-        ("ceiling, b − a", "–" if fit.poor else f"{fixed(fit.ceiling)} ± {number(2 * fit.error, 2)}"),
+        ("ceiling, b − a", "–" if fit.poor else f"{fixed(fit.ceiling)} ± {number(fit.margin, 2)}"),
         ("lowest entropy seen", f"{fixed(fit.lowest)} nats"),
         ("steps", f"{fit.n}"),
     ]
@@ -145,7 +168,7 @@ def _evaluation(run: RunData) -> list[tuple[str, str]]:
     names = [
         name
         for name in last
-        if name.startswith("pass@") and name != "pass@1" and finite(last[name]) is not None
+        if re.fullmatch(r"pass@\d+", name) and finite(last[name]) is not None and _told(int(name[5:]), last)
     ]
     rows = [(name, change(name)) for name in names]
     rows += (
@@ -155,6 +178,11 @@ def _evaluation(run: RunData) -> list[tuple[str, str]]:
     )
     rows += [("unscorable", change("unscorable"))] if finite(last.get("unscorable")) else []
     return rows
+
+
+def _told(k: int, row: dict[str, Any]) -> bool:
+    """Of many pass@k the powers of two above 1, and the last."""
+    return k > 1 and (k & (k - 1) == 0 or k == row.get("samples"))
 
 
 def _cells(run: RunData) -> dict[str, Any] | None:
@@ -207,7 +235,12 @@ def _token_facts(run: RunData) -> str:
 
 def _samples(run: RunData) -> dict[str, Any]:
     shown = choose(run.samples)
-    return {"stages": shown.stages, "heat": fixed(shown.entropy, 1), "push": number(shown.coefficient, 2)}
+    return {
+        "stages": shown.stages,
+        "heat": fixed(shown.entropy, 1),
+        "push": number(shown.coefficient, 2),
+        "chosen": any(any(sample.chosen) for sample in run.samples),
+    }
 
 
 def _names(run: RunData) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from klent.errors import RunError
+from klent.table import finite as finite
 
 SAMPLES_PER_STEP = 64
 """How many completions of one step are read at most; a step may have thousands and the page shows a few."""
@@ -38,6 +39,7 @@ class Sample:
         entropy: nats, of the distribution that each token was drawn from; None where unknown.
         logp: nats, of each token in that distribution.
         coefficient: ``-dL/dlogp`` of each token; positive is pushed up.
+        chosen: whether a selector of the recipe chose it; empty where there is none.
     """
 
     step: int
@@ -51,6 +53,7 @@ class Sample:
     entropy: list[float | None]
     logp: list[float | None]
     coefficient: list[float | None]
+    chosen: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class RunData:
         rows: one row a step, in order, each step once.
         evals: one row an evaluation, in order of its step.
         samples: completions of the first, a middle and the last step that has any.
+        forks: for each step the words of highest entropy.
         notes: what was missing or damaged, in plain words.
     """
 
@@ -75,6 +79,7 @@ class RunData:
     rows: list[dict[str, Any]] = field(default_factory=list)
     evals: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    forks: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
@@ -102,17 +107,9 @@ class RunData:
         return any(finite(row.get(name)) is not None for row in self.rows)
 
 
-def finite(value: Any) -> float | None:
-    """``value`` as a float where it is a finite number; otherwise None.
-
-    What no float32 computation can give counts as not finite, so that squares of the rest are finite.
-
-    >>> finite(0.5), finite(float("nan")), finite("0.5"), finite(True), finite(1e300)
-    (0.5, None, None, None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e40:
-        return None
-    return float(value)
+def is_run(path: Path) -> bool:
+    """Whether klent wrote the folder."""
+    return any((path / name).exists() for name in ("config.yaml", "run.json", "metrics.jsonl"))
 
 
 def read_run(path: Path) -> RunData:
@@ -131,10 +128,10 @@ def read_run(path: Path) -> RunData:
     path = Path(path)
     if not path.is_dir():
         raise RunError(f"{path}: no such run folder. `klent train RECIPE` makes one under runs/.")
-    if not any((path / name).exists() for name in ("config.yaml", "run.json", "metrics.jsonl")):
+    if not is_run(path):
         raise RunError(
-            f"{path} is no run: it holds none of config.yaml, run.json and metrics.jsonl. "
-            "Name the run's own folder, such as runs/quickstart."
+            f"{path} is no run: it holds none of config.yaml, run.json and metrics.jsonl, and no log of TRL "
+            "or verl. Name the run's own folder, such as runs/quickstart."
         )
     notes: list[str] = []
     config_text = _text(path / "config.yaml", notes)
@@ -146,6 +143,7 @@ def read_run(path: Path) -> RunData:
         rows=_rows(path / "metrics.jsonl", notes),
         evals=_rows(path / "eval.jsonl", notes),
         samples=_samples(path / "samples.jsonl", notes),
+        forks=_rows(path / "forks.jsonl", notes),
         notes=notes,
     )
 
@@ -255,7 +253,16 @@ def _sample(row: dict[str, Any]) -> Sample:
         entropy=numbers("entropy"),
         logp=numbers("logp"),
         coefficient=numbers("coefficient"),
+        chosen=_chosen(row.get("chosen"), len(tokens)),
     )
+
+
+def _chosen(places: Any, count: int) -> list[bool]:
+    """The tokens that any selector chose, from the places of those that each did."""
+    if not isinstance(places, dict):
+        return []
+    found = {place for chosen in places.values() for place in _list(chosen) if isinstance(place, int)}
+    return [place in found for place in range(count)]
 
 
 def _list(value: Any) -> list[Any]:

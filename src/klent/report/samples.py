@@ -24,6 +24,7 @@ class Token:
         shade: its entropy over the largest on the page, in [0, 1].
         push: ``up``, ``down``, ``zero``, or empty where the coefficient is unknown.
         size: its coefficient's size over the largest on the page, in [0, 1].
+        chosen: whether a selector chose it.
         tip: its numbers.
     """
 
@@ -33,6 +34,7 @@ class Token:
     push: str
     size: float
     tip: str
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def _token(sample: Sample, place: int, high: float, push: float) -> Token:
         push=_sign(coefficient),
         size=abs(coefficient) / push if coefficient is not None and push > 0 else 0.0,
         tip=f"entropy {fixed(entropy)} · logp {fixed(logp)} · coefficient {signed(coefficient)}",
+        chosen=bool(sample.chosen) and sample.chosen[place],
     )
 
 

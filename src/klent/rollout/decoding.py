@@ -194,7 +194,7 @@ def group_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one new token a row over its prompt, kept once a group, and its own tokens.
 

@@ -25,7 +25,7 @@ __all__ = [
     "parse_rewards",
 ]
 
-GYM_KEYS = ("gym", "config", "system")
+GYM_KEYS = ("gym", "config", "only", "system")
 DATA_KEYS = (
     "data",
     "split",
@@ -34,6 +34,7 @@ DATA_KEYS = (
     "heldout_data",
     "heldout_split",
     "prompt_column",
+    "only",
     "system",
 )
 
@@ -49,8 +50,8 @@ def load_task(
     """The task that a recipe's ``task:`` describes.
 
     Args:
-        config: ``{gym, config, system}`` or ``{data, split, subset, heldout, heldout_data, heldout_split,
-            prompt_column, system}``; keys whose value is None count as left out.
+        config: ``{gym, config, only, system}`` or ``{data, split, subset, heldout, heldout_data,
+            heldout_split, prompt_column, only, system}``; keys whose value is None count as left out.
         seed: decides problems, split and order.
         heldout: distinct prompts to keep out of training for evaluation. A data task keeps what its own
             ``heldout`` says, and without that this many, but at most a tenth of its distinct prompts.
@@ -81,5 +82,12 @@ def load_task(
     if "gym" in given:
         if needed:
             raise ConfigError(f"task.gym: generated problems have no {', '.join(needed)}; use task.data")
-        return GymTask(given["gym"], given.get("config"), seed, given.get("system"), heldout_count=heldout)
+        return GymTask(
+            given["gym"],
+            given.get("config"),
+            seed,
+            given.get("system"),
+            heldout_count=heldout,
+            only=given.get("only"),
+        )
     return DataTask(**given, seed=seed, heldout_count=heldout, needed=needed, base=base)

@@ -35,6 +35,8 @@ class DataTask:
         prompt_column: the column that holds prompts.
         system: a system message before every prompt that has none of its own; text becomes a user message
             then.
+        only: rows to train on, by the number in their id (the line of a file), in turn; None = all that are
+            not held out.
         needed: columns that every row must have, such as ``completion``.
         base: folder from which relative paths are looked up.
 
@@ -56,14 +58,17 @@ class DataTask:
         heldout_split: str | None = None,
         prompt_column: str = "prompt",
         system: str | None = None,
+        only: Sequence[int] | None = None,
         needed: Sequence[str] = (),
         base: Path = Path("."),
     ) -> None:
         self.name = Path(data).stem if str(data).endswith((*_LINES, ".parquet")) else str(data)
         self._seed = seed
         prompts = _prompts(str(data), split, subset, prompt_column, system, needed, base)
+        chosen = _chosen(prompts, only, str(data)) if only else prompts
         if heldout_data is None and heldout_split is None:
-            distinct = _distinct(prompts)
+            kept = {_key(prompt) for prompt in chosen} if only else set()
+            distinct = [prompt for prompt in _distinct(prompts) if _key(prompt) not in kept]
             count = _heldout_count(heldout, heldout_count, len(distinct))
             random.Random(f"{seed}/heldout").shuffle(distinct)
             self._heldout = distinct[:count]
@@ -74,7 +79,7 @@ class DataTask:
             rows = _prompts(other, heldout_split or "train", subset, prompt_column, system, needed, base)
             self._heldout = _distinct(rows)
         kept_out = {_key(prompt) for prompt in self._heldout}
-        self._train = [prompt for prompt in prompts if _key(prompt) not in kept_out]
+        self._train = [prompt for prompt in chosen if _key(prompt) not in kept_out]
         if not self._train:
             raise DataError(
                 f"{data}: all {len(prompts)} rows have a prompt that is held out (there are "
@@ -101,6 +106,16 @@ class DataTask:
         return self._heldout[:count]
 
 
+def _chosen(prompts: list[Prompt], only: Sequence[int], data: str) -> list[Prompt]:
+    """The rows whose ids end in these numbers."""
+    by_number = {int(prompt.id.rpartition(":")[2]): prompt for prompt in prompts}
+    for number in only:
+        if number not in by_number:
+            rows = f"{min(by_number)} to {max(by_number)}"
+            raise DataError(f"task.only: {data} has no row {number}; rows are {rows}")
+    return [by_number[number] for number in dict.fromkeys(only)]
+
+
 def _heldout_count(heldout: float | int | None, at_most: int, distinct: int) -> int:
     if heldout is None:
         return min(at_most, max(1, distinct // 10)) if distinct > 1 else 0
@@ -109,7 +124,7 @@ def _heldout_count(heldout: float | int | None, at_most: int, distinct: int) -> 
     if isinstance(heldout, float) and heldout >= 1 and not heldout.is_integer():
         raise ConfigError(f"task.heldout: {heldout} is neither a share below 1 nor a whole number")
     count = max(1, round(heldout * distinct)) if 0 < heldout < 1 else int(heldout)
-    if count >= distinct:
+    if count and count >= distinct:
         raise DataError(f"task.heldout: {count} of {distinct} distinct prompts leave nothing to train on")
     return count
 

@@ -1,6 +1,7 @@
 """Any reasoning-gym generator as a task."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from klent.errors import ConfigError, DataError
@@ -27,6 +28,7 @@ class GymTask:
         seed: decides every problem, with ``name`` and ``config``.
         system: a system message before every question; None = none.
         heldout_count: how many distinct questions to keep out of training.
+        only: positions to train on, in turn; None = all.
 
     Raises:
         ConfigError: no such generator or parameter, or parameters that the generator refuses.
@@ -40,11 +42,13 @@ class GymTask:
         seed: int = 0,
         system: str | None = None,
         heldout_count: int = 0,
+        only: Sequence[int] | None = None,
     ) -> None:
         self.name = name
         self._config = dict(config or {})
         self._seed = seed
         self._system = system
+        self._only = tuple(only) if only else None
         self._worker = Worker("klent.tasks.generator:items")
         self._questions: set[str] = set()
         self._heldout = self._draw_heldout(heldout_count)
@@ -56,6 +60,8 @@ class GymTask:
         Raises:
             DataError: every draw for this position was a held-out question, or the generator failed.
         """
+        if self._only is not None:
+            position = self._only[position % len(self._only)]
         width = 1  # one draw is nearly always enough; more of them are then asked for at once
         attempt = 0
         while attempt < _ATTEMPTS:

@@ -47,6 +47,7 @@ class Worker:
         self._buffer = b""
         self._description: dict[str, Any] | None = None
         self._retired = False
+        self.metrics: dict[str, float] = {}
 
     def launch(self) -> None:
         """Start the process and let it import, without waiting."""
@@ -99,7 +100,7 @@ class Worker:
         return self._description
 
     def call(self, arguments: dict[str, Any], timeout: float) -> Any:
-        """Call the function by keyword and return its value.
+        """Call the function by keyword and return its value; ``metrics`` holds what it logged, by name.
 
         Args:
             arguments: JSON-able values by name; those that the function does not take are left out.
@@ -165,6 +166,7 @@ class Worker:
             raise CallFailed("died", "its process wrote something else than a reply to its pipe") from None
         if "error" in reply:
             raise CallFailed("raised", reply["error"]["text"], reply["error"]["kind"])
+        self.metrics = reply.get("metrics", {})
         return reply["ok"]
 
     def _died(self) -> CallFailed:

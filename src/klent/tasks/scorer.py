@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ class Scores:
         reward: the weighted sum, NaN where a reward with a weight other than 0 had nothing to say.
         parts: each reward's own values by its short name, unweighted, NaN = unscorable.
         problems: what went wrong, and for how many completions.
+        metrics: what rewards told ``log_metric``, by name.
     """
 
     reward: list[float]
     parts: dict[str, list[float]]
     problems: dict[str, int]
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Scorer:
@@ -84,6 +86,7 @@ class Scorer:
                 except CallFailed as error:
                     raise ConfigError(f"reward {spec.fn}: {error}") from None
         for spec, worker in zip(self._rewards, self._workers, strict=True):
+            _check_settings(spec, worker)
             if self._task is not None:
                 self._check_columns(spec, worker, self._task.train(0))
 
@@ -117,10 +120,12 @@ class Scorer:
         problems: Counter[str] = Counter()
         for _, found in results:
             problems.update(found)
-        return Scores([t if math.isfinite(t) else math.nan for t in total], parts, dict(problems))
+        metrics = {name: value for worker in self._workers for name, value in worker.metrics.items()}
+        return Scores([t if math.isfinite(t) else math.nan for t in total], parts, dict(problems), metrics)
 
     def _check_columns(self, spec: RewardSpec, worker: Worker, prompt: Prompt) -> None:
         columns = [name for name in prompt.columns if name != "completion"]
+        columns += spec.settings
         for name in worker.describe()["required"]:
             if name not in columns and name not in _GIVEN:
                 there = ", ".join(columns) or "none"
@@ -129,7 +134,7 @@ class Scorer:
                 )
         if spec.fn in BUILTIN:
             try:
-                worker.call(_arguments([prompt], [""]), max(60.0, spec.timeout))
+                worker.call({**_arguments([prompt], [""]), **spec.settings}, max(60.0, spec.timeout))
             except CallFailed as error:
                 raise DataError(f"reward {spec.fn}: {error} (at {prompt.id})") from None
 
@@ -168,12 +173,21 @@ def _called(
     worker: Worker, spec: RewardSpec, prompts: Sequence[Prompt], completions: Sequence[str]
 ) -> list[Any]:
     """The list that a reward returned, one value a completion."""
-    result = worker.call(_arguments(prompts, completions), spec.timeout)
+    worker.metrics = {}
+    result = worker.call({**_arguments(prompts, completions), **spec.settings}, spec.timeout)
     if not isinstance(result, list):
         raise CallFailed("raised", f"returned {_kind(result)} where a list is due")
     if len(result) != len(completions):
         raise CallFailed("raised", f"returned {len(result)} values for {len(completions)} completions")
     return result
+
+
+def _check_settings(spec: RewardSpec, worker: Worker) -> None:
+    named = [name for name in worker.describe()["named"] if name not in _GIVEN]
+    for name in spec.settings:
+        if name not in named:
+            has = f"it has {', '.join(named)}" if named else "it has none"
+            raise ConfigError(f"reward {spec.fn}: no argument {name!r}{nearest(name, named)}; {has}")
 
 
 def _arguments(prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, Any]:

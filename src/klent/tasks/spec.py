@@ -3,14 +3,16 @@
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from klent.errors import ConfigError
 
-BUILTIN = ("exact", "gym", "last_number", "math_verify")
-_KEYS = ("fn", "weight", "timeout")
+#: rewards that look at completions alone, never at an answer
+WITHOUT_ANSWER = ("empo", "random")
+BUILTIN = ("empo", "exact", "gym", "last_number", "math_verify", "random")
+_KEYS = ("fn", "weight", "timeout", "settings")
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,21 @@ class RewardSpec:
         fn: a built-in name, ``/path/to/file.py:function`` or ``package.module:function``.
         weight: its factor in the sum, any finite number; a reward of weight 0 is measured and not summed.
         timeout: seconds that one call may take, greater than 0.
+        settings: more arguments of the function, the same at every call.
     """
 
     fn: str
     weight: float = 1.0
     timeout: float = 10.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_rewards(value: Any, base: Path) -> tuple[RewardSpec, ...]:
     """The rewards that a recipe asks for.
 
     Args:
-        value: ``name``, ``{name: weight}``, or a list of names and ``{fn, weight, timeout}``.
+        value: ``name``, ``{name: weight}``, ``{name: {setting: value}}``, or a list of names and ``{fn,
+            weight, timeout, settings}``.
         base: folder from which a relative ``file.py`` is looked up.
 
     Returns:
@@ -44,15 +49,14 @@ def parse_rewards(value: Any, base: Path) -> tuple[RewardSpec, ...]:
 
     Examples:
         >>> parse_rewards("exact", Path("."))
-        (RewardSpec(fn='exact', weight=1.0, timeout=10.0),)
+        (RewardSpec(fn='exact', weight=1.0, timeout=10.0, settings={}),)
         >>> [(r.fn, r.weight) for r in parse_rewards({"exact": 1, "last_number": 0.5}, Path("."))]
         [('exact', 1.0), ('last_number', 0.5)]
     """
     if isinstance(value, str):
         items: list[Any] = [value]
     elif isinstance(value, Mapping):
-        items = [{"fn": name, "weight": weight} for name, weight in value.items()]
-        items = [value] if "fn" in value else items
+        items = [value] if "fn" in value else [by_name(name, given) for name, given in value.items()]
     elif isinstance(value, list | tuple):
         items = list(value)
     else:
@@ -68,10 +72,15 @@ def parse_rewards(value: Any, base: Path) -> tuple[RewardSpec, ...]:
     return specs
 
 
+def by_name(name: str, given: Any) -> dict[str, Any]:
+    """One entry of a mapping of rewards in full: what is given is its settings, or a number, its weight."""
+    return {"fn": name, "settings" if isinstance(given, Mapping) else "weight": given}
+
+
 def _spec(item: Any, base: Path) -> RewardSpec:
     fields = {"fn": item} if isinstance(item, str) else item
     if not isinstance(fields, Mapping):
-        raise ConfigError(f"reward: expected a name or {{fn, weight, timeout}}, not {_shown(item)}")
+        raise ConfigError(f"reward: expected a name or {{fn, weight, timeout, settings}}, not {_shown(item)}")
     for key in fields:
         if key not in _KEYS:
             hint = nearest(str(key), _KEYS)
@@ -83,7 +92,10 @@ def _spec(item: Any, base: Path) -> RewardSpec:
     timeout = _number(fields.get("timeout", 10.0), f"reward {fn}: timeout")
     if timeout <= 0:
         raise ConfigError(f"reward {fn}: timeout must be more than 0 seconds, not {timeout:g}")
-    return RewardSpec(fn, weight, timeout)
+    settings = fields.get("settings", {})
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"reward {fn}: settings must be a mapping of arguments, not {_shown(settings)}")
+    return RewardSpec(fn, weight, timeout, dict(settings))
 
 
 def _resolved(fn: str, base: Path) -> str:

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from klent.errors import ConfigError, KlentError
-from klent.tasks.spec import BUILTIN, nearest
+from klent.tasks.spec import BUILTIN, WITHOUT_ANSWER, nearest
 
-# TRL hands these to every reward. They are passed where a function asks for them, and do nothing here.
+# TRL hands these to every reward. They are passed where a function asks for them, and do nothing here, but
+# for log_metric(name, value): what it is told goes back with the values.
 _TRL_ONLY: dict[str, Any] = {
     "completion_ids": None,
     "trainer_state": None,
@@ -49,7 +50,9 @@ def main() -> None:
     _write(replies, json.dumps(first))
     for line in requests:
         try:
-            reply = json.dumps({"ok": call(function, json.loads(line))}, default=_plain)
+            metrics: dict[str, float] = {}
+            value = call(function, json.loads(line), metrics)
+            reply = json.dumps({"ok": value, "metrics": metrics}, default=_plain)
         except BaseException as error:  # a function that calls sys.exit() ends itself, not this process
             reply = json.dumps({"error": _error(error)})
         _write(replies, reply)
@@ -58,7 +61,8 @@ def main() -> None:
 def load(target: str) -> Callable[..., Any]:
     """The function named ``builtin``, ``/path/file.py:function`` or ``package.module:function``."""
     if target in BUILTIN:
-        return getattr(importlib.import_module("klent.tasks.verifiers"), target)
+        home = "agreement" if target in WITHOUT_ANSWER else "verifiers"
+        return getattr(importlib.import_module(f"klent.tasks.{home}"), target)
     place, _, name = target.rpartition(":")
     is_file = place.endswith(".py")
     if is_file and not Path(place).is_file():
@@ -93,14 +97,16 @@ def describe(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def call(function: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """Call with what the function takes of ``given``; a coroutine is awaited."""
+def call(function: Callable[..., Any], given: dict[str, Any], metrics: dict[str, float]) -> Any:
+    """Call with what the function takes of ``given``; a coroutine is awaited. It may fill ``metrics``."""
     parameters = inspect.signature(function).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         given = {name: value for name, value in given.items() if name in parameters}
     for name, value in _TRL_ONLY.items():
         if name in parameters and parameters[name].default is inspect.Parameter.empty:
             given[name] = value
+    if "log_metric" in parameters:
+        given["log_metric"] = lambda name, value: metrics.__setitem__(str(name), float(value))
     result = function(**given)
     return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
 

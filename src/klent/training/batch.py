@@ -22,7 +22,8 @@ class Batch:
         mask: True on completion tokens, ``[B, T]`` bool.
         streams: name -> ``[B, T]`` float: ``logp_gen`` and ``entropy_gen`` from the sampler, ``advantage``
             once
-            estimated, ``logp_old`` and ``logp_ref`` where a term asks for them. 0 off the mask.
+            estimated, ``logp_old``, ``entropy_old`` and ``logp_ref`` where a term asks for them, 0 off the
+            mask; and, bool, the tokens that each selector chose for an optimizer step.
     """
 
     rollouts: list[Rollout]
@@ -35,6 +36,11 @@ class Batch:
     def tokens(self) -> int:
         """Completion tokens in the batch."""
         return int(self.mask.sum())
+
+    @property
+    def trained(self) -> Tensor:
+        """The tokens that the loss sees: those chosen under the name ``mask``, or all, ``[B, T]`` bool."""
+        return self.streams.get("mask", self.mask)
 
     def completions(self, rows: Sequence[int]) -> list[Completion]:
         """These rows as the packer takes them."""

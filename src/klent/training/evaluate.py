@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,30 @@ import torch
 from klent.config import Recipe
 from klent.errors import ConfigError
 from klent.models import load_policy
-from klent.rollout.engine import Engine
-from klent.tasks import Prompt, Scorer, load_task, parse_rewards
+from klent.rollout.engine import Engine, Rollout
+from klent.tasks import Prompt, RewardSpec, Scorer, load_task, parse_rewards
+from klent.training.certainty import extra_measures
 from klent.training.parts import build_sampler
 from klent.training.schedule import derive_seed
 
 
 def evaluate(
-    engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], *, samples: int, seed: int, step: int
+    engine: Engine,
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    seed: int,
+    step: int,
+    more: Callable[[list[Rollout], list[list[bool]]], dict[str, Any]] = lambda rollouts, correct: {},
 ) -> dict[str, Any]:
     """Sample every held-out problem and score it; one row of ``eval.jsonl``.
 
     ``accuracy`` is the share of completions whose reward is at least 1 (the field's "correct"; an unscorable
     one is not correct), ``reward`` their mean reward. The interval is Wilson's at 95% with the number of
     *problems* as its sample size: samples of one problem are not independent, and counting them as such would
-    make it too narrow. ``pass@k`` is the share of problems with at least one correct among their ``k =
-    samples`` completions.
+    make it too narrow. ``pass@k`` is for every ``k`` up to ``samples`` the chance that at least one of k
+    completions of a problem is correct, by :func:`pass_at_k`; ``pass@1`` is the accuracy.
 
     Args:
         engine: the policy.
@@ -35,6 +43,7 @@ def evaluate(
         samples: completions a problem.
         seed: of the sampling; the same before and after training.
         step: the training step that the row speaks of, 0 before training.
+        more: adds to the row, from the completions and whether each problem's are correct.
     """
     started = time.perf_counter()
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
@@ -53,11 +62,12 @@ def evaluate(
         "accuracy": accuracy,
         "low": low,
         "high": high,
-        f"pass@{samples}": sum(map(any, by_problem)) / len(by_problem),
+        **{f"pass@{k}": value for k, value in pass_at_k(by_problem).items()},
         "reward": sum(scorable) / len(scorable) if scorable else None,
         "entropy": sum(entropies) / len(entropies),
         "length": len(entropies) / len(rollouts),
         "unscorable": 1.0 - len(scorable) / len(rollouts),
+        **more(rollouts, by_problem),
         "seconds": time.perf_counter() - started,
         "correct": [[float(c) for c in problem] for problem in by_problem],
     }
@@ -76,11 +86,11 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
     Raises:
         ConfigError: the recipe has no ``eval`` section or no reward.
     """
-    if recipe.eval is None or not recipe.reward:
+    rewards = eval_rewards(recipe)
+    if recipe.eval is None or rewards is None:
         missing = "eval" if recipe.eval is None else "reward"
         raise ConfigError(f"recipe {recipe.name} has no `{missing}`, so that nothing can be measured; set it")
     task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
-    rewards = parse_rewards([reward.model_dump() for reward in recipe.reward], Path())
     with Scorer(rewards, task) as scorer:
         scorer.check()
         loaded = load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
@@ -92,7 +102,43 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
             samples=recipe.eval.samples,
             seed=derive_seed(recipe.seed, "eval"),
             step=0,
+            more=extra_measures(recipe, loaded, scorer, derive_seed(recipe.seed, "eval")),
         )
+
+
+def eval_rewards(recipe: Recipe) -> tuple[RewardSpec, ...] | None:
+    """What tells right from wrong in evaluation: ``eval.reward``, else the recipe's own reward."""
+    chosen = (recipe.eval.reward if recipe.eval else None) or recipe.reward
+    return parse_rewards([reward.model_dump() for reward in chosen], Path()) if chosen else None
+
+
+def pass_at_k(correct: Sequence[Sequence[bool]]) -> dict[int, float]:
+    r"""For every k, the chance that at least one of k completions of a problem is correct.
+
+    .. math::
+        \mathrm{pass@}k = \frac1P \sum_p 1 - \binom{n - c_p}{k} \Big/ \binom{n}{k}
+
+    The mean over all choices of k among a problem's n samples, so unbiased; no other use of the samples has
+    less variance.
+
+    Args:
+        correct: for each of P problems, whether each of its n samples is correct.
+
+    Returns:
+        k -> pass@k, for k from 1 to n.
+
+    Example:
+        >>> pass_at_k([[True, False, False], [False, False, False]])
+        {1: 0.16666666666666669, 2: 0.33333333333333337, 3: 0.5}
+
+    Reference:
+        Chen et al., Evaluating Large Language Models Trained on Code, 2021, arXiv:2107.03374.
+    """
+    n = len(correct[0])
+    return {
+        k: sum(1.0 - math.comb(n - sum(problem), k) / math.comb(n, k) for problem in correct) / len(correct)
+        for k in range(1, n + 1)
+    }
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:

@@ -6,10 +6,19 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from klent.objectives import kl_estimate, token_covariance
 from klent.tasks.scorer import Scores
 from klent.training.batch import Batch
+from klent.training.diagnostics import (
+    collision_metrics,
+    covariance_tails,
+    fork_share,
+    repetition,
+    selected_and_rest,
+)
+from klent.training.floor import Floor
 from klent.training.update import UpdateResult
 
 
@@ -25,8 +34,12 @@ def rollout_metrics(batch: Batch, scores: Scores | None) -> dict[str, Any]:
         if len(scores.parts) > 1:
             row |= {f"reward/{name}": _mean(values) for name, values in scores.parts.items()}
         row["group/zero_variance"] = _zero_variance(batch)
+        row |= {name if "/" in name else f"reward/{name}": v for name, v in scores.metrics.items()}
     row["completion/length"] = float(lengths.mean())
     row["completion/truncated"] = sum(r.finish == "length" for r in batch.rollouts) / len(batch.rollouts)
+    repeated = repetition([rollout.tokens for rollout in batch.rollouts])
+    if repeated is not None:
+        row["completion/repetition"] = repeated
     return row
 
 
@@ -45,10 +58,16 @@ def update_metrics(batch: Batch, result: UpdateResult) -> dict[str, Any]:
         "update/skipped": result.skipped,
     }
     row |= {f"objective/{name}": total / count for name, (total, count) in result.sums.items() if count}
+    row |= {f"select/{name}": float(chosen.sum()) / batch.tokens for name, chosen in result.chosen.items()}
     sampled = not batch.streams["logp_gen"][batch.mask].isnan().any()
+    covariance = None
     if sampled and "advantage" in batch.streams:
         covariance = token_covariance(batch.streams["logp_gen"], batch.streams["advantage"], batch.mask)
         row["policy/covariance"] = float(covariance[batch.mask].mean())
+        row |= covariance_tails(covariance, batch.mask)
+    row |= collision_metrics(batch)
+    row |= fork_share(entropy, result.coefficient, batch.mask)
+    row |= selected_and_rest(entropy, covariance, selected(result), batch.mask)
     if sampled and known.any():
         row["policy/logp_mismatch"] = float((logp - batch.streams["logp_gen"])[known].abs().mean())
     if "logp_ref" in batch.streams and known.any():
@@ -57,9 +76,20 @@ def update_metrics(batch: Batch, result: UpdateResult) -> dict[str, Any]:
     return row
 
 
-def time_metrics(batch: Batch, result: UpdateResult, seconds: dict[str, float]) -> dict[str, Any]:
-    """Seconds by phase, and tokens a second: those sampled, and those passed through training."""
+def selected(result: UpdateResult) -> Tensor:
+    """The tokens that a selector chose; of a run without one, those with a coefficient. Bool, ``[B, T]``."""
+    if result.chosen:
+        return torch.stack(list(result.chosen.values())).any(dim=0)
+    return result.coefficient != 0
+
+
+def time_metrics(
+    batch: Batch, result: UpdateResult, seconds: dict[str, float], floor: Floor | None
+) -> dict[str, Any]:
+    """Seconds by phase beside their floors, and tokens a second: sampled, and passed through training."""
     row: dict[str, Any] = {f"time/{name}": value for name, value in seconds.items()}
+    if floor is not None:
+        row |= {"time/rollout_floor": floor.rollout(batch), "time/train_floor": floor.train(result)}
     row["tokens/rollout"] = batch.tokens
     row["tokens/train"] = result.tokens
     row["tokens/rollout_per_second"] = batch.tokens / max(seconds["rollout"], 1e-9)

@@ -4,33 +4,16 @@ The trainer does not know which algorithm it runs. A term asks for what it needs
 parameters (``logp``, ``advantage``, ``logp_ref``, ...), and what no term asks for is not computed.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from klent.binding import resolve, streams_of
 from klent.objectives import TokenLoss, reward_to_go
 from klent.training.batch import Batch
-
-
-@dataclass(frozen=True)
-class Term:
-    """One function of the recipe with its hyper-parameters."""
-
-    function: Callable[..., Any]
-    settings: Mapping[str, Any]
-    streams: frozenset[str]
-
-    @classmethod
-    def named(cls, name: str, settings: Mapping[str, Any] | None) -> "Term":
-        function = resolve(name)
-        return cls(function, dict(settings or {}), frozenset(streams_of(function)))
-
-    def __call__(self, streams: Mapping[str, Tensor]) -> Any:
-        return self.function(**{name: streams[name] for name in self.streams}, **self.settings)
+from klent.training.selection import Select, Selection
+from klent.training.term import Term
 
 
 class Objective:
@@ -43,6 +26,7 @@ class Objective:
             to the
             end of the completion joins that token's advantage, which keeps the gradient exact for the
             sequence.
+        select: stream name -> {selector: hyper-parameters}; what each chooses becomes a stream.
     """
 
     def __init__(
@@ -50,14 +34,22 @@ class Objective:
         loss: Mapping[str, Mapping[str, Any] | None],
         advantage: Mapping[str, Mapping[str, Any] | None] | None,
         token_reward: Mapping[str, Mapping[str, Any] | None] | None,
+        select: Select | None = None,
     ) -> None:
         self.terms = [Term.named(name, settings) for name, settings in loss.items()]
         self.estimator = next((Term.named(*item) for item in (advantage or {}).items()), None)
         self.token_rewards = [Term.named(name, settings) for name, settings in (token_reward or {}).items()]
+        self.selection = Selection(select)
+
+    def named(self, function: str) -> list[Term]:
+        """The terms and selectors made of a function of this name."""
+        terms = [*self.terms, *self.selection.selectors.values()]
+        return [term for term in terms if term.function.__name__ == function]
 
     def takes(self, stream: str) -> bool:
         """Whether any part of the objective asks for this stream."""
-        return any(stream in term.streams for term in [*self.terms, *self.token_rewards])
+        terms = [*self.terms, *self.token_rewards, *self.selection.selectors.values()]
+        return any(stream in term.streams for term in terms)
 
     def estimate_advantage(self, batch: Batch) -> None:
         """Fill ``batch.streams["advantage"]``, ``[B, T]``, from the rewards; 0 where unscorable."""
@@ -90,14 +82,16 @@ class Objective:
         rewards is idle.
         """
         base = batch.streams.get("logp_old", batch.streams["logp_gen"]).nan_to_num(nan=-1.0)
+        spread = batch.streams.get("entropy_old", batch.streams["entropy_gen"]).nan_to_num(nan=1.0)
         alive = torch.zeros(len(batch.mask), dtype=torch.bool)
         for shift in (-0.25, 0.0, 0.25):
             logp = (base + shift).requires_grad_()
-            entropy = batch.streams["entropy_gen"].nan_to_num(nan=1.0).requires_grad_()
+            entropy = spread.clone().requires_grad_()
             streams = {
                 "logp_old": base,
+                "entropy_old": spread,
                 **batch.streams,
-                "mask": batch.mask,
+                "mask": batch.trained,
                 "logp": logp,
                 "entropy": entropy,
             }
@@ -107,5 +101,5 @@ class Objective:
             gradients = torch.autograd.grad(loss, [logp, entropy], allow_unused=True)
             for gradient in gradients:
                 if gradient is not None:
-                    alive |= ((gradient != 0) & batch.mask).any(dim=1)
+                    alive |= ((gradient != 0) & batch.trained).any(dim=1)
         return alive.nonzero()[:, 0].tolist()

@@ -1,8 +1,9 @@
 """A recipe's moving parts, built once: model, engine, reference, objective, updater."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from klent.training.objective import Objective
 from klent.training.policy import Policy, takes_shared_prompt
 from klent.training.reference import Reference, adapter_free, separate_model
 from klent.training.schedule import learning_rate
+from klent.training.thermostat import Controller, knob
 from klent.training.update import Updater
 
 Progress = Callable[[int, int], None]
@@ -31,6 +33,7 @@ class Parts:
     objective: Objective
     updater: Updater
     reference: Reference | None
+    thermostat: Controller | None
     trainable: dict[str, torch.nn.Parameter]
 
 
@@ -59,15 +62,19 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Callable[[str], Non
         note(
             "the model does more to its logits than one matrix product: its own head is used, on full logits"
         )
-    objective = Objective(recipe.loss, recipe.advantage, recipe.token_reward)
+    objective = Objective(with_bonus(recipe), recipe.advantage, recipe.token_reward, recipe.select)
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+    engine = build_engine(loaded, rollout, progress=progress)
+    reference = _build_reference(recipe, loaded, objective, temperature)
+    policies = [policy, reference.policy] if reference else [policy]
     return Parts(
         loaded=loaded,
-        engine=build_engine(loaded, rollout, progress=progress),
+        engine=engine,
         sampler=build_sampler(loaded, rollout, progress=progress),
         objective=objective,
         updater=_build_updater(recipe, policy, objective, trainable, shared=_shared(recipe, policy, note)),
-        reference=_build_reference(recipe, loaded, objective, temperature),
+        reference=reference,
+        thermostat=_build_thermostat(recipe, objective, engine, policies),
         trainable=trainable,
     )
 
@@ -151,6 +158,7 @@ def _build_updater(
         reduce={
             "over": recipe.reduce.over,
             "denominator": recipe.reduce.denominator or recipe.rollout.max_tokens,
+            "count": recipe.reduce.count,
         },
         epochs=update.epochs,
         minibatches=update.minibatches,
@@ -158,6 +166,29 @@ def _build_updater(
         shared=shared,
         max_grad_norm=options.max_grad_norm or float("inf"),
     )
+
+
+def with_bonus(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The loss, and the entropy term that a thermostat steers where it steers one."""
+    if recipe.thermostat is None or recipe.thermostat.steer != "bonus":
+        return recipe.loss
+    return {**recipe.loss, "entropy_loss": {"coef": 0.0}}
+
+
+def _build_thermostat(
+    recipe: Recipe, objective: Objective, engine: Engine, policies: Sequence[Policy]
+) -> Controller | None:
+    if recipe.thermostat is None:
+        return None
+
+    def set_temperature(value: float) -> None:
+        """Sampled and trained at one temperature: log-probs stay those of the sampled distribution."""
+        assert isinstance(engine, TransformersEngine)
+        engine.options = replace(engine.options, temperature=value)
+        for policy in policies:
+            policy.temperature = value
+
+    return Controller(recipe.thermostat, knob(recipe.thermostat, objective, set_temperature))
 
 
 def _build_reference(

@@ -14,7 +14,7 @@ class Policy(nn.Module):
 
     The model's body gives hidden states, only those that predict a completion token are kept, and
     :func:`klent.token_stats` turns them into numbers without ever holding their logits. A model that does
-    more to its logits than one matrix product (soft-capping, scaling) is found out by :func:`head_is_linear`
+    more to its logits than one matrix product, a scale and a soft cap is found out by :func:`head_options`
     and then goes through its own head: slower, equally exact.
 
     Args:
@@ -27,7 +27,9 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        self.fused = head_is_linear(model)
+        options = head_options(model)
+        self.fused = options is not None
+        self.head_options = options or {}
 
     def forward(self, rows: Pack, *, entropy: bool = True) -> TokenStats:
         """Statistics of the ``N`` completion tokens of ``rows``, in their order; float32, ``[N]``."""
@@ -47,7 +49,14 @@ class Policy(nn.Module):
             chosen = hidden.flatten(0, 1).index_select(0, source)
             bias = getattr(head, "bias", None)
             return token_stats(
-                chosen, head.weight, target, bias=bias, temperature=self.temperature, entropy=entropy
+                chosen,
+                head.weight,
+                target,
+                bias=bias,
+                temperature=self.temperature,
+                scale=self.head_options.get("scale", 1.0),
+                softcap=self.head_options.get("softcap"),
+                entropy=entropy,
             )
         logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, source)
         # The model's own logits as hidden states of an identity head: the same statistics from the same
@@ -71,9 +80,14 @@ def _body(model: Any) -> Any:
 
 
 @torch.no_grad()
-def head_is_linear(model: Any) -> bool:
-    """Whether the logits are the last hidden state times the output embedding, asked on a few tokens."""
-    ids = torch.arange(1, 5, device=model.device)[None] % model.config.get_text_config().vocab_size
+def head_options(model: Any) -> dict[str, float] | None:
+    """The ``scale`` and ``softcap`` with which :func:`klent.token_stats` is this head; None if it is not.
+
+    The numbers are those of the model's configuration. Whether the model uses them so is asked of the model
+    itself, on a few tokens: configurations also carry numbers that nobody reads.
+    """
+    config = model.config.get_text_config()
+    ids = torch.arange(1, 5, device=model.device)[None] % config.vocab_size
     was_training = model.training
     model.eval()
     try:
@@ -81,11 +95,39 @@ def head_is_linear(model: Any) -> bool:
         hidden = _body(model)(input_ids=ids, use_cache=False).last_hidden_state
         head = model.get_output_embeddings()
         if head is None or hidden.shape[-1] != head.weight.shape[-1]:
-            return False
+            return None
         own = torch.nn.functional.linear(hidden, head.weight, getattr(head, "bias", None)).float()
     finally:
         model.train(was_training)
-    return own.shape == logits.shape and _close(own, logits, model.dtype)
+    if own.shape != logits.shape:
+        return None
+    named = _named_options(config)
+    # The named ones first: small logits look the same with and without a cap, and grow in training.
+    for options in (named, {}):
+        if _close(_cap(own * options.get("scale", 1.0), options.get("softcap")), logits, model.dtype):
+            return options
+    return None
+
+
+def head_is_linear(model: Any) -> bool:
+    """Whether the logits are the last hidden state times the output embedding and nothing else."""
+    return head_options(model) == {}
+
+
+def _named_options(config: Any) -> dict[str, float]:
+    """What a configuration says of the logits, under the names that transformers' models give it."""
+
+    def number(name: str) -> float:
+        value = getattr(config, name, None)
+        return float(value) if isinstance(value, int | float) and value else 1.0
+
+    scale = number("logit_scale") * number("lm_head_multiplier") / number("logits_scaling")
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return ({} if scale == 1.0 else {"scale": scale}) | ({"softcap": float(softcap)} if softcap else {})
+
+
+def _cap(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 @torch.no_grad()

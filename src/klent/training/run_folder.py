@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from klent.errors import RunError
 from klent.folders import sweep
 
-LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
+LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "forks.jsonl")
 LOCK, OWNER = ".lock", ".owner"  # not in the lock itself, which filelock may empty
 REWARDS_LOG = "rewards.log"  # written while rewards are tried out, before there is a run
 LOCK_SECONDS = 2.0  # a process that was just killed may take a moment to let go
@@ -31,7 +31,7 @@ class RunFolder:
         self._lock = lock
         self.config = path / "config.yaml"
         self.info = path / "run.json"
-        self.metrics, self.eval, self.samples = (path / name for name in LOGS)
+        self.metrics, self.eval, self.samples, self.forks = (path / name for name in LOGS)
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
         self.report = path / "report.html"

@@ -1,5 +1,6 @@
 """Rows of samples.jsonl: completions, with the sampler's entropy and the update's push on every token."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,14 @@ from klent.training.batch import Batch
 
 
 def sample_rows(
-    step: int, batch: Batch, coefficient: Tensor, tokenizer: Any, *, prompts: int = 2, completions: int = 4
+    step: int,
+    batch: Batch,
+    coefficient: Tensor,
+    tokenizer: Any,
+    *,
+    chosen: Mapping[str, Tensor] | None = None,
+    prompts: int = 2,
+    completions: int = 4,
 ) -> list[dict[str, Any]]:
     """The first few completions of the first few prompts of a step.
 
@@ -18,6 +26,7 @@ def sample_rows(
         batch: its completions.
         coefficient: ``c_t`` times the step's token count, ``[B, T]``; above 0 the token was pushed up.
         tokenizer: turns ids into the text pieces that are shown.
+        chosen: what each selector chose, bool ``[B, T]``; a row gets the places of its chosen tokens.
         prompts: how many prompts.
         completions: how many completions of each.
     """
@@ -41,6 +50,7 @@ def sample_rows(
                     "logp": _rounded(rollout.logp_gen),
                     "coefficient": _rounded(coefficient[b, :count]),
                 }
+                | _places(chosen, b)
             )
     return rows
 
@@ -50,6 +60,12 @@ def _shown(rollout: Rollout) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _places(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, dict[str, list[int]]]:
+    if not chosen:
+        return {}
+    return {"chosen": {name: value[row].nonzero()[:, 0].tolist() for name, value in chosen.items()}}
 
 
 def _rounded(values: Tensor) -> list[float]:

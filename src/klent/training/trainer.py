@@ -25,9 +25,12 @@ from klent.report import write_report
 from klent.rollout.engine import Rollout
 from klent.tasks import Scorer, Scores, Task, load_task, parse_rewards
 from klent.training.batch import Batch, make_batch
+from klent.training.certainty import extra_measures
 from klent.training.change import distribution_change, probe_rows
 from klent.training.checkpoint import flatten_optimizer, load_newest, restore_optimizer, save_checkpoint
-from klent.training.evaluate import evaluate
+from klent.training.diagnostics import fork_words
+from klent.training.evaluate import eval_rewards, evaluate
+from klent.training.floor import Floor
 from klent.training.interrupt import StopRequest
 from klent.training.metrics import rollout_metrics, time_metrics, update_metrics
 from klent.training.parts import Parts, build_parts
@@ -35,8 +38,10 @@ from klent.training.run_folder import RunFolder
 from klent.training.run_record import finish_record, start_record
 from klent.training.samples import sample_rows
 from klent.training.schedule import derive_seed
+from klent.training.thermostat import State
 from klent.training.trackers import Trackers
 from klent.training.update import UpdateResult
+from klent.training.watch import Watch
 
 PROBE_PROMPTS = 2  # prompts whose completions are measured again after the update
 
@@ -71,17 +76,21 @@ def train(
     rewards = parse_rewards([r.model_dump() for r in recipe.reward], Path()) if recipe.reward else None
     with RunFolder.open(run) if resume else RunFolder.create(run) as folder:
         scorer = Scorer(rewards, task, folder.rewards_log) if rewards else None
+        own = recipe.eval is not None and recipe.eval.reward is not None
+        judge = Scorer(eval_rewards(recipe) or (), task, folder.rewards_log) if own else scorer
         try:
-            if scorer:
-                scorer.check()
-            trainer = Trainer(recipe, folder, task, scorer, console)
+            for each in dict.fromkeys((scorer, judge)):
+                if each:
+                    each.check()
+            trainer = Trainer(recipe, folder, task, scorer, console, judge=judge)
             if not resume:  # all that could be refused has been: from here on the folder is a run
                 write_atomic(folder.config, dump_recipe(recipe))
             start_record(run, command=command)
             trainer.fit()
         finally:
-            if scorer:
-                scorer.close()
+            for each in (scorer, judge):
+                if each:
+                    each.close()
             console.close()
     return run
 
@@ -99,12 +108,20 @@ class Trainer:
     """One run of one recipe in one folder; :meth:`fit` does it all, :meth:`step` is the part to read."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, task: Task, scorer: Scorer | None, console: TrainConsole
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        task: Task,
+        scorer: Scorer | None,
+        console: TrainConsole,
+        *,
+        judge: Scorer | None = None,
     ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.task = task
         self.scorer = scorer
+        self.judge = judge  # of held-out answers; the same as scorer unless eval.reward names another
         self.console = console
         self.progress = Progress()
         self.parts: Parts = build_parts(
@@ -112,11 +129,14 @@ class Trainer:
         )
         self.trackers = Trackers(recipe, folder.path)
         self.seconds: dict[str, float] = {}
+        replayed = isinstance(recipe.rollout, DatasetRollout)
+        self.floor = None if replayed else Floor.of(self.parts.loaded.model)
         self.told: set[str] = set()
 
     def fit(self) -> None:
         """Every step that is left, then ``final/`` and the report."""
         self._restore()
+        self.watch = Watch(read_jsonl(self.folder.metrics))
         recipe, progress = self.recipe, self.progress
         self.console.start(recipe, done=progress.step)
         with StopRequest(self.console.stopping) as stop:
@@ -148,6 +168,8 @@ class Trainer:
         self.seconds = {"rollout": 0.0, "score": 0.0, "train": 0.0}
         started = time.perf_counter()
 
+        if parts.thermostat is not None:
+            parts.thermostat.apply()
         first = (number - 1) * recipe.prompts_per_step
         prompts = [self.task.train(first + i) for i in range(recipe.prompts_per_step)]
         with self._timed("rollout"):
@@ -170,12 +192,14 @@ class Trainer:
             )
         row = {"step": number, **rollout_metrics(batch, scores), **update_metrics(batch, result)}
         row |= self._change(batch, result)
+        if parts.thermostat is not None:
+            row |= parts.thermostat.read(number, row["policy/entropy"], row["policy/entropy_delta"])
         row["optimizer/lr"] = parts.updater.learning_rate(parts.updater.steps_done - 1)
         self.seconds["step"] = time.perf_counter() - started
-        return row | time_metrics(batch, result, self.seconds), batch, result
+        return row | time_metrics(batch, result, self.seconds, self.floor), batch, result
 
     def _score(self, rollouts: Sequence[Rollout]) -> Scores | None:
-        if self.scorer is None or not self.parts.objective.takes("advantage"):
+        if self.scorer is None or isinstance(self.recipe.rollout, DatasetRollout):
             return None
         scores = self.scorer.score([r.prompt for r in rollouts], [r.text for r in rollouts])
         for problem, count in scores.problems.items():
@@ -189,7 +213,8 @@ class Trainer:
         parts, update = self.parts, self.recipe.update
         rows = range(len(batch.mask))
         if parts.objective.token_rewards or update.epochs * update.minibatches > 1:
-            batch.streams["logp_old"] = parts.updater.measure(batch, rows)["logp"]
+            before = parts.updater.measure(batch, rows)
+            batch.streams |= {"logp_old": before["logp"], "entropy_old": before["entropy"]}
         if parts.reference is not None:
             with parts.reference() as policy:
                 batch.streams["logp_ref"] = parts.updater.measure(batch, rows, policy)["logp"]
@@ -201,11 +226,17 @@ class Trainer:
         return distribution_change(batch, rows, result.before, after)
 
     def _record(self, row: dict[str, Any], batch: Batch, result: UpdateResult) -> None:
+        row |= self.watch.see(row)
         append_line(self.folder.metrics, row)
-        for sample in sample_rows(row["step"], batch, result.coefficient, self.parts.loaded.tokenizer):
+        forks = fork_words(batch, self.parts.loaded.tokenizer)
+        append_line(self.folder.forks, {"step": row["step"], "forks": forks})
+        tokenizer = self.parts.loaded.tokenizer
+        for sample in sample_rows(row["step"], batch, result.coefficient, tokenizer, chosen=result.chosen):
             append_line(self.folder.samples, sample)
         self.trackers.log(row)
         self.console.step(row)
+        for finding in self.watch.news():
+            self.console.warn(finding)
 
     def _guard(self, row: dict[str, Any]) -> None:
         """Stop a run that goes on for nothing; the last checkpoint is from before it did."""
@@ -232,17 +263,20 @@ class Trainer:
         path = self.folder.eval
         if (
             self.recipe.eval is None
-            or self.scorer is None
+            or self.judge is None
             or any(row["step"] == step for row in read_jsonl(path))
         ):
             return
         row = evaluate(
             self.parts.sampler,
-            self.scorer,
+            self.judge,
             self.task.heldout(self.recipe.eval.problems),
             samples=self.recipe.eval.samples,
             seed=derive_seed(self.recipe.seed, "eval"),
             step=step,
+            more=extra_measures(
+                self.recipe, self.parts.loaded, self.judge, derive_seed(self.recipe.seed, "eval")
+            ),
         )
         append_line(path, row)
         self.console.eval(row)
@@ -260,6 +294,7 @@ class Trainer:
             state={
                 "progress": vars(self.progress),
                 "optimizer_steps": updater.steps_done,
+                "thermostat": vars(self.parts.thermostat.state) if self.parts.thermostat else None,
                 "offsets": self.folder.offsets(),
             },
             keep=self.recipe.checkpoint.keep,
@@ -276,6 +311,8 @@ class Trainer:
                 self.parts.trainable[name].copy_(value)
         restore_optimizer(self.parts.updater.optimizer, self.parts.trainable, found.tensors["optimizer"])
         self.progress = Progress(**found.state["progress"])
+        if self.parts.thermostat is not None:
+            self.parts.thermostat.state = State(**found.state["thermostat"])
         self.parts.updater.steps_done = found.state["optimizer_steps"]
         self.folder.truncate_logs(found.state["offsets"], on_damage=self.console.warn)
 

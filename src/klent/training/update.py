@@ -14,6 +14,7 @@ from klent.training.batch import Batch
 from klent.training.objective import Objective
 from klent.training.packing import Pack, make_groups, make_microbatches, pack
 from klent.training.policy import Policy
+from klent.training.schedule import derive_seed
 
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count): adds up over micro-batches, divided once
 
@@ -30,9 +31,11 @@ class UpdateResult:
         sums: metrics of the terms.
         coefficient: ``c_t = -dL/dlogp_t`` of the first pass over the batch, times its token count, ``[B,
             T]``.
+        chosen: the tokens that each selector chose in the first pass, bool ``[B, T]``.
         before: the trainer's own ``logp`` and ``entropy`` at the start of the update, ``[B, T]``, and where
             known.
         tokens: tokens computed in forward passes that carry a gradient, prompts and padding included.
+        targets: completion tokens among them whose prediction was computed.
     """
 
     loss: float = 0.0
@@ -41,8 +44,10 @@ class UpdateResult:
     steps: int = 0
     sums: Sums = field(default_factory=dict)
     coefficient: Tensor = field(default_factory=lambda: torch.zeros(0))
+    chosen: dict[str, Tensor] = field(default_factory=dict)
     before: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
+    targets: int = 0
 
 
 class Updater:
@@ -53,7 +58,8 @@ class Updater:
         optimizer: over the policy's trainable parameters.
         objective: what to minimise.
         learning_rate: optimizer step number (from 0) -> learning rate.
-        reduce: ``over`` and, for ``constant``, ``denominator``: what one completion counts for.
+        reduce: ``over``; for ``constant``, ``denominator``: what one completion counts for; and ``count``,
+            ``all`` to divide by every token of the step where only selected ones are trained on.
         epochs: passes over the batch.
         minibatches: optimizer steps a pass; prompts stay whole.
         tokens_per_microbatch: tokens (padding included) in one forward pass.
@@ -99,11 +105,14 @@ class Updater:
             "known": torch.zeros(len(batch.mask), dtype=torch.bool),
         }
         plan = list(self._plan(batch, seed))
-        active = set(self.objective.active_rows(batch))
-        self.policy.train()
         for number, rows in enumerate(plan):
+            chosen = self._choose(batch, rows, number, seed=seed)
+            active = set(self.objective.active_rows(chosen))
             first_pass = number < self.minibatches
-            self._step(batch, rows, [b for b in rows if b in active], result, first_pass=first_pass)
+            if first_pass:
+                for name in self.objective.selection.selectors:
+                    result.chosen[name] = result.chosen.get(name, False) | chosen.streams[name]
+            self._step(chosen, rows, [b for b in rows if b in active], result, first_pass=first_pass)
             if progress:
                 progress(number + 1, len(plan))
         result.loss /= max(len(plan), 1)
@@ -122,6 +131,20 @@ class Updater:
             for part in order.tensor_split(self.minibatches):
                 yield torch.isin(batch.group, part).nonzero()[:, 0].tolist()
 
+    def _choose(self, batch: Batch, rows: list[int], number: int, *, seed: int) -> Batch:
+        """The batch with what the selectors choose for this optimizer step, over all of its completions.
+
+        The first one trains the policy that sampled, so its own log-probabilities and entropies are at hand.
+        """
+        selection = self.objective.selection
+        if not selection.selectors:
+            return batch
+        own = {"logp": batch.streams["logp_gen"], "entropy": batch.streams["entropy_gen"]}
+        replayed = own["logp"][batch.mask].isnan().any()  # a data set's completions were not sampled
+        if selection.reads_policy and (number > 0 or replayed):
+            own = self.measure(batch, rows)
+        return selection.choose(batch, rows, own, seed=derive_seed(seed, "optimizer step", number))
+
     def _step(
         self, batch: Batch, rows: list[int], active: list[int], result: UpdateResult, *, first_pass: bool
     ) -> None:
@@ -130,11 +153,13 @@ class Updater:
             group["lr"] = self.learning_rate(self.steps_done)
         self.steps_done += 1
         self.optimizer.zero_grad(set_to_none=True)
-        denominator = self._denominator(batch.mask[rows])
+        denominator = self._denominator(self._counted(batch)[rows])
+        self.policy.train()
         total = 0.0
         for rows_packed in self._packs(batch, active):
             total += self._accumulate(batch, rows_packed, denominator, result, first_pass=first_pass)
             result.tokens += rows_packed.tokens
+            result.targets += len(rows_packed.target)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)) if active else 0.0
         if not (math.isfinite(total) and math.isfinite(norm)):
             result.skipped += 1
@@ -144,6 +169,10 @@ class Updater:
         result.grad_norm += norm
         if active:  # without a gradient there is nothing to follow, not even the momentum of earlier steps
             self.optimizer.step()
+
+    def _counted(self, batch: Batch) -> Tensor:
+        """The tokens that an average is over."""
+        return batch.mask if self.reduce.get("count") == "all" else batch.trained
 
     def _denominator(self, mask: Tensor) -> float:
         """What the whole optimizer step divides by: any cut into micro-batches adds up to the same."""
@@ -172,10 +201,11 @@ class Updater:
         entropy = torch.zeros(mask.shape, device=device).index_put(where, stats.entropy)
         logp.retain_grad()
         streams = {name: value[here].to(device) for name, value in batch.streams.items()}
-        streams.setdefault("logp_old", logp.detach())
-        streams |= {"logp": logp, "entropy": entropy, "mask": mask.to(device)}
+        streams = {"logp_old": logp.detach(), "entropy_old": entropy.detach(), **streams}
+        streams |= {"logp": logp, "entropy": entropy, "mask": batch.trained[here].to(device)}
         out = self.objective.token_loss(streams)
-        loss = reduce_tokens(out.loss, streams["mask"], over=self.reduce["over"], denominator=denominator)
+        counted = self._counted(batch)[here].to(device)
+        loss = reduce_tokens(out.loss, counted, over=self.reduce["over"], denominator=denominator)
         loss.backward()
         for name, (part, count) in out.metrics.items():
             old = result.sums.get(name, (0.0, 0.0))

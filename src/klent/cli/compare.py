@@ -1,0 +1,88 @@
+"""``klent compare``: methods beside one another, under one budget, with seeds and controls."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from klent.cli.common import Debug, Overrides, Runs, out
+from klent.errors import ConfigError
+
+
+def compare(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or the name of a shipped one.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over",
+            metavar="KEY=V1,V2",
+            help="What to compare; given again, every combination. The first is what the others are compared "
+            "with. Default: the shipped methods with their controls.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of every arm.")] = 3,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs and the time they take; write nothing.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Write the page again from the runs that are done.")
+    ] = False,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Compare methods or settings: same data, same budget, several seeds, one page.
+
+    Runs lie in RUNS/NAME-compare/ARM-seedN (NAME is the recipe's; name=... sets the folder's whole name).
+    Those that are done are skipped and those that were stopped go on, so the same command, or one with more
+    seeds or more arms, continues. Ctrl-C finishes the step, saves and stops.
+
+    The page RUNS/NAME-compare/compare.html has curves, final pass@1 and pass@k, entropy, KL to the base model
+    and time, and says which differences are more than noise, if any.
+
+    ```
+    klent compare quickstart --over method=grpo,rloo,dr_grpo --seeds 3
+    klent compare my.yaml --over method=grpo,kl_cov --over optimizer.lr=1e-5,2e-5 eval.samples=8
+    klent compare quickstart --dry-run
+    ```
+    """
+    from klent.compare.plan import describe, make_plan
+
+    if dry_run and report_only:
+        raise ConfigError("--dry-run writes nothing and --report-only writes the page; choose one")
+    plan = make_plan(recipe, overrides or [], over or [], seeds, runs)
+    command = _command(recipe, overrides or [], over or [], seeds, runs)
+    if dry_run:
+        for line in describe(plan):
+            out.print(line, soft_wrap=True)
+        for run in plan.runs:
+            out.print(f"  {run.state:<8} {run.folder}", soft_wrap=True)
+        out.print(f"would write {plan.folder}; this was a dry run", soft_wrap=True)
+        return
+    if report_only:
+        from klent.compare.page import write_page
+
+        out.print(f"page: {write_page(plan, command=command)}", soft_wrap=True)
+        return
+    from klent.compare.run import Stopped, run_comparison
+
+    for line in describe(plan):
+        out.print(line, soft_wrap=True)
+    try:
+        page = run_comparison(plan, command=command, console=out)
+    except Stopped as stop:
+        out.print(str(stop), style="yellow", soft_wrap=True)
+        raise typer.Exit(130) from None
+    out.print(f"page: {page}", style="bold", soft_wrap=True)
+
+
+def _command(recipe: str, overrides: list[str], over: list[str], seeds: int, runs: Path) -> str:
+    words = ["klent", "compare", recipe, *overrides]
+    for option in over:
+        words += ["--over", option]
+    words += ["--seeds", str(seeds)]
+    return shlex.join([*words, "--runs", str(runs)] if runs != Path("runs") else words)

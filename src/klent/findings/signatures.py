@@ -1,0 +1,50 @@
+"""Every signature, and the list that they give for a log."""
+
+from collections.abc import Callable
+
+from klent.findings.finding import Finding
+from klent.findings.machine import nonfinite, throughput_decay
+from klent.findings.policy import (
+    clip_saturation,
+    entropy_collapse,
+    entropy_explosion,
+    kl_blowup,
+    logp_mismatch,
+)
+from klent.findings.reward import (
+    format_gaming,
+    length_gaming,
+    repetition,
+    truncation,
+    unscorable,
+    zero_variance,
+)
+from klent.table import Table
+
+SIGNATURES: tuple[Callable[[Table], Finding | None], ...] = (
+    entropy_collapse,
+    entropy_explosion,
+    kl_blowup,
+    zero_variance,
+    clip_saturation,
+    length_gaming,
+    truncation,
+    repetition,
+    format_gaming,
+    nonfinite,
+    logp_mismatch,
+    unscorable,
+    throughput_decay,
+)
+
+
+def diagnose(table: Table) -> list[Finding]:
+    """What goes wrong in a run, the gravest first; a signature whose columns are missing is silent.
+
+    Example:
+        >>> entropy = [2.0, 1.5, 1.1, 0.8, 0.6, 0.45, 0.33, 0.25]
+        >>> [found.name for found in diagnose(Table.of({"policy/entropy": entropy}))]
+        ['entropy_collapse']
+    """
+    found = [finding for signature in SIGNATURES if (finding := signature(table)) is not None]
+    return sorted(found, key=lambda finding: -finding.severity)

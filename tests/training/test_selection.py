@@ -1,0 +1,209 @@
+"""Choices of tokens: one for each optimizer step, whatever the step is cut into."""
+
+import pytest
+import torch
+from helpers_training import GRPO, batch, gradient, updater
+
+from klent import objectives as O
+from klent.training.batch import Batch
+from klent.training.objective import Objective
+from klent.training.update import Updater
+
+CLIP_COV = {"clip_cov": {"clip_low": 1.0, "clip_high": 1.0}}
+CASES = {
+    "clip_cov": (CLIP_COV, {"dropped": {"clip_cov_tokens": {"fraction": 0.1, "low": 0.0}}}),
+    "kl_cov": ({"kl_cov": {"coef": 0.5}}, {"penalised": {"kl_cov_tokens": {"fraction": 0.2}}}),
+    "kl_cov_true": (
+        {"kl_cov": {"coef": 0.5, "penalty": "kl"}},
+        {"penalised": {"kl_cov_tokens": {"fraction": 0.2}}},
+    ),
+    "top20": (GRPO[0], {"mask": {"high_entropy_tokens": {"fraction": 0.2}}}),
+    "bottom80": (GRPO[0], {"mask": {"low_entropy_tokens": {"fraction": 0.8}}}),
+    "random20": (GRPO[0], {"mask": {"random_tokens": {"fraction": 0.2}}}),
+}
+GROUP = GRPO[1]
+
+
+def make(case: str, kind: type[Updater] = Updater, **options: object) -> Updater:
+    loss, select = CASES[case]
+    made = updater(Objective(loss, GROUP, None, select), **options)
+    made.__class__ = kind
+    return made
+
+
+def moved() -> Batch:
+    """A step's completions, sampled from a policy a little off the one that is trained."""
+    rows = batch()
+    noise = torch.randn(rows.mask.shape, generator=torch.Generator().manual_seed(3))
+    rows.streams["logp_old"] = torch.where(rows.mask, rows.streams["logp_gen"] - 0.1 * noise, 0.0)
+    return rows
+
+
+def same_however_cut(case: str, kind: type[Updater] = Updater, **options: object) -> None:
+    """The law: choice and gradient of an optimizer step do not depend on its micro-batches."""
+    whole_step = make(case, kind, **options)
+    whole = gradient(whole_step, moved())
+    assert any(value.abs().max() > 1e-4 for value in whole.values())
+    for budget in (80, 30, 1):
+        for shared in (True, False):
+            cut = gradient(make(case, kind, tokens_per_microbatch=budget, shared=shared, **options), moved())
+            assert cut.keys() == whole.keys()
+            for name in whole:
+                assert torch.allclose(whole[name], cut[name], atol=2e-6, rtol=1e-4), (name, budget, shared)
+
+
+class PerMicrobatch(Updater):
+    """The mistake of released code: each micro-batch chooses among its own tokens."""
+
+    def _accumulate(self, batch, rows, *arguments, **options):
+        here = rows.row.unique().tolist()
+        own = {"logp": batch.streams["logp_gen"], "entropy": batch.streams["entropy_gen"]}
+        batch = self.objective.selection.choose(batch, here, own, seed=0)
+        return super()._accumulate(batch, rows, *arguments, **options)
+
+
+@pytest.mark.parametrize("reduce", [{"over": "tokens"}, {"over": "sequences"}], ids=lambda r: r["over"])
+@pytest.mark.parametrize("case", CASES)
+def test_any_cut_into_microbatches_chooses_the_same_and_gives_the_same_gradient(case, reduce):
+    same_however_cut(case, reduce=reduce)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_choosing_in_each_microbatch_would_be_noticed(case):
+    with pytest.raises(AssertionError):
+        same_however_cut(case, PerMicrobatch, reduce={"over": "tokens"})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_choice_is_the_selectors_over_the_whole_step(case):
+    rows = batch()
+    step = make(case, lr=0.0, tokens_per_microbatch=1)
+    step.objective.estimate_advantage(rows)
+    result = step.run(rows, seed=0)
+    ((stream, choice),) = CASES[case][1].items()
+    ((name, settings),) = choice.items()
+    arguments = {
+        "kl_cov_tokens": (rows.streams["logp_gen"], rows.streams["advantage"], rows.mask),
+        "high_entropy_tokens": (rows.streams["entropy_gen"], rows.mask),
+        "low_entropy_tokens": (rows.streams["entropy_gen"], rows.mask),
+    }
+    chosen = result.chosen[stream]
+    assert chosen.any()
+    assert not chosen[~rows.mask].any()
+    if name in arguments:
+        assert torch.equal(chosen, getattr(O, name)(*arguments[name], **settings))
+    else:  # drawn
+        assert int(chosen.sum()) == int(O.random_tokens(rows.mask, fraction=settings["fraction"]).sum())
+
+
+@pytest.mark.parametrize("case", ["clip_cov", "random20"])
+def test_a_draw_follows_the_seed_and_differs_between_optimizer_steps(case):
+    def chosen(seed: int, **options: object) -> torch.Tensor:
+        rows = batch()
+        step = make(case, lr=0.0, **options)
+        step.objective.estimate_advantage(rows)
+        (choice,) = step.run(rows, seed=seed).chosen.values()
+        return choice
+
+    assert torch.equal(chosen(0), chosen(0))
+    assert not torch.equal(chosen(0), chosen(1))
+
+
+def watched(step: Updater, rows: Batch) -> tuple[list, list]:
+    """What an update measured (rows) and chose from (rows and log-probs), optimizer step by step."""
+    measured, chosen = [], []
+    measure, choose = step.measure, step.objective.selection.choose
+
+    def see_measure(batch, rows, *more):
+        measured.append(list(rows))
+        return measure(batch, rows, *more)
+
+    def see_choose(batch, rows, own, *, seed):
+        chosen.append((rows, own["logp"][rows].clone(), seed))
+        return choose(batch, rows, own, seed=seed)
+
+    step.measure, step.objective.selection.choose = see_measure, see_choose
+    step.objective.estimate_advantage(rows)
+    step.run(rows, seed=0)
+    return measured, chosen
+
+
+def test_the_first_optimizer_step_chooses_by_the_sampler_and_later_ones_by_the_policy():
+    rows = batch()
+    measured, chosen = watched(make("kl_cov", lr=0.5, epochs=2, minibatches=2), rows)
+    assert measured == [rows_of for rows_of, _, _ in chosen[1:]]  # no forward pass for the first
+    assert len({seed for _, _, seed in chosen}) == 4
+    first_rows, first_logp, _ = chosen[0]
+    assert torch.equal(first_logp, rows.streams["logp_gen"][first_rows])
+    for rows_of, logp, _ in chosen[1:]:
+        assert (logp - rows.streams["logp_gen"][rows_of])[rows.mask[rows_of]].abs().max() > 1e-3
+
+
+def test_what_is_drawn_at_random_needs_no_forward_pass():
+    assert watched(make("random20", epochs=2), batch())[0] == []
+
+
+def test_a_data_sets_tokens_are_chosen_by_the_policy_that_is_trained():
+    rows = batch()
+    for name in ("logp_gen", "entropy_gen"):
+        rows.streams[name] = torch.full_like(rows.streams[name], float("nan"))
+    measured, _ = watched(make("top20"), rows)
+    assert measured == [list(range(12))]
+
+
+def test_several_optimizer_steps_end_alike_however_cut():
+    ends = []
+    for budget in (4096, 30):
+        rows = batch()
+        step = make("clip_cov", lr=0.05, epochs=2, minibatches=3, tokens_per_microbatch=budget)
+        rows.streams["logp_old"] = step.measure(rows, range(12))["logp"]
+        step.objective.estimate_advantage(rows)
+        result = step.run(rows, seed=0)
+        ends.append((result.chosen["dropped"], [p.detach().clone() for p in step.parameters]))
+    assert torch.equal(ends[0][0], ends[1][0])
+    for one, other in zip(ends[0][1], ends[1][1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("over", ["tokens", "sequences"])
+def test_the_average_is_over_the_selected_tokens_or_over_all_as_the_recipe_says(over):
+    rows = batch()
+    step = make("top20", lr=0.0)
+    step.objective.estimate_advantage(rows)
+    chosen = step.run(rows, seed=0).chosen["mask"]
+    coefficients = {}
+    for count in ("selected", "all"):
+        step = make("top20", lr=0.0, reduce={"over": over, "count": count})
+        coefficients[count] = step.run(rows, seed=0).coefficient / rows.tokens
+    advantage = torch.where(chosen, rows.streams["advantage"], 0.0)
+    for count, counted in (("selected", chosen), ("all", rows.mask)):
+        if over == "tokens":
+            expected = advantage / counted.sum()
+        else:
+            expected = advantage / counted.sum(1, keepdim=True).clamp(min=1) / counted.any(1).sum()
+        torch.testing.assert_close(coefficients[count], expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(  # selected is what a recipe gets that does not say
+        make("top20", lr=0.0, reduce={"over": over}).run(rows, seed=0).coefficient / rows.tokens,
+        coefficients["selected"],
+    )
+
+
+def test_completions_without_a_selected_token_are_not_computed():
+    rows = batch()
+    rows.streams["entropy_gen"] = torch.zeros(rows.mask.shape)
+    rows.streams["entropy_gen"][5] = 1.0
+    loss = {"mask": {"high_entropy_tokens": {"fraction": 1e-9}}}
+    step = updater(Objective(GRPO[0], GROUP, None, loss), shared=False)
+    step.objective.estimate_advantage(rows)
+    result = step.run(rows, seed=0)
+    assert result.before["known"].nonzero().flatten().tolist() == [5]
+    assert result.tokens == len(rows.rollouts[5].prompt_ids) + len(rows.rollouts[5].tokens)
+
+
+def test_dropped_tokens_get_no_push_and_the_others_all_of_theirs():
+    rows = batch()
+    step = make("clip_cov", lr=0.0)
+    step.objective.estimate_advantage(rows)
+    result = step.run(rows, seed=0)
+    expected = torch.where(result.chosen["dropped"], 0.0, rows.streams["advantage"])
+    torch.testing.assert_close(result.coefficient, expected, atol=1e-5, rtol=1e-5)
