@@ -1,8 +1,8 @@
 """A whole GRPO step, klent against TRL: seconds, memory, and whether both learn the same.
 
-    python benchmarks/step.py                                   # 4 steps of each, about 5 minutes on 2 idle
-    cores python benchmarks/step.py --steps 15 --seeds 0 1 2          # the learning curves too python
-    benchmarks/step.py --peer-python ../trl/bin/python   # TRL in an environment of its own
+    python benchmarks/step.py                                 # 4 steps of each, 5 minutes on 2 idle cores
+    python benchmarks/step.py --steps 15 --seeds 0 1 2        # the learning curves too
+    python benchmarks/step.py --peer-python ../trl/bin/python # TRL in an environment of its own
 
 The job is that of recipes/quickstart.yaml: SmolLM2-135M-Instruct in float32, 8 prompts x 8 completions x at
 most 12 tokens, sums of two one-digit numbers, AdamW with a rate of 2e-5 that falls to 0. Both trainers see

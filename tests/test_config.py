@@ -151,7 +151,7 @@ REFUSED = {
     ),
     "a thermostat's start out of bounds": (
         "thermostat: {target: 0.5, start: 2.0}\n",
-        "thermostat: start (2) should lie between low (-1) and high (1)",
+        "thermostat: start (2) should lie between low (-0.5) and high (1)",
     ),
     "a fraction above 1": (
         "thermostat: {target: 0.5, steer: temperature, low: 0.0}\n",

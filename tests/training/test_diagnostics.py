@@ -76,7 +76,7 @@ def test_collision_estimates_the_sum_of_squares_without_bias():
     rows = SimpleNamespace(
         streams={"logp_gen": p[drawn].log()[None]},
         mask=torch.ones(1, len(drawn), dtype=torch.bool),
-        rollouts=[None],
+        rollouts=[SimpleNamespace(renyi_gen=None)],
     )
     assert collision_metrics(rows)["policy/collision"] == pytest.approx(0.36 + 0.09 + 0.01, abs=2e-3)
 

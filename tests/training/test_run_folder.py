@@ -58,7 +58,7 @@ def test_a_new_run_gets_an_empty_folder_with_its_parents(tmp_path: Path) -> None
         assert run.path.is_dir()
         assert {path.name for path in run.path.iterdir()} <= {".lock", ".owner"}
         assert (run.config.name, run.info.name, run.report.name) == ("config.yaml", "run.json", "report.html")
-        assert (run.metrics.name, run.eval.name, run.samples.name) == module.LOGS
+        assert (run.metrics.name, run.eval.name, run.samples.name, run.forks.name) == module.LOGS
         assert (run.checkpoints.name, run.final.name) == ("checkpoints", "final")
 
 
@@ -150,11 +150,11 @@ def test_closing_lets_another_in_and_may_be_repeated(tmp_path: Path, impatient) 
 
 def test_logs_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as run:
-        assert run.offsets() == {"metrics.jsonl": 0, "eval.jsonl": 0, "samples.jsonl": 0}
+        assert run.offsets() == dict.fromkeys(module.LOGS, 0)
         run.metrics.write_bytes(b'{"step": 1}\n')
         run.samples.write_bytes('{"text": "é"}\n'.encode())
         offsets = run.offsets()
-        assert offsets == {"metrics.jsonl": 12, "eval.jsonl": 0, "samples.jsonl": 15}
+        assert offsets == {"metrics.jsonl": 12, "eval.jsonl": 0, "samples.jsonl": 15, "forks.jsonl": 0}
         with open(run.metrics, "ab") as log:
             log.write(b'{"step": 2}\n{"ste')
         run.eval.write_bytes(b'{"step": 2}\n')
@@ -163,7 +163,7 @@ def test_logs_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
         assert run.samples.read_bytes() == '{"text": "é"}\n'.encode()
         assert run.eval.read_bytes() == b""
         run.truncate_logs({}, on_damage=quiet)
-        assert run.offsets() == {"metrics.jsonl": 0, "eval.jsonl": 0, "samples.jsonl": 0}
+        assert run.offsets() == dict.fromkeys(module.LOGS, 0)
 
 
 def test_a_log_that_lost_rows_is_reported_and_keeps_its_whole_ones(tmp_path: Path) -> None:

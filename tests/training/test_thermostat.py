@@ -115,7 +115,7 @@ def test_the_integral_leaves_no_error():
         seen.append(seen[-1] + change)
     assert sum(seen[-500:]) / 500 == pytest.approx(0.5, rel=0.01)
     assert thermostat.state.integral == pytest.approx(0.2, abs=0.03)
-    deaf = controller(0.5, integral=0.0)
+    deaf = controller(0.5, gain=0.25, integral=0.0)
     entropy = 0.5
     for step in range(1, 1000):
         change = entropy * 0.3 * (deaf.state.value - 0.2)
@@ -144,7 +144,7 @@ def test_the_integral_waits_while_the_error_is_on_its_way_out():
     assert thermostat.state.integral == 0.0
     stuck = controller(0.5)
     for step in range(1, 28):
-        stuck.read(step, 3.0, -0.01)
+        stuck.read(step, 0.55, -1e-5)
     assert stuck.state.integral < 0.0
 
 

@@ -160,7 +160,9 @@ def test_every_method_learns(world, method):
     measure = "objective/loss" if method == "sft" else "reward/mean"
     sign = -1 if method == "sft" else 1
     assert sign * (rows[-1][measure] + rows[-2][measure]) > sign * (rows[0][measure] + rows[1][measure])
-    assert console.warnings == []
+    assert [
+        text for text in console.warnings if " since step " not in text
+    ] == []  # findings are news, no faults
 
 
 @pytest.mark.parametrize(
@@ -278,21 +280,26 @@ def test_a_run_with_controls_resumed_ends_bit_identical(world, steer):
     assert len(set(values)) == 6
 
 
-@pytest.mark.parametrize("target", [1.0, 4.0], ids=["down", "up"])
-def test_a_thermostat_brings_a_models_entropy_to_its_target(world, target):
-    free, _ = run(world, name="free", steps=1)
-    held, _ = run(world, name="held", steps=30, prompts_per_step=8, thermostat={"target": target})
-    start = metrics(free)[0]["policy/entropy"]
-    assert abs(start - target) > 0.3 * target
-    last = [row["policy/entropy"] for row in metrics(held)[-10:]]
-    assert sum(last) / 10 == pytest.approx(target, rel=0.1)
+def test_a_thermostat_brings_a_models_entropy_down_to_its_target(world):
+    held, _ = run(world, name="held", steps=30, prompts_per_step=8, thermostat={"target": 1.0})
+    entropy = [row["policy/entropy"] for row in metrics(held)]
+    assert entropy[0] > 4
+    assert sum(entropy[-10:]) / 10 == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_thermostat_brings_a_models_entropy_up_again(world):
+    target = {"start": 1.0, "end": 2.5, "steps": 25}
+    held, _ = run(world, name="held", steps=45, prompts_per_step=8, thermostat={"target": target})
+    entropy = [row["policy/entropy"] for row in metrics(held)]
+    assert min(entropy[:20]) < 2
+    assert sum(entropy[-10:]) / 10 == pytest.approx(2.5, rel=0.1)
 
 
 def test_a_temperature_thermostat_samples_and_trains_at_its_temperature(world):
     changes = {"thermostat": {"target": {"fraction": 0.5}, "steer": "temperature"}}
     folder, _ = run(world, steps=6, **changes)
     rows = metrics(folder)
-    assert rows[-1]["thermostat/value"] < 0.9
+    assert 0.3 < rows[-1]["thermostat/value"] < 1.0
     assert max(row["policy/logp_mismatch"] for row in rows) < 1e-5
 
 

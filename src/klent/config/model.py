@@ -163,7 +163,7 @@ class Thermostat(Settings):
 
 #: the defaults of each `thermostat.steer`; a bonus is added to, the others are turned by a factor
 STEERED: dict[str, dict[str, float]] = {
-    "bonus": {"gain": 0.25, "integral": 0.015, "derivative": 1.6, "start": 0.0, "low": -1.0, "high": 1.0},
+    "bonus": {"gain": 2.0, "integral": 0.05, "derivative": 2.0, "start": 0.0, "low": -0.5, "high": 1.0},
     "clip_high": {"gain": 1.0, "integral": 0.3, "derivative": 1.0, "start": 0.2, "low": 0.02, "high": 5.0},
     "kl_cov_fraction": {
         "gain": 2.0,

@@ -162,7 +162,7 @@ def time(run: RunData) -> Figure | None:
 
 
 def _floor(run: RunData, label: str, part: Sequence[int]) -> str:
-    """How many times the bare matrix products of a phase the measured time is, in words, where it is known."""
+    """How many times its bare matrix products a phase took, in words, where it is known."""
     names = (f"time/{label}", f"time/{label}_floor")
     pairs = [[finite(run.rows[k].get(name)) for name in names] for k in part]
     known = [(spent, least) for spent, least in pairs if spent is not None and least]

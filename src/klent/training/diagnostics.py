@@ -129,8 +129,8 @@ def repetition(tokens: Sequence[Tensor], *, length: int = NGRAM) -> float | None
     Example:
         The 4-grams of 1 2 1 2 1 2 are 1212, 2121 and 1212: one in three is a repetition.
 
-        >>> repetition([torch.tensor([1, 2, 1, 2, 1, 2])])
-        0.3333333333333333
+        >>> round(repetition([torch.tensor([1, 2, 1, 2, 1, 2])]), 4)
+        0.3333
     """
     shares = []
     for ids in tokens:

@@ -58,7 +58,7 @@ class Floor:
         )
 
     def rollout(self, batch: Batch) -> float:
-        """Seconds: each prompt once, then every sampled token, weights read anew for each place in the row."""
+        """Seconds: each prompt once, then every sampled token, the weights read anew for each place."""
         pairs = zip(batch.group.tolist(), batch.rollouts, strict=True)
         prompts = {group: len(rollout.prompt_ids) for group, rollout in pairs}
         first = 2 * (self.body * sum(prompts.values()) + self.head * len(prompts)) / self.operations
