@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import TURN_END, tiny_folder, tiny_model, tiny_tokenizer
 
 from klent.config import make_recipe
+from klent.config.model import EarlyStop
 from klent.console import QuietConsole
 from klent.errors import ConfigError, RunError
 from klent.files import read_jsonl
@@ -17,11 +19,12 @@ from klent.models import LoadedModel
 from klent.rollout.engine import Rollout
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.tasks import DataTask
-from klent.tasks.clusters import load_equivalence
+from klent.tasks.clusters import Equivalence, load_equivalence
 from klent.tasks.prompt import Prompt
 from klent.training import rank
-from klent.training.certainty import logit_skewness, votes
+from klent.training.certainty import kept, logit_skewness, votes, winners
 from klent.training.controls import run_controls, summary, write_csv
+from klent.training.early_stop import best_row, is_over
 from klent.training.rank import rank_prompts
 from klent.training.trainer import train
 
@@ -146,6 +149,93 @@ def test_skewness_is_that_of_all_logits(monkeypatch, linear):
     found = logit_skewness(model, rollouts)
     assert found["skewness"] == pytest.approx(skew(z), rel=1e-4)
     assert found["skewness/position"] == pytest.approx(np.mean([skew(row) for row in z]), rel=1e-4)
+
+
+def test_winners_are_of_the_largest_cluster_and_of_several_the_first():
+    alike = Equivalence(str, lambda a, b: a[0] == b[0])
+    answers = [["a", None, "b", "b1"], [None, None], ["c", "d"]]
+    assert winners(answers, alike) == ["b", None, "c"]
+    assert winners([["a", "b", "b1"]], Equivalence(str)) == ["a"]
+
+
+def test_kept_leaves_a_sample_out_of_the_vote_it_is_held_against():
+    plain = Equivalence(str)
+    # "4", "4" and "5" each have a "4" as the first winner of the others; None is an answer that is not kept
+    assert kept([["4", "4", "5"]], plain, None) == pytest.approx(2 / 3)
+    assert kept([["4", "4", None]], plain, None) == pytest.approx(2 / 3)
+    assert kept([["4"]], plain, None) == 0.0
+    # later: against the winner before training, a problem without one left out, an unknown winner not kept
+    assert kept([["4", "4", None, "5"], ["7", "7", "7", "7"]], plain, ["4", None]) == 0.5
+    assert kept([["4", "5"], ["7", "7"]], plain, ["9", "7"]) == 0.5
+    alike = Equivalence(str, lambda a, b: a[0] == b[0])
+    assert kept([["b1", "b2", "c"]], alike, ["b"]) == pytest.approx(2 / 3)
+
+
+# early stopping
+
+
+def rows_of(*values: float, signal: str = "kept") -> list[dict]:
+    return [{"step": 2 * place, signal: value} for place, value in enumerate(values)]
+
+
+def test_the_best_row_is_the_first_that_is_not_beaten_by_the_margin():
+    assert best_row(rows_of(0.5, 0.7, 0.7, 0.6), EarlyStop())["step"] == 2
+    assert best_row(rows_of(0.5, 0.7, 0.75, 0.6), EarlyStop(margin=0.1))["step"] == 2
+    falling = rows_of(2.0, 1.0, 1.5, signal="entropy")
+    assert best_row(falling, EarlyStop(signal="entropy"))["step"] == 2
+
+
+def test_a_run_is_over_after_so_many_evaluations_without_a_better_one():
+    two = EarlyStop(patience=2)
+    assert [is_over(rows_of(*(0.5, 0.7, 0.6, 0.65)[:n]), two) for n in range(1, 5)] == [False] * 3 + [True]
+    assert not is_over(rows_of(0.5, 0.4, 0.6), two)
+
+
+STOPPING = {"problems": 4, "samples": 4, "every": 1, "reward": "gold.py:gold", "same": "gold.py:first"}
+
+
+def stopping(**changes):
+    stop = {"signal": "entropy", "patience": 2, "margin": 10.0}  # nothing is better by 10 nats: step 0 is best
+    return recipe("em", steps=9, eval={**STOPPING, "early_stop": stop}, **changes)
+
+
+def test_a_run_stops_early_and_ends_with_the_best_weights(world):
+    folder = run(world, stopping())
+    assert [row["step"] for row in read_jsonl(folder / "eval.jsonl")] == [0, 1, 2]
+    assert len(list(read_jsonl(folder / "metrics.jsonl"))) == 2
+    final, start = (load_file(world / name / "model.safetensors") for name in ("run/final", "model"))
+    assert all(torch.equal(final[name], start[name]) for name in final)
+    assert not (folder / "best").exists()
+    before, *later = read_jsonl(folder / "eval.jsonl")
+    assert len(before["vote"]) == 4
+    assert all("vote" not in row and 0 <= row["kept"] <= 1 for row in later)
+
+
+def test_a_stopped_run_that_is_resumed_stays_stopped(world):
+    folder = run(world, stopping())
+    logs = {name: (folder / name).read_bytes() for name in ("metrics.jsonl", "eval.jsonl")}
+    weights = (folder / "final" / "model.safetensors").read_bytes()
+    train(stopping(), folder, command="klent train tiny", resume=True, console=QuietConsole())
+    assert {name: (folder / name).read_bytes() for name in logs} == logs
+    assert (folder / "final" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_that_goes_on_getting_better_is_not_stopped(world):
+    stop = {"signal": "entropy", "patience": 1}
+    folder = run(world, recipe("em", steps=4, optimizer={"lr": 0.003}, eval={**STOPPING, "early_stop": stop}))
+    rows = list(read_jsonl(folder / "eval.jsonl"))
+    entropies = [row["entropy"] for row in rows]
+    assert entropies == sorted(entropies, reverse=True)
+    assert rows[-1]["step"] == 4
+
+
+def test_what_early_stopping_needs(world):
+    with pytest.raises(ConfigError, match=r"eval.early_stop: needs evaluations to look at"):
+        recipe("em", eval={**STOPPING, "every": 0, "early_stop": {}})
+    with pytest.raises(ConfigError, match="needs to know which answers are the same for its signal, kept"):
+        recipe("em", eval={**STOPPING, "same": None, "early_stop": {}})
+    with pytest.raises(ConfigError, match="1 leaves agreement, the signal of early_stop, nothing to compare"):
+        recipe("em", eval={**STOPPING, "samples": 1, "early_stop": {"signal": "agreement"}})
 
 
 # klent select

@@ -12,7 +12,14 @@ from klent.models import LoadedModel
 from klent.rollout.engine import Rollout
 from klent.tasks import Prompt, Scorer
 from klent.tasks.agreement import question
-from klent.tasks.clusters import NO_ANSWER, Equivalence, find_clusters, load_equivalence
+from klent.tasks.clusters import (
+    NO_ANSWER,
+    Equivalence,
+    find_clusters,
+    label_answers,
+    load_equivalence,
+    read_answers,
+)
 from klent.training.parts import build_sampler
 from klent.training.policy import _body, head_is_linear
 
@@ -22,7 +29,14 @@ Correct = Sequence[Sequence[bool]]
 More = Callable[[Sequence[Rollout], Correct], dict[str, Any]]
 
 
-def extra_measures(recipe: Recipe, loaded: LoadedModel, scorer: Scorer, seed: int) -> More:
+def extra_measures(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    scorer: Scorer,
+    seed: int,
+    *,
+    start: Sequence[str | None] | None = None,
+) -> More:
     """What ``eval.same``, ``eval.temperatures`` and ``eval.logits`` ask for, as one function of the samples.
 
     Args:
@@ -30,6 +44,7 @@ def extra_measures(recipe: Recipe, loaded: LoadedModel, scorer: Scorer, seed: in
         loaded: the model that answered.
         scorer: what tells right from wrong.
         seed: of the sampling at other temperatures.
+        start: the ``vote`` of the evaluation before training; None = this is that evaluation.
     """
     settings = recipe.eval
     assert settings is not None
@@ -37,6 +52,10 @@ def extra_measures(recipe: Recipe, loaded: LoadedModel, scorer: Scorer, seed: in
 
     def measure(rollouts: Sequence[Rollout], correct: Correct) -> dict[str, Any]:
         found: dict[str, Any] = votes(rollouts, correct, relation) if relation else {}
+        if relation:
+            answers = by_problem(rollouts, settings.samples, relation)
+            found["kept"] = kept(answers, relation, start)
+            found |= {"vote": winners(answers, relation)} if start is None else {}
         prompts = [rollout.prompt for rollout in rollouts[:: settings.samples]]
         for temperature in settings.temperatures:
             share = accuracy_at(temperature, prompts, recipe, loaded, scorer, seed=seed)
@@ -90,6 +109,71 @@ def votes(rollouts: Sequence[Rollout], correct: Correct, relation: Equivalence) 
         right += sum(ahead) / len(ahead) if ahead else 0.0
         share += most / samples
     return {"majority": right / len(correct), "agreement": share / len(correct)}
+
+
+def by_problem(
+    rollouts: Sequence[Rollout], samples: int, relation: Equivalence
+) -> list[list[str | None]]:
+    """The answers to each problem, ``samples`` of them; None is no answer."""
+    groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
+    return [read_answers([r.text for r in g], relation, question(g[0].prompt.prompt)) for g in groups]
+
+
+def winners(answers: Sequence[Sequence[str | None]], relation: Equivalence) -> list[str | None]:
+    """The answer to each problem that most samples gave, of several the first; None without any answer."""
+    won = [(own, _winner(label_answers(own, relation))) for own in answers]
+    return [None if label == NO_ANSWER else own[label] for own, label in won]
+
+
+def kept(
+    answers: Sequence[Sequence[str | None]], relation: Equivalence, start: Sequence[str | None] | None
+) -> float:
+    """Share of answers that are the answer which won the vote before training. No label is looked at.
+
+    It rises as a policy grows sure of what it thought anyway, and falls once it leaves that.
+
+    Args:
+        answers: for each problem, of each sample.
+        relation: which answers are the same.
+        start: the :func:`winners` before training; a problem that had none is left out. None = the samples
+            are those before training: each is held against the vote of the others, because a vote in which
+            it takes part is nearer to it than one in which it does not.
+
+    Returns:
+        In [0, 1]; 0 where no problem had a winner.
+
+    Example:
+        >>> kept([["4", "4", "5"]], Equivalence(str), None), kept([["4", "4", "5"]], Equivalence(str), ["5"])
+        (0.6666666666666666, 0.3333333333333333)
+    """
+    hits = pairs = 0
+    for place, own in enumerate(answers):
+        labels = label_answers(own, relation)
+        if start is None:
+            rivals = [_winner([*labels[:i], *labels[i + 1 :]]) for i in range(len(own))]
+        else:
+            rivals = [_label_of(start[place], own, labels, relation)] * len(own)
+        hits += sum(label == rival != NO_ANSWER for label, rival in zip(labels, rivals, strict=True))
+        pairs += sum(rival != NO_ANSWER for rival in rivals)
+    return hits / pairs if pairs else 0.0
+
+
+def _winner(labels: Sequence[int]) -> int:
+    """The label of the largest cluster, of several the first."""
+    size = Counter(label for label in labels if label != NO_ANSWER)
+    return size.most_common(1)[0][0] if size else NO_ANSWER
+
+
+def _label_of(
+    answer: str | None, own: Sequence[str | None], labels: Sequence[int], relation: Equivalence
+) -> int:
+    """The cluster among these answers that another answer belongs to; a label of its own where none does."""
+    if answer is None:
+        return NO_ANSWER
+    for label in dict.fromkeys(labels):
+        if label != NO_ANSWER and label_answers([own[label], answer], relation) == [0, 0]:
+            return label
+    return len(own)
 
 
 @torch.no_grad()

@@ -35,8 +35,8 @@ class Pack:
     Attributes:
         input_ids: ``[R, L]``, padded on the right with 0.
         position_ids: ``[R, L]``.
-        attention_mask: ``[R, 1, L, L]``, added to the attention scores (shared prompts), or ``[R, L]`` of 0
-            and 1.
+        owner: whose each token is, ``[R, L]``: -1 padding, 0 the prompt, k the row's k-th completion.
+        shared: whether completions stand behind one another.
         source: which of the ``R * L`` hidden states predicts completion token n, ``[N]``.
         target: that token, ``[N]``.
         row: its row in the step's grid, ``[N]``.
@@ -45,7 +45,8 @@ class Pack:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    owner: Tensor
+    shared: bool
     source: Tensor
     target: Tensor
     row: Tensor
@@ -55,6 +56,10 @@ class Pack:
     def tokens(self) -> int:
         """Tokens that the model computes, padding included."""
         return self.input_ids.numel()
+
+    def attention_mask(self) -> Tensor:
+        """``[R, 1, L, L]``, added to the attention scores (shared prompts), or ``[R, L]`` of 0 and 1."""
+        return _block_mask(self.owner) if self.shared else (self.owner >= 0).long()
 
 
 Group = list[Completion]  # completions of one prompt that share a row
@@ -117,8 +122,8 @@ def pack(groups: Sequence[Group], *, shared: bool) -> Pack:
             row.append(torch.full((count,), item.index))
             column.append(torch.arange(count))
             start += count - 1
-    mask = _block_mask(owner) if shared else (owner >= 0).long()
-    return Pack(ids, positions, mask, torch.cat(source), torch.cat(target), torch.cat(row), torch.cat(column))
+    answers = (torch.cat(x) for x in (source, target, row, column))
+    return Pack(ids, positions, owner, shared, *answers)
 
 
 def _length(group: Group) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from klent.head import TokenStats, token_stats
+from klent.training.blocks import attend_in_blocks, find_blocks
 from klent.training.packing import Completion, Pack, make_groups, pack
 
 
@@ -30,16 +31,25 @@ class Policy(nn.Module):
         options = head_options(model)
         self.fused = options is not None
         self.head_options = options or {}
+        self.takes_blocks = False
 
     def forward(self, rows: Pack, *, entropy: bool = True) -> TokenStats:
         """Statistics of the ``N`` completion tokens of ``rows``, in their order; float32, ``[N]``."""
+        if rows.shared and self.takes_blocks and not getattr(self.model, "is_gradient_checkpointing", False):
+            # Not with checkpointing: it runs the model again in the backward pass, when this is over.
+            blocks = find_blocks(rows.owner).to(self.model.device, self.model.dtype)
+            with attend_in_blocks(self.model):
+                return self._stats(rows, entropy=entropy, blocks=blocks)
+        mask = _for_model(rows.attention_mask(), self.model)
+        return self._stats(rows, entropy=entropy, attention_mask=mask)
+
+    def _stats(self, rows: Pack, *, entropy: bool, **attention: Any) -> TokenStats:
         device = self.model.device
         inputs = {
             "input_ids": rows.input_ids.to(device),
             "position_ids": rows.position_ids.to(device),
-            "attention_mask": _for_model(rows.attention_mask, self.model),
             "use_cache": False,
-        }
+        } | attention
         source, target = rows.source.to(device), rows.target.to(device)
         if self.fused:
             hidden = _body(self.model)(**inputs).last_hidden_state
@@ -135,7 +145,9 @@ def takes_shared_prompt(policy: Policy, *, longest: int) -> bool:
     """Whether packing a group behind one prompt gives the log-probabilities of rows apart.
 
     Asked of the model itself on two made-up completions: recurrent layers, sliding windows shorter than the
-    sequence and attention kernels that ignore a mask all answer no, without a list of names to keep.
+    sequence and attention kernels that ignore a mask all answer no, without a list of names to keep. A model
+    that answers yes is asked whether its attention can be taken apart too; ``policy.takes_blocks`` holds the
+    answer.
 
     Args:
         policy: the policy to ask.
@@ -150,16 +162,28 @@ def takes_shared_prompt(policy: Policy, *, longest: int) -> bool:
     pair = [
         Completion(k, prompt, torch.tensor([(11 * i + 5 * k + 1) % size for i in range(5)])) for k in range(2)
     ]
-    was_training = policy.model.training
+    was_training, policy.takes_blocks = policy.model.training, False
     policy.model.eval()
+    rows = [pack(make_groups(pair, shared=shared, budget=64), shared=shared) for shared in (False, True)]
     try:
-        apart = policy(pack(make_groups(pair, shared=False, budget=64), shared=False)).logp
-        together = policy(pack(make_groups(pair, shared=True, budget=64), shared=True)).logp
+        apart, together = (policy(row).logp for row in rows)
+        if not _close(apart, together, policy.model.dtype):
+            return False
+        policy.takes_blocks = _blocks_agree(policy, rows[1], apart)
     except (ValueError, RuntimeError, TypeError, IndexError):
         return False
     finally:
         policy.model.train(was_training)
-    return _close(apart, together, policy.model.dtype)
+    return True
+
+
+def _blocks_agree(policy: Policy, rows: Pack, expected: Tensor) -> bool:
+    """Whether attention taken apart (:mod:`klent.training.blocks`) is the model's own."""
+    policy.takes_blocks = True
+    try:
+        return _close(policy(rows).logp, expected, policy.model.dtype)
+    except (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError):
+        return False
 
 
 def _close(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:

@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics, self.eval, self.samples, self.forks = (path / name for name in LOGS)
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
+        self.best = path / "best"  # of a run that may stop early, until it becomes final/
         self.report = path / "report.html"
         self.rewards_log = path / REWARDS_LOG
 

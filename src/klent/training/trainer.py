@@ -20,6 +20,7 @@ from klent.config import DatasetRollout, Recipe, dump_recipe
 from klent.console import TrainConsole
 from klent.errors import RunError
 from klent.files import append_line, read_jsonl, write_atomic
+from klent.folders import replace_folder
 from klent.models import save_model
 from klent.report import write_report
 from klent.rollout.engine import Rollout
@@ -29,6 +30,7 @@ from klent.training.certainty import extra_measures
 from klent.training.change import distribution_change, probe_rows
 from klent.training.checkpoint import flatten_optimizer, load_newest, restore_optimizer, save_checkpoint
 from klent.training.diagnostics import fork_words
+from klent.training.early_stop import best_row, is_over
 from klent.training.evaluate import eval_rewards, evaluate
 from klent.training.floor import Floor
 from klent.training.interrupt import StopRequest
@@ -102,6 +104,7 @@ class Progress:
     step: int = 0
     unscorable: int = 0  # steps in a row
     nonfinite: int = 0
+    over: bool = False  # eval.early_stop has ended the run
 
 
 class Trainer:
@@ -141,7 +144,7 @@ class Trainer:
         self.console.start(recipe, done=progress.step)
         with StopRequest(self.console.stopping) as stop:
             self._evaluate(0)
-            while progress.step < recipe.steps and not stop.asked:
+            while progress.step < recipe.steps and not progress.over and not stop.asked:
                 row, batch, result = self.step(progress.step + 1)
                 self._record(row, batch, result)
                 progress.step += 1
@@ -150,16 +153,17 @@ class Trainer:
                 if every and progress.step % every == 0:
                     self._evaluate(progress.step)
                 due = recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0
-                if due or stop.asked or progress.step == recipe.steps:
+                if due or stop.asked or progress.over or progress.step == recipe.steps:
                     self._save()
-        if progress.step == recipe.steps:
-            self._evaluate(recipe.steps)
-            save_model(self.parts.loaded.model, self.parts.loaded.tokenizer, self.folder.final)
+        if progress.over or progress.step == recipe.steps:
+            self._evaluate(progress.step)
+            self._save_final()
         self.trackers.close()
         finish_record(self.folder.path, self.parts.loaded.model)
         write_report(self.folder.path)
         rows = {row["step"]: row for row in read_jsonl(self.folder.eval)}
-        self.console.finish(self.folder.path, rows.get(0), rows.get(recipe.steps))
+        after = rows.get(self._best(progress.step))
+        self.console.finish(self.folder.path, rows.get(0), after, early=progress.over)
 
     def step(self, number: int) -> tuple[dict[str, Any], Batch, UpdateResult]:
         """One training step; everything random in it follows from the recipe's seed and ``number``."""
@@ -267,6 +271,7 @@ class Trainer:
             or any(row["step"] == step for row in read_jsonl(path))
         ):
             return
+        start = next((row.get("vote") for row in read_jsonl(path) if row["step"] == 0), None)
         row = evaluate(
             self.parts.sampler,
             self.judge,
@@ -275,11 +280,30 @@ class Trainer:
             seed=derive_seed(self.recipe.seed, "eval"),
             step=step,
             more=extra_measures(
-                self.recipe, self.parts.loaded, self.judge, derive_seed(self.recipe.seed, "eval")
+                self.recipe,
+                self.parts.loaded,
+                self.judge,
+                derive_seed(self.recipe.seed, "eval"),
+                start=start,
             ),
         )
         append_line(path, row)
         self.console.eval(row)
+        if self.recipe.eval.early_stop is not None:
+            self.progress.over = is_over(list(read_jsonl(path)), self.recipe.eval.early_stop)
+            if self._best(step) == step:
+                save_model(self.parts.loaded.model, self.parts.loaded.tokenizer, self.folder.best)
+
+    def _best(self, step: int) -> int:
+        """The step whose weights ``final/`` holds: of the best evaluation where the run stops early."""
+        settings = self.recipe.eval.early_stop if self.recipe.eval else None
+        return best_row(list(read_jsonl(self.folder.eval)), settings)["step"] if settings else step
+
+    def _save_final(self) -> None:
+        if self.folder.best.is_dir():
+            replace_folder(self.folder.best, self.folder.final)
+        elif self._best(self.progress.step) == self.progress.step:
+            save_model(self.parts.loaded.model, self.parts.loaded.tokenizer, self.folder.final)
 
     def _save(self) -> None:
         updater = self.parts.updater
