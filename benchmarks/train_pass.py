@@ -8,9 +8,8 @@ same products in all rows:
 
     shared       the group in one row (`packing: auto`)
     padded       one row a completion, its prompt in front, with the same head and products (`packing: off`)
-    plain torch  one padded row a completion, the model's own layers and logits of the completion tokens, as
-    trainers
-                 without a fused head have it
+    plain torch  one padded row a completion, the model's own layers and logits of the completion tokens: what
+                 trainers without a fused head do
 
 `predicted` is the ratio of tokens that the body computes, counting the head's share as equal; `floor` the
 bare matrix products of the shared pass at the rate that the faster library reaches here.
@@ -34,7 +33,7 @@ import klent  # noqa: E402
 from klent.models import load_policy  # noqa: E402
 from klent.products import product  # noqa: E402
 from klent.training.packing import Completion, make_groups, make_microbatches, pack  # noqa: E402
-from klent.training.policy import Policy  # noqa: E402
+from klent.training.policy import Policy, takes_shared_prompt  # noqa: E402
 
 RESULTS = HERE / "results" / "train_pass_cpu.csv"
 GROUP = 8
@@ -127,6 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     policy = Policy(load_policy("smollm2-135m").model, temperature=1.0)
     policy.train()
+    takes_shared_prompt(policy, longest=300)  # and finds out whether its attention can be taken in blocks
     table = []
     for case, (prompt, length, groups) in CASES.items():
         items = completions(prompt, length, groups, 49152)

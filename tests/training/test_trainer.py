@@ -255,7 +255,7 @@ def test_ctrl_c_saves_and_resume_ends_bit_identical(world, lora):
 
 
 CONTROLLED = {
-    "bonus": {"thermostat": {"target": 2.0}, "select": {"mask": {"random_tokens": {"fraction": 0.5}}}},
+    "bonus": {"thermostat": {"target": 2.0, "gain": 0.25}, "select": {"mask": {"random_tokens": {"fraction": 0.5}}}},
     "fraction": {
         "method": "kl_cov",
         "update": {"minibatches": 2},
