@@ -44,7 +44,8 @@ class Blocks:
     def to(self, device: torch.device, dtype: torch.dtype) -> "Blocks":
         """The same on a device, the mask in the model's numbers."""
         mask = self.mask.clamp_min(torch.finfo(dtype).min).to(device, dtype)
-        return Blocks(*(t.to(device) for t in (self.prompt, self.own, self.row)), mask, self.back.to(device))
+        places = (t.to(device) for t in (self.prompt, self.own, self.row))
+        return Blocks(*places, mask=mask, back=self.back.to(device))
 
 
 def find_blocks(owner: Tensor) -> Blocks:
@@ -112,8 +113,10 @@ def block_attention(
         return x.index_select(0, places.flatten()).view(*places.shape, -1, width).transpose(1, 2)
 
     keys, values = take(k, blocks.prompt), take(v, blocks.prompt)
-    wide = [x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values)]
-    prompt = scaled_dot_product_attention(take(q, blocks.prompt), *wide, is_causal=True, scale=scaling)
+    wide_keys, wide_values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))
+    prompt = scaled_dot_product_attention(
+        take(q, blocks.prompt), wide_keys, wide_values, is_causal=True, scale=scaling
+    )
     answers = [prompt.transpose(1, 2).flatten(0, 1)]
     if len(blocks.own):
         keys, values = (
