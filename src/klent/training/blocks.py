@@ -44,8 +44,8 @@ class Blocks:
     def to(self, device: torch.device, dtype: torch.dtype) -> "Blocks":
         """The same on a device, the mask in the model's numbers."""
         mask = self.mask.clamp_min(torch.finfo(dtype).min).to(device, dtype)
-        places = (t.to(device) for t in (self.prompt, self.own, self.row))
-        return Blocks(*places, mask=mask, back=self.back.to(device))
+        prompt, own, row, back = (t.to(device) for t in (self.prompt, self.own, self.row, self.back))
+        return Blocks(prompt, own, row, mask, back)
 
 
 def find_blocks(owner: Tensor) -> Blocks:
