@@ -34,6 +34,7 @@ EXPECTED = {
     "dr_grpo": (clip(0.2, 0.2), group("none"), "constant"),
     "dapo": (clip(0.2, 0.28), group("std"), "tokens"),
     "em": ({"entropy_loss": {"coef": 1.0}}, None, "tokens"),
+    "em_released": ({"entropy_loss": {"coef": 1.0}}, None, "tokens"),
     "empo": (clip(0.2, 0.2), group("std"), "sequences"),
     "gspo": (clip(3e-4, 4e-4, "sequence"), group("std"), "sequences"),
     "clip_higher": (clip(0.2, 0.28), group("std"), "tokens"),

@@ -122,8 +122,15 @@ class TrainConsole:
             self._progress.stop()
             self._progress = None
 
-    def finish(self, run: Path, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
-        """The end: accuracy before and after, and where the report lies."""
+    def finish(
+        self,
+        run: Path,
+        before: Mapping[str, Any] | None,
+        after: Mapping[str, Any] | None,
+        *,
+        early: bool = False,
+    ) -> None:
+        """The end: accuracy before and after, and where the report lies; ``early`` by ``eval.early_stop``."""
         self.close()
         self._print("")
         if before and after:
@@ -138,7 +145,10 @@ class TrainConsole:
             self.console.print(table)
             self._print("")
         took = _clock(time.monotonic() - self._began)
-        if self._done < self._steps:
+        if early and after:
+            self._print(f"stopped early after step {self._done} of {self._steps}, {took}")
+            self._print(f"model:  {run / 'final'}, of step {after['step']}")
+        elif self._done < self._steps:
             self._print(f"stopped after step {self._done} of {self._steps}; go on with: klent resume {run}")
         else:
             self._print(f"{self._steps} steps, {took}")

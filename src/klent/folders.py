@@ -44,6 +44,14 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def replace_folder(source: Path, target: Path) -> None:
+    """Give a whole folder the name of another, which goes. A kill between leaves ``source`` to try again."""
+    if target.exists():
+        remove_folder(target)
+    os.rename(source, target)
+    _sync(target.parent)
+
+
 def sweep(parent: Path, name: str = "*") -> None:
     """Clear up after killed writers of ``name`` in ``parent``. For the one process that may write there.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from klent.binding import resolve, streams_of
-from klent.config import DatasetRollout, DataSettings, Recipe, Thermostat, streams
+from klent.config import DatasetRollout, DataSettings, Mixture, Recipe, Thermostat, streams
 
 _GIVEN = {"mask", "rewards", "group"}
 
@@ -85,6 +85,19 @@ def _thermostat(thermostat: Thermostat) -> str:
     return f"thermostat: {aim}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
 
 
+def _mixture(mixture: Mixture) -> str:
+    target, alpha, weights = mixture.target, mixture.alpha, mixture.weights
+    told = [name for name in ("prompt", "system", "adapter", "temperature") if getattr(target, name)]
+    who = f"{target.model} with its own {', '.join(told)}" if told else target.model
+    if alpha.criterion:
+        share = alpha.criterion + (f" {alpha.value:g}" if alpha.value else "")
+    else:
+        share = f"{alpha.fixed:g}" if alpha.fixed is not None else f"{alpha.start} to {alpha.end}"
+    share += f" over {alpha.steps} steps" if alpha.steps else ""
+    learnt = f"weighted by policy/mixture of each {weights.ratio}" if weights else "learnt from as they are"
+    return f"sampled from: policy^alpha x target^(1 - alpha), target: {who}, alpha: {share}; {learnt}"
+
+
 def describe_plan(recipe: Recipe) -> list[str]:
     """The plan in sentences, for ``--dry-run`` and for the first lines of a run."""
     plan = make_plan(recipe)
@@ -95,8 +108,10 @@ def describe_plan(recipe: Recipe) -> list[str]:
         made = f"{recipe.prompts_per_step} prompts of {source} x {recipe.group_size} completions"
     budget = f"at most {recipe.rollout.max_tokens} tokens each"
     reference = recipe.reference or "the policy as it was at the start"
+    mixture = None if isinstance(recipe.rollout, DatasetRollout) else recipe.rollout.mixture
     lines = [
         f"each step: {made}, {budget}",
+        *([_mixture(mixture)] if mixture else []),
         *plan.terms,
         _reduction(recipe),
         *([_thermostat(recipe.thermostat)] if recipe.thermostat else []),

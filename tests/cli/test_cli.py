@@ -362,6 +362,44 @@ def test_sample_prints_completions(run, monkeypatch):
     assert "two\n" in result.output
 
 
+def test_sample_between_two_models(run, monkeypatch):
+    seen = {}
+
+    def sample_mixture(model, target, prompt, **options):
+        seen.update(options, model=model, target=target, prompt=prompt)
+        numbers = [0.25, 0.75]
+        return [
+            types.SimpleNamespace(
+                text="so [b]",
+                tokens=["so", " [b]"],
+                alpha=numbers,
+                kl_policy=[0.01, 0.6],
+                kl_target=numbers,
+                log_weight=[-1.0, 0.5],
+            )
+        ]
+
+    sampler = types.SimpleNamespace(sample_mixture=sample_mixture)
+    monkeypatch.setitem(sys.modules, "klent.training.sample", sampler)
+    result = run("sample", "--policy", "a/b", "--target", "c/d", "--alpha", "ess=0.5", "Hi")
+    assert result.exit_code == 0, result.output
+    assert (seen["model"], seen["target"], seen["prompt"], seen["alpha"]) == ("a/b", "c/d", "Hi", "ess=0.5")
+    assert [line.split() for line in result.output.splitlines()[:5]] == [
+        ["so", "[b]"],
+        [],
+        ["so", "·[b]"],
+        ["alpha", "0.25", "0.75"],
+        ["KL", "0.01", "0.60"],
+    ]
+    assert "alpha 0.500, KL to the model 0.305 and to the target 0.500" in result.output
+    assert "exp(-0.50)" in result.output
+    run("sample", "a/b", "Hi", "--target-prompt", "{prompt}!")
+    assert (seen["target"], seen["target_prompt"]) == ("a/b", "{prompt}!")
+    refused = run("sample", "a/b", "two", "words")
+    assert refused.exit_code == 2
+    assert "expected a model and a prompt, got 3" in refused.stderr
+
+
 def test_report_prints_where_the_page_is(run, trained, monkeypatch):
     monkeypatch.setattr("klent.report.write_report", lambda run: run / "report.html")
     run("train", "my.yaml")

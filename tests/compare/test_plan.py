@@ -58,6 +58,12 @@ def test_a_recipe_without_evaluation_is_refused(tmp_path):
         fake_plan(tmp_path, overrides=("eval=null",))
 
 
+def test_arms_that_would_stop_at_different_steps_are_refused(tmp_path):
+    early = ("eval.every=1", "eval.early_stop={signal: entropy}")
+    with pytest.raises(ConfigError, match=r"eval\.early_stop would give the arms different numbers of steps"):
+        fake_plan(tmp_path, overrides=early)
+
+
 def test_a_folder_that_is_a_single_run_is_left_alone(tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "config.yaml").write_text("")

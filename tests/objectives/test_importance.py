@@ -44,6 +44,10 @@ def test_importance_weight_agrees_with_oracle(ratio: str, outside: str, low: flo
     weight = O.importance_weight(old, gen, mask, ratio=ratio, low=low, high=high, outside=outside)
     expected = oracle.weights(old.numpy(), gen.numpy(), mask.numpy(), ratio, low, high, outside)
     assert_close(weight, expected)
+    normal = O.importance_weight(
+        old, gen, mask, ratio=ratio, low=low, high=high, outside=outside, normalise=True
+    )
+    assert_close(normal, oracle.normalised(expected, mask.numpy(), ratio))
 
 
 def test_equal_policies_weigh_one() -> None:
@@ -57,6 +61,18 @@ def test_a_ratio_that_overflows_is_bounded() -> None:
     old, gen = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1001.0, -1.0]])
     assert_close(O.importance_weight(old, gen, mask_of("xx"), ratio="sequence"), [[2.0, 2.0]])
     assert_close(O.importance_weight(old, gen, mask_of("xx"), outside="drop"), [[0.0, 1.0]])
+
+
+def test_normalised_weights_do_not_underflow_and_may_all_be_dropped() -> None:
+    old, gen = torch.tensor([[-900.0, 0.0], [-901.0, 0.0]]), torch.zeros(2, 2)
+    mask = mask_of("xx", "x.")
+    weight = O.importance_weight(old, gen, mask, ratio="sequence", high=INF, normalise=True)
+    share = 2 / (1 + math.exp(-1))
+    assert_close(weight, [[share, share], [2 - share, 0.0]])
+    dropped = O.importance_weight(old, gen, mask, ratio="sequence", low=0.5, outside="drop", normalise=True)
+    assert_close(dropped, torch.zeros(2, 2))
+    certain = O.importance_weight(torch.full((1, 2), -INF), gen[:1], mask_of("xx"), normalise=True)
+    assert_close(certain, torch.zeros(1, 2))
 
 
 def weighted_gradient(**settings: object) -> np.ndarray:

@@ -127,10 +127,12 @@ def test_losses_do_not_read_what_is_off_the_mask(name: str, batch: Tokens) -> No
     for other in (spoiled(batch), padded(batch)):
         again, other_slopes = loss_and_slopes(name, other)
         rows, columns = batch["mask"].shape
-        assert torch.equal(again.loss[:rows, :columns], out.loss)
+        # A wider row is summed in another order, which the last bit of a float64 may show.
+        slack = 0.0 if other["mask"].shape == (rows, columns) else 1e-14
+        torch.testing.assert_close(again.loss[:rows, :columns], out.loss, rtol=slack, atol=slack)
         assert not again.loss[~other["mask"]].any()
         for before, after in zip(slopes, other_slopes, strict=True):
-            assert torch.equal(after[:rows, :columns], before)
+            torch.testing.assert_close(after[:rows, :columns], before, rtol=slack, atol=slack)
             assert not after[~other["mask"]].any()
         for key, (total, count) in out.metrics.items():
             assert_close(again.metrics[key][0], total)

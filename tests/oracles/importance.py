@@ -20,3 +20,11 @@ def weights(old: Array, gen: Array, mask: Mask, ratio: str, low: float, high: fl
         elif low <= value <= high:
             answer[i, t] = value
     return answer
+
+
+def normalised(weight: Array, mask: Mask, ratio: str) -> Array:
+    """Divided by the mean over tokens, or over sequences (whose tokens all have one weight)."""
+    if ratio == "token":
+        return weight / np.mean(weight[mask])
+    firsts = [weight[i, np.nonzero(mask[i])[0][0]] for i in range(len(mask)) if mask[i].any()]
+    return weight / np.mean(firsts)

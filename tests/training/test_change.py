@@ -20,6 +20,7 @@ def world(scale: float, count: int = 400_000) -> tuple[dict[str, float], float, 
     class Rows:
         mask = torch.ones(1, count, dtype=torch.bool)
         streams = {"logp_gen": torch.zeros(1, count)}  # noqa: RUF012
+        mixed = False
 
     before = {"logp": old[tokens][None], "entropy": entropy_old.expand(1, count)}
     after = {"logp": new[tokens][None], "entropy": entropy_new.expand(1, count)}

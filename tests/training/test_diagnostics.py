@@ -74,6 +74,7 @@ def test_collision_estimates_the_sum_of_squares_without_bias():
     p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     drawn = torch.multinomial(p, 200_000, replacement=True, generator=torch.Generator().manual_seed(0))
     rows = SimpleNamespace(
+        mixed=False,
         streams={"logp_gen": p[drawn].log()[None]},
         mask=torch.ones(1, len(drawn), dtype=torch.bool),
         rollouts=[SimpleNamespace(renyi_gen=None)],

@@ -201,6 +201,13 @@ def test_the_sampler_and_the_trainer_agree_on_log_probs(world):
     assert max(row["policy/logp_mismatch"] for row in metrics(folder)) < 1e-5
 
 
+def test_the_mismatch_leaves_out_what_a_steps_own_updates_did(world):
+    folder, _ = run(world, update={"minibatches": 4}, steps=2)
+    rows = metrics(folder)
+    assert max(row["kl/update"] for row in rows) > 1e-3
+    assert max(row["policy/logp_mismatch"] for row in rows) < 1e-5
+
+
 def test_lora_trains_adapters_only_and_uses_itself_as_reference(world):
     folder, _ = run(
         world, steps=3, lora={"rank": 4}, loss={"kl_in_loss": {"coef": 0.1}}, optimizer={"lr": 0.02}
@@ -255,7 +262,10 @@ def test_ctrl_c_saves_and_resume_ends_bit_identical(world, lora):
 
 
 CONTROLLED = {
-    "bonus": {"thermostat": {"target": 2.0, "gain": 0.25}, "select": {"mask": {"random_tokens": {"fraction": 0.5}}}},
+    "bonus": {
+        "thermostat": {"target": 2.0, "gain": 0.25},
+        "select": {"mask": {"random_tokens": {"fraction": 0.5}}},
+    },
     "fraction": {
         "method": "kl_cov",
         "update": {"minibatches": 2},

@@ -1,6 +1,5 @@
 """Learning without labels: whole runs, what evaluation adds, prompts ranked, controls measured."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import TURN_END, tiny_folder, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from klent.config import make_recipe
-from klent.config.model import EarlyStop
 from klent.console import QuietConsole
+from klent.early_stop import best_row, is_over
 from klent.errors import ConfigError, RunError
 from klent.files import read_jsonl
 from klent.models import LoadedModel
@@ -23,9 +23,9 @@ from klent.tasks.clusters import Equivalence, load_equivalence
 from klent.tasks.prompt import Prompt
 from klent.training import rank
 from klent.training.certainty import kept, logit_skewness, votes, winners
-from klent.training.controls import run_controls, summary, write_csv
-from klent.training.early_stop import best_row, is_over
+from klent.training.controls import arms, read_csv, run_controls, summary, write_csv
 from klent.training.rank import rank_prompts
+from klent.training.schedule import derive_seed
 from klent.training.trainer import train
 
 GOLD = "def gold(prompts, completions, **columns):\n    return [float('1' in str(c)) for c in completions]\n"
@@ -94,6 +94,51 @@ def test_one_prompt_and_no_reward(world):
     extra = {"accuracy@0", "accuracy@0.5", "majority", "agreement", "skewness", "skewness/position"}
     assert all(extra <= row.keys() for row in measured)
     assert measured[-1]["agreement"] >= measured[0]["agreement"]
+
+
+def test_the_released_code_is_off_by_one_and_goes_on_behind_the_end(world):
+    """By hand: entropies at the prompt's length and behind, as the released code slices them."""
+    task = {"data": "prompts.jsonl", "heldout": 4, "only": [7]}
+    settings = recipe(
+        "em_released",
+        task=task,
+        steps=2,
+        prompts_per_step=1,
+        eval=None,
+        group_size=8,
+        rollout={"max_tokens": 30},
+    )
+    folder = run(world, settings)
+    metrics = list(read_jsonl(folder / "metrics.jsonl"))
+    samples = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] == 1]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("model"), AutoTokenizer.from_pretrained("model")
+    loaded = LoadedModel(model.eval(), tokenizer, "model", (TURN_END,))
+    engine = TransformersEngine(loaded, SamplingOptions(max_tokens=30, temperature=0.5))
+    seed = derive_seed(0, "rollout", 1)
+    prompt = DataTask("prompts.jsonl", only=[7], heldout=4).train(0)
+    rollouts = engine.generate([prompt], group_size=8, seed=seed)
+    assert {row["completion"] for row in samples} <= {r.text for r in rollouts}  # what was trained on
+    longest = max(len(r.tokens) for r in rollouts)
+    assert {len(r.tokens) for r in rollouts} != {longest}  # some end early, or nothing is behind an end
+    entropies = []
+    for rollout in rollouts:
+        filled = [*rollout.tokens.tolist(), *[tokenizer.pad_token_id] * (longest - len(rollout.tokens))]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([rollout.prompt_ids + filled])).logits[0]
+        p = (logits[len(rollout.prompt_ids) :] / 0.5).softmax(dim=-1)
+        entropies.append(-(p * p.log()).sum(dim=-1))
+    expected = torch.cat(entropies)
+    assert len(expected) == 8 * longest
+    assert metrics[0]["objective/loss"] == pytest.approx(float(expected.mean()), rel=1e-4)
+    # what is measured of the completions stays theirs
+    own = torch.cat([r.entropy_gen for r in rollouts])
+    assert metrics[0]["policy/entropy"] == pytest.approx(float(own.mean()), rel=1e-4)
+    assert metrics[0]["policy/logp_mismatch"] < 1e-4
+
+
+def test_the_released_positions_are_for_entropy_alone(world):
+    with pytest.raises(ConfigError, match=r"update.released_code: takes positions at which nothing was"):
+        recipe("grpo", reward="gold.py:gold", update={"released_code": True})
 
 
 def test_a_reward_that_knows_no_answer_does_not_judge(world):
@@ -179,23 +224,23 @@ def rows_of(*values: float, signal: str = "kept") -> list[dict]:
 
 
 def test_the_best_row_is_the_first_that_is_not_beaten_by_the_margin():
-    assert best_row(rows_of(0.5, 0.7, 0.7, 0.6), EarlyStop())["step"] == 2
-    assert best_row(rows_of(0.5, 0.7, 0.75, 0.6), EarlyStop(margin=0.1))["step"] == 2
-    falling = rows_of(2.0, 1.0, 1.5, signal="entropy")
-    assert best_row(falling, EarlyStop(signal="entropy"))["step"] == 2
+    assert best_row(rows_of(0.5, 0.7, 0.7, 0.6), "kept")["step"] == 2
+    assert best_row(rows_of(0.5, 0.7, 0.75, 0.6), "kept", 0.1)["step"] == 2
+    assert best_row(rows_of(2.0, 1.0, 1.5, signal="entropy"), "entropy")["step"] == 2
 
 
 def test_a_run_is_over_after_so_many_evaluations_without_a_better_one():
-    two = EarlyStop(patience=2)
-    assert [is_over(rows_of(*(0.5, 0.7, 0.6, 0.65)[:n]), two) for n in range(1, 5)] == [False] * 3 + [True]
-    assert not is_over(rows_of(0.5, 0.4, 0.6), two)
+    values = (0.5, 0.7, 0.6, 0.65)
+    over = [is_over(rows_of(*values[:n]), "kept", 0.0, patience=2) for n in range(1, 5)]
+    assert over == [False, False, False, True]
+    assert not is_over(rows_of(0.5, 0.4, 0.6), "kept", 0.0, patience=2)
 
 
 STOPPING = {"problems": 4, "samples": 4, "every": 1, "reward": "gold.py:gold", "same": "gold.py:first"}
 
 
 def stopping(**changes):
-    stop = {"signal": "entropy", "patience": 2, "margin": 10.0}  # nothing is better by 10 nats: step 0 is best
+    stop = {"signal": "entropy", "patience": 2, "margin": 10.0}  # no step is better by so much: 0 is best
     return recipe("em", steps=9, eval={**STOPPING, "early_stop": stop}, **changes)
 
 
@@ -304,17 +349,61 @@ def test_controls_measure_every_arm(world):
     rows = run_controls(settings, runs=world / "runs", seeds=1, say=lambda line: None)
     arms = {row["arm"]: [r["temperature"] for r in rows if r["arm"] == row["arm"]] for row in rows}
     assert arms.pop("before training") == [0.0, 0.3, 0.5, 0.6, 1.0]
-    assert list(arms) == ["as written", "right answers", "random rewards", "another prompt"]
-    assert all(temperatures == [0.0, 0.5] for temperatures in arms.values())
+    assert list(arms) == [
+        "as written", "right answers", "random rewards", "another prompt",
+        "RL", "this, then RL", "RL, then this",
+    ]  # fmt: skip
+    assert all(temperatures == [0.0, 0.5, 1.0] for temperatures in arms.values())
     configs = {p.parent.name: p.read_text() for p in (world / "runs" / "tiny-controls").glob("*/config.yaml")}
     assert "fn: random" in configs["random_rewards-0"]
     assert "group_advantage" in configs["right_answers-0"]
     assert "entropy_loss" in configs["as_written-0"]
     assert "entropy_loss" not in configs["right_answers-0"]
     assert "- 7\n" not in configs["another_prompt-0"].partition("system:")[0]
+    assert "only: null" in configs["RL-0"]
+    assert "temperature: 1.0" in configs["RL-0"]
+    assert "as_written-0/final" in configs["this_then_RL-0"]
+    assert "RL-0/final" in configs["RL_then_this-0"]
+    assert "entropy_loss" in configs["RL_then_this-0"]
+    assert "eval: null" in configs["RL-0"]
     write_csv(world / "controls.csv", rows)
-    with open(world / "controls.csv") as file:
-        assert len(list(csv.DictReader(file))) == len(rows) == len(summary(rows)) == 13
+    again = read_csv(world / "controls.csv")
+    assert len(again) == len(rows) == len(summary(rows)) == 5 + 7 * 3
+    assert summary(again) == summary(rows)
     said: list[str] = []
     assert run_controls(settings, runs=world / "runs", seeds=1, say=said.append) == rows
-    assert sum("is there" in line for line in said) == 4
+    assert sum("is there" in line for line in said) == 7
+
+
+def test_the_stage_with_right_answers_may_be_a_recipe_of_its_own(world):
+    rl = recipe("rloo", name="other", steps=2, reward="gold.py:gold", model="elsewhere")
+    found = arms(recipe("em"), rl)
+    assert (found["RL"].recipe.steps, found["RL"].recipe.method) == (2, "rloo")
+    assert (found["RL"].recipe.model, found["RL"].recipe.eval) == ("model", None)
+    assert (found["this, then RL"].recipe, found["this, then RL"].after) == (found["RL"].recipe, "as written")
+    assert found["RL, then this"].recipe.loss == {"entropy_loss": {"coef": 1.0}}
+    assert "RL" not in arms(recipe("empo", reward={"empo": {"same": "number"}}))
+
+
+def measured(arm: str, seed: int | str, solved: list[float]) -> dict:
+    row = dict.fromkeys(("pass@k", "majority", "agreement", "entropy", "length"), 0.5)
+    share = sum(solved) / len(solved)
+    return row | {
+        "arm": arm, "seed": seed, "temperature": 1.0, "accuracy": share, "low": 0.0, "high": 1.0,
+        "problems": len(solved), "samples": 2, "solved": solved,
+    }  # fmt: skip
+
+
+def test_a_change_is_paired_by_problem():
+    rows = [
+        measured("before training", "", [0.0, 0.5, 1.0, 0.5]),
+        measured("as written", 0, [0.5, 1.0, 1.0, 0.5]),
+        measured("as written", 1, [0.5, 0.0, 1.0, 0.5]),
+    ]
+    before, after = summary(rows)
+    # means over the seeds: 0.5, 0.5, 1, 0.5; less before: 0.5, 0, 0, 0; standard error 0.25 / 2
+    assert after["change"] == f"+0.125 ± {1.96 * 0.125:.3f}"
+    assert after["accuracy"] == "0.625"
+    assert after["over seeds"] == "0.500 to 0.750"
+    assert after["interval"] == before["interval"].replace("0.15", "0.22").replace("0.85", "0.91")
+    assert (before["change"], before["over seeds"]) == ("–", "–")

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from klent.errors import ConfigError
 
 if TYPE_CHECKING:
     from klent.config import Recipe
+    from klent.training.sample import MixedText
 
 
 def evaluate(
@@ -78,10 +79,31 @@ def _refuse_trained_problems(settings: "Recipe", trained: "Recipe") -> None:
 
 
 def sample(
-    target: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="A model, or a run (its final model).")],
-    prompt: Annotated[
-        str, typer.Argument(help="The prompt; - reads it from standard input.", show_default=False)
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL|RUN PROMPT",
+            help="A model, or a run (its final model), and the prompt; - reads it from standard input.",
+            show_default=False,
+        ),
     ],
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="The model, where it is not the first word.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Sample between the model and this model or run.")
+    ] = None,
+    alpha: Annotated[
+        str,
+        typer.Option("--alpha", help="The model's share: 0.5, chernoff, snr, kl_budget=N, entropy=N, ess=F."),
+    ] = "chernoff",
+    target_prompt: Annotated[
+        str | None,
+        typer.Option("--target-prompt", help="What the target is asked instead; {prompt} is the prompt."),
+    ] = None,
+    target_temperature: Annotated[
+        float | None, typer.Option("--target-temperature", help="The target's own; default the same.")
+    ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many completions.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
     temperature: Annotated[float, typer.Option(help="Sampling temperature, above 0.")] = 1.0,
@@ -97,24 +119,73 @@ def sample(
     ```
     klent sample runs/quickstart "What is 4 + 7 - 2?" -n 4
     echo "Tell me a story" | klent sample smollm2-135m - --temperature 0.7
+    klent sample --policy smollm2-135m --target runs/quickstart --alpha chernoff "What is 4 + 7 - 2?"
+    klent sample smollm2-135m "What is 4 + 7?" --target-prompt "{prompt} (it is 11)" --alpha 0.5
     ```
-    """
-    folder = find_run(Path(target), runs)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    from klent.training.sample import sample as write
 
-    completions = write(
-        str(final_model(folder)) if folder else target,
+    With a target, alpha and KL of every token stand under the text, green where the mixture is the model.
+    """
+    named = [*([policy] if policy else []), *words]
+    if len(named) != 2:
+        raise ConfigError(
+            f"expected a model and a prompt, got {len(named)}: {', '.join(named)}; quote the prompt"
+        )
+    model, text = _model(named[0], runs), sys.stdin.read() if named[1] == "-" else named[1]
+    options: dict[str, Any] = {
+        "count": count,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "system": system,
+    }
+    if target is None and target_prompt is None and target_temperature is None:
+        from klent.training.sample import sample as write
+
+        for number, completion in enumerate(write(model, text, **options), start=1):
+            _heading(number, count)
+            print(completion)
+        return
+    from klent.training.sample import sample_mixture
+
+    mixed = sample_mixture(
+        model,
+        _model(target, runs) if target else model,
         text,
-        count=count,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        system=system,
+        alpha=alpha,
+        target_prompt=target_prompt,
+        target_temperature=target_temperature,
+        **options,
     )
-    for number, completion in enumerate(completions, start=1):
-        if count > 1:
-            out.rule(f"{number}", style="dim")
-        print(completion)
+    for number, one in enumerate(mixed, start=1):
+        _heading(number, count)
+        _show_mixed(one)
+
+
+def _model(name: str, runs: Path) -> str:
+    folder = find_run(Path(name), runs)
+    return str(final_model(folder)) if folder else name
+
+
+def _heading(number: int, count: int) -> None:
+    if count > 1:
+        out.rule(f"{number}", style="dim")
+
+
+def _show_mixed(one: "MixedText") -> None:
+    """The text, its tokens with alpha and KL, and a line of means."""
+    from klent.cli.tokens import show_tokens
+
+    print(one.text)
+    print()
+    rows = (("alpha", one.alpha), ("KL", one.kl_policy))
+    show_tokens(out, one.tokens, rows, shade=one.kl_policy)
+    count = len(one.tokens)
+    means = [sum(values) / count for values in (one.alpha, one.kl_policy, one.kl_target)]
+    out.print(
+        f"{count} tokens: alpha {means[0]:.3f}, KL to the model {means[1]:.3f} and to the target "
+        f"{means[2]:.3f} nats a token, importance weight of the whole exp({sum(one.log_weight):.2f})",
+        style="dim",
+        soft_wrap=True,
+    )

@@ -66,6 +66,9 @@ def controls(
     train: Annotated[
         bool, typer.Option("--train/--no-train", help="Train arms, or measure the model before alone.")
     ] = True,
+    rl: Annotated[
+        str | None, typer.Option(help="Recipe that trains with right answers before and after this one.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--out", help="CSV file; RUNS/NAME-controls.csv.")] = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -73,18 +76,22 @@ def controls(
     """Say what a recipe without labels gains, beside what could be had for nothing.
 
     Measured on held-out problems: the model before training, greedy, at lower temperatures and by majority
-    vote; then the recipe as written, with random rewards, with right answers, and on another prompt.
+    vote; then the recipe as written, with random rewards, with right answers, and on another prompt. A
+    recipe that knows no reward is put before and after one that does, too.
 
     ```
     klent controls empo --seeds 3
     klent controls one_shot_em --no-train
+    klent controls one_shot_em --rl quickstart
     ```
     """
     from klent.config import load_recipe
     from klent.training.controls import run_controls, summary, write_csv
 
     settings = load_recipe(recipe, overrides or [])
-    rows = run_controls(settings, runs=runs, seeds=seeds if train else 0, say=lambda line: err.print(line))
+    other = load_recipe(rl, []) if rl else None
+    number = seeds if train else 0
+    rows = run_controls(settings, runs=runs, seeds=number, say=lambda line: err.print(line), rl=other)
     path = output or runs / f"{settings.name}-controls.csv"
     write_csv(path, rows)
     table = Table(box=None, pad_edge=False)

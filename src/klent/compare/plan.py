@@ -173,6 +173,8 @@ def _refuse_unmeasured(recipe: Recipe) -> None:
         if isinstance(recipe.rollout, DatasetRollout):
             missing = "sampled completions (rollout.engine is dataset)"
         raise ConfigError(f"recipe has no {missing}, so that arms could not be compared by what they solve")
+    if recipe.eval.early_stop is not None:
+        raise ConfigError("eval.early_stop would give the arms different numbers of steps; set it to null")
 
 
 def _refuse_same(block: Sequence[PlannedRun]) -> None:

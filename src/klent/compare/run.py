@@ -41,7 +41,14 @@ class ShortConsole(TrainConsole):
     def eval(self, row: Mapping[str, Any]) -> None:
         """Evaluations are told of at the end, and on the page."""
 
-    def finish(self, run: Path, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
+    def finish(
+        self,
+        run: Path,
+        before: Mapping[str, Any] | None,
+        after: Mapping[str, Any] | None,
+        *,
+        early: bool = False,
+    ) -> None:
         self.close()
         if before and after:
             change = [f"{before[key]:.3f} → {after[key]:.3f}" for key in ("accuracy", "entropy")]

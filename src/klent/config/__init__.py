@@ -2,6 +2,7 @@
 
 from klent.config.checks import describe_fields, streams
 from klent.config.load import dump_recipe, find_recipe, load_recipe, make_recipe, recipes_folder
+from klent.config.mixture import Distill, Mixture
 from klent.config.model import (
     Checkpoint,
     DatasetRollout,
@@ -24,10 +25,12 @@ __all__ = [
     "Checkpoint",
     "DataSettings",
     "DatasetRollout",
+    "Distill",
     "Eval",
     "GymSettings",
     "Limits",
     "Lora",
+    "Mixture",
     "Optimizer",
     "Recipe",
     "Reduce",

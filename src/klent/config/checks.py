@@ -266,6 +266,10 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
     """Keys that contradict each other, and keys that nothing would read."""
     yield from _term_problems(recipe)
     yield from _rollout_problems(recipe)
+    yield from _early_stop_problems(recipe)
+    if recipe.update.released_code and (streams(recipe) - {"entropy", "mask"} or recipe.select):
+        why = "takes positions at which nothing was sampled, so that only a loss of entropy makes sense there"
+        yield Problem(("update", "released_code"), f"{why}; remove it, or see method em_released")
     task = recipe.task
     if isinstance(task, DataSettings) and task.heldout and (task.heldout_data or task.heldout_split):
         yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")
@@ -280,7 +284,8 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _term_problems(recipe: Recipe) -> Iterator[Problem]:
-    if not recipe.loss:
+    mixture = recipe.rollout.mixture if isinstance(recipe.rollout, TransformersRollout) else None
+    if not recipe.loss and not (mixture and mixture.distill):
         yield Problem(("loss",), "has no term; name one, e.g. loss: {ppo_clip: {}}, or a method")
         return
     if len(recipe.advantage or {}) > 1:
@@ -290,7 +295,8 @@ def _term_problems(recipe: Recipe) -> Iterator[Problem]:
             why = f"leaves {name} no other completion of the prompt to compare with"
             yield Problem(("group_size",), f"{recipe.group_size} {why}; set 2 or more, or advantage: null")
     reads = streams(recipe)
-    if recipe.reference is not None and "logp_ref" not in reads:
+    mixed = mixture is not None and mixture.target.model == "reference"
+    if recipe.reference is not None and "logp_ref" not in reads and not mixed:
         yield Problem(
             ("reference",), "is not used: no term reads logp_ref; remove it, or add e.g. kl_in_loss"
         )
@@ -323,6 +329,19 @@ def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
         yield Problem(("reward",), f"is not used: {why}; remove it, or set eval: {{problems: 64}}")
     if recipe.reward is None and recipe.eval is not None and not own:
         yield Problem(("eval",), "needs a reward to tell right from wrong; set `reward`, or eval: null")
+
+
+def _early_stop_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.eval is None or recipe.eval.early_stop is None:
+        return
+    signal = recipe.eval.early_stop.signal
+    if not recipe.eval.every:
+        yield Problem(("eval", "early_stop"), "needs evaluations to look at; set eval.every, e.g. 2")
+    if signal in ("kept", "agreement") and recipe.eval.same is None:
+        why = f"needs to know which answers are the same for its signal, {signal}"
+        yield Problem(("eval", "early_stop"), f"{why}; set eval.same, e.g. number")
+    if signal in ("kept", "agreement") and recipe.eval.samples < 2:
+        yield Problem(("eval", "samples"), f"1 leaves {signal}, the signal of early_stop, nothing to compare")
 
 
 def _rollout_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from klent.binding import nearest
 from klent.config import checks
 from klent.config.controls import control_problems
 from klent.config.layers import Layer, RecipeDumper, merge, parse_overrides, read_layer
+from klent.config.mixing import mixture_problems
 from klent.config.model import Recipe
 from klent.errors import ConfigError
 
@@ -132,6 +133,7 @@ def _check(layer: Layer) -> Recipe:
     if recipe is not None and terms_hold:
         problems.extend(checks.usage_problems(recipe))
         problems.extend(control_problems(recipe))
+        problems.extend(mixture_problems(recipe))
     checks.refuse(problems, layer)
     assert recipe is not None
     return recipe

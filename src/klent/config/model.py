@@ -3,26 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from klent.config.base import (
+    Choices,
+    Count,
+    Decay,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Settings,
+    Terms,
+    Words,
+)
+from klent.config.mixture import Mixture
 from klent.tasks.spec import by_name, parse_rewards
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Words = Annotated[tuple[str, ...], Field(strict=False)]
-Terms = dict[str, dict[str, Any]]
-Choices = dict[str, Terms]
-
-
-class Settings(BaseModel):
-    """Base of every section: no unknown key, no silent conversion, no change after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Lora(Settings):
@@ -43,7 +38,7 @@ class GymSettings(Settings):
 
     gym: str
     """Name of the generator, e.g. `chain_sum`."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """The generator's own parameters."""
     only: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] | None = None
     """Train on these prompts alone, by the number in their id: `chain_sum/17` is 17; null = all."""
@@ -83,7 +78,7 @@ class Reward(Settings):
     """Weight in the sum."""
     timeout: Positive = 10.0
     """Seconds allowed for one call; a completion scored later than that is unscorable."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """More arguments of the function, e.g. {same: number} of empo."""
 
 
@@ -192,6 +187,8 @@ class TransformersRollout(Settings):
     """Sample among this many likeliest tokens; 0 = all."""
     stop: Words = ()
     """Texts that end a completion, beside the model's own end token."""
+    mixture: Mixture | None = None
+    """Sample between the policy and a target; evaluation samples from the policy all the same."""
 
 
 class DatasetRollout(Settings):
@@ -235,6 +232,8 @@ class Update(Settings):
     """Put a group's completions behind one shared prompt in one row; `auto` = where the model allows it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    released_code: bool = False
+    """Take One-shot EM's released positions: all but a completion's first, and some behind its end."""
 
 
 class Checkpoint(Settings):
@@ -244,6 +243,17 @@ class Checkpoint(Settings):
     """Steps between checkpoints; 0 = only at the end."""
     keep: PositiveInt = 2
     """How many of the newest are kept."""
+
+
+class EarlyStop(Settings):
+    """Ends a run whose evaluations, without a label, say that it gains no more; `final/` is the best one."""
+
+    signal: Literal["kept", "agreement", "entropy"] = "kept"
+    """Share of answers that the vote before training gave too, share that agree, or (falling) entropy."""
+    patience: PositiveInt = 2
+    """Stop after so many evaluations in a row without a better one."""
+    margin: NonNegative = 0.0
+    """A better one is better by more than this."""
 
 
 class Eval(Settings):
@@ -263,6 +273,8 @@ class Eval(Settings):
     """Count a problem's answers that mean the same, as `empo` does: a vote's accuracy; null = do not."""
     logits: bool = False
     """Measure the skewness of the logits too, on the sampled answers."""
+    early_stop: EarlyStop | None = None
+    """End the run when a held-out signal that needs no label stops improving; null = run every step."""
 
     @field_validator("reward", mode="before")
     @classmethod

@@ -101,6 +101,23 @@ def clip_saturation(table: Table) -> Finding | None:
     )
 
 
+def degenerate_weights(table: Table) -> Finding | None:
+    """Samples of a mixture that stand for less than a tenth of their number."""
+    steps, values = table.series("mixture/ess")
+    found = stretch(steps, [value < 0.1 for value in trailing(values)])
+    if found is None:
+        return None
+    return Finding(
+        "degenerate_weights",
+        "Importance weights degenerate",
+        *found,
+        f"the samples of the mixture are worth {share(min(values))} of their number at worst.",
+        "Sample nearer to the policy: a higher rollout.mixture.alpha, or {criterion: ess, value: 0.5}; "
+        "weights by token spread less than by sequence; bounds hide it and bias the step.",
+        0.7 if found[1] is None else 0.4,
+    )
+
+
 def logp_mismatch(table: Table) -> Finding | None:
     """Sampler and trainer give the same token different probabilities under the same weights."""
     for name, limit, unit in (("policy/logp_mismatch", 0.05, "nats"), ("policy/prob_mismatch", 0.05, "")):

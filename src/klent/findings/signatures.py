@@ -6,6 +6,7 @@ from klent.findings.finding import Finding
 from klent.findings.machine import nonfinite, throughput_decay
 from klent.findings.policy import (
     clip_saturation,
+    degenerate_weights,
     entropy_collapse,
     entropy_explosion,
     kl_blowup,
@@ -33,6 +34,7 @@ SIGNATURES: tuple[Callable[[Table], Finding | None], ...] = (
     format_gaming,
     nonfinite,
     logp_mismatch,
+    degenerate_weights,
     unscorable,
     throughput_decay,
 )

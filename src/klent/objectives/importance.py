@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_number, check_tokens
@@ -18,6 +19,7 @@ def importance_weight(
     low: float = 0.0,
     high: float = 2.0,
     outside: Literal["truncate", "drop"] = "truncate",
+    normalise: bool = False,
 ) -> Tensor:
     """How much more often the trainer's policy would have produced each token than the sampler did, bounded.
 
@@ -25,6 +27,7 @@ def importance_weight(
         sequence   ρₜ = exp(Σ over the sequence's tokens of logp_old - logp_gen), the same for all of them
         truncate   wₜ = min(max(ρₜ, low), high)
         drop       wₜ = ρₜ where low <= ρₜ <= high, else 0
+        normalise  wₜ divided by its mean over the tokens, or over the sequences
 
     An engine samples from slightly other probabilities than the trainer computes (other kernels, other
     precision, weights one update old). Weighted by w a batch counts as if the trainer had sampled it.
@@ -39,10 +42,12 @@ def importance_weight(
         low: smallest ratio, in [0, 1].
         high: largest ratio, in [1, inf]; inf is no bound.
         outside: what happens to a ratio out of bounds.
+        normalise: whether weights are divided by their mean, dropped ones included: self-normalised
+            importance sampling. The mean is over the tensors given: give a step, not a micro-batch.
 
     Returns:
         ``[B, T]``, without gradient, 0 off the mask. Multiply a surrogate's ``loss``, or the advantage, by
-        it. Not normalised: weights do not sum to the number of tokens.
+        it. Unless ``normalise`` is set they do not sum to the number of tokens.
 
     Raises:
         TypeError: ``mask`` is not bool, another tensor not floating point, or a bound not a number.
@@ -53,7 +58,8 @@ def importance_weight(
         equal to its mean over the trainer's; their variance grows exponentially with length. Token weights
         do so for sequences of one token only: they correct how likely a token is after its prefix, not how
         likely the prefix is, so what they leave is first order in the mismatch. Either bound adds a bias,
-        towards less weight on the rest.
+        towards less weight on the rest. So does ``normalise``, of order 1 over the number of sequences; in
+        return a step keeps its size when every ratio is small, and the ratios' common factor drops out.
 
         *With ``ppo_clip``* this is a second ratio, beside that of the policy being trained and ``logp_old``:
         weigh its loss, and keep ``logp_old`` the trainer's own.
@@ -74,6 +80,8 @@ def importance_weight(
         tensor([[1.5000, 0.0000, 0.0000]])
         >>> importance_weight(logp, logp_gen, mask, ratio="sequence")
         tensor([[1.5000, 1.5000, 1.5000]])
+        >>> importance_weight(logp, logp_gen, mask, high=float("inf"), normalise=True).sum()
+        tensor(3.)
         >>> loss = reinforce(logp, torch.ones(1, 3), mask).loss * importance_weight(logp, logp_gen, mask)
 
     References:
@@ -91,5 +99,16 @@ def importance_weight(
         log_ratio = log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
     bounded = log_ratio.clamp(math.log(low) if low > 0 else -math.inf, math.log(high))
     kept = mask if outside == "truncate" else mask & (bounded == log_ratio)
+    if normalise:
+        return _over_its_mean(bounded, kept, mask, whole=ratio == "sequence")
     (weight,) = on_mask(kept, bounded.exp())
     return weight
+
+
+def _over_its_mean(log_weight: Tensor, kept: Tensor, mask: Tensor, *, whole: bool) -> Tensor:
+    """exp(log_weight) over its mean; the largest is taken out first, so that nothing over- or underflows."""
+    top = torch.where(kept, log_weight, -math.inf).amax().clamp_min(torch.finfo(log_weight.dtype).min)
+    (weight,) = on_mask(kept, (log_weight - top).exp())
+    units = weight.amax(dim=1) if whole else weight
+    count = (mask.any(dim=1) if whole else mask).sum().clamp_min(1)
+    return weight * (count / units.sum()).nan_to_num(nan=0.0, posinf=0.0)

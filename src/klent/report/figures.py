@@ -94,9 +94,6 @@ def gradient(run: RunData) -> Figure | None:
 
 def agreement(run: RunData) -> Figure | None:
     """Whether sampler and trainer agree about the model, and how often the ratio was clipped."""
-    several = any((finite(run.setting("update", key)) or 1) > 1 for key in ("minibatches", "epochs"))
-    alike = "The same token under the same weights: only rounding should part them."
-    apart = "Tokens of a step's later updates are read after its earlier ones: those part the two as well."
     return curves(
         run,
         "agreement",
@@ -109,7 +106,7 @@ def agreement(run: RunData) -> Figure | None:
                 Line("objective/clip_low", "clipped below", "down", "dash"),
             ),
         ),
-        note=apart if several else alike,
+        note="The same token under the same weights: only rounding should part them.",
     )
 
 

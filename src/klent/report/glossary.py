@@ -297,6 +297,33 @@ GLOSSARY: dict[str, Term] = {
         "Whether the loss or the gradient was not finite, so that the weights were left alone.",
         "0 in a healthy run. Several in a row stop training.",
     ),
+    "objective/distill": Term(
+        "nats per token",
+        "Divergence between policy and target at the sampled tokens, over the whole vocabulary, before coef.",
+        "It falls as the policy learns the target. Which divergence is in rollout.mixture.distill.",
+    ),
+    "mixture/alpha": Term(
+        "",
+        "Share of the policy in the mixture that was sampled from, mean over tokens.",
+        "1 is the policy, 0 the target. By a criterion it differs from token to token.",
+    ),
+    "mixture/kl_policy": Term(
+        "nats per token",
+        "KL divergence of the mixture from the policy, mean over sampled tokens.",
+        "What it costs to sample elsewhere; it falls as the policy catches up with the target.",
+    ),
+    "mixture/kl_target": Term(
+        "nats per token",
+        "KL divergence of the mixture from the target, mean over sampled tokens.",
+        "At the Chernoff point the same as mixture/kl_policy.",
+    ),
+    "mixture/ess": Term(
+        "fraction",
+        "Effective sample size (Σw)²/Σw² of the weights policy/mixture before their bounds, over the number "
+        "of tokens (or of completions, with weights.ratio: sequence).",
+        "1 where the policy itself is sampled. Below 0.1 a few samples decide the step: raise alpha, aim at "
+        "it by the criterion ess, or weigh by token.",
+    ),
     "optimizer/lr": Term("", "Learning rate that the step used.", "Follows the warm-up and the schedule."),
     "time/step": Term("s", "Wall time of the whole step.", "Rollout, score and train are its parts."),
     "time/rollout": Term("s", "Wall time of sampling the completions.", "Usually the largest part."),
@@ -380,6 +407,12 @@ EVALUATION: dict[str, Term] = {
         "Share of a problem's samples that gave its most frequent answer, mean; no label is looked at.",
         "It rises with certainty, right or wrong.",
     ),
+    "kept": Term(
+        "fraction",
+        "Share of answers that are the one which won the problem's vote before training; without labels.",
+        "It rises while the policy grows sure of what it thought anyway, and falls once it leaves that.",
+    ),
+    "vote": Term("", "The answer that won each problem's vote, before training.", "What `kept` looks at."),
     "skewness": Term(
         "",
         "Skewness of all logits along the sampled answers: third standardised moment, pooled over positions.",

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from klent.report.certainty import stopped
 from klent.report.findings import ends
 from klent.report.read import RunData, finite
 from klent.report.words import count, duration, fixed, mean, number, plural, share
@@ -60,6 +61,8 @@ def _progress(run: RunData) -> list[str]:
     done = f"step {last:,} of {planned:,.0f}" if planned else f"step {last:,}"
     if not run.run.get("finished"):
         return [f"This run has not finished: it was at {done} when this page was made."]
+    if said := stopped(run):
+        return said
     return [f"This run was stopped early, after {done}."] if planned and last < planned else []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from klent.files import write_atomic
 from klent.findings import diagnose
 from klent.law import Fit, forecast
-from klent.report import entropy, figures
+from klent.report import certainty, entropy, figures
 from klent.report.findings import ends, findings, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
 from klent.report.foreign import read_foreign
@@ -105,6 +105,7 @@ def _content(run: RunData) -> dict[str, Any]:
         "forks": entropy.fork_tables(run),
         "accuracy": figures.accuracy(run),
         "evaluation": _evaluation(run),
+        "certainty": certainty.figures(run),
         "cells": _cells(run),
         "strip": _strip(run),
         "speeds": [figure for figure in (figures.time(run), figures.speed(run)) if figure],
@@ -125,6 +126,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("law", "Reward against entropy", "relation"),
         ("entropy-section", "Where entropy goes", "entropy"),
         ("accuracy-section", "Before and after", "accuracy"),
+        ("certainty-section", "Certainty and truth", "certainty"),
         ("time-section", "Time and tokens", "speeds"),
         ("samples", "Samples", "stages"),
     ]
@@ -177,7 +179,7 @@ def _evaluation(run: RunData) -> list[tuple[str, str]]:
         else []
     )
     rows += [("unscorable", change("unscorable"))] if finite(last.get("unscorable")) else []
-    return rows
+    return rows + certainty.facts(run.heldout)
 
 
 def _told(k: int, row: dict[str, Any]) -> bool:

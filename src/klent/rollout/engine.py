@@ -10,6 +10,26 @@ from klent.tasks.prompt import Prompt
 
 
 @dataclass
+class Mixture:
+    """The tokens of a completion drawn from a mixture of policy and target, ``[L]`` each.
+
+    Attributes:
+        alpha: share of the policy.
+        kl_policy: KL(q ‖ policy), nats.
+        kl_target: KL(q ‖ target), nats.
+        logp_policy: log-probability of the token under the policy, nats; the token's importance weight is
+            ``exp(logp_policy - logp_gen)``.
+        entropy_policy: entropy of the policy's distribution, nats.
+    """
+
+    alpha: Tensor
+    kl_policy: Tensor
+    kl_target: Tensor
+    logp_policy: Tensor
+    entropy_policy: Tensor
+
+
+@dataclass
 class Rollout:
     """One completion.
 
@@ -21,6 +41,7 @@ class Rollout:
         entropy_gen: entropy of that distribution, nats, ``[L]``.
         renyi_gen: its Rényi entropy of order 2, nats, ``[L]``, where the engine brings it.
         text: what a verifier sees: the tokens decoded, without the stop token.
+        mixture: what the mixture was at each token, where the sampler is one of policy and target.
         finish: ``stop`` where a stop token or stop string ended it, ``length`` where the budget did.
     """
 
@@ -32,6 +53,7 @@ class Rollout:
     text: str
     finish: Literal["stop", "length"]
     renyi_gen: Tensor | None = None
+    mixture: Mixture | None = None
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from klent.errors import DataError
 from klent.models import LoadedModel, context_length, render_prompt
-from klent.rollout.decoding import GroupDecoder, PlainDecoder, takes_groups
+from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
 from klent.rollout.engine import Rollout
 from klent.rollout.sampling import sample_tokens
 from klent.tasks.prompt import Prompt
@@ -44,7 +44,7 @@ class _Row:
     number: int  # its place in the answer
     prompt: int  # its prompt's place in the question
     tokens: list[int] = field(default_factory=list)
-    numbers: list[tuple[float, ...]] = field(default_factory=list)  # logp, entropy, renyi of each
+    numbers: list[tuple[float, ...]] = field(default_factory=list)  # logp, entropy, renyi, ... of each
     stopped: bool = False
 
 
@@ -90,9 +90,11 @@ class TransformersEngine:
         self.loaded.model.eval()
         try:
             if self.groups is None:
-                self.groups = takes_groups(self.loaded.model)
+                self.groups = self._takes_groups()
             for chosen in self._batches(encoded, group_size):
-                rows += self._decode(chosen, encoded, group_size, uniform)
+                here = [prompts[i] for i in chosen]
+                decoder = self._decoder(here, [encoded[i] for i in chosen], group_size)
+                rows += self._decode(chosen, decoder, group_size, uniform)
                 if self.progress:
                     self.progress(len(rows), len(uniform))
         finally:
@@ -120,27 +122,37 @@ class TransformersEngine:
         for start in range(0, len(order), width):
             yield order[start : start + width]
 
-    def _decode(
-        self, chosen: list[int], encoded: list[list[int]], group_size: int, uniform: Tensor
-    ) -> list[_Row]:
-        options, device = self.options, self.loaded.model.device
-        rows = [_Row(number=i * group_size + k, prompt=i) for i in chosen for k in range(group_size)]
+    def _takes_groups(self) -> bool:
+        return takes_groups(self.loaded.model)
+
+    def _decoder(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], group_size: int) -> Decoder:
+        """What gives the logits that the tokens of these prompts are drawn from."""
         kind = GroupDecoder if self.groups else PlainDecoder
         pad = self.loaded.tokenizer.pad_token_id
-        decoder = kind(self.loaded.model, [encoded[i] for i in chosen], group_size=group_size, pad=pad)
+        return kind(self.loaded.model, ids, group_size=group_size, pad=pad)
+
+    def _draw(self, decoder: Decoder, logits: Tensor, uniform: Tensor) -> tuple[Tensor, ...]:
+        """A token for each row, ``[R]``, then columns of what is known of it, the first as of ``Sampled``."""
+        options = self.options
+        return sample_tokens(
+            logits,
+            uniform,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+        )
+
+    def _decode(self, chosen: list[int], decoder: Decoder, group_size: int, uniform: Tensor) -> list[_Row]:
+        options, device = self.options, self.loaded.model.device
+        rows = [_Row(number=i * group_size + k, prompt=i) for i in chosen for k in range(group_size)]
         logits = decoder.start()
         stop_ids = torch.tensor(sorted(self.loaded.stop_ids), device=device)
         alive = rows
         for position in range(options.max_tokens):
             u = uniform[[row.number for row in alive], position]
-            drawn = sample_tokens(
-                logits,
-                u.to(device),
-                temperature=options.temperature,
-                top_p=options.top_p,
-                top_k=options.top_k,
-            )
-            ended = torch.isin(drawn.token, stop_ids).tolist()
+            drawn = self._draw(decoder, logits, u.to(device))
+            token = drawn[0]
+            ended = torch.isin(token, stop_ids).tolist()
             going = []
             values = zip(*(column.tolist() for column in drawn), strict=True)
             for index, (row, stopped, (token_id, *its)) in enumerate(zip(alive, ended, values, strict=True)):
@@ -151,7 +163,6 @@ class TransformersEngine:
                     going.append(index)
             if not going or position + 1 == options.max_tokens:
                 break
-            token = drawn.token
             if len(going) < len(alive):
                 order = decoder.keep(going)
                 alive, token = [alive[i] for i in order], token[order]
@@ -176,7 +187,7 @@ class TransformersEngine:
         text = self._text(row.tokens[:-1] if ended_by_token else row.tokens)
         for stop in self.options.stop:
             text = text.split(stop, 1)[0]
-        logp, entropy, renyi = torch.tensor(row.numbers).unbind(dim=1)
+        logp, entropy, renyi, *_ = torch.tensor(row.numbers).unbind(dim=1)
         return Rollout(
             prompt=prompt,
             prompt_ids=prompt_ids,

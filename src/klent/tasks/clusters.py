@@ -90,7 +90,18 @@ def find_clusters(completions: Sequence[str], equivalence: Equivalence, question
         >>> find_clusters(["It is 4.", "so 4.0", "five?", "5"], load_equivalence("number"))
         [0, 0, -1, 3]
     """
-    answers = [None if is_copy(text, question) else equivalence.answer(text) for text in completions]
+    return label_answers(read_answers(completions, equivalence, question), equivalence)
+
+
+def read_answers(
+    completions: Sequence[str], equivalence: Equivalence, question: str = ""
+) -> list[str | None]:
+    """Each completion's answer; None where there is none, or where the question is only repeated."""
+    return [None if is_copy(text, question) else equivalence.answer(text) for text in completions]
+
+
+def label_answers(answers: Sequence[str | None], equivalence: Equivalence) -> list[int]:
+    """The cluster of each answer: the place of its first member, or ``NO_ANSWER`` for None."""
     distinct = list(dict.fromkeys(answer for answer in answers if answer is not None))
     parent = {answer: answer for answer in distinct}
 

@@ -111,9 +111,7 @@ def votes(rollouts: Sequence[Rollout], correct: Correct, relation: Equivalence) 
     return {"majority": right / len(correct), "agreement": share / len(correct)}
 
 
-def by_problem(
-    rollouts: Sequence[Rollout], samples: int, relation: Equivalence
-) -> list[list[str | None]]:
+def by_problem(rollouts: Sequence[Rollout], samples: int, relation: Equivalence) -> list[list[str | None]]:
     """The answers to each problem, ``samples`` of them; None is no answer."""
     groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
     return [read_answers([r.text for r in g], relation, question(g[0].prompt.prompt)) for g in groups]

@@ -40,13 +40,14 @@ def distribution_change(
     Returns:
         ``policy/entropy_delta``, ``policy/entropy_delta_predicted`` and ``kl/update``, nats per token; all 0
         where no completion had a coefficient, since then there was no update. Where the tokens are a data
-        set's and not the policy's, only the first: the others are means over the policy's own tokens.
+        set's or a mixture's and not the policy's, only the first: the others are means over the policy's own
+        tokens.
 
     Reference:
         Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, 2025,
         arXiv:2505.22617, Lemma 1.
     """
-    sampled = not batch.streams["logp_gen"][batch.mask].isnan().any()
+    sampled = not batch.mixed and not batch.streams["logp_gen"][batch.mask].isnan().any()
     names = ("policy/entropy_delta", "policy/entropy_delta_predicted", "kl/update")[: 3 if sampled else 1]
     if not rows:
         return dict.fromkeys(names, 0.0)

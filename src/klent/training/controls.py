@@ -5,6 +5,7 @@ import io
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from klent.files import write_atomic
 from klent.models import load_policy
 from klent.tasks import DataTask, Scorer, Task, load_task
 from klent.training.certainty import extra_measures
-from klent.training.evaluate import eval_rewards, evaluate
+from klent.training.evaluate import eval_rewards, evaluate, wilson
 from klent.training.parts import build_sampler
 from klent.training.schedule import derive_seed
 from klent.training.trainer import train
@@ -27,11 +28,22 @@ from klent.training.trainer import train
 TEMPERATURES = (0.0, 0.3, 0.6, 1.0)
 BEFORE = "before training"
 _COLUMNS = ("accuracy", "pass@k", "majority", "agreement", "entropy", "length")
+_RL = {"prompts_per_step": 8, "group_size": 8}  # of the stage with right answers, unless a recipe is given
 
 Rows = list[dict[str, Any]]
 
 
-def run_controls(recipe: Recipe, *, runs: Path, seeds: int, say: Callable[[str], None]) -> Rows:
+@dataclass(frozen=True)
+class Arm:
+    """What is trained, and the arm whose model it begins with; None = the recipe's own model."""
+
+    recipe: Recipe
+    after: str | None = None
+
+
+def run_controls(
+    recipe: Recipe, *, runs: Path, seeds: int, say: Callable[[str], None], rl: Recipe | None = None
+) -> Rows:
     """Measure the model before training, then train and measure every arm with every seed.
 
     Args:
@@ -39,10 +51,13 @@ def run_controls(recipe: Recipe, *, runs: Path, seeds: int, say: Callable[[str],
         runs: arms train in ``RUNS/NAME-controls/ARM-SEED``; a finished one is not trained again.
         seeds: arms are trained with as many, from the recipe's; 0 = train nothing.
         say: told what is being done.
+        rl: trains with right answers before and after ``recipe``, where that one knows no reward; its model
+            and seed are not looked at. None = GRPO on all prompts, as many steps.
 
     Returns:
         A row for each arm, seed and temperature: ``arm``, ``seed``, ``temperature``, ``accuracy``, ``low``,
-        ``high``, ``pass@k``, ``majority``, ``agreement``, ``entropy``, ``length``, ``problems``, ``samples``.
+        ``high``, ``pass@k``, ``majority``, ``agreement``, ``entropy``, ``length``, ``problems``, ``samples``,
+        and ``solved``, the share of right answers to each problem.
     """
     if recipe.eval is None or isinstance(recipe.rollout, DatasetRollout):
         raise ConfigError("controls need an `eval` section and a rollout that samples")
@@ -53,38 +68,63 @@ def run_controls(recipe: Recipe, *, runs: Path, seeds: int, say: Callable[[str],
         say(f"measuring {recipe.model}")
         temperatures = sorted({*TEMPERATURES, own})
         rows = _measure(recipe.model, recipe, task, scorer, temperatures, {"arm": BEFORE, "seed": ""})
-        for arm, changes in (arms(recipe) if seeds else {}).items():
-            for seed in range(recipe.seed, recipe.seed + seeds):
-                folder = runs / f"{recipe.name}-controls" / f"{arm.replace(' ', '_')}-{seed}"
-                _train(changed(recipe, changes | {"seed": seed}), folder, say)
-                label = {"arm": arm, "seed": seed}
-                rows += _measure(str(folder / "final"), recipe, task, scorer, sorted({0.0, own}), label)
+        for seed in range(
+            recipe.seed, recipe.seed + seeds
+        ):  # whole seeds first: a cut leaves whole comparisons
+            for name, arm in arms(recipe, rl).items():
+                start = {"model": str(_folder(runs, recipe, arm.after, seed) / "final")} if arm.after else {}
+                folder = _folder(runs, recipe, name, seed)
+                _train(changed(arm.recipe, {"seed": seed, **start}), folder, say)
+                label = {"arm": name, "seed": seed}
+                rows += _measure(str(folder / "final"), recipe, task, scorer, sorted({0.0, own, 1.0}), label)
     return rows
 
 
-def arms(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Every arm and what it changes: the recipe as it is, right answers, chance, another prompt."""
+def arms(recipe: Recipe, rl: Recipe | None = None) -> dict[str, Arm]:
+    """Every arm: the recipe, right answers, chance, another prompt, RL before and after a recipe without it.
+
+    Only the recipe as it is written is evaluated in the course of training; all are measured in the end.
+    """
     assert recipe.eval is not None
     gold = [reward.model_dump() for reward in recipe.eval.reward or recipe.reward or ()]
     learns = {} if recipe.advantage else {"method": "grpo", "loss": None, "advantage": None, "reduce": None}
-    found: dict[str, dict[str, Any]] = {
-        "as written": {},
-        "right answers": {**learns, "reward": gold},
-        "random rewards": {**learns, "reward": [{"fn": "random"}]},
+    brief = recipe if recipe.eval.early_stop else recipe.model_copy(update={"eval": None})
+    found = {
+        "as written": Arm(recipe),
+        "right answers": Arm(changed(brief, {**learns, "reward": gold})),
+        "random rewards": Arm(changed(brief, {**learns, "reward": [{"fn": "random"}]})),
     }
     if recipe.task.only is not None:
         generator = random.Random(f"{recipe.seed}/another prompt")
         there = range(10_000) if isinstance(recipe.task, GymSettings) else _rows(recipe)
         others = generator.sample([n for n in there if n not in recipe.task.only], len(recipe.task.only))
-        task = recipe.task.model_dump() | {"only": others}
-        found["another prompt"] = {"task": task}
+        found["another prompt"] = Arm(changed(brief, {"task": recipe.task.model_dump() | {"only": others}}))
+    if not recipe.advantage:
+        rl = rl.model_copy(update={"eval": None, "model": recipe.model}) if rl else _reinforced(brief, gold)
+        found |= {
+            "RL": Arm(rl),
+            "this, then RL": Arm(rl, after="as written"),
+            "RL, then this": Arm(brief, after="RL"),
+        }
     return found
+
+
+def _reinforced(recipe: Recipe, gold: list[dict[str, Any]]) -> Recipe:
+    """GRPO with right answers on all prompts of a recipe that learns from one."""
+    fresh = {"method": "grpo", "loss": None, "advantage": None, "reduce": None, "reward": gold, **_RL}
+    task, rollout = recipe.task.model_dump() | {"only": None}, recipe.rollout.model_dump()
+    return changed(recipe, {**fresh, "task": task, "rollout": rollout | {"temperature": 1.0}})
+
+
+def _folder(runs: Path, recipe: Recipe, arm: str, seed: int) -> Path:
+    return runs / f"{recipe.name}-controls" / f"{arm.replace(',', '').replace(' ', '_')}-{seed}"
 
 
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """A recipe with other values; None takes a key out, so that a method or a default fills it."""
     values: dict[str, Any] = yaml.safe_load(dump_recipe(recipe))
-    values["eval"]["reward"] = values["eval"]["reward"] or values["reward"]
+    if recipe.eval is not None:
+        values["eval"]["reward"] = values["eval"]["reward"] or values["reward"]
     values |= changes
     out = {key for key, value in changes.items() if value is None}
     return make_recipe({key: value for key, value in values.items() if key not in out})
@@ -123,7 +163,7 @@ def _measure(
     for temperature in temperatures:
         samples = recipe.eval.samples if temperature else 1
         same = recipe.eval.same or "text"
-        changes = {"temperatures": (), "logits": False, "same": same, "samples": samples}
+        changes = {"temperatures": (), "logits": False, "same": same, "samples": samples, "early_stop": None}
         settings = recipe.eval.model_copy(update=changes)
         here = recipe.model_copy(update={"eval": settings})
         seed = derive_seed(recipe.seed, "eval")
@@ -137,34 +177,62 @@ def _measure(
             more=extra_measures(here, loaded, scorer, seed),
         )
         row["pass@k"] = row[f"pass@{samples}"] if samples > 1 else None
-        kept = (*_COLUMNS, "low", "high", "problems", "samples")
+        row["solved"] = [statistics.fmean(problem) for problem in row["correct"]]
+        kept = (*_COLUMNS, "low", "high", "problems", "samples", "solved")
         rows.append({**label, "temperature": temperature, **{key: row[key] for key in kept}})
     return rows
 
 
 def summary(rows: Rows) -> list[dict[str, str]]:
-    """A line for each arm and temperature: means over seeds, and the range of the accuracy."""
+    """A line for each arm and temperature: means over seeds, intervals over problems, the range over seeds.
+
+    ``change`` is the accuracy less that of the model before training at the same temperature, problem by
+    problem, with a 95% interval: problems are the units, and what other seeds would give is not in it.
+    """
+    before = {row["temperature"]: row["solved"] for row in rows if row["arm"] == BEFORE}
     lines = []
     for arm, temperature in dict.fromkeys((row["arm"], row["temperature"]) for row in rows):
         own = [row for row in rows if (row["arm"], row["temperature"]) == (arm, temperature)]
         accuracy = [row["accuracy"] for row in own]
-        low, high = (min(accuracy), max(accuracy)) if len(own) > 1 else (own[0]["low"], own[0]["high"])
+        low, high = wilson(statistics.fmean(accuracy), own[0]["problems"])
         line = {
             "arm": arm,
             "temperature": "greedy" if temperature == 0 else f"{temperature:g}",
-            "seeds": str(len(own)),
+            "seeds": str(len(own)) if arm != BEFORE else "–",
         }
         for name in _COLUMNS:
             values = [row[name] for row in own if row[name] is not None]
             line[name] = f"{statistics.fmean(values):.3f}" if values else "–"
-        line["interval or range"] = f"{low:.2f} to {high:.2f}"
+        line["interval"] = f"{low:.2f} to {high:.2f}"
+        line["over seeds"] = f"{min(accuracy):.3f} to {max(accuracy):.3f}" if len(own) > 1 else "–"
+        solved = [row["solved"] for row in own]
+        line["change"] = _change(solved, before[temperature]) if arm != BEFORE else "–"
         lines.append(line)
     return lines
 
 
+def _change(solved: Sequence[Sequence[float]], before: Sequence[float]) -> str:
+    """``+0.120 ± 0.034``: mean over problems of the mean over seeds less before."""
+    change = [statistics.fmean(p) - b for *p, b in zip(*solved, before, strict=True)]
+    margin = 1.96 * statistics.stdev(change) / len(change) ** 0.5 if len(change) > 1 else float("nan")
+    return f"{statistics.fmean(change):+.3f} ± {margin:.3f}"
+
+
 def write_csv(path: Path, rows: Rows) -> None:
+    """Every row with every column; ``solved`` as numbers with spaces between."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({**row, "solved": " ".join(f"{share:.4g}" for share in row["solved"])} for row in rows)
     write_atomic(path, text.getvalue())
+
+
+def read_csv(path: Path) -> Rows:
+    """What :func:`write_csv` wrote."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows: Rows = [dict(row) for row in csv.DictReader(file)]
+    for row in rows:
+        row["solved"] = [float(share) for share in row["solved"].split()]
+        row |= {key: None if row[key] == "" else float(row[key]) for key in ("temperature", *_COLUMNS)}
+        row["problems"] = int(row["problems"])
+    return rows

@@ -110,7 +110,7 @@ def collision_metrics(batch: Batch) -> dict[str, float]:
     brings it (``renyi_gen`` of a rollout).
     """
     sampled = batch.streams["logp_gen"][batch.mask]
-    if not len(sampled) or sampled.isnan().any():
+    if not len(sampled) or sampled.isnan().any() or batch.mixed:
         return {}
     found = {"policy/collision": float(sampled.double().exp().mean())}
     order_two = [r.renyi_gen for r in batch.rollouts if r.renyi_gen is not None]

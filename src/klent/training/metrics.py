@@ -47,7 +47,7 @@ def update_metrics(batch: Batch, result: UpdateResult) -> dict[str, Any]:
     """What the objective asked for, on the tokens of the step."""
     known = batch.mask & result.before["known"][:, None]
     logp = result.before["logp"]
-    entropy = batch.streams["entropy_gen"]
+    entropy = batch.own["entropy"]
     if entropy[batch.mask].isnan().any():  # nothing was sampled: the trainer's own numbers stand in
         entropy = result.before["entropy"]
     row: dict[str, Any] = {
@@ -62,15 +62,16 @@ def update_metrics(batch: Batch, result: UpdateResult) -> dict[str, Any]:
     sampled = not batch.streams["logp_gen"][batch.mask].isnan().any()
     covariance = None
     if sampled and "advantage" in batch.streams:
-        covariance = token_covariance(batch.streams["logp_gen"], batch.streams["advantage"], batch.mask)
+        covariance = token_covariance(batch.own["logp"], batch.streams["advantage"], batch.mask)
         row["policy/covariance"] = float(covariance[batch.mask].mean())
         row |= covariance_tails(covariance, batch.mask)
     row |= collision_metrics(batch)
     row |= fork_share(entropy, result.coefficient, batch.mask)
     row |= selected_and_rest(entropy, covariance, selected(result), batch.mask)
-    if sampled and known.any():
-        row["policy/logp_mismatch"] = float((logp - batch.streams["logp_gen"])[known].abs().mean())
-    if "logp_ref" in batch.streams and known.any():
+    untouched = batch.mask & result.before["untouched"][:, None]  # the weights that sampled
+    if sampled and untouched.any():
+        row["policy/logp_mismatch"] = float((logp - batch.own["logp"])[untouched].abs().mean())
+    if "logp_ref" in batch.streams and known.any() and not batch.mixed:
         kl = kl_estimate(logp[known], batch.streams["logp_ref"][known], estimator="k3")
         row["kl/reference"] = float(kl.mean())
     return row

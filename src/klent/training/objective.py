@@ -67,9 +67,13 @@ class Objective:
         batch.streams["advantage"] = advantage
 
     def token_loss(self, streams: Mapping[str, Tensor]) -> TokenLoss:
-        """The terms' losses added up, ``[B, T]``, and their metrics together."""
+        """The terms' losses added up, ``[B, T]``, times a ``weight`` that there is; metrics together."""
+        if not self.terms:  # nothing but distillation, which does not go through log-probabilities
+            return TokenLoss(torch.zeros_like(streams["logp"]), {})
         parts: list[TokenLoss] = [term(streams) for term in self.terms]
         total = torch.stack([part.loss for part in parts]).sum(dim=0) if len(parts) > 1 else parts[0].loss
+        if "weight" in streams:
+            total = total * streams["weight"]
         metrics = {name: value for part in parts for name, value in part.metrics.items()}
         return TokenLoss(total, metrics)
 
@@ -81,8 +85,8 @@ class Objective:
         its forward pass can be left out. No list of algorithms is needed to know that a group of equal
         rewards is idle.
         """
-        base = batch.streams.get("logp_old", batch.streams["logp_gen"]).nan_to_num(nan=-1.0)
-        spread = batch.streams.get("entropy_old", batch.streams["entropy_gen"]).nan_to_num(nan=1.0)
+        base = batch.streams.get("logp_old", batch.own["logp"]).nan_to_num(nan=-1.0)
+        spread = batch.streams.get("entropy_old", batch.own["entropy"]).nan_to_num(nan=1.0)
         alive = torch.zeros(len(batch.mask), dtype=torch.bool)
         for shift in (-0.25, 0.0, 0.25):
             logp = (base + shift).requires_grad_()

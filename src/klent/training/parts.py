@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 
-from klent.config import DatasetRollout, Recipe, TransformersRollout
+from klent.config import DatasetRollout, Mixture, Recipe, TransformersRollout
 from klent.errors import RunError
 from klent.models import LoadedModel, load_policy
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
+from klent.rollout.mixture_engine import MixtureEngine
+from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.training.distill import Distiller
+from klent.training.mixing import Mixer, alpha_at, build_target
 from klent.training.objective import Objective
 from klent.training.policy import Policy, takes_shared_prompt
 from klent.training.reference import Reference, adapter_free, separate_model
@@ -34,6 +38,7 @@ class Parts:
     updater: Updater
     reference: Reference | None
     thermostat: Controller | None
+    mixer: Mixer | None
     trainable: dict[str, torch.nn.Parameter]
 
 
@@ -64,25 +69,46 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Callable[[str], Non
         )
     objective = Objective(with_bonus(recipe), recipe.advantage, recipe.token_reward, recipe.select)
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    engine = build_engine(loaded, rollout, progress=progress)
-    reference = _build_reference(recipe, loaded, objective, temperature)
+
+    @cache
+    def initial() -> LoadedModel:
+        """The reference model, loaded once for all that ask for it."""
+        name = recipe.reference or recipe.model
+        other = load_policy(name, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        other.model.to(loaded.model.device)
+        return other
+
+    mixture = rollout.mixture if isinstance(rollout, TransformersRollout) else None
+    target = None
+    if mixture is not None:
+        target = build_target(mixture, recipe, loaded, initial, temperature=temperature)
+    engine = build_engine(loaded, rollout, progress=progress, target=target)
+    reference = _build_reference(recipe, loaded, objective, temperature, initial)
+    distiller = _build_distiller(mixture, target, policy, loaded, longest=rollout.max_tokens)
     policies = [policy, reference.policy] if reference else [policy]
     return Parts(
         loaded=loaded,
         engine=engine,
         sampler=build_sampler(loaded, rollout, progress=progress),
         objective=objective,
-        updater=_build_updater(recipe, policy, objective, trainable, shared=_shared(recipe, policy, note)),
+        updater=_build_updater(
+            recipe, policy, objective, trainable, shared=_shared(recipe, policy, note), distiller=distiller
+        ),
         reference=reference,
         thermostat=_build_thermostat(recipe, objective, engine, policies),
+        mixer=Mixer(mixture, engine) if mixture and isinstance(engine, MixtureEngine) else None,
         trainable=trainable,
     )
 
 
 def build_engine(
-    loaded: LoadedModel, rollout: TransformersRollout | DatasetRollout, *, progress: Progress | None = None
+    loaded: LoadedModel,
+    rollout: TransformersRollout | DatasetRollout,
+    *,
+    progress: Progress | None = None,
+    target: Target | None = None,
 ) -> Engine:
-    """The engine that a recipe's ``rollout`` section describes."""
+    """The engine that a recipe's ``rollout`` section describes; ``target`` where it has a ``mixture``."""
     if isinstance(rollout, DatasetRollout):
         return DatasetEngine(loaded, max_tokens=rollout.max_tokens)
     options = SamplingOptions(
@@ -92,13 +118,18 @@ def build_engine(
         top_k=rollout.top_k,
         stop=rollout.stop,
     )
-    return TransformersEngine(loaded, options, progress=progress)
+    if target is None or rollout.mixture is None:
+        return TransformersEngine(loaded, options, progress=progress)
+    alpha, value = alpha_at(rollout.mixture, 1), rollout.mixture.alpha.value
+    return MixtureEngine(loaded, target, options, alpha=alpha, value=value, progress=progress)
 
 
 def build_sampler(
     loaded: LoadedModel, rollout: TransformersRollout | DatasetRollout, *, progress: Progress | None = None
 ) -> Engine:
-    """The engine of evaluation: it samples as training does, and plainly where training replays a dataset."""
+    """The engine of evaluation: it samples from the policy as training does, never from a mixture, and
+    plainly where training replays a dataset.
+    """
     if isinstance(rollout, DatasetRollout):
         rollout = TransformersRollout(max_tokens=rollout.max_tokens)
     return build_engine(loaded, rollout, progress=progress)
@@ -128,6 +159,7 @@ def _build_updater(
     trainable: dict[str, torch.nn.Parameter],
     *,
     shared: bool,
+    distiller: Distiller | None,
 ) -> Updater:
     update, options = recipe.update, recipe.optimizer
     matrices = [p for p in trainable.values() if p.ndim >= 2]
@@ -165,7 +197,18 @@ def _build_updater(
         tokens_per_microbatch=update.tokens_per_microbatch,
         shared=shared,
         max_grad_norm=options.max_grad_norm or float("inf"),
+        distiller=distiller,
     )
+
+
+def _build_distiller(
+    mixture: Mixture | None, target: Target | None, policy: Policy, loaded: LoadedModel, *, longest: int
+) -> Distiller | None:
+    if mixture is None or mixture.distill is None or target is None:
+        return None
+    if not policy.fused:
+        raise RunError("rollout.mixture.distill: the policy does more to its logits than a head; remove it")
+    return Distiller(mixture.distill, target, loaded, longest=longest)
 
 
 def with_bonus(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -192,13 +235,14 @@ def _build_thermostat(
 
 
 def _build_reference(
-    recipe: Recipe, loaded: LoadedModel, objective: Objective, temperature: float
+    recipe: Recipe,
+    loaded: LoadedModel,
+    objective: Objective,
+    temperature: float,
+    initial: Callable[[], LoadedModel],
 ) -> Reference | None:
     if not objective.takes("logp_ref"):
         return None
     if recipe.lora is not None and recipe.reference is None:
         return adapter_free(loaded.model, temperature)
-    other = load_policy(
-        recipe.reference or recipe.model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code
-    )
-    return separate_model(other.model.to(loaded.model.device), temperature)
+    return separate_model(initial().model, temperature)

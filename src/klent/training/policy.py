@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from klent.head import TokenStats, token_stats
+from klent.head.divergence import Head
+from klent.head.stats import Shape
 from klent.training.blocks import attend_in_blocks, find_blocks
 from klent.training.packing import Completion, Pack, make_groups, pack
 
@@ -35,43 +37,47 @@ class Policy(nn.Module):
 
     def forward(self, rows: Pack, *, entropy: bool = True) -> TokenStats:
         """Statistics of the ``N`` completion tokens of ``rows``, in their order; float32, ``[N]``."""
+        return self.stats(self.states(rows), rows, entropy=entropy)
+
+    def states(self, rows: Pack) -> Tensor:
+        """What predicts each of the ``N`` tokens: last hidden states; logits where the head is not fused."""
         if rows.shared and self.takes_blocks and not getattr(self.model, "is_gradient_checkpointing", False):
             # Not with checkpointing: it runs the model again in the backward pass, when this is over.
             blocks = find_blocks(rows.owner).to(self.model.device, self.model.dtype)
             with attend_in_blocks(self.model):
-                return self._stats(rows, entropy=entropy, blocks=blocks)
-        mask = _for_model(rows.attention_mask(), self.model)
-        return self._stats(rows, entropy=entropy, attention_mask=mask)
+                return self._chosen(rows, blocks=blocks)
+        return self._chosen(rows, attention_mask=_for_model(rows.attention_mask(), self.model))
 
-    def _stats(self, rows: Pack, *, entropy: bool, **attention: Any) -> TokenStats:
+    def _chosen(self, rows: Pack, **attention: Any) -> Tensor:
         device = self.model.device
         inputs = {
             "input_ids": rows.input_ids.to(device),
             "position_ids": rows.position_ids.to(device),
             "use_cache": False,
         } | attention
-        source, target = rows.source.to(device), rows.target.to(device)
+        output = _body(self.model)(**inputs).last_hidden_state if self.fused else self.model(**inputs).logits
+        # index_select and not indexing: a prompt's last state is chosen once a completion, and the backward
+        # of indexing adds repeated rows in whatever order the threads arrive.
+        chosen: Tensor = output.flatten(0, 1).index_select(0, rows.source.to(device))
+        return chosen
+
+    def head(self, states: Tensor) -> Head:
+        """These hidden states with what turns them into distributions; only of a fused head."""
+        head = self.model.get_output_embeddings()
+        scale, softcap = self.head_options.get("scale", 1.0), self.head_options.get("softcap")
+        return Head(states, head.weight, getattr(head, "bias", None), Shape(self.temperature, scale, softcap))
+
+    def stats(self, states: Tensor, rows: Pack, *, entropy: bool = True) -> TokenStats:
+        """The numbers of :meth:`forward` from its :meth:`states`."""
+        target = rows.target.to(states.device)
         if self.fused:
-            hidden = _body(self.model)(**inputs).last_hidden_state
-            head = self.model.get_output_embeddings()
-            # index_select and not indexing: a prompt's last state is chosen once a completion, and the
-            # backward of indexing adds repeated rows in whatever order the threads arrive.
-            chosen = hidden.flatten(0, 1).index_select(0, source)
-            bias = getattr(head, "bias", None)
+            head = self.head(states)
             return token_stats(
-                chosen,
-                head.weight,
-                target,
-                bias=bias,
-                temperature=self.temperature,
-                scale=self.head_options.get("scale", 1.0),
-                softcap=self.head_options.get("softcap"),
-                entropy=entropy,
+                states, head.weight, target, bias=head.bias, entropy=entropy, **head.shape._asdict()
             )
-        logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, source)
         # The model's own logits as hidden states of an identity head: the same statistics from the same
         # place.
-        logp = (logits.float() / self.temperature).log_softmax(dim=-1)
+        logp = (states.float() / self.temperature).log_softmax(dim=-1)
         own = logp.gather(1, target[:, None])[:, 0]
         return TokenStats(own, -(logp.exp() * logp).sum(dim=-1) if entropy else None)
 

@@ -18,6 +18,7 @@ import torch
 
 from klent.config import DatasetRollout, Recipe, dump_recipe
 from klent.console import TrainConsole
+from klent.early_stop import best_row, is_over
 from klent.errors import RunError
 from klent.files import append_line, read_jsonl, write_atomic
 from klent.folders import replace_folder
@@ -30,12 +31,12 @@ from klent.training.certainty import extra_measures
 from klent.training.change import distribution_change, probe_rows
 from klent.training.checkpoint import flatten_optimizer, load_newest, restore_optimizer, save_checkpoint
 from klent.training.diagnostics import fork_words
-from klent.training.early_stop import best_row, is_over
 from klent.training.evaluate import eval_rewards, evaluate
 from klent.training.floor import Floor
 from klent.training.interrupt import StopRequest
 from klent.training.metrics import rollout_metrics, time_metrics, update_metrics
 from klent.training.parts import Parts, build_parts
+from klent.training.released import narrow, widen
 from klent.training.run_folder import RunFolder
 from klent.training.run_record import finish_record, start_record
 from klent.training.samples import sample_rows
@@ -174,6 +175,8 @@ class Trainer:
 
         if parts.thermostat is not None:
             parts.thermostat.apply()
+        if parts.mixer is not None:
+            parts.mixer.apply(number)
         first = (number - 1) * recipe.prompts_per_step
         prompts = [self.task.train(first + i) for i in range(recipe.prompts_per_step)]
         with self._timed("rollout"):
@@ -188,14 +191,20 @@ class Trainer:
         )
         with self._timed("train"):
             self._add_streams(batch)
+            if parts.mixer is not None:
+                parts.mixer.weigh(batch)
             parts.objective.estimate_advantage(batch)
+            released = recipe.update.released_code
             result = parts.updater.run(
-                batch,
+                widen(batch, parts.loaded.tokenizer.pad_token_id) if released else batch,
                 seed=derive_seed(recipe.seed, "update", number),
                 progress=lambda done, of: self.console.phase("train", done, of),
             )
+            result = narrow(result) if released else result
         row = {"step": number, **rollout_metrics(batch, scores), **update_metrics(batch, result)}
         row |= self._change(batch, result)
+        if parts.mixer is not None:
+            row |= parts.mixer.read(batch)
         if parts.thermostat is not None:
             row |= parts.thermostat.read(number, row["policy/entropy"], row["policy/entropy_delta"])
         row["optimizer/lr"] = parts.updater.learning_rate(parts.updater.steps_done - 1)
@@ -289,15 +298,18 @@ class Trainer:
         )
         append_line(path, row)
         self.console.eval(row)
-        if self.recipe.eval.early_stop is not None:
-            self.progress.over = is_over(list(read_jsonl(path)), self.recipe.eval.early_stop)
+        if (early := self.recipe.eval.early_stop) is not None:
+            rows = list(read_jsonl(path))
+            self.progress.over = is_over(rows, early.signal, early.margin, early.patience)
             if self._best(step) == step:
                 save_model(self.parts.loaded.model, self.parts.loaded.tokenizer, self.folder.best)
 
     def _best(self, step: int) -> int:
         """The step whose weights ``final/`` holds: of the best evaluation where the run stops early."""
-        settings = self.recipe.eval.early_stop if self.recipe.eval else None
-        return best_row(list(read_jsonl(self.folder.eval)), settings)["step"] if settings else step
+        early = self.recipe.eval.early_stop if self.recipe.eval else None
+        if early is None:
+            return step
+        return int(best_row(list(read_jsonl(self.folder.eval)), early.signal, early.margin)["step"])
 
     def _save_final(self) -> None:
         if self.folder.best.is_dir():

@@ -11,8 +11,9 @@ from torch import Tensor
 from klent.head import TokenStats
 from klent.objectives import reduce_tokens
 from klent.training.batch import Batch
+from klent.training.distill import Distiller
 from klent.training.objective import Objective
-from klent.training.packing import Pack, make_groups, make_microbatches, pack
+from klent.training.packing import Group, Pack, make_groups, make_microbatches, pack
 from klent.training.policy import Policy
 from klent.training.schedule import derive_seed
 
@@ -32,8 +33,8 @@ class UpdateResult:
         coefficient: ``c_t = -dL/dlogp_t`` of the first pass over the batch, times its token count, ``[B,
             T]``.
         chosen: the tokens that each selector chose in the first pass, bool ``[B, T]``.
-        before: the trainer's own ``logp`` and ``entropy`` at the start of the update, ``[B, T]``, and where
-            known.
+        before: the trainer's own ``logp`` and ``entropy`` of the first pass over the batch, ``[B, T]``, and
+            of which completions they are ``known``, and ``untouched`` by an optimizer step, ``[B]`` bool.
         tokens: tokens computed in forward passes that carry a gradient, prompts and padding included.
         targets: completion tokens among them whose prediction was computed.
     """
@@ -65,6 +66,7 @@ class Updater:
         tokens_per_microbatch: tokens (padding included) in one forward pass.
         shared: pack groups behind their prompt.
         max_grad_norm: gradients longer than this are scaled down to it.
+        distiller: adds a divergence from a target to the loss of every token.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Updater:
         tokens_per_microbatch: int,
         shared: bool,
         max_grad_norm: float,
+        distiller: Distiller | None = None,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
@@ -91,6 +94,7 @@ class Updater:
         self.budget = tokens_per_microbatch
         self.shared = shared
         self.max_grad_norm = max_grad_norm
+        self.distiller = distiller
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.steps_done = 0
 
@@ -107,12 +111,14 @@ class Updater:
         plan = list(self._plan(batch, seed))
         for number, rows in enumerate(plan):
             chosen = self._choose(batch, rows, number, seed=seed)
-            active = set(self.objective.active_rows(chosen))
+            active = set(rows if self.distiller else self.objective.active_rows(chosen))
             first_pass = number < self.minibatches
             if first_pass:
                 for name in self.objective.selection.selectors:
                     result.chosen[name] = result.chosen.get(name, False) | chosen.streams[name]
             self._step(chosen, rows, [b for b in rows if b in active], result, first_pass=first_pass)
+            if number == 0:
+                result.before["untouched"] = result.before["known"].clone()
             if progress:
                 progress(number + 1, len(plan))
         result.loss /= max(len(plan), 1)
@@ -139,7 +145,7 @@ class Updater:
         selection = self.objective.selection
         if not selection.selectors:
             return batch
-        own = {"logp": batch.streams["logp_gen"], "entropy": batch.streams["entropy_gen"]}
+        own = batch.own
         replayed = own["logp"][batch.mask].isnan().any()  # a data set's completions were not sampled
         if selection.reads_policy and (number > 0 or replayed):
             own = self.measure(batch, rows)
@@ -156,8 +162,9 @@ class Updater:
         denominator = self._denominator(self._counted(batch)[rows])
         self.policy.train()
         total = 0.0
-        for rows_packed in self._packs(batch, active):
-            total += self._accumulate(batch, rows_packed, denominator, result, first_pass=first_pass)
+        for groups in self._groups(batch, active):
+            rows_packed = pack(groups, shared=self.shared)
+            total += self._accumulate(batch, rows_packed, groups, denominator, result, first_pass=first_pass)
             result.tokens += rows_packed.tokens
             result.targets += len(rows_packed.target)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)) if active else 0.0
@@ -183,16 +190,29 @@ class Updater:
             return float(mask.any(dim=1).sum())
         return float(len(mask)) * float(self.reduce["denominator"])
 
-    def _packs(self, batch: Batch, rows: Sequence[int]) -> Iterator[Pack]:
+    def _groups(self, batch: Batch, rows: Sequence[int]) -> list[list[Group]]:
+        """The completions of each micro-batch."""
         groups = make_groups(batch.completions(rows), shared=self.shared, budget=self.budget)
-        for part in make_microbatches(groups, budget=self.budget):
-            yield pack(part, shared=self.shared)
+        return make_microbatches(groups, budget=self.budget)
+
+    def _packs(self, batch: Batch, rows: Sequence[int]) -> Iterator[Pack]:
+        for groups in self._groups(batch, rows):
+            yield pack(groups, shared=self.shared)
 
     def _accumulate(
-        self, batch: Batch, rows: Pack, denominator: float, result: UpdateResult, *, first_pass: bool
+        self,
+        batch: Batch,
+        rows: Pack,
+        groups: list[Group],
+        denominator: float,
+        result: UpdateResult,
+        *,
+        first_pass: bool,
     ) -> float:
         """Forward, loss and backward of one micro-batch; its share of the reduced loss."""
-        stats = self.policy(rows)
+        states = self.policy.states(rows)
+        stats = self.policy.stats(states, rows)
+        assert stats.entropy is not None
         here, place = rows.row.unique(return_inverse=True)
         mask = batch.mask[here]
         device = stats.logp.device
@@ -205,7 +225,14 @@ class Updater:
         streams |= {"logp": logp, "entropy": entropy, "mask": batch.trained[here].to(device)}
         out = self.objective.token_loss(streams)
         counted = self._counted(batch)[here].to(device)
-        loss = reduce_tokens(out.loss, counted, over=self.reduce["over"], denominator=denominator)
+        token_loss = out.loss
+        if self.distiller is not None:
+            apart = self.distiller.divergence(self.policy, states, batch, groups)
+            grid = torch.zeros(mask.shape, device=device).index_put(where, apart)
+            token_loss = token_loss + self.distiller.settings.coef * grid * streams["mask"]
+            old = result.sums.get("distill", (0.0, 0.0))
+            result.sums["distill"] = (old[0] + float(apart.detach().sum()), old[1] + len(apart))
+        loss = reduce_tokens(token_loss, counted, over=self.reduce["over"], denominator=denominator)
         loss.backward()
         for name, (part, count) in out.metrics.items():
             old = result.sums.get(name, (0.0, 0.0))

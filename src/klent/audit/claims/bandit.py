@@ -10,8 +10,18 @@ from klent import objectives as O
 from klent.audit.claims.simplex import draw
 
 Method = Literal[
-    "GRPO", "entropy bonus", "Clip-Cov", "KL-Cov", "no clip", "random tokens", "entropy minimisation"
+    "GRPO",
+    "wider clip",
+    "no clip",
+    "Clip-Cov",
+    "random tokens dropped",
+    "KL-Cov",
+    "random tokens",
+    "entropy bonus",
+    "entropy minimisation",
 ]
+#: upper bound of the ratio under ``wider clip``, as DAPO has it
+_CLIP_HIGH = 0.28
 
 CONTEXTS, ACTIONS, GROUP = 32, 20, 8
 INNER = 3
@@ -54,7 +64,7 @@ def _chosen(method: Method, old: Tensor, advantage: Tensor, generator: torch.Gen
         return O.clip_cov_tokens(old, advantage, mask, fraction=FRACTION, generator=generator)
     if method == "KL-Cov":
         return O.kl_cov_tokens(old, advantage, mask, fraction=FRACTION)
-    if method == "random tokens":  # as many as KL-Cov's
+    if method.startswith("random tokens"):  # as many as Clip-Cov's or KL-Cov's
         return O.high_entropy_tokens(torch.rand(old.shape, generator=generator), mask, fraction=FRACTION)
     return torch.zeros_like(mask)
 
@@ -72,12 +82,14 @@ def _gradient(
     logp = logits.log_softmax(-1)
     sampled = logp[group, action].unsqueeze(1)
     mask = torch.ones_like(chosen)
-    if method == "Clip-Cov":
+    if method in ("Clip-Cov", "random tokens dropped"):
         loss = O.clip_cov(sampled, old, advantage, mask, dropped=chosen).loss
     elif method in ("KL-Cov", "random tokens"):
         loss = O.kl_cov(sampled, old, advantage, mask, penalised=chosen).loss
     elif method == "no clip":
         loss = O.ppo_clip(sampled, old, advantage, mask, clip_low=1.0, clip_high=float("inf")).loss
+    elif method == "wider clip":
+        loss = O.ppo_clip(sampled, old, advantage, mask, clip_high=_CLIP_HIGH).loss
     else:
         loss = O.ppo_clip(sampled, old, advantage, mask).loss
     entropy = O.categorical_entropy(logp)[group].unsqueeze(1)

@@ -1,5 +1,8 @@
 """Semantic entropy as a reward."""
 
+import math
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -8,39 +11,45 @@ from klent.audit.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, n
 from klent.audit.claims.simplex import draw, random_logits
 
 _PROMPTS, _ANSWERS, _GROUP, _STEPS, _LR = 100, 12, 8, 150, 1.0
-#: nats: answers that already agree, or are too scattered, are left out
-_LOW, _HIGH = 0.1, 1.5
+#: nats: prompts whose semantic entropy is not between the two are left out
+THRESHOLDS: dict[str, tuple[float | None, float | None]] = {
+    "EMPO": (None, None),
+    "EMPO with the released threshold": (None, math.log(_GROUP)),
+    "EMPO with thresholds": (0.1, 1.5),
+    "EMPO with tight thresholds": (0.5, 1.5),
+}
 
 
 def measure() -> dict[str, Figure]:
-    logits = torch.cat([_start(seed) for seed in SEEDS])
+    logits = start()
     figures = {
-        "accuracy of the most frequent answer before": _split(_modal(logits)),
-        "pass@1 before": _split(_pass(logits, 1)),
-        "pass@8 before": _split(_pass(logits, 8)),
+        "accuracy of the most frequent answer before": split(modal(logits)),
+        "pass@1 before": split(pass_at(logits, 1)),
+        "pass@8 before": split(pass_at(logits, 8)),
     }
     for name in ("gold", "EMPO", "EMPO with thresholds", "random"):
-        trained = _train(name, logits)
+        trained = train(name)
         label = name if "EMPO" in name else f"{name} (control)"
-        figures[f"pass@1, {label}"] = _split(_pass(trained, 1))
-        figures[f"pass@8, {label}"] = _split(_pass(trained, 8))
+        figures[f"pass@1, {label}"] = split(pass_at(trained, 1))
+        figures[f"pass@8, {label}"] = split(pass_at(trained, 8))
     return figures
 
 
-def _start(seed: int) -> Tensor:
-    """Prompts whose right answer, number 0, is ahead of the others on about half of them."""
-    logits = random_logits(seed, _PROMPTS, _ANSWERS)
+def start() -> Tensor:
+    """Prompts of all seeds; the right answer, number 0, is ahead of the others on about half of them."""
+    logits = torch.cat([random_logits(seed, _PROMPTS, _ANSWERS) for seed in SEEDS])
     logits[:, 0] += 1.6
     return logits
 
 
-def _train(reward: str, start: Tensor) -> Tensor:
+@cache
+def train(reward: str, steps: int = _STEPS) -> Tensor:
     """REINFORCE with group advantages on separate logits for each prompt."""
     generator = torch.Generator().manual_seed(1)
-    logits = start.clone()
+    logits = start()
     group = torch.arange(len(logits)).repeat_interleave(_GROUP)
     mask = torch.ones(len(group), 1, dtype=torch.bool)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         logp = logits.log_softmax(-1)
         p = logp.exp()
         answer = draw(p.repeat_interleave(_GROUP, dim=0), generator)
@@ -59,21 +68,20 @@ def _reward(name: str, answer: Tensor, group: Tensor, generator: torch.Generator
         return (answer == 0).double()
     if name == "random":
         return torch.rand(answer.shape, generator=generator, dtype=torch.float64).round()
-    if name == "EMPO":
-        return O.empo_reward(answer, group).double()
-    return O.empo_reward(answer, group, low=_LOW, high=_HIGH).double()
+    low, high = THRESHOLDS[name]
+    return O.empo_reward(answer, group, low=low, high=high).double()
 
 
-def _pass(logits: Tensor, k: int) -> Tensor:
+def pass_at(logits: Tensor, k: int) -> Tensor:
     """Chance that at least one of k answers is right, exactly."""
     return 1 - (1 - logits.softmax(-1)[:, 0]) ** k
 
 
-def _modal(logits: Tensor) -> Tensor:
+def modal(logits: Tensor) -> Tensor:
     return (logits.argmax(-1) == 0).double()
 
 
-def _split(values: Tensor) -> Figure:
+def split(values: Tensor) -> Figure:
     return over_seeds(values.view(len(SEEDS), _PROMPTS).mean(1).tolist())
 
 

@@ -21,7 +21,7 @@ statement as it is written. A verdict is about the experiment described: a tabul
 general statement, but that one holds there does not make it hold in a language model. Numbers have three
 digits, and 0 stands for anything below a millionth. A bracket is the 95 % interval of the mean over 5
 seeds. The seeds are this project's source documents: 000 on Q-SFT, 001 on entropy, 002 on the reference
-model, 003 on rewards without labels.
+model, 003 on rewards without labels, 004 on the distribution to sample from.
 """
 
 

@@ -1,0 +1,231 @@
+"""KL divergence between two models at every token, over the whole vocabulary and without its logits.
+
+Both models' logits come in tiles (some rows x some words). A first sweep finds the normalisers, a second one
+the divergence and ``g``, the mean under p of dD/dp; the backward computes the policy's tiles a third time:
+
+    dD/dz_v = p_v (dD/dp_v - g)
+
+The target gets no gradient. Memory is a handful of tiles, whatever the vocabulary.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from klent.head.stats import Shape, accumulation_dtype
+from klent.products import product
+
+TILE_ROWS, TILE_WORDS = 1024, 1024
+
+
+class Head(NamedTuple):
+    """What turns hidden states into a distribution: ``softmax(cap(scale (W h + b)) / temperature)``.
+
+    Attributes:
+        hidden: last hidden states, ``[N, H]``.
+        weight: output embedding, ``[V, H]``.
+        bias: ``[V]`` or None.
+        shape: temperature, scale and soft cap.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    shape: Shape = Shape()
+
+    def first(self, words: int) -> "Head":
+        """The same over the first words of the vocabulary."""
+        if words == len(self.weight):
+            return self
+        bias = None if self.bias is None else self.bias[:words]
+        return self._replace(weight=self.weight[:words], bias=bias)
+
+
+def token_divergence(
+    policy: Head,
+    target: Head,
+    *,
+    divergence: Literal["forward", "reverse"] = "reverse",
+    skew: float = 0.0,
+) -> Tensor:
+    """KL divergence between the next-token distributions p of a policy and t of a target, exact for each row.
+
+        forward   KL(t ‖ skew·t + (1 - skew)·p)      the policy covers all that the target does
+        reverse   KL(p ‖ skew·p + (1 - skew)·t)      the policy keeps to what the target does
+
+    Distillation over the full vocabulary: where the sampled token's log-ratio is an estimate, this is its
+    mean. A skew bounds the divergence by -log(skew), also where one of the two lacks tokens of the other.
+
+    Args:
+        policy: hidden states ``[N, H]`` and head of the policy. ``hidden``, ``weight`` and ``bias`` receive
+            gradients.
+        target: the same rows under the target, any width; its vocabulary must be the policy's. Receives no
+            gradient.
+        divergence: ``forward`` or ``reverse``.
+        skew: in [0, 1); 0 is the plain divergence.
+
+    Returns:
+        Nats, ``[N]``, float32 (float64 for float64 inputs); differentiable once. Not masked or averaged.
+
+    Raises:
+        ValueError: shapes do not fit, ``divergence`` is unknown or ``skew`` out of range.
+
+    Note:
+        *Placement.* Its gradient is that of the divergence at the given prefixes. That the policy chooses its
+        prefixes is left out, on samples of the policy too.
+
+        *Infinite.* Without a skew a token that only one of the two knows can make the divergence inf; its
+        gradient then is not to be used.
+
+    Example:
+        >>> import torch
+        >>> hidden = torch.tensor([[1.0]])
+        >>> policy = Head(hidden, torch.tensor([[0.0], [0.0]]))
+        >>> target = Head(hidden, torch.tensor([[0.0], [math.log(3.0)]]))
+        >>> token_divergence(policy, target)                      # log 2 - log 3 / 2
+        tensor([0.1438])
+        >>> token_divergence(policy, target, divergence="forward", skew=0.1)
+        tensor([0.1070])
+
+    References:
+        Agarwal et al., On-Policy Distillation of Language Models (GKD), 2023, arXiv:2306.13649.
+        Ko et al., DistiLLM: Towards Streamlined Distillation (skew KL), 2024, arXiv:2402.03898.
+    """
+    if divergence not in ("forward", "reverse"):
+        raise ValueError(f"divergence is {divergence!r}, expected 'forward' or 'reverse'")
+    if not 0 <= skew < 1:
+        raise ValueError(f"skew is {skew}, expected a number in [0, 1)")
+    for name, head in (("policy", policy), ("target", target)):
+        if head.hidden.ndim != 2 or head.hidden.shape[1:] != head.weight.shape[1:]:
+            raise ValueError(
+                f"the {name}'s hidden [N, H] and weight [V, H] must agree: got {list(head.hidden.shape)} and "
+                f"{list(head.weight.shape)}"
+            )
+    if len(policy.hidden) != len(target.hidden) or len(policy.weight) != len(target.weight):
+        raise ValueError(
+            f"policy and target must have the same rows and vocabulary: got {len(policy.hidden)} and "
+            f"{len(target.hidden)} rows, {len(policy.weight)} and {len(target.weight)} words"
+        )
+    kind = _Kind(divergence == "forward", skew)
+    found: Tensor = _Divergence.apply(policy.hidden, policy.weight, policy.bias, policy.shape, target, kind)
+    return found
+
+
+class _Kind(NamedTuple):
+    """A divergence as a sum over words, and p times its derivative in p."""
+
+    forward: bool
+    skew: float
+
+    def terms(self, log_p: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
+        """What each word adds to D, and p dD/dp."""
+        own, other = (log_t, log_p) if self.forward else (log_p, log_t)
+        middle = other
+        if self.skew:
+            middle = torch.logaddexp(own + math.log(self.skew), other + math.log1p(-self.skew))
+        mass = own.exp()
+        value = torch.where(mass > 0, mass * (own - middle), 0.0)
+        if self.forward:
+            return value, -(1 - self.skew) * torch.where(mass > 0, (log_p + log_t - middle).exp(), 0.0)
+        return value, value - self.skew * torch.where(mass > 0, mass * (own - middle).exp(), 0.0)
+
+
+class _Tiles:
+    """A head's logits, seen one tile at a time."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.dtype = accumulation_dtype(head.hidden, head.weight)
+        self.hidden = head.hidden.detach().to(self.dtype)
+
+    def logits(self, rows: slice, words: slice) -> tuple[Tensor, Tensor | None]:
+        """Nats, and the derivative of the soft cap where there is one."""
+        bias = None if self.head.bias is None else self.head.bias.detach()[words].to(self.dtype)
+        temperature, scale, softcap = self.head.shape
+        raw = product(self.hidden[rows], self.weight(words), bias) * scale
+        if softcap is None:
+            return raw / temperature, None
+        bent = torch.tanh(raw / softcap)
+        return bent * (softcap / temperature), 1 - bent.square()
+
+    def weight(self, words: slice) -> Tensor:
+        return self.head.weight.detach()[words].to(self.dtype)
+
+    def normaliser(self) -> Tensor:
+        """log Σ exp of every row, ``[N, 1]``."""
+        found = self.hidden.new_full((len(self.hidden), 1), -math.inf)
+        for rows, words in _grid(self.head):
+            tile = self.logits(rows, words)[0].logsumexp(-1, keepdim=True)
+            found[rows] = torch.logaddexp(found[rows], tile)
+        return found
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shape: Shape,
+        target: Head,
+        kind: _Kind,
+    ) -> Tensor:
+        head = Head(hidden, weight, bias, shape)
+        ours, theirs = _Tiles(head), _Tiles(target)
+        log_zp, log_zt = ours.normaliser(), theirs.normaliser()
+        total, mean = torch.zeros_like(log_zp[:, 0]), torch.zeros_like(log_zp[:, 0])
+        for rows, words in _grid(head):
+            log_p = ours.logits(rows, words)[0] - log_zp[rows]
+            log_t = (theirs.logits(rows, words)[0] - log_zt[rows]).to(log_p.dtype)
+            value, slope = kind.terms(log_p, log_t)
+            total[rows] += value.sum(-1)
+            mean[rows] += slope.sum(-1)
+        saved = (hidden, weight, bias, target.hidden, target.weight, target.bias, log_zp, log_zt, mean)
+        ctx.save_for_backward(*saved)
+        ctx.shape, ctx.target_shape, ctx.kind = shape, target.shape, kind
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; staying silent would make the gradient a constant
+            raise RuntimeError("token_divergence is differentiable once, create_graph=True asks for a second")
+        hidden, weight, bias, t_hidden, t_weight, t_bias, log_zp, log_zt, mean = ctx.saved_tensors
+        head = Head(hidden, weight, bias, ctx.shape)
+        ours, theirs = _Tiles(head), _Tiles(Head(t_hidden, t_weight, t_bias, ctx.target_shape))
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        dhidden = torch.zeros_like(ours.hidden) if wants_hidden else None
+        dweight = torch.zeros(weight.shape, dtype=ours.dtype, device=weight.device) if wants_weight else None
+        dbias = ours.hidden.new_zeros(len(weight)) if wants_bias else None
+        gain = ctx.shape.scale / ctx.shape.temperature
+        for rows, words in _grid(head):
+            z, bend = ours.logits(rows, words)
+            log_p = z - log_zp[rows]
+            log_t = (theirs.logits(rows, words)[0] - log_zt[rows]).to(log_p.dtype)
+            slope = ctx.kind.terms(log_p, log_t)[1]
+            g = (slope - log_p.exp() * mean[rows, None]) * (upstream[rows, None] * gain)
+            g = g if bend is None else g * bend
+            if dhidden is not None:
+                dhidden[rows] += product(g, ours.weight(words).T)
+            if dweight is not None:
+                dweight[words] += product(g.T, ours.hidden[rows].T)
+            if dbias is not None:
+                dbias[words] += g.sum(0)
+        return (
+            None if dhidden is None else dhidden.to(hidden.dtype),
+            None if dweight is None else dweight.to(weight.dtype),
+            None if dbias is None else dbias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _grid(head: Head) -> list[tuple[slice, slice]]:
+    return [
+        (slice(row, row + TILE_ROWS), slice(word, word + TILE_WORDS))
+        for word in range(0, len(head.weight), TILE_WORDS)
+        for row in range(0, len(head.hidden), TILE_ROWS)
+    ]

@@ -1,0 +1,199 @@
+"""The mixture engine: completions drawn from q ∝ policy^alpha · target^(1 - alpha), token by token.
+
+Policy and target decode side by side, each with its own prompt, keys and values; a finished row leaves both.
+Every token brings alpha, both KLs, and its log-probability under q and under the policy: the importance
+weight of whatever is learnt from it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from klent.errors import ConfigError, DataError
+from klent.mixture.criteria import Criterion
+from klent.mixture.mixing import Mixed, mix
+from klent.models import LoadedModel, context_length
+from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
+from klent.rollout.engine import Mixture, Rollout
+from klent.rollout.sampling import LOG2_E, TILE, sample_tokens
+from klent.rollout.target import Target, check_tokenizers
+from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.tasks.prompt import Prompt
+
+
+class MixtureEngine(TransformersEngine):
+    """An :class:`klent.rollout.engine.Engine` that samples between a policy and a target.
+
+    Args:
+        loaded: the policy; it decides the stop tokens.
+        target: what it is mixed with; its token ids must mean the same.
+        options: how to sample. The temperature is the policy's; top-p and top-k cut the mixture, and
+            ``logp_gen`` is that of what they leave.
+        alpha: share of the policy in [0, 1], or the criterion that chooses it for every token, see
+            :func:`klent.mixture.solve_alpha`. May be set anew between two calls.
+        value: what ``kl_budget``, ``entropy`` or ``ess`` aim at.
+        rows, progress: as of :class:`TransformersEngine`.
+
+    Raises:
+        ModelError: the tokenizers differ.
+        ConfigError: a temperature of 0, whose distribution has nothing to mix.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        target: Target,
+        options: SamplingOptions,
+        *,
+        alpha: float | Criterion = "chernoff",
+        value: float | None = None,
+        rows: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__(loaded, options, rows=rows, progress=progress)
+        if target.loaded.tokenizer is not loaded.tokenizer:
+            check_tokenizers(loaded.tokenizer, target.loaded.tokenizer)
+        if min(options.temperature, target.temperature) <= 0:
+            raise ConfigError("a mixture needs temperatures above 0: at 0 there is one token and none to mix")
+        mix(torch.zeros(2), torch.zeros(2), alpha=alpha, value=value)  # refuses what cannot be
+        self.target = target
+        self.alpha: float | Criterion = alpha
+        self.value = value
+
+    def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Rollout]:
+        """As of :class:`TransformersEngine`; every rollout has its ``mixture``."""
+        for prompt in prompts:
+            self._encode_target(prompt)  # refuses before anything is sampled
+        return super().generate(prompts, group_size=group_size, seed=seed)
+
+    def _encode_target(self, prompt: Prompt) -> list[int]:
+        ids = self.target.encode(prompt, self.loaded.tokenizer)
+        room = context_length(self.target.loaded.model) - self.options.max_tokens
+        if len(ids) > room:
+            raise DataError(
+                f"the target sees prompt {prompt.id} as {len(ids)} tokens; with rollout.max_tokens="
+                f"{self.options.max_tokens} its context leaves {room}. Shorten its prompt or lower "
+                "rollout.max_tokens."
+            )
+        return ids
+
+    def _takes_groups(self) -> bool:
+        """Both or neither, so that rows move alike in both."""
+        with self.target.active():
+            target = takes_groups(self.target.loaded.model)
+        return target and super()._takes_groups()
+
+    def _decoder(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], group_size: int) -> Decoder:
+        theirs = [self._encode_target(prompt) for prompt in prompts]
+        kind = GroupDecoder if self.groups else PlainDecoder
+        pad = self.loaded.tokenizer.pad_token_id
+        target = kind(self.target.loaded.model, theirs, group_size=group_size, pad=pad)
+        return MixtureDecoder(
+            super()._decoder(prompts, ids, group_size),
+            target,
+            self.target,
+            temperature=self.options.temperature,
+            alpha=self.alpha,
+            value=self.value,
+        )
+
+    def _draw(self, decoder: Decoder, logits: Tensor, uniform: Tensor) -> tuple[Tensor, ...]:
+        assert isinstance(decoder, MixtureDecoder)
+        drawn = sample_tokens(logits, uniform, top_p=self.options.top_p, top_k=self.options.top_k)
+        own, mixed = decoder.policy_numbers(drawn.token), decoder.mixed
+        return (*drawn, mixed.alpha, mixed.kl_policy, mixed.kl_target, own.logp, own.entropy)
+
+    def _rollout(self, row: Any, prompt: Prompt, prompt_ids: list[int]) -> Rollout:
+        rollout = super()._rollout(row, prompt, prompt_ids)
+        _, _, _, *numbers = torch.tensor(row.numbers).unbind(dim=1)
+        return replace(rollout, mixture=Mixture(*numbers))
+
+
+class Own(NamedTuple):
+    """What the policy alone thinks of a token that was drawn, ``[R]`` each, nats."""
+
+    logp: Tensor
+    entropy: Tensor
+
+
+class MixtureDecoder:
+    """A :class:`klent.rollout.decoding.Decoder` whose logits are the log-probabilities of the mixture.
+
+    Args:
+        policy, target: decoders of one kind over the same rows.
+        settings: of the target.
+        temperature: of the policy.
+        alpha, value: see :func:`klent.mixture.mixing.mix`.
+
+    Attributes:
+        mixed: of the newest token.
+    """
+
+    mixed: Mixed
+
+    def __init__(
+        self,
+        policy: Decoder,
+        target: Decoder,
+        settings: Target,
+        *,
+        temperature: float,
+        alpha: float | Criterion,
+        value: float | None,
+    ) -> None:
+        self.policy, self.target, self.settings = policy, target, settings
+        self.temperature = temperature
+        self.alpha, self.value = alpha, value
+
+    def start(self) -> Tensor:
+        with self.settings.active():
+            theirs = self.target.start()
+        return self._mix(self.policy.start(), theirs)
+
+    def step(self, token: Tensor) -> Tensor:
+        with self.settings.active():
+            theirs = self.target.step(token)
+        return self._mix(self.policy.step(token), theirs)
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        order = self.policy.keep(rows)
+        if self.target.keep(rows) != order:
+            raise RuntimeError("policy and target keep their rows in different orders")
+        return order
+
+    def policy_numbers(self, token: Tensor) -> Own:
+        """Of each row's token under the policy, before it was mixed."""
+        size = self.logits.shape[-1]
+        rows = max(1, TILE // size) if token.device.type == "cpu" else len(token)
+        parts = [
+            _own(logits, some)
+            for logits, some in zip(self.logits.split(rows), token.split(rows), strict=True)
+        ]
+        return Own(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _mix(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        # Widths may differ by rows that fill an embedding up and that no text has.
+        width = min(ours.shape[-1], theirs.shape[-1])
+        self.logits = _tempered(ours[:, :width], self.temperature)
+        target = _tempered(theirs[:, :width], self.settings.temperature)
+        self.mixed = mix(self.logits, target, alpha=self.alpha, value=self.value)
+        return self.mixed.log_q
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.float()
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _own(logits: Tensor, token: Tensor) -> Own:
+    """Log-probability of a token and entropy, for a tile of rows that stays in the cache."""
+    below = logits - logits.amax(-1, keepdim=True)
+    weight = torch.exp2(below * LOG2_E)
+    total = weight.sum(-1)
+    # 0 * -inf is NaN, and a word of weight 0 adds nothing.
+    mean = torch.linalg.vecdot(weight, below.clamp_min(-1e4)) / total
+    logp = below.gather(1, token[:, None])[:, 0] - total.log()
+    return Own(logp, (total.log() - mean).clamp_min(0.0))

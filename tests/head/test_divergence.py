@@ -1,0 +1,142 @@
+"""Divergences over the whole vocabulary against plain torch that holds all logits."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from klent.head import divergence as module
+from klent.head.divergence import Head, token_divergence
+from klent.head.stats import Shape
+
+ROWS, WORDS = 3, 11
+KINDS = [("forward", 0.0), ("reverse", 0.0), ("forward", 0.1), ("reverse", 0.3)]
+SHAPES = [Shape(), Shape(temperature=0.7, scale=1.3), Shape(temperature=1.4, softcap=2.0)]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch) -> None:
+    monkeypatch.setattr(module, "TILE_ROWS", 2)
+    monkeypatch.setattr(module, "TILE_WORDS", 4)
+
+
+def heads(shape: Shape = SHAPES[1], *, dtype: torch.dtype = torch.float64) -> tuple[Head, Head]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
+    policy = Head(draw(ROWS, 6), draw(WORDS, 6), draw(WORDS), shape)
+    return policy, Head(draw(ROWS, 4), draw(WORDS, 4), None, Shape(temperature=0.9))
+
+
+def distribution(head: Head) -> Tensor:
+    logits = head.hidden.double() @ head.weight.double().T
+    logits = (logits if head.bias is None else logits + head.bias.double()) * head.shape.scale
+    if head.shape.softcap is not None:
+        logits = torch.tanh(logits / head.shape.softcap) * head.shape.softcap
+    return (logits / head.shape.temperature).softmax(-1)
+
+
+def reference(policy: Head, target: Head, divergence: str, skew: float) -> Tensor:
+    p, t = distribution(policy), distribution(target).detach()
+    own, other = (t, p) if divergence == "forward" else (p, t)
+    return (own * (own / (skew * own + (1 - skew) * other)).log()).sum(-1)
+
+
+def gradients(function: Any, policy: Head, target: Head, *kind: Any) -> tuple[Tensor, ...]:
+    inputs = [x.clone().requires_grad_() for x in (policy.hidden, policy.weight, policy.bias)]
+    value = function(Head(*inputs, policy.shape), target, *kind)
+    coefficient = torch.linspace(-1, 2, ROWS, dtype=value.dtype)
+    return value.detach(), *torch.autograd.grad(value, inputs, coefficient)
+
+
+def ours(policy: Head, target: Head, divergence: Any, skew: float) -> Tensor:
+    return token_divergence(policy, target, divergence=divergence, skew=skew)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_are_those_of_plain_torch(kind, shape) -> None:
+    found = gradients(ours, *heads(shape), *kind)
+    for left, right in zip(found, gradients(reference, *heads(shape), *kind), strict=True):
+        torch.testing.assert_close(left, right, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(kind) -> None:
+    policy, target = heads()
+    inputs = [x.clone().requires_grad_() for x in (policy.hidden, policy.weight, policy.bias)]
+    assert torch.autograd.gradcheck(lambda *x: ours(Head(*x, policy.shape), target, *kind), inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrower_inputs(kind, dtype) -> None:
+    policy, target = heads(dtype=dtype)
+    found, wanted = gradients(ours, policy, target, *kind), gradients(reference, policy, target, *kind)
+    assert found[0].dtype == torch.float32
+    assert found[1].dtype == dtype
+    for left, right in zip(found, wanted, strict=True):
+        tolerance = 1e-4 if dtype == torch.float32 or left is found[0] else 5e-2
+        torch.testing.assert_close(left.double(), right.double(), atol=tolerance, rtol=tolerance)
+
+
+def test_equal_models_are_at_distance_zero_with_no_pull() -> None:
+    policy, _ = heads()
+    for kind in KINDS:
+        value, *slopes = gradients(ours, policy, policy, *kind)
+        assert value.abs().max() < 1e-12
+        assert max(float(slope.abs().max()) for slope in slopes) < 1e-12
+
+
+def test_words_that_one_side_lacks() -> None:
+    policy, target = heads(Shape())
+    bias = torch.zeros(WORDS, dtype=torch.float64)
+    bias[3] = -torch.inf
+    without = target._replace(bias=bias)
+    assert ours(policy, without, "reverse", 0.0).isinf().all()
+    for kind in (("forward", 0.0), ("forward", 0.1), ("reverse", 0.3)):
+        found = gradients(ours, policy, without, *kind)
+        assert all(x.isfinite().all() for x in found)
+        assert found[0].max() < -torch.log(torch.tensor(kind[1])) if kind[1] else True
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, Tensor):
+                self.size = max(self.size, x.numel())
+        return out
+
+
+def test_nothing_as_large_as_the_logits_is_made() -> None:
+    policy = Head(torch.randn(40, 3, requires_grad=True), torch.randn(50, 3, requires_grad=True))
+    target = Head(torch.randn(40, 2), torch.randn(50, 2))
+    with Largest() as seen:
+        ours(policy, target, "reverse", 0.2).sum().backward()
+    assert 100 < seen.size <= 150  # the gradient of a weight, and not 40 x 50 logits
+    with Largest() as all_of_them:
+        reference(policy, target, "reverse", 0.2)
+    assert all_of_them.size == 2000
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    policy, target = heads()
+    with pytest.raises(ValueError, match="2 rows, 11 and 11 words"):
+        token_divergence(policy, target._replace(hidden=target.hidden[:2]))
+    with pytest.raises(ValueError, match="target's hidden"):
+        token_divergence(policy, target._replace(weight=policy.weight))
+    with pytest.raises(ValueError, match=r"skew is 1.0"):
+        token_divergence(policy, target, skew=1.0)
+    with pytest.raises(ValueError, match="'both'"):
+        token_divergence(policy, target, divergence="both")  # type: ignore[arg-type]
