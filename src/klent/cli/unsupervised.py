@@ -8,6 +8,7 @@ from rich.table import Table
 
 from klent.cli.common import Debug, Overrides, Runs, err, out
 
+WIDE = 160  # columns of the table of arms
 Target = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a file.")]
 
 
@@ -100,5 +101,7 @@ def controls(
         table.add_column(name)
     for line in lines:
         table.add_row(*line.values())
+    if not out.is_terminal:  # in a file a column that is cut short is lost
+        out.width = max(out.width, WIDE)
     out.print(table)
     out.print(f"wrote {path}", soft_wrap=True)

@@ -1,0 +1,283 @@
+"""Learning curves for equal numbers of samples, by the distribution that they are drawn from.
+
+    python examples/mixture_world/curves.py                  # 20 seeds, some minutes; CSV files and a picture
+    python examples/mixture_world/curves.py --seeds 3 --steps 50 --out /tmp/quick
+
+The world can be enumerated. A problem asks for a sequence of 4 symbols out of 4, and one of the 256 is right;
+the policy has free logits for each of the 85 prefixes. Every arm sees as many samples a step, takes a plain
+gradient step with the exact value as a baseline, and has the best of several learning rates, chosen on seeds
+of their own.
+What is drawn is the only difference:
+
+    on-policy             the policy
+    teacher, weights      the teacher, each sequence weighted by policy/teacher
+    alpha 0.5             policy^0.5 · teacher^0.5 at every token, weighted
+    Chernoff              the same with alpha where both KLs are equal, token by token
+    ESS                   the same with alpha where a token's effective sample size is 0.8
+    least variance        the best q over whole sequences, for which all 256 must be known, weighted
+    alpha 0.5, unweighted the mixture as if it were the policy
+    imitation             maximum likelihood on the teacher's sequences; looks at no reward
+
+Rewards are exact expectations. Intervals are 95 % of the mean over seeds, Student's t.
+"""
+
+import argparse
+import csv
+import itertools
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from klent import mixture
+from klent.compare.student import t_bound
+
+SYMBOLS, LENGTH, PROBLEMS, SAMPLES = 4, 4, 8, 4
+SEQUENCES = torch.tensor(list(itertools.product(range(SYMBOLS), repeat=LENGTH)))  # [256, 4]
+WIDTHS = [SYMBOLS**t for t in range(LENGTH)]  # prefixes of each length
+OFFSETS = [sum(WIDTHS[:t]) for t in range(LENGTH)]
+PREFIXES = sum(WIDTHS)
+#: the row of a policy's table for each token of each sequence, [256, 4]
+STATES = torch.stack(
+    [OFFSETS[t] + torch.arange(SYMBOLS**LENGTH) // SYMBOLS ** (LENGTH - t) for t in range(LENGTH)], dim=1
+)
+RIGHT, DECOY = 27, 228  # 0123 and 3210: they part at the first symbol
+RATES = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
+GOAL, TOKEN_ESS, TUNING_SEEDS = 0.8, 0.8, 1000
+
+ARMS = (
+    "on-policy",
+    "teacher, weights",
+    "alpha 0.5",
+    "Chernoff",
+    "ESS",
+    "least variance",
+    "alpha 0.5, unweighted",
+    "imitation",
+)
+
+
+class World(NamedTuple):
+    """Chance of the right sequence under the policy at first, and what the teacher prefers, how strongly."""
+
+    policy: float
+    favourite: int
+    teacher: float
+
+
+WORLDS = {
+    "rare success, good teacher": World(0.004, RIGHT, 0.7),
+    "able policy, good teacher": World(0.1, RIGHT, 0.7),
+    "able policy, misleading teacher": World(0.1, DECOY, 0.7),
+}
+
+
+def start(world: World, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Logits of policy and teacher, ``[seeds * problems, prefixes, symbols]``."""
+    tables = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(2, PROBLEMS, PREFIXES, SYMBOLS, generator=generator, dtype=torch.float64)
+        policy = lean(0.7 * noise[0], RIGHT, world.policy)
+        tables.append((policy, lean(policy + 0.5 * noise[1], world.favourite, world.teacher)))
+    policies, teachers = zip(*tables, strict=True)
+    return torch.cat(policies), torch.cat(teachers)
+
+
+def lean(logits: Tensor, sequence: int, chance: float) -> Tensor:
+    """Move the logits along a sequence so that its chance is this, in equal parts at every token."""
+    logits, each = logits.clone(), chance ** (1 / LENGTH)
+    for state, symbol in zip(STATES[sequence], SEQUENCES[sequence], strict=True):
+        others = logits[:, state].index_fill(1, symbol, -math.inf).logsumexp(-1)
+        logits[:, state, symbol] = others + math.log(each / (1 - each))
+    return logits
+
+
+def sequence_logp(logp: Tensor) -> Tensor:
+    """Of all sequences, ``[R, 256]``."""
+    return logp[:, STATES, SEQUENCES].sum(-1)
+
+
+def proposal(arm: str, policy: Tensor, teacher: Tensor) -> Tensor:
+    """Log-probability of every sequence under what the arm draws from, ``[R, 256]``."""
+    if arm == "on-policy":
+        return sequence_logp(policy.log_softmax(-1))
+    if arm in ("teacher, weights", "imitation"):
+        return sequence_logp(teacher.log_softmax(-1))
+    if arm.startswith("alpha 0.5"):
+        return sequence_logp(mixture.geometric_mixture(policy, teacher, 0.5))
+    if arm == "Chernoff":
+        return sequence_logp(mixture.solve_alpha(policy, teacher, tolerance=1e-4).log_q)
+    if arm == "ESS":
+        found = mixture.solve_alpha(policy, teacher, criterion="ess", value=TOKEN_ESS, tolerance=1e-4)
+        return sequence_logp(found.log_q)
+    return least_variance(policy.log_softmax(-1)).log()
+
+
+def least_variance(logp: Tensor) -> Tensor:
+    """q ∝ p·|advantage|·‖gradient of log p‖ over sequences, ``[R, 256]``."""
+    p = sequence_logp(logp).exp()
+    token = logp.exp()
+    # ‖e_y - p‖² = 1 - 2·p_y + Σ p² at each prefix; the gradient of a sequence is one such piece a token.
+    piece = 1 - 2 * token[:, STATES, SEQUENCES] + token.square().sum(-1)[:, STATES]
+    advantage = torch.zeros_like(p).index_fill(1, torch.tensor(RIGHT), 1.0) - p[:, RIGHT : RIGHT + 1]
+    field = advantage * piece.sum(-1).sqrt()
+    return mixture.variance_optimal(p, field.unsqueeze(-1))
+
+
+def train(arm: str, world: World, rate: float, seeds: Sequence[int], steps: int) -> tuple[Tensor, Tensor]:
+    """Expected reward before each step and after the last, ``[steps + 1, seeds]``, and effective sample size.
+
+    The latter is 1 / Σ policy²/q over whole sequences, before the first step, ``[seeds]``.
+    """
+    policy, teacher = start(world, seeds)
+    generator = torch.Generator().manual_seed(seeds[0])
+    rewards, ess = [], torch.zeros(0)
+    for step in range(steps + 1):
+        logp = policy.log_softmax(-1)
+        log_p = sequence_logp(logp)
+        success = log_p[:, RIGHT].exp()
+        rewards.append(success.view(len(seeds), PROBLEMS).mean(1))
+        log_q = proposal(arm, policy, teacher)
+        if step == 0:
+            ess = (-(2 * log_p - log_q).logsumexp(-1)).exp().view(len(seeds), PROBLEMS).mean(1)
+        drawn = torch.multinomial(log_q.exp(), SAMPLES, replacement=True, generator=generator)  # [R, samples]
+        if arm == "imitation":
+            coefficient = torch.ones(drawn.shape, dtype=policy.dtype)
+        else:
+            advantage = (drawn == RIGHT).to(policy.dtype) - success.unsqueeze(-1)
+            log_weight = (log_p - log_q).gather(1, drawn)
+            coefficient = advantage if arm.endswith("unweighted") else log_weight.exp() * advantage
+        policy = policy + rate * gradient(logp.exp(), drawn, coefficient / SAMPLES)
+    return torch.stack(rewards), ess
+
+
+def gradient(p: Tensor, drawn: Tensor, coefficient: Tensor) -> Tensor:
+    """Σ coefficient·∇log p(sequence), in the logits of every prefix."""
+    row = torch.arange(len(p)).view(-1, 1, 1).expand(*drawn.shape, LENGTH)
+    push = torch.zeros_like(p)
+    at = (row, STATES[drawn], SEQUENCES[drawn])
+    push.index_put_(at, coefficient.unsqueeze(-1).expand(row.shape), accumulate=True)
+    return push - push.sum(-1, keepdim=True) * p
+
+
+class Curve(NamedTuple):
+    """What an arm did in a world: ``reward`` is ``[steps + 1, seeds]``."""
+
+    rate: float
+    reward: Tensor
+    ess: Tensor
+
+    def samples_to_goal(self) -> Tensor:
+        """Samples of each problem from which on the reward is at least GOAL, or all of them; ``[seeds]``."""
+        steps = torch.arange(1, len(self.reward) + 1).unsqueeze(1)
+        stays = (steps * (self.reward < GOAL)).amax(0)  # the first step after the last one below the goal
+        return SAMPLES * stays.clamp(max=len(self.reward) - 1).double()
+
+
+def best_curve(arm: str, world: World, seeds: int, steps: int) -> Curve:
+    """The learning rate with the largest mean reward on five other seeds, then all seeds with it."""
+    tuning = range(TUNING_SEEDS, TUNING_SEEDS + 5)
+    rate = max(RATES, key=lambda rate: train(arm, world, rate, tuning, steps)[0].mean().item())
+    return Curve(rate, *train(arm, world, rate, range(seeds), steps))
+
+
+def interval(values: Tensor) -> tuple[float, float, float]:
+    """Mean and its 95 % interval over the last axis, ``[n]``."""
+    n = len(values)
+    half = student(n - 1) * values.std().item() / math.sqrt(n)
+    mean = values.mean().item()
+    return mean, mean - half, mean + half
+
+
+@cache
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t."""
+    return t_bound(0.05, freedom)
+
+
+def write(out: Path, curves: dict[str, dict[str, Curve]]) -> None:
+    """``curves.csv``: reward by samples; ``summary.csv``: one row an arm."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "curves.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["world", "arm", "samples", "reward", "low", "high"])
+        for name, arms in curves.items():
+            for arm, curve in arms.items():
+                for step in range(0, len(curve.reward), 5):
+                    values = [f"{value:.4f}" for value in interval(curve.reward[step])]
+                    table.writerow([name, arm, SAMPLES * step, *values])
+    with (out / "summary.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        columns = ["samples_to_goal", "on_policy_over_it", "reward_at_end"]
+        spread = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
+        table.writerow(["world", "arm", "seeds", "learning_rate", "ess_at_first", "reached", *spread])
+        for name, arms in curves.items():
+            own = arms["on-policy"].samples_to_goal()
+            for arm, curve in arms.items():
+                needed = curve.samples_to_goal()
+                numbers = [*interval(needed), *interval(own / needed), *interval(curve.reward[-1])]
+                reached = (curve.reward[-1] >= GOAL).double().mean().item()
+                ess = curve.ess.mean().item()
+                head = [name, arm, len(needed), curve.rate, f"{ess:.3f}", f"{reached:.2f}"]
+                table.writerow([*head, *(f"{value:.3f}" for value in numbers)])
+
+
+def draw_picture(path: Path, curves: dict[str, dict[str, Curve]]) -> None:
+    """A panel a world: means and intervals against samples."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(curves), figsize=(4.4 * len(curves), 4), sharey=True)
+    for axis, (name, arms) in zip(axes, curves.items(), strict=True):
+        for (arm, curve), colour in zip(arms.items(), plt.get_cmap("tab10").colors, strict=False):
+            samples = [SAMPLES * step for step in range(1, len(curve.reward))]
+            mean, low, high = zip(*(interval(reward) for reward in curve.reward[1:]), strict=True)
+            axis.plot(samples, mean, color=colour, label=arm, linewidth=1.5)
+            axis.fill_between(samples, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.set(title=name, xlabel="samples of each problem", xscale="log", ylim=(0, 1.02))
+        axis.grid(alpha=0.2)
+    axes[0].set_ylabel("expected reward")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="lower center", ncol=len(ARMS), fontsize=8, frameon=False
+    )
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results", help="folder for CSV files"
+    )
+    parser.add_argument("--picture", type=Path, help="PNG to write; default: curves.png beside the CSV files")
+    options = parser.parse_args()
+    curves: dict[str, dict[str, Curve]] = {}
+    for name, world in WORLDS.items():
+        for arm in ARMS:
+            curve = best_curve(arm, world, options.seeds, options.steps)
+            curves.setdefault(name, {})[arm] = curve
+            needed, reward = interval(curve.samples_to_goal())[0], curve.reward[-1].mean()
+            print(
+                f"{name:34}{arm:24}rate {curve.rate:5g}  samples {needed:6.0f}  reward {reward:.3f}",
+                flush=True,
+            )
+    write(options.out, curves)
+    draw_picture(options.picture or options.out / "curves.png", curves)
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
