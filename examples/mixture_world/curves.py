@@ -236,11 +236,11 @@ def draw_picture(path: Path, curves: dict[str, dict[str, Curve]]) -> None:
 
     figure, axes = plt.subplots(1, len(curves), figsize=(4.4 * len(curves), 4), sharey=True)
     for axis, (name, arms) in zip(axes, curves.items(), strict=True):
-        for (arm, curve), colour in zip(arms.items(), plt.get_cmap("tab10").colors, strict=False):
+        for arm, curve in arms.items():
             samples = [SAMPLES * step for step in range(1, len(curve.reward))]
             mean, low, high = zip(*(interval(reward) for reward in curve.reward[1:]), strict=True)
-            axis.plot(samples, mean, color=colour, label=arm, linewidth=1.5)
-            axis.fill_between(samples, low, high, color=colour, alpha=0.15, linewidth=0)
+            (line,) = axis.plot(samples, mean, label=arm, linewidth=1.5)
+            axis.fill_between(samples, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set(title=name, xlabel="samples of each problem", xscale="log", ylim=(0, 1.02))
         axis.grid(alpha=0.2)
     axes[0].set_ylabel("expected reward")

@@ -52,6 +52,27 @@ def test_every_step_gives_the_logits_of_the_row_alone(kind, monkeypatch):
     assert len(rows) == 1
 
 
+@pytest.mark.parametrize(
+    ("group_size", "kept"),
+    [(1, [1, 2]), (1, [2]), (2, [2, 3, 4, 5]), (2, [0, 1, 4, 5]), (2, [2, 3])],
+)
+@torch.no_grad()
+def test_whole_groups_that_leave_do_not_mix_up_the_others(group_size, kept):
+    """The last rows move into the gaps, and may then be as many as the grid has places, in another order."""
+    model = tiny_model()
+    rows = [list(p) for p in PROMPTS for _ in range(group_size)]
+    decoder = GroupDecoder(model, PROMPTS, group_size=group_size, pad=0)
+    decoder.start()
+    order = decoder.keep(kept)
+    assert sorted(order) == kept
+    rows = [rows[i] for i in order]
+    for step in range(2):
+        token = torch.arange(len(rows)) + 40 + step
+        rows = [[*row, int(t)] for row, t in zip(rows, token, strict=True)]
+        for row, found in zip(rows, decoder.step(token), strict=True):
+            torch.testing.assert_close(found, alone(model, row), atol=2e-5, rtol=0)
+
+
 def test_a_prompt_that_nobody_answers_is_forgotten():
     decoder = GroupDecoder(tiny_model(), PROMPTS, group_size=GROUP, pad=0)
     with torch.no_grad():

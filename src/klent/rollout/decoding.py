@@ -117,6 +117,7 @@ class GroupCache:
         prompts: keys and values of each layer, ``[P, K, L, D]``: prompts padded on the left to ``L``.
         bias: 0 on a prompt's tokens and -inf on its padding, ``[P, 1, 1, L]``.
         slot: the place of each row in the grid of prompts times group, ``[R]``.
+        in_order: whether rows fill that grid one after the other: none is missing, and none has moved.
         length: tokens appended so far.
     """
 
@@ -128,6 +129,7 @@ class GroupCache:
         self.bias = self.bias[:, None, None, :]
         self.group_size = group_size
         self.slot = torch.arange(len(mask) * group_size, device=mask.device)
+        self.in_order = True
         self.length = 0
         self.own: list[tuple[Tensor, Tensor]] = [
             tuple(self._room(x, ROOM) for x in pair)  # type: ignore[misc]
@@ -180,6 +182,9 @@ class GroupCache:
             self.prompts = [(keys[left], values[left]) for keys, values in self.prompts]
             self.bias = self.bias[left]
             self.slot = place * self.group_size + k
+        # A count would not do: rows that moved may fill the grid again once the prompts of others are gone.
+        grid = torch.arange(len(self.bias) * self.group_size, device=self.slot.device)
+        self.in_order = torch.equal(self.slot, grid)
 
 
 def group_attention(
@@ -212,7 +217,7 @@ def group_attention(
     shared_keys, shared_values = group_cache.prompts[module.layer_idx]
     count, kv_heads, length, _ = shared_keys.shape
     q = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
-    grid = _Grid(group_cache.slot, count, group_cache.group_size)
+    grid = _Grid(group_cache.slot, count, group_cache.group_size, full=group_cache.in_order)
     scores = grid.product(q, shared_keys.transpose(2, 3), bias=group_cache.bias)
     own = torch.matmul(q, key.transpose(2, 3))
     weight = torch.cat([scores, own], dim=-1).softmax(dim=-1)
@@ -223,9 +228,9 @@ def group_attention(
 class _Grid:
     """Rows laid out prompt by prompt, so that one product serves all rows of a prompt."""
 
-    def __init__(self, slot: Tensor, prompts: int, group_size: int) -> None:
+    def __init__(self, slot: Tensor, prompts: int, group_size: int, *, full: bool) -> None:
         self.slot, self.prompts, self.group_size = slot, prompts, group_size
-        self.full = len(slot) == prompts * group_size  # then no row has been dropped, and none has moved
+        self.full = full  # then rows stand as the grid does
 
     def product(self, x: Tensor, other: Tensor, *, bias: Tensor | None = None) -> Tensor:
         """``x[r] @ other[prompt of r] + bias``: ``[R, K, r, A]`` by ``[P, K, A, B]``."""
