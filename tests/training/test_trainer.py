@@ -368,7 +368,8 @@ def test_gradients_that_are_never_finite_end_the_run_and_leave_the_weights(world
         run(world, steps=9)
     rows = metrics(world / "run")
     assert [row["update/skipped"] for row in rows] == [1, 1, 1]
-    assert rows[-1]["kl/update"] == 0.0
+    # The same weights read in other rows: the square of float32's rounding, where one update gives 1e-3.
+    assert rows[-1]["kl/update"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_an_existing_run_is_not_overwritten(world):
