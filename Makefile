@@ -42,10 +42,11 @@ format: $(STAMP) ## put the code in the shape that `make lint` wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run the CPU benchmarks, about 25 idle minutes, and print one table; peers that are missing are left out
+bench: $(STAMP) ## run the CPU benchmarks, about 28 idle minutes, and print one table; peers that are missing are left out
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/mixture.py
 	$(BIN)/python benchmarks/train_pass.py
+	$(BIN)/python benchmarks/two_models.py
 	$(BIN)/python benchmarks/decode.py --vllm-python $(VLLM_PYTHON)
 	-$(BIN)/python benchmarks/step.py --peer-python $(TRL_PYTHON)
 	$(BIN)/python benchmarks/table.py

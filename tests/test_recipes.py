@@ -5,12 +5,16 @@ import re
 import pytest
 
 from klent.config import dump_recipe, load_recipe, make_recipe, recipes_folder
+from klent.errors import ConfigError
 
 FOLDER = recipes_folder()
 RECIPES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 METHODS = sorted(file.stem for file in (FOLDER / "methods").glob("*.yaml"))
 GYM = {"model": "m", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 2}
 DATA = {"model": "m", "task": {"data": "a.jsonl"}, "steps": 2}
+
+
+NEEDS = {"sft": DATA, "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}}}  # more than GYM
 
 
 def clip(low: float, high: float, ratio: str = "token") -> dict:
@@ -28,6 +32,7 @@ def group(scale: str) -> dict:
 # method -> loss, advantage, what the reduction divides by
 EXPECTED = {
     "sft": ({"cross_entropy": {}}, None, "tokens"),
+    "distill": ({}, None, "tokens"),
     "reinforce": ({"reinforce": {}}, None, "constant"),
     "rloo": ({"reinforce": {}}, {"leave_one_out": {}}, "constant"),
     "grpo": (clip(0.2, 0.2), group("std"), "sequences"),
@@ -79,17 +84,31 @@ def test_the_methods_are_those_expected():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_sets_what_its_paper_says(method):
     loss, advantage, over = EXPECTED[method]
-    recipe = make_recipe({**(DATA if method == "sft" else GYM), "method": method})
+    recipe = make_recipe({**NEEDS.get(method, GYM), "method": method})
     assert (recipe.loss, recipe.advantage, recipe.reduce.over) == (loss, advantage, over)
     assert recipe.token_reward is None
     assert recipe.select == CHOICES.get(method)
 
 
-@pytest.mark.parametrize("method", ["clip_cov", "random_dropped", "top20", "thermostat", "kl_cov_true"])
+@pytest.mark.parametrize(
+    "method", ["clip_cov", "random_dropped", "top20", "thermostat", "kl_cov_true", "distill"]
+)
 def test_a_method_with_controls_survives_a_dump(method, tmp_path):
-    recipe = make_recipe({**GYM, "name": "x", "method": method})
+    recipe = make_recipe({**NEEDS.get(method, GYM), "name": "x", "method": method})
     (tmp_path / "config.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "config.yaml") == recipe
+
+
+def test_distillation_samples_from_the_policy_and_asks_for_a_target():
+    mixture = make_recipe({**NEEDS["distill"], "method": "distill"}).rollout.mixture
+    assert (mixture.target.model, mixture.alpha.fixed, mixture.weights) == ("teacher", 1.0, None)
+    assert mixture.distill.divergence == "reverse"
+    for target in ({}, {"target": "reference"}):
+        with pytest.raises(ConfigError, match="there is nothing to distil; name a model"):
+            make_recipe({**GYM, "method": "distill", "rollout": {"mixture": target}})
+    hinted = {"target": {"model": "policy", "prompt": "{prompt} ({answer})"}}
+    assert make_recipe({**GYM, "method": "distill", "rollout": {"mixture": hinted}}).loss == {}
+    assert make_recipe({**GYM, "method": "distill", "reference": "other"}).reference == "other"
 
 
 def test_a_control_differs_from_its_method_in_the_choice_alone():

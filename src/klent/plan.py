@@ -91,9 +91,14 @@ def _mixture(mixture: Mixture) -> str:
     who = f"{target.model} with its own {', '.join(told)}" if told else target.model
     if alpha.criterion:
         share = alpha.criterion + (f" {alpha.value:g}" if alpha.value else "")
+    elif alpha.fixed is not None:
+        share = f"{alpha.fixed:g}"
+    elif alpha.column is not None:
+        share = f"each prompt's, from column {alpha.column}"
+    elif alpha.until_reward is not None:
+        share = f"{alpha.start} to 1 as the policy's own reward reaches {alpha.until_reward:g}"
     else:
-        share = f"{alpha.fixed:g}" if alpha.fixed is not None else f"{alpha.start} to {alpha.end}"
-    share += f" over {alpha.steps} steps" if alpha.steps else ""
+        share = f"{alpha.start} to {alpha.end} over {alpha.steps} steps"
     learnt = f"weighted by policy/mixture of each {weights.ratio}" if weights else "learnt from as they are"
     return f"sampled from: policy^alpha x target^(1 - alpha), target: {who}, alpha: {share}; {learnt}"
 

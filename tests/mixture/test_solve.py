@@ -206,6 +206,17 @@ def test_rows_of_a_batch_do_not_see_each_other() -> None:
     torch.testing.assert_close(whole.alpha.flatten()[100:101], one.alpha)
 
 
+def test_rows_that_need_more_sweeps_lie_among_others() -> None:
+    easy, hard = pair(6, 5000), peaked(6, 5000, seed=1)
+    policy, target = (torch.stack([a, b], 1).view(12, 5000) for a, b in zip(easy, hard, strict=True))
+    found = M.solve_alpha(policy, target)
+    assert (found.iterations[::2] < found.iterations[1::2]).all()
+    exact = M.solve_alpha(policy.double(), target.double())
+    torch.testing.assert_close(found.alpha.double(), exact.alpha, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.kl_policy.double(), exact.kl_policy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.log_q.double(), exact.log_q, atol=1e-4, rtol=1e-5)
+
+
 def test_cache_and_plain_way_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, target = peaked(40, 4096, seed=3)
     quick = M.solve_alpha(policy, target)
@@ -215,6 +226,19 @@ def test_cache_and_plain_way_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = M.solve_alpha(policy, target)
     torch.testing.assert_close(quick.alpha, plain.alpha, atol=1e-3, rtol=0)
     torch.testing.assert_close(quick.kl_policy, plain.kl_policy, atol=1e-5, rtol=1e-5)
+
+
+def test_long_rows_keep_float32s_accuracy() -> None:
+    """The normaliser of torch's own log-softmax is off by 1e-5 on such rows."""
+    generator = torch.Generator().manual_seed(2)
+    common = -1.5 * (torch.randperm(150_000, generator=generator) + 1.0).log()
+    noise = torch.randn(2, 150_000, generator=generator)
+    policy, target = common + 0.5 * noise[0], common + 1.5 * noise[1]
+    found = M.solve_alpha(policy, target)
+    a, b = policy.double().numpy(), target.double().numpy()
+    alpha = oracle.chernoff(a, b)
+    assert found.alpha.item() == pytest.approx(alpha, abs=2e-6)
+    assert found.kl_policy.item() == pytest.approx(-oracle.log_affinity(a, b, alpha), abs=2e-6)
 
 
 def test_output_is_written_where_asked() -> None:

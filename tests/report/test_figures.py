@@ -99,6 +99,37 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert all(figure(RunData(Path("r"))) is None for figure in EVERY)
 
 
+MIXTURE = {
+    "mixture/alpha": [0.2, 0.5, 1.0],
+    "mixture/ess": [0.3, 0.6, 0.9],
+    "mixture/kl_policy": [0.5, 0.2, 0.1],
+    "mixture/kl_target": [0.1, 0.3, 0.7],
+}
+
+
+def test_a_mixture_has_a_figure_of_its_own_and_no_other_run_has(run: RunData) -> None:
+    drawn = figures.mixture(rows(MIXTURE))
+    assert [key.metric for key in drawn.keys] == list(MIXTURE)
+    for metric, values in MIXTURE.items():
+        (points,) = path(drawn.svg, f"mixture.{metric.replace('/', '-')}")
+        assert_line_shows([y for _, y in points], values)
+    tops = [path(drawn.svg, f"mixture.mixture-{name}")[0][2][1] for name in ("alpha", "kl_target")]
+    assert tops[0] < tops[1]  # alpha 1 is at the top of the upper panel
+    assert "between the target (alpha 0) and the policy (alpha 1)" in drawn.caption
+    assert figures.mixture(run) is None
+
+
+def test_the_policys_own_reward_stands_beside_the_mixtures() -> None:
+    values = {"reward/mean": [0.5, 0.6], "mixture/policy_reward": [0.1, 0.3]}
+    drawn = figures.reward(rows(values))
+    assert [(key.metric, key.mark) for key in drawn.keys] == [
+        ("reward/mean", "line"),
+        ("mixture/policy_reward", "dash"),
+    ]
+    (own,), (mixed,) = (path(drawn.svg, f"reward.{name.replace('/', '-')}") for name in reversed(values))
+    assert own[0][1] > mixed[0][1]  # lower on the page
+
+
 def test_one_step_is_a_point() -> None:
     drawn = figures.reward(rows({"reward/mean": [0.4]}))
     assert drawn.steps == [1]

@@ -68,6 +68,18 @@ def test_every_section_is_there_and_linked(text: str) -> None:
     ]
 
 
+def test_a_run_on_a_mixture_shows_where_it_sampled(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mixed", steps=4)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"mixture/alpha": 0.5, "mixture/kl_policy": 0.2, "mixture/kl_target": 0.3, "mixture/ess": 0.7}
+    write_lines(run / "metrics.jsonl", rows)
+    page = Page(write_report(run).read_text())
+    titles = [attrs["id"] for tag, attrs in page.tags if tag == "figure"]
+    assert titles[:5] == ["reward", "entropy", "kl", "mixture", "length"]
+    assert "Between policy and target" in "".join(page.texts)
+
+
 def test_headline_says_what_ran_and_how_to_repeat_it(text: str) -> None:
     words = "".join(Page(text).texts)
     assert (

@@ -14,7 +14,6 @@ from tiny import tiny_folder
 
 from klent.files import read_jsonl
 
-KILLS = 8
 RECIPE = """
 model: model
 method: grpo
@@ -30,6 +29,27 @@ update: {minibatches: 2}
 checkpoint: {every: 2, keep: 2}
 eval: {problems: 2, samples: 2, every: 10}
 """
+MIXED = """
+model: model
+method: grpo
+task: {data: prompts.jsonl}
+reward: reward.py:digits
+steps: 8
+prompts_per_step: 4
+group_size: 4
+rollout:
+  max_tokens: 8
+  mixture:
+    target: {model: other, prompt: "{prompt} {number}"}
+    alpha: {start: 0.2, end: 1.0, steps: 7}
+    weights: {ratio: sequence, high: 4.0}
+    distill: {divergence: forward, skew: 0.1}
+optimizer: {lr: 0.01, schedule: cosine, warmup_steps: 3}
+update: {minibatches: 2}
+checkpoint: {every: 2, keep: 2}
+eval: {problems: 2, samples: 2, every: 4}
+"""
+CASES = {"grpo": (RECIPE, 40, 8), "mixture": (MIXED, 8, 3)}  # steps, kills
 REWARD = """
 def digits(completions, **columns):
     return [sum(ch.isdigit() for ch in c) / max(len(c), 1) for c in completions]
@@ -39,9 +59,9 @@ def digits(completions, **columns):
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
     tiny_folder(tmp_path / "model")
+    tiny_folder(tmp_path / "other", seed=1)
     (tmp_path / "reward.py").write_text(REWARD)
-    (tmp_path / "tiny.yaml").write_text(RECIPE)
-    rows = [{"prompt": f"say {i}"} for i in range(30)]
+    rows = [{"prompt": f"say {i}", "number": i} for i in range(30)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
@@ -69,16 +89,19 @@ def timeless(path: Path) -> list[dict]:
     ]
 
 
-def test_a_run_killed_at_random_points_ends_bit_identical(world):
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_killed_at_random_points_ends_bit_identical(world, case):
+    recipe, steps, kills = CASES[case]
+    (world / "tiny.yaml").write_text(recipe)
     whole = start(world, "train", "tiny.yaml", "name=whole")
     assert whole.wait(timeout=240) == 0, whole.stdout.read()
 
     chance = random.Random(0)
     cut = world / "runs" / "cut"
     arguments = ["train", "tiny.yaml", "name=cut"]
-    for kill in range(KILLS):
+    for kill in range(kills):
         process = start(world, *arguments)
-        goal = min(lines(cut / "metrics.jsonl") + chance.randint(0, 6), 39)
+        goal = min(lines(cut / "metrics.jsonl") + chance.randint(0, 2 + steps // 10), steps - 1)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             if (cut / "config.yaml").exists() and (kill == 0 or lines(cut / "metrics.jsonl") >= goal):
@@ -96,7 +119,12 @@ def test_a_run_killed_at_random_points_ends_bit_identical(world):
 
     for name in ("metrics.jsonl", "eval.jsonl"):
         assert timeless(cut / name) == timeless(world / "runs" / "whole" / name)
-    for name in ("samples.jsonl", "final/model.safetensors", "checkpoints/000040/optimizer.safetensors"):
+    last_step = f"{steps:06d}"
+    for name in (
+        "samples.jsonl",
+        "final/model.safetensors",
+        f"checkpoints/{last_step}/optimizer.safetensors",
+    ):
         assert (cut / name).read_bytes() == (world / "runs" / "whole" / name).read_bytes()
     assert not list(cut.rglob("*.tmp"))
-    assert sorted(p.name for p in (cut / "checkpoints").iterdir()) == ["000038", "000040"]
+    assert sorted(p.name for p in (cut / "checkpoints").iterdir()) == [f"{steps - 2:06d}", last_step]

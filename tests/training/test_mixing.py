@@ -9,7 +9,7 @@ from tiny import tiny_folder, tiny_model
 
 from klent.config import make_recipe
 from klent.console import QuietConsole
-from klent.errors import ConfigError, ModelError
+from klent.errors import ConfigError, DataError, ModelError
 from klent.files import read_jsonl
 from klent.models import load_policy
 from klent.objectives import importance_weight
@@ -18,7 +18,7 @@ from klent.rollout.transformers_engine import TransformersEngine
 from klent.tasks.prompt import Prompt
 from klent.training import mixing, parts
 from klent.training.batch import make_batch
-from klent.training.mixing import alpha_at, sample_size, with_adapter
+from klent.training.mixing import MEMORY, alpha_at, alpha_of, policy_reward, sample_size, with_adapter
 from klent.training.parts import build_parts, build_sampler
 from klent.training.trainer import train
 
@@ -195,7 +195,19 @@ def test_evaluation_samples_from_the_policy(world):
         ({"alpha": {"criterion": "ess"}}, {}, "ess needs a `value`"),
         ({"alpha": {"criterion": "ess", "value": 2.0}}, {}, "ess is a fraction"),
         ({"alpha": {"criterion": "chernoff", "value": 2.0}}, {}, "value: is not used"),
-        ({"alpha": {"fixed": 0.5, "criterion": "snr"}}, {}, "one of the three; has criterion, fixed"),
+        ({"alpha": {"fixed": 0.5, "criterion": "snr"}}, {}, "should be one of .* has criterion, fixed"),
+        ({"alpha": {"start": 0.5}}, {}, "should be one of .* has start"),
+        ({"alpha": {"column": "a", "value": 1.0}}, {}, "value: is not used"),
+        (
+            {"alpha": {"column": "a"}},
+            {"task": {"gym": "chain_sum"}},
+            "column: a cannot be: problems of task.gym",
+        ),
+        (
+            {"alpha": {"start": 0.1, "until_reward": 1.0}},
+            {"method": None, "reward": None, "loss": {"entropy_loss": {"coef": 1.0}}},
+            "until_reward: needs a reward",
+        ),
         ({"alpha": 1.5}, {}, "less than or equal to 1"),
         ({}, {"loss": {"cross_entropy": {}}}, "weights: would weigh cross_entropy back"),
     ],
@@ -215,6 +227,110 @@ def test_a_run_that_distils_and_nothing_else(world):
         recipe({"target": "other"}, loss={}, method=None, reward=None)
 
 
+def numbered(world: Path, alphas: list) -> None:
+    """Write the data anew with a column of alphas; ... leaves it out."""
+    rows = [{"prompt": f"say {i}", "number": i} for i in range(len(alphas))]
+    rows = [row if a is ... else row | {"mine": a} for row, a in zip(rows, alphas, strict=True)]
+    (world / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_every_prompt_has_its_own_alpha(world):
+    numbered(world, [0.0, 0.3, 1] * 4)
+    mixture = {"target": "other", "alpha": {"column": "mine"}}
+    rows, _ = run(world, mixture, prompts_per_step=12, steps=1, rollout={"max_tokens": 8, "mixture": mixture})
+    assert 0.2 < rows[0]["mixture/alpha"] < 0.7
+    made = built(mixture)
+    made.engine.rows = 12  # two batches, and rows that leave at different times
+    prompts = [
+        Prompt(f"p/{i}", [{"role": "user", "content": "hm"}], {"mine": a}) for i, a in enumerate([0.3, 1, 0])
+    ]
+    rollouts = made.engine.generate(prompts, group_size=6, seed=2)
+    assert len({len(r.tokens) for r in rollouts}) > 2
+    for rollout in rollouts:
+        assert rollout.mixture.alpha.tolist() == pytest.approx(
+            [rollout.prompt.columns["mine"]] * len(rollout.tokens)
+        )
+    for share in (0.3, 1.0, 0.0):  # what each prompt says is what it says with that alpha for all
+        made.engine.alpha = share
+        for one, other in zip(rollouts, made.engine.generate(prompts, group_size=6, seed=2), strict=True):
+            if one.prompt.columns["mine"] == share:
+                assert one.tokens.tolist() == other.tokens.tolist()
+                torch.testing.assert_close(one.logp_gen, other.logp_gen, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (..., r"prompts.jsonl:3: column 'mine'.* has nothing.* Its columns: number$"),
+        (None, r"prompts.jsonl:3: column 'mine'.* has nothing"),
+        (
+            1.2,
+            r"prompts.jsonl:3: column 'mine', .*alpha.column names, has 1.2; expected a number in \[0, 1\]",
+        ),
+        ("0.5", "has '0.5'; expected a number"),
+        (True, "has True; expected a number"),
+        (float("nan"), "has nan; expected a number"),
+    ],
+)
+def test_a_prompt_without_its_alpha_is_named_before_a_model_is_loaded(world, found, message, monkeypatch):
+    numbered(world, [0.5, 0.5, found, 0.5])
+    monkeypatch.setattr(parts, "load_policy", lambda *a, **k: pytest.fail("a model was loaded"))
+    with pytest.raises(DataError, match=message):
+        run(world, {"target": "other", "alpha": {"column": "mine"}})
+    assert not (world / "run" / "config.yaml").exists()
+    with pytest.raises(DataError, match="Its columns: none"):
+        alpha_of(Prompt("p/0", "text"), "mine")
+
+
+def test_alpha_follows_the_policys_own_reward(world):
+    mixture = {"target": "other", "alpha": {"start": 0.2, "until_reward": 0.25}}
+    rows, _ = run(world, mixture, steps=6)
+    own, memory = [row["mixture/policy_reward"] for row in rows], 0.0
+    for row, reward in zip(rows, own, strict=True):
+        assert row["mixture/alpha"] == pytest.approx(0.2 + 0.8 * min(memory / 0.25, 1.0))
+        memory = MEMORY * memory + (1 - MEMORY) * reward
+    assert rows[-1]["mixture/alpha"] > rows[0]["mixture/alpha"] == pytest.approx(0.2)
+
+
+def test_the_policys_own_reward_is_what_weights_make_of_the_mixtures(world):
+    made = built({"target": "other", "alpha": 0.0})
+    rollouts = made.engine.generate(task_prompts(), group_size=6, seed=0)
+    reward = [float(i % 4) for i in range(18)]
+    reward[3] = float("nan")
+    reward[6:12] = [float("nan")] * 6
+    batch = make_batch(rollouts, reward, group_size=6)
+    expected = []
+    for group in (range(6), range(12, 18)):
+        weight = {
+            i: float((rollouts[i].mixture.logp_policy - rollouts[i].logp_gen).sum().exp()) for i in group
+        }
+        weight.pop(3, None)
+        expected.append(sum(w * reward[i] for i, w in weight.items()) / sum(weight.values()))
+    assert policy_reward(batch) == pytest.approx(sum(expected) / 2, rel=1e-4)
+    none = make_batch(rollouts, [float("nan")] * 18, group_size=6)
+    assert not {"mixture/policy_reward"} & made.mixer.read(none).keys()
+    assert made.mixer.reward == 0.0
+
+
+def test_many_samples_of_the_mixture_find_the_policys_reward(world):
+    mixture = {"target": "other", "alpha": 0.3}
+    made = built(mixture, rollout={"max_tokens": 2, "mixture": mixture})
+    (prompt, *_), batches = task_prompts(), []
+    theirs = made.engine.target.loaded.model
+    for engine in (made.sampler, made.engine):
+        rollouts = engine.generate([prompt], group_size=2000, seed=4)
+        ids = torch.tensor([rollouts[0].prompt_ids])
+        with torch.no_grad():  # rewarded are the tokens that the policy likes more than the target does
+            ours, other = (m(input_ids=ids).logits[0, -1] for m in (made.loaded.model, theirs))
+        liked = (ours.log_softmax(-1) > other.log_softmax(-1)).float()
+        batches.append(
+            make_batch(rollouts, [float(liked[r.tokens].mean()) for r in rollouts], group_size=2000)
+        )
+    plain, mixed = (float(batch.reward.mean()) for batch in batches)
+    assert plain - mixed > 0.1
+    assert policy_reward(batches[1]) == pytest.approx(plain, abs=0.03)
+
+
 def test_the_plan_says_what_is_sampled():
     ramp = {"start": 0.2, "end": 1.0, "steps": 9}
     for mixture, said in (
@@ -225,6 +341,11 @@ def test_the_plan_says_what_is_sampled():
             "alpha: ess 0.5; learnt from as they",
         ),
         ({"alpha": ramp}, "alpha: 0.2 to 1.0 over 9 steps; weighted"),
+        ({"alpha": {"column": "a"}}, "alpha: each prompt's, from column a; weighted"),
+        (
+            {"alpha": {"start": 0.2, "until_reward": 0.8}},
+            "alpha: 0.2 to 1 as the policy's own reward reaches 0.8; weighted",
+        ),
     ):
         (line,) = [line for line in describe_plan(recipe(mixture)) if line.startswith("sampled from")]
         assert said in line
@@ -233,6 +354,6 @@ def test_the_plan_says_what_is_sampled():
 
 def test_alpha_may_be_written_short():
     short = recipe({"target": "other", "alpha": 0.5}).rollout.mixture
-    assert (short.target.model, alpha_at(short, 7)) == ("other", 0.5)
-    assert alpha_at(recipe({"alpha": "chernoff"}).rollout.mixture, 1) == "chernoff"
+    assert (short.target.model, alpha_at(short, 7, reward=0.0)) == ("other", 0.5)
+    assert alpha_at(recipe({"alpha": "chernoff"}).rollout.mixture, 1, reward=0.0) == "chernoff"
     assert recipe({}, reference="other").reference == "other"  # which the mixture reads

@@ -272,6 +272,17 @@ CONTROLLED = {
         "thermostat": {"target": {"fraction": 0.5}, "steer": "kl_cov_fraction"},
     },
     "temperature": {"thermostat": {"target": {"fraction": 0.5}, "steer": "temperature"}},
+    "mixture": {
+        "rollout": {
+            "max_tokens": 8,
+            "mixture": {
+                "target": {"model": "policy", "prompt": "{prompt} {number}"},
+                "alpha": {"start": 0.2, "until_reward": 0.5},
+                "weights": {"ratio": "sequence"},
+                "distill": {"coef": 0.1},
+            },
+        },
+    },
 }
 
 
@@ -286,8 +297,8 @@ def test_a_run_with_controls_resumed_ends_bit_identical(world, steer):
     assert timeless(metrics(cut)) == timeless(metrics(whole))
     assert (cut / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     assert (cut / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
-    values = [row["thermostat/value"] for row in metrics(whole)]
-    assert len(set(values)) == 6
+    turned = "mixture/alpha" if steer == "mixture" else "thermostat/value"
+    assert len({row[turned] for row in metrics(whole)}) == 6
 
 
 def test_a_thermostat_brings_a_models_entropy_down_to_its_target(world):

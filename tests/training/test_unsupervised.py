@@ -18,12 +18,12 @@ from klent.files import read_jsonl
 from klent.models import LoadedModel
 from klent.rollout.engine import Rollout
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
-from klent.tasks import DataTask
+from klent.tasks import DataTask, load_task
 from klent.tasks.clusters import Equivalence, load_equivalence
 from klent.tasks.prompt import Prompt
 from klent.training import rank
 from klent.training.certainty import kept, logit_skewness, votes, winners
-from klent.training.controls import arms, read_csv, run_controls, summary, write_csv
+from klent.training.controls import arms, changed, chosen, read_csv, run_controls, summary, write_csv
 from klent.training.rank import rank_prompts
 from klent.training.schedule import derive_seed
 from klent.training.trainer import train
@@ -365,7 +365,8 @@ def test_controls_measure_every_arm(world):
     assert "as_written-0/final" in configs["this_then_RL-0"]
     assert "RL-0/final" in configs["RL_then_this-0"]
     assert "entropy_loss" in configs["RL_then_this-0"]
-    assert "eval: null" in configs["RL-0"]
+    measured = {path.parent.name for path in (world / "runs" / "tiny-controls").glob("*/eval.jsonl")}
+    assert measured == {"as_written-0"}
     write_csv(world / "controls.csv", rows)
     again = read_csv(world / "controls.csv")
     assert len(again) == len(rows) == len(summary(rows)) == 5 + 7 * 3
@@ -377,12 +378,42 @@ def test_controls_measure_every_arm(world):
 
 def test_the_stage_with_right_answers_may_be_a_recipe_of_its_own(world):
     rl = recipe("rloo", name="other", steps=2, reward="gold.py:gold", model="elsewhere")
-    found = arms(recipe("em"), rl)
+    task = load_task(recipe("em").task.model_dump(), seed=0, heldout=4)
+    found = arms(recipe("em"), task, rl)
     assert (found["RL"].recipe.steps, found["RL"].recipe.method) == (2, "rloo")
-    assert (found["RL"].recipe.model, found["RL"].recipe.eval) == ("model", None)
+    assert (found["RL"].recipe.model, found["RL"].recipe.eval) == ("model", recipe("em").eval)
     assert (found["this, then RL"].recipe, found["this, then RL"].after) == (found["RL"].recipe, "as written")
     assert found["RL, then this"].recipe.loss == {"entropy_loss": {"coef": 1.0}}
-    assert "RL" not in arms(recipe("empo", reward={"empo": {"same": "number"}}))
+    assert "RL" not in arms(recipe("empo", reward={"empo": {"same": "number"}}), task)
+
+
+def test_some_arms_are_trained_with_those_they_begin_with(world):
+    task = load_task(recipe("em").task.model_dump(), seed=0, heldout=4)
+    found = arms(recipe("em"), task)
+    assert list(chosen(found, ["RL, then this", "random rewards"])) == [
+        "random rewards",
+        "RL",
+        "RL, then this",
+    ]
+    assert list(chosen(found, ["as written"])) == ["as written"]
+    assert chosen(found, None) == found
+    with pytest.raises(ConfigError, match="has no arm 'gold'; arms are: 'as written'"):
+        chosen(found, ["gold"])
+
+
+def test_no_arm_trains_on_what_is_measured(world):
+    for row in range(1, 21):  # also where the only row is one that would have been held out
+        task = {"data": "prompts.jsonl", "heldout": 4, "only": [row]}
+        settings = recipe("em", task=task, prompts_per_step=1)
+        judge = load_task(settings.task.model_dump(), seed=settings.seed, heldout=settings.eval.problems)
+        judged = {prompt.id for prompt in judge.heldout(4)}
+        assert len(judged) in (3, 4)
+        for name, arm in arms(settings, judge).items():
+            own = changed(arm.recipe, {"seed": 5})
+            there = load_task(own.task.model_dump(), seed=own.seed, heldout=own.eval.problems)
+            seen = {there.train(place).id for place in range(len(there))}
+            assert not seen & judged, (name, row)
+            assert len(seen) == (1 if own.task.only else 16), name
 
 
 def measured(arm: str, seed: int | str, solved: list[float]) -> dict:

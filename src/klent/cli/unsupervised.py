@@ -70,6 +70,10 @@ def controls(
     rl: Annotated[
         str | None, typer.Option(help="Recipe that trains with right answers before and after this one.")
     ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help='Train this arm, e.g. "as written"; may be repeated. Or all.'),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--out", help="CSV file; RUNS/NAME-controls.csv.")] = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -84,6 +88,7 @@ def controls(
     klent controls empo --seeds 3
     klent controls one_shot_em --no-train
     klent controls one_shot_em --rl quickstart
+    klent controls one_shot_em --seeds 3 --arm "as written" --arm "another prompt"
     ```
     """
     from klent.config import load_recipe
@@ -92,7 +97,9 @@ def controls(
     settings = load_recipe(recipe, overrides or [])
     other = load_recipe(rl, []) if rl else None
     number = seeds if train else 0
-    rows = run_controls(settings, runs=runs, seeds=number, say=lambda line: err.print(line), rl=other)
+    rows = run_controls(
+        settings, runs=runs, seeds=number, say=lambda line: err.print(line), rl=other, names=arm
+    )
     path = output or runs / f"{settings.name}-controls.csv"
     write_csv(path, rows)
     table = Table(box=None, pad_edge=False)

@@ -23,7 +23,7 @@ class MixtureTarget(Settings):
 
 
 class Alpha(Settings):
-    """The policy's share in the mixture: a number, a ramp, or a criterion that solves for it every token."""
+    """The policy's share in the mixture: a number, a ramp, each prompt's own, or solved for every token."""
 
     fixed: Fraction | None = None
     """The same for every token; `alpha: 0.5` is short for `alpha: {fixed: 0.5}`."""
@@ -32,11 +32,15 @@ class Alpha(Settings):
     value: Positive | None = None
     """What the criterion aims at: nats of `kl_budget` or `entropy`, the fraction of `ess`."""
     start: Fraction | None = None
-    """A ramp: alpha in the first step ..."""
+    """A ramp, or a path that follows the policy: alpha in the first step ..."""
     end: Fraction | None = None
-    """... and from step `steps` on, in a straight line between them."""
+    """... of a ramp: from step `steps` on, in a straight line between them."""
     steps: PositiveInt | None = None
     """Length of the ramp, training steps."""
+    until_reward: Positive | None = None
+    """... of a path: 1 once the policy's own mean reward is this, in a straight line from reward 0."""
+    column: str | None = None
+    """The column of the data that holds each prompt's alpha."""
 
 
 class Weights(Settings):
@@ -71,7 +75,7 @@ class Mixture(Settings):
     target: MixtureTarget = MixtureTarget()
     """What it is mixed with."""
     alpha: Alpha = Alpha(criterion="chernoff")
-    """A number, {start:, end:, steps:}, chernoff, snr, or {criterion: kl_budget | entropy | ess, value:}."""
+    """Number, chernoff, {criterion:, value:}, {start:, end:, steps:}, {start:, until_reward:}, {column:}."""
     weights: Weights | None = Weights()
     """Corrects the loss for having sampled from q; null = learn from q's samples as they are."""
     distill: Distill | None = None

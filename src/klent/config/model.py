@@ -44,6 +44,8 @@ class GymSettings(Settings):
     """Train on these prompts alone, by the number in their id: `chain_sum/17` is 17; null = all."""
     system: str | None = None
     """System prompt put before every problem."""
+    seed: Count | None = None
+    """Decides the problems; null = the recipe's seed."""
 
 
 class DataSettings(Settings):
@@ -67,6 +69,8 @@ class DataSettings(Settings):
     """Train on these prompts alone, by the number in their id: `file.jsonl:12` is 12; null = all."""
     system: str | None = None
     """System prompt put before every problem."""
+    seed: Count | None = None
+    """Decides split and order; null = the recipe's seed."""
 
 
 class Reward(Settings):

@@ -1,15 +1,18 @@
 """One token's mixture for every row: alpha given or solved, and how far the result is from either side."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from klent.mixture.chernoff import TILE
 from klent.mixture.criteria import Criterion
 from klent.mixture.geometric import check_pair, geometric_mixture, in_working_precision
 from klent.mixture.solve import solve_alpha
 from klent.objectives.checks import check_number
+
+LOG2_E = 1 / math.log(2)
+TILE = 160_000  # logits worked on together on a CPU: they stay in its cache from one pass to the next
 
 
 class Mixed(NamedTuple):
@@ -29,7 +32,7 @@ def mix(
     logits_policy: Tensor,
     logits_target: Tensor,
     *,
-    alpha: float | Criterion = "chernoff",
+    alpha: float | Tensor | Criterion = "chernoff",
     value: float | None = None,
 ) -> Mixed:
     """The distribution that a token is drawn from: the mixture at a given alpha, or where a criterion is met.
@@ -37,8 +40,9 @@ def mix(
     Args:
         logits_policy: ``[..., V]``, any floating dtype; -inf is probability 0.
         logits_target: the same for the target.
-        alpha: share of the policy in [0, 1], or the criterion that chooses it row by row (``chernoff``,
-            ``snr``, ``kl_budget``, ``entropy``, ``ess``).
+        alpha: share of the policy in [0, 1], one number or a tensor that broadcasts to ``[...]`` (whose
+            values are not checked); or the criterion that chooses it row by row (``chernoff``, ``snr``,
+            ``kl_budget``, ``entropy``, ``ess``).
         value: what ``kl_budget``, ``entropy`` or ``ess`` aim at; None for the others.
 
     Returns:
@@ -61,26 +65,51 @@ def mix(
     if isinstance(alpha, str):
         found = solve_alpha(logits_policy, logits_target, criterion=alpha, value=value)
         return Mixed(found.log_q, found.alpha, found.kl_policy, found.kl_target)
-    check_number("alpha", alpha, 0, 1)
+    if not isinstance(alpha, Tensor):
+        check_number("alpha", alpha, 0, 1)
     if value is not None:
         raise ValueError(f"value is {value}, but alpha is given: a value belongs to a criterion")
     check_pair(logits_policy, logits_target)
     policy, target = in_working_precision(logits_policy, logits_target)
     shape, vocabulary = policy.shape[:-1], policy.shape[-1]
+    share = torch.as_tensor(alpha, dtype=policy.dtype, device=policy.device).expand(shape)
     policy, target = policy.reshape(-1, vocabulary), target.reshape(-1, vocabulary)
-    # A few rows at a time: they stay in the cache from one pass to the next.
     rows = max(1, TILE // vocabulary) if policy.device.type == "cpu" else max(1, len(policy))
-    parts = [_given(p, t, alpha) for p, t in zip(policy.split(rows), target.split(rows), strict=True)]
+    tiles = zip(policy.split(rows), target.split(rows), share.reshape(-1).split(rows), strict=True)
+    parts = [_given(*tile) for tile in tiles]
     log_q, kl_policy, kl_target = map(torch.cat, zip(*parts, strict=True))
     return Mixed(
         log_q.view(*shape, vocabulary),
-        torch.full(shape, float(alpha), dtype=policy.dtype, device=policy.device),
+        share.clone(),
         kl_policy.view(shape),
         kl_target.view(shape),
     )
 
 
-def _given(policy: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+def _given(policy: Tensor, target: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log q and both KLs for a tile of rows, each with its alpha.
+
+    With d = target - policy, both KLs follow from E_q[d] and the three normalisers.
+    """
+    ours, theirs = (logits - logits.amax(-1, keepdim=True) for logits in (policy, target))
+    if not torch.isfinite(ours.amin() + theirs.amin()):
+        return _given_supports(policy, target, alpha)
+    log_q = torch.lerp(theirs, ours, alpha.unsqueeze(-1))
+    # exp2 takes a quarter of the time of exp on a CPU.
+    top = log_q.amax(-1)
+    weight = torch.exp2((log_q - top.unsqueeze(-1)).mul_(LOG2_E))
+    total = weight.sum(-1)
+    log_total = total.log() + top
+    own, other = (torch.exp2(x * LOG2_E).sum(-1).log() for x in (ours, theirs))
+    mean = torch.linalg.vecdot(weight, theirs.sub_(ours)) / total
+    log_q -= log_total.unsqueeze(-1)
+    kl_policy = (1 - alpha) * mean + (own - log_total)
+    kl_target = (other - log_total) - alpha * mean
+    return log_q, kl_policy.clamp_min(0), kl_target.clamp_min(0)
+
+
+def _given_supports(policy: Tensor, target: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where some tokens have probability 0."""
     log_q = geometric_mixture(policy, target, alpha)
     q = log_q.exp()
     sampled = q > 0

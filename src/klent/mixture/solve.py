@@ -1,14 +1,14 @@
 """How much of the policy and how much of the target: one alpha a row, from what the mixture should have."""
 
+import importlib.util
 import math
-import threading
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from klent.mixture.chernoff import TILE, Tile
+from klent.mixture.chernoff import chernoff_points
 from klent.mixture.criteria import (
     CRITERIA,
     Criterion,
@@ -25,7 +25,7 @@ from klent.objectives.checks import check_choice, check_floating, check_number
 #: rows shorter than this are solved together; longer ones a cache's load at a time
 _LONG = 4096
 _SWEEPS = 60
-_kept = threading.local()
+_ON_CHIP = ("chernoff", "kl_budget")  # what klent.mixture.triton solves
 _RANGES = {"kl_budget": (0, math.inf, "()"), "entropy": (0, math.inf, "[)"), "ess": (0, 1, "(]")}
 
 
@@ -109,7 +109,9 @@ def solve_alpha(
         *snr.* With the default reward alpha was 1 in every pair of distributions that was tried.
 
         *Cost.* ``chernoff`` on float32 rows of 4096 tokens or more on a CPU takes the time of five to
-        nine log-softmax passes. Everything else is a plain iteration over all rows.
+        eight log-softmax passes. ``chernoff`` and ``kl_budget`` on a GPU where Triton is installed take one
+        kernel, which has been tested in Triton's interpreter only and not been timed; there logits below
+        -1e30 count as -inf. Everything else is a plain iteration over all rows.
 
     Example:
         >>> import torch
@@ -131,30 +133,35 @@ def solve_alpha(
     check_choice("criterion", criterion, CRITERIA)
     _check_value(criterion, value)
     _check_reward(criterion, reward, logits_policy)
+    double = torch.float64 in (logits_policy.dtype, logits_target.dtype)
+    dtype = torch.float64 if double else torch.float32
+    if tolerance is None:
+        tolerance = 1e-10 if double else 1e-6
+    check_number("tolerance", tolerance, 0, 1, ends="()")
+    shape, vocabulary = logits_policy.shape[:-1], logits_policy.shape[-1]
     with torch.no_grad():
-        policy, target = in_working_precision(logits_policy, logits_target)
-        if tolerance is None:
-            tolerance = 1e-10 if policy.dtype == torch.float64 else 1e-6
-        check_number("tolerance", tolerance, 0, 1, ends="()")
-        shape, vocabulary = policy.shape[:-1], policy.shape[-1]
-        log_q = _output(out, policy)
-        flat = policy.reshape(-1, vocabulary), target.reshape(-1, vocabulary), log_q.view(-1, vocabulary)
-        r = None if reward is None else reward.detach().reshape(-1, vocabulary)
-        numbers = torch.zeros(len(flat[0]), 6, dtype=torch.float64, device=policy.device)
-        cached = policy.device.type == "cpu" and policy.dtype == torch.float32 and vocabulary >= _LONG
-        if criterion == "chernoff" and cached:
-            _solve_in_cache(*flat, numbers, tolerance)
+        policy, target = (x.detach().reshape(-1, vocabulary) for x in (logits_policy, logits_target))
+        log_q = _output(out, logits_policy, dtype)
+        rows = policy, target, log_q.view(-1, vocabulary)
+        numbers = torch.zeros(len(policy), 6, dtype=torch.float64, device=policy.device)
+        if not double and criterion in _ON_CHIP and _has_kernel(policy):
+            from klent.mixture.triton import solve_on_chip
+
+            solve_on_chip(*rows, numbers, criterion, value or 0.0, tolerance)
+        elif not double and criterion == "chernoff" and not policy.is_cuda and vocabulary >= _LONG:
+            _solve_in_cache(*rows, numbers, tolerance)
         else:
-            _solve_plainly(*flat, numbers, criterion, value or 0.0, r, tolerance)
+            r = None if reward is None else reward.detach().reshape(-1, vocabulary)
+            _solve_plainly(*rows, numbers, criterion, value or 0.0, r, tolerance)
         alpha, kl_policy, kl_target, iterations, converged, residual = numbers.view(*shape, 6).unbind(-1)
         return MixtureSolution(
-            alpha=alpha.to(policy.dtype),
+            alpha=alpha.to(dtype),
             log_q=log_q,
-            kl_policy=kl_policy.clamp_min(0).to(policy.dtype),
-            kl_target=kl_target.clamp_min(0).to(policy.dtype),
+            kl_policy=kl_policy.clamp_min(0).to(dtype),
+            kl_target=kl_target.clamp_min(0).to(dtype),
             iterations=iterations.long(),
             converged=converged.bool(),
-            residual=residual.to(policy.dtype),
+            residual=residual.to(dtype),
         )
 
 
@@ -196,31 +203,18 @@ def optimal_sampling_distribution(
 
 
 def _solve_in_cache(policy: Tensor, target: Tensor, log_q: Tensor, numbers: Tensor, tolerance: float) -> None:
-    """Tiles of rows through :class:`Tile`; the rows that it is not sure of go the plain way."""
-    rows = max(1, TILE * torch.get_num_threads() // policy.shape[1])
-    tile = _tile(min(rows, len(policy)), policy.shape[1])
-    table: list[tuple[float, ...]] = []
-    unsure: list[int] = []
-    for start in range(0, len(policy), rows):
-        part = slice(start, start + rows)
-        found = tile.solve(policy[part], target[part], log_q[part], tolerance)
-        unsure += [start + i for i, at in enumerate(found) if not at.sure]
-        table += [(1 - at.s, -at.log_z, -at.log_z, at.sweeps, at.sure, at.residual) for at in found]
-    if table:
+    """All rows through :func:`chernoff_points`; those that it is not sure of go the plain way."""
+    policy, target = in_working_precision(policy, target)
+    found = chernoff_points(policy, target, log_q, tolerance)
+    if found:
+        table = [(1 - at.s, -at.log_z, -at.log_z, at.sweeps, at.sure, at.residual) for at in found]
         numbers.copy_(torch.tensor(table, dtype=torch.float64))
+    unsure = [i for i, at in enumerate(found) if not at.sure]
     if unsure:
         index = torch.tensor(unsure)
         again_q, again = log_q[index], numbers[index]
         _solve_plainly(policy[index], target[index], again_q, again, "chernoff", 0.0, None, tolerance)
         log_q[index], numbers[index] = again_q, again
-
-
-def _tile(rows: int, vocabulary: int) -> Tile:
-    """This thread's last tile, where its shape is right: fresh memory costs more than a sweep over it."""
-    tile: Tile | None = getattr(_kept, "tile", None)
-    if tile is None or tile.buffers.shape[1:] != (rows, vocabulary):
-        tile = _kept.tile = Tile(rows, vocabulary)
-    return tile
 
 
 def _solve_plainly(
@@ -289,13 +283,18 @@ def _numbers(
     )
 
 
-def _output(out: Tensor | None, like: Tensor) -> Tensor:
+def _has_kernel(logits: Tensor) -> bool:
+    """On a GPU, where Triton is installed."""
+    return logits.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+def _output(out: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
     if out is None:
-        return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    same = out.shape == like.shape and out.dtype == like.dtype and out.device == like.device
+        return torch.empty(like.shape, dtype=dtype, device=like.device)
+    same = out.shape == like.shape and out.dtype == dtype and out.device == like.device
     if not same or not out.is_contiguous():
         raise ValueError(
-            f"out is {out.dtype} {list(out.shape)} on {out.device}, expected a contiguous {like.dtype} "
+            f"out is {out.dtype} {list(out.shape)} on {out.device}, expected a contiguous {dtype} "
             f"{list(like.shape)} on {like.device}"
         )
     return out

@@ -18,7 +18,14 @@ def reward(run: RunData) -> Figure | None:
         run,
         "reward",
         "Reward",
-        Panel("reward", (Line("reward/mean", "mean reward", "reward"),), 1.9),
+        Panel(
+            "reward",
+            (
+                Line("reward/mean", "mean reward", "reward"),
+                Line("mixture/policy_reward", "the policy's own, estimated", "ink", "dash"),
+            ),
+            1.9,
+        ),
         Panel(
             "fraction", (Line("group/zero_variance", "groups with equal rewards", "muted", "fill"),), full=1.0
         ),
@@ -59,6 +66,34 @@ def kl(run: RunData) -> Figure | None:
         "KL divergence",
         Panel("of one update, nats per token", (Line("kl/update", "of one update", "reward"),)),
         Panel("from the reference, nats per token", (Line("kl/reference", "from the reference", "ink"),)),
+    )
+
+
+def mixture(run: RunData) -> Figure | None:
+    """Where between policy and target a mixture lay, and what its samples were worth to the policy."""
+    return curves(
+        run,
+        "mixture",
+        "Between policy and target",
+        Panel(
+            "fraction",
+            (
+                Line("mixture/alpha", "alpha, the policy's share", "reward"),
+                Line("mixture/ess", "effective sample size", "ink", "dash"),
+            ),
+            1.4,
+            full=1.0,
+        ),
+        Panel(
+            "divergence of the mixture, nats per token",
+            (
+                Line("mixture/kl_policy", "from the policy", "reward"),
+                Line("mixture/kl_target", "from the target", "tone3", "dash"),
+            ),
+            1.4,
+        ),
+        note="Completions were drawn between the target (alpha 0) and the policy (alpha 1); the effective "
+        "sample size is the share of them that is left once they are weighted as the policy's own.",
     )
 
 

@@ -307,6 +307,13 @@ GLOSSARY: dict[str, Term] = {
         "Share of the policy in the mixture that was sampled from, mean over tokens.",
         "1 is the policy, 0 the target. By a criterion it differs from token to token.",
     ),
+    "mixture/policy_reward": Term(
+        "",
+        "The policy's own mean reward, estimated from the mixture's samples: each prompt's rewards weighted "
+        "by policy/mixture of whole completions.",
+        "Beside it reward/mean is what the mixture earned. On long completions one weight outweighs the "
+        "others, and it is noise: trust the evaluation.",
+    ),
     "mixture/kl_policy": Term(
         "nats per token",
         "KL divergence of the mixture from the policy, mean over sampled tokens.",

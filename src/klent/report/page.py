@@ -85,8 +85,8 @@ def _content(run: RunData) -> dict[str, Any]:
     """Everything that the template names, except what is the same on every page."""
     fit = fit_run(run)
     found = law(run, fit)
-    curves = (f(run) for f in (figures.reward, figures.loss, figures.entropy, figures.kl, figures.length))
-    doubts = (f(run) for f in (figures.gradient, figures.agreement))
+    curves = (f(run) for f in (figures.reward, figures.loss, figures.entropy, figures.kl, figures.mixture))
+    doubts = (f(run) for f in (figures.length, figures.gradient, figures.agreement))
     diagnosis = diagnose(Table(run.rows))
     covered = {COVERS[finding.name] for finding in diagnosis if finding.name in COVERS}
     each = ends([float(row["step"]) for row in run.rows]).each

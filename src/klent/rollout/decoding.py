@@ -12,13 +12,14 @@ scores and a softmax (a window, a cap, sinks, recurrent layers) is found out by 
 (:func:`takes_groups`) and goes through :class:`PlainDecoder`, which is transformers' own cache.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
+
+from klent.attention import attending
 
 NAME = "klent_group"  # of the attention function, among those of transformers
 ROOM = 32  # tokens a completion that memory is laid out for at first; doubled whenever it is used up
@@ -91,7 +92,7 @@ class GroupDecoder:
         return logits.repeat_interleave(self.group_size, dim=0)
 
     def step(self, token: Tensor) -> Tensor:
-        with _attention(self.model):
+        with attending(self.model, NAME):
             output = self.model(
                 input_ids=token[:, None],
                 position_ids=self.length[:, None],
@@ -245,18 +246,6 @@ class _Grid:
         out = out.view(self.prompts, kv_heads, self.group_size, repeat, -1).transpose(1, 2)
         out = out.reshape(self.prompts * self.group_size, kv_heads, repeat, -1)
         return out if self.full else out.index_select(0, self.slot)
-
-
-@contextmanager
-def _attention(model: Any) -> Iterator[None]:
-    """Within this, the model's attention is :func:`group_attention`."""
-    config = model.config.get_text_config()
-    usual = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = usual
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]], *, pad: int) -> tuple[Tensor, Tensor, Any]:

@@ -23,6 +23,9 @@ from klent.rollout.target import Target, check_tokenizers
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.tasks.prompt import Prompt
 
+Share = float | Criterion | Callable[[Prompt], float]
+"""The policy's share in the mixture: one number, what solves for it at every token, or a number a prompt."""
+
 
 class MixtureEngine(TransformersEngine):
     """An :class:`klent.rollout.engine.Engine` that samples between a policy and a target.
@@ -32,8 +35,9 @@ class MixtureEngine(TransformersEngine):
         target: what it is mixed with; its token ids must mean the same.
         options: how to sample. The temperature is the policy's; top-p and top-k cut the mixture, and
             ``logp_gen`` is that of what they leave.
-        alpha: share of the policy in [0, 1], or the criterion that chooses it for every token, see
-            :func:`klent.mixture.solve_alpha`. May be set anew between two calls.
+        alpha: share of the policy in [0, 1]; or the criterion that chooses it for every token, see
+            :func:`klent.mixture.solve_alpha`; or what gives each prompt's, called before anything is sampled.
+            May be set anew between two calls.
         value: what ``kl_budget``, ``entropy`` or ``ess`` aim at.
         rows, progress: as of :class:`TransformersEngine`.
 
@@ -48,7 +52,7 @@ class MixtureEngine(TransformersEngine):
         target: Target,
         options: SamplingOptions,
         *,
-        alpha: float | Criterion = "chernoff",
+        alpha: Share = "chernoff",
         value: float | None = None,
         rows: int = 64,
         progress: Callable[[int, int], None] | None = None,
@@ -58,15 +62,18 @@ class MixtureEngine(TransformersEngine):
             check_tokenizers(loaded.tokenizer, target.loaded.tokenizer)
         if min(options.temperature, target.temperature) <= 0:
             raise ConfigError("a mixture needs temperatures above 0: at 0 there is one token and none to mix")
-        mix(torch.zeros(2), torch.zeros(2), alpha=alpha, value=value)  # refuses what cannot be
+        if not callable(alpha):
+            mix(torch.zeros(2), torch.zeros(2), alpha=alpha, value=value)  # refuses what cannot be
         self.target = target
-        self.alpha: float | Criterion = alpha
+        self.alpha: Share = alpha
         self.value = value
 
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Rollout]:
         """As of :class:`TransformersEngine`; every rollout has its ``mixture``."""
         for prompt in prompts:
-            self._encode_target(prompt)  # refuses before anything is sampled
+            self._encode_target(prompt)  # both refuse before anything is sampled
+            if callable(self.alpha):
+                self.alpha(prompt)
         return super().generate(prompts, group_size=group_size, seed=seed)
 
     def _encode_target(self, prompt: Prompt) -> list[int]:
@@ -96,9 +103,17 @@ class MixtureEngine(TransformersEngine):
             target,
             self.target,
             temperature=self.options.temperature,
-            alpha=self.alpha,
+            alpha=self._shares(prompts, group_size),
             value=self.value,
         )
+
+    def _shares(self, prompts: Sequence[Prompt], group_size: int) -> float | Tensor | Criterion:
+        """Alpha as it is, or a number for each row."""
+        share = self.alpha
+        if not callable(share):
+            return share
+        each = torch.tensor([share(prompt) for prompt in prompts], device=self.loaded.model.device)
+        return each.repeat_interleave(group_size)
 
     def _draw(self, decoder: Decoder, logits: Tensor, uniform: Tensor) -> tuple[Tensor, ...]:
         assert isinstance(decoder, MixtureDecoder)
@@ -126,7 +141,7 @@ class MixtureDecoder:
         policy, target: decoders of one kind over the same rows.
         settings: of the target.
         temperature: of the policy.
-        alpha, value: see :func:`klent.mixture.mixing.mix`.
+        alpha, value: see :func:`klent.mixture.mixing.mix`; a tensor has a number for each row.
 
     Attributes:
         mixed: of the newest token.
@@ -141,7 +156,7 @@ class MixtureDecoder:
         settings: Target,
         *,
         temperature: float,
-        alpha: float | Criterion,
+        alpha: float | Tensor | Criterion,
         value: float | None,
     ) -> None:
         self.policy, self.target, self.settings = policy, target, settings
@@ -162,6 +177,8 @@ class MixtureDecoder:
         order = self.policy.keep(rows)
         if self.target.keep(rows) != order:
             raise RuntimeError("policy and target keep their rows in different orders")
+        if isinstance(self.alpha, Tensor):
+            self.alpha = self.alpha[order]
         return order
 
     def policy_numbers(self, token: Tensor) -> Own:

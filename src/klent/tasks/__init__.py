@@ -25,7 +25,7 @@ __all__ = [
     "parse_rewards",
 ]
 
-GYM_KEYS = ("gym", "config", "only", "system")
+GYM_KEYS = ("gym", "config", "only", "system", "seed")
 DATA_KEYS = (
     "data",
     "split",
@@ -36,6 +36,7 @@ DATA_KEYS = (
     "prompt_column",
     "only",
     "system",
+    "seed",
 )
 
 
@@ -50,9 +51,9 @@ def load_task(
     """The task that a recipe's ``task:`` describes.
 
     Args:
-        config: ``{gym, config, only, system}`` or ``{data, split, subset, heldout, heldout_data,
-            heldout_split, prompt_column, only, system}``; keys whose value is None count as left out.
-        seed: decides problems, split and order.
+        config: ``{gym, config, only, system, seed}`` or ``{data, split, subset, heldout, heldout_data,
+            heldout_split, prompt_column, only, system, seed}``; keys whose value is None count as left out.
+        seed: decides problems, split and order, unless ``config`` has a ``seed`` of its own.
         heldout: distinct prompts to keep out of training for evaluation. A data task keeps what its own
             ``heldout`` says, and without that this many, but at most a tenth of its distinct prompts.
         needed: columns that every row must have, such as ``completion`` for supervised training.
@@ -79,6 +80,7 @@ def load_task(
     for key in given:
         if key not in keys:
             raise ConfigError(f"task: unknown key {key!r}{nearest(key, keys)}; keys are {', '.join(keys)}")
+    seed = given.pop("seed", seed)
     if "gym" in given:
         if needed:
             raise ConfigError(f"task.gym: generated problems have no {', '.join(needed)}; use task.data")

@@ -36,7 +36,7 @@ class DataTask:
         system: a system message before every prompt that has none of its own; text becomes a user message
             then.
         only: rows to train on, by the number in their id (the line of a file), in turn; None = all that are
-            not held out.
+            not held out. Those among them that would be held out are not, and nothing is in their place.
         needed: columns that every row must have, such as ``completion``.
         base: folder from which relative paths are looked up.
 
@@ -68,10 +68,11 @@ class DataTask:
         chosen = _chosen(prompts, only, str(data)) if only else prompts
         if heldout_data is None and heldout_split is None:
             kept = {_key(prompt) for prompt in chosen} if only else set()
-            distinct = [prompt for prompt in _distinct(prompts) if _key(prompt) not in kept]
+            distinct = _distinct(prompts)
             count = _heldout_count(heldout, heldout_count, len(distinct))
             random.Random(f"{seed}/heldout").shuffle(distinct)
-            self._heldout = distinct[:count]
+            # none in place of those of `only`: so a run on all rows trains on none of what is measured here
+            self._heldout = [prompt for prompt in distinct[:count] if _key(prompt) not in kept]
         else:
             if heldout is not None:
                 raise ConfigError("task: give `heldout` or `heldout_data`/`heldout_split`, not both")

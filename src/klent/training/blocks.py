@@ -9,8 +9,6 @@ which for a prompt of 200 and 8 completions of 100 is a quarter. :func:`block_at
 attends in each part, and puts the answers back in place. transformers calls it by its name.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,18 +131,6 @@ def block_attention(
         answers.append(own.transpose(1, 2).flatten(0, 1))
     out = torch.cat(answers).index_select(0, blocks.back)
     return out.view(rows, length, heads, width), None
-
-
-@contextmanager
-def attend_in_blocks(model: Any) -> Iterator[None]:
-    """Within this, the model's attention is :func:`block_attention`."""
-    config = model.config.get_text_config()
-    usual = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = usual
 
 
 AttentionInterface.register(NAME, block_attention)

@@ -35,14 +35,21 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained, and the arm whose model it begins with; None = the recipe's own model."""
+    """What is trained, whether its course is measured, and the arm whose model it begins with, or None."""
 
     recipe: Recipe
+    measured: bool = False
     after: str | None = None
 
 
 def run_controls(
-    recipe: Recipe, *, runs: Path, seeds: int, say: Callable[[str], None], rl: Recipe | None = None
+    recipe: Recipe,
+    *,
+    runs: Path,
+    seeds: int,
+    say: Callable[[str], None],
+    rl: Recipe | None = None,
+    names: Sequence[str] | None = None,
 ) -> Rows:
     """Measure the model before training, then train and measure every arm with every seed.
 
@@ -53,6 +60,7 @@ def run_controls(
         say: told what is being done.
         rl: trains with right answers before and after ``recipe``, where that one knows no reward; its model
             and seed are not looked at. None = GRPO on all prompts, as many steps.
+        names: arms to train, with those whose models they begin with; None = all.
 
     Returns:
         A row for each arm, seed and temperature: ``arm``, ``seed``, ``temperature``, ``accuracy``, ``low``,
@@ -62,51 +70,76 @@ def run_controls(
     if recipe.eval is None or isinstance(recipe.rollout, DatasetRollout):
         raise ConfigError("controls need an `eval` section and a rollout that samples")
     task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    wanted = chosen(arms(recipe, task, rl), names)
     own = recipe.rollout.temperature
     with Scorer(eval_rewards(recipe) or (), task) as scorer:
         scorer.check()
         say(f"measuring {recipe.model}")
         temperatures = sorted({*TEMPERATURES, own})
         rows = _measure(recipe.model, recipe, task, scorer, temperatures, {"arm": BEFORE, "seed": ""})
-        for seed in range(
-            recipe.seed, recipe.seed + seeds
-        ):  # whole seeds first: a cut leaves whole comparisons
-            for name, arm in arms(recipe, rl).items():
+        for seed in range(recipe.seed, recipe.seed + seeds):  # whole seeds: a cut leaves whole comparisons
+            for name, arm in wanted.items():
                 start = {"model": str(_folder(runs, recipe, arm.after, seed) / "final")} if arm.after else {}
                 folder = _folder(runs, recipe, name, seed)
-                _train(changed(arm.recipe, {"seed": seed, **start}), folder, say)
+                _train(changed(arm.recipe, {"seed": seed, **start}), folder, say, measure=arm.measured)
                 label = {"arm": name, "seed": seed}
                 rows += _measure(str(folder / "final"), recipe, task, scorer, sorted({0.0, own, 1.0}), label)
     return rows
 
 
-def arms(recipe: Recipe, rl: Recipe | None = None) -> dict[str, Arm]:
+def arms(recipe: Recipe, task: Task, rl: Recipe | None = None) -> dict[str, Arm]:
     """Every arm: the recipe, right answers, chance, another prompt, RL before and after a recipe without it.
 
-    Only the recipe as it is written is evaluated in the course of training; all are measured in the end.
+    All keep the held-out problems of ``task`` out of training, whatever their seed: it decides what is
+    sampled, and not the problems. Only the recipe as it is written is measured in the course of training, and
+    arms that stop early.
     """
     assert recipe.eval is not None
+    early = recipe.eval.early_stop is not None
     gold = [reward.model_dump() for reward in recipe.eval.reward or recipe.reward or ()]
+    recipe = _pinned(recipe, recipe)
     learns = {} if recipe.advantage else {"method": "grpo", "loss": None, "advantage": None, "reduce": None}
-    brief = recipe if recipe.eval.early_stop else recipe.model_copy(update={"eval": None})
     found = {
-        "as written": Arm(recipe),
-        "right answers": Arm(changed(brief, {**learns, "reward": gold})),
-        "random rewards": Arm(changed(brief, {**learns, "reward": [{"fn": "random"}]})),
+        "as written": Arm(recipe, measured=True),
+        "right answers": Arm(changed(recipe, {**learns, "reward": gold}), early),
+        "random rewards": Arm(changed(recipe, {**learns, "reward": [{"fn": "random"}]}), early),
     }
     if recipe.task.only is not None:
         generator = random.Random(f"{recipe.seed}/another prompt")
-        there = range(10_000) if isinstance(recipe.task, GymSettings) else _rows(recipe)
+        there = range(10_000) if isinstance(recipe.task, GymSettings) else _rows(recipe, task)
         others = generator.sample([n for n in there if n not in recipe.task.only], len(recipe.task.only))
-        found["another prompt"] = Arm(changed(brief, {"task": recipe.task.model_dump() | {"only": others}}))
+        only = recipe.task.model_dump() | {"only": others}
+        found["another prompt"] = Arm(changed(recipe, {"task": only}), early)
     if not recipe.advantage:
-        rl = rl.model_copy(update={"eval": None, "model": recipe.model}) if rl else _reinforced(brief, gold)
+        rl = _pinned(rl, recipe) if rl else _reinforced(recipe, gold)
         found |= {
-            "RL": Arm(rl),
-            "this, then RL": Arm(rl, after="as written"),
-            "RL, then this": Arm(brief, after="RL"),
+            "RL": Arm(rl, early),
+            "this, then RL": Arm(rl, early, after="as written"),
+            "RL, then this": Arm(recipe, early, after="RL"),
         }
     return found
+
+
+def chosen(found: dict[str, Arm], names: Sequence[str] | None) -> dict[str, Arm]:
+    """The arms of these names, and those that they begin with; None = all.
+
+    Raises:
+        ConfigError: a name that no arm has.
+    """
+    if names is None:
+        return found
+    for name in names:
+        if name not in found:
+            raise ConfigError(f"this recipe has no arm {name!r}; arms are: {', '.join(map(repr, found))}")
+    begun = {found[name].after for name in names}
+    return {name: arm for name, arm in found.items() if name in names or name in begun}
+
+
+def _pinned(recipe: Recipe, to: Recipe) -> Recipe:
+    """A recipe on another's model and held-out problems, and with its task's seed whatever the run's is."""
+    seed = to.seed if to.task.seed is None else to.task.seed
+    task = recipe.task.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"model": to.model, "task": task, "eval": to.eval})
 
 
 def _reinforced(recipe: Recipe, gold: list[dict[str, Any]]) -> Recipe:
@@ -130,21 +163,24 @@ def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     return make_recipe({key: value for key, value in values.items() if key not in out})
 
 
-def _rows(recipe: Recipe) -> list[int]:
+def _rows(recipe: Recipe, task: Task) -> list[int]:
     """The numbers of the rows that a data task may train on."""
     values = recipe.task.model_dump() | {"only": None}
-    task = load_task(values, seed=recipe.seed, heldout=0)
-    assert isinstance(task, DataTask)
-    return sorted(int(task.train(place).id.rpartition(":")[2]) for place in range(len(task)))
+    every = load_task(values, seed=recipe.seed, heldout=0)
+    assert isinstance(every, DataTask)
+    held = {prompt.id for prompt in task.heldout(len(every))}
+    rows = (every.train(place).id for place in range(len(every)))
+    return sorted(int(row.rpartition(":")[2]) for row in rows if row not in held)
 
 
-def _train(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
+def _train(recipe: Recipe, folder: Path, say: Callable[[str], None], *, measure: bool) -> None:
     if (folder / "final").is_dir():
         say(f"{folder} is there")
         return
     say(f"training {folder}")
     command = f"klent train {folder / 'config.yaml'}"
-    train(recipe, folder, command=command, resume=(folder / "config.yaml").exists(), console=QuietConsole())
+    resume = (folder / "config.yaml").exists()
+    train(recipe, folder, command=command, resume=resume, measure=measure, console=QuietConsole())
 
 
 def _measure(

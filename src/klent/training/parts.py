@@ -120,8 +120,9 @@ def build_engine(
     )
     if target is None or rollout.mixture is None:
         return TransformersEngine(loaded, options, progress=progress)
-    alpha, value = alpha_at(rollout.mixture, 1), rollout.mixture.alpha.value
-    return MixtureEngine(loaded, target, options, alpha=alpha, value=value, progress=progress)
+    settings = rollout.mixture
+    alpha = alpha_at(settings, 1, reward=0.0)
+    return MixtureEngine(loaded, target, options, alpha=alpha, value=settings.alpha.value, progress=progress)
 
 
 def build_sampler(

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from klent.attention import attending
 from klent.head import TokenStats, token_stats
 from klent.head.divergence import Head
 from klent.head.stats import Shape
-from klent.training.blocks import attend_in_blocks, find_blocks
+from klent.training.blocks import NAME as BLOCKS
+from klent.training.blocks import find_blocks
 from klent.training.packing import Completion, Pack, make_groups, pack
 
 
@@ -44,7 +46,7 @@ class Policy(nn.Module):
         if rows.shared and self.takes_blocks and not getattr(self.model, "is_gradient_checkpointing", False):
             # Not with checkpointing: it runs the model again in the backward pass, when this is over.
             blocks = find_blocks(rows.owner).to(self.model.device, self.model.dtype)
-            with attend_in_blocks(self.model):
+            with attending(self.model, BLOCKS):
                 return self._chosen(rows, blocks=blocks)
         return self._chosen(rows, attention_mask=_for_model(rows.attention_mask(), self.model))
 

@@ -35,6 +35,7 @@ from klent.training.evaluate import eval_rewards, evaluate
 from klent.training.floor import Floor
 from klent.training.interrupt import StopRequest
 from klent.training.metrics import rollout_metrics, time_metrics, update_metrics
+from klent.training.mixing import check_alpha
 from klent.training.parts import Parts, build_parts
 from klent.training.released import narrow, widen
 from klent.training.run_folder import RunFolder
@@ -50,7 +51,13 @@ PROBE_PROMPTS = 2  # prompts whose completions are measured again after the upda
 
 
 def train(
-    recipe: Recipe, run: Path, *, command: str, resume: bool = False, console: TrainConsole | None = None
+    recipe: Recipe,
+    run: Path,
+    *,
+    command: str,
+    resume: bool = False,
+    measure: bool = True,
+    console: TrainConsole | None = None,
 ) -> Path:
     """Run a recipe, or go on with a run, until its last step; all that comes of it is in the run folder.
 
@@ -59,6 +66,7 @@ def train(
         run: the run folder.
         command: the command line that repeats the run, for the report.
         resume: go on from the newest whole checkpoint of an existing folder.
+        measure: False = the problems of ``eval`` are kept out of training, and not measured.
         console: where to say what happens; prints to standard output by default.
 
     Returns:
@@ -66,8 +74,7 @@ def train(
 
     Raises:
         RunError: the folder is in use, or exists and ``resume`` is False; every completion was unscorable, or
-            no
-            gradient finite, for as many steps in a row as ``limits`` allows. What was reached is saved.
+            no gradient finite, for as many steps in a row as ``limits`` allows. What was reached is saved.
     """
     console = console or TrainConsole()
     task = load_task(
@@ -76,6 +83,7 @@ def train(
         heldout=recipe.eval.problems if recipe.eval else 0,
         needed=("completion",) if isinstance(recipe.rollout, DatasetRollout) else (),
     )
+    check_alpha(recipe, task)
     rewards = parse_rewards([r.model_dump() for r in recipe.reward], Path()) if recipe.reward else None
     with RunFolder.open(run) if resume else RunFolder.create(run) as folder:
         scorer = Scorer(rewards, task, folder.rewards_log) if rewards else None
@@ -85,7 +93,7 @@ def train(
             for each in dict.fromkeys((scorer, judge)):
                 if each:
                     each.check()
-            trainer = Trainer(recipe, folder, task, scorer, console, judge=judge)
+            trainer = Trainer(recipe, folder, task, scorer, console, judge=judge, measure=measure)
             if not resume:  # all that could be refused has been: from here on the folder is a run
                 write_atomic(folder.config, dump_recipe(recipe))
             start_record(run, command=command)
@@ -120,12 +128,14 @@ class Trainer:
         console: TrainConsole,
         *,
         judge: Scorer | None = None,
+        measure: bool = True,
     ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.task = task
         self.scorer = scorer
         self.judge = judge  # of held-out answers; the same as scorer unless eval.reward names another
+        self.measures = measure
         self.console = console
         self.progress = Progress()
         self.parts: Parts = build_parts(
@@ -276,6 +286,7 @@ class Trainer:
         path = self.folder.eval
         if (
             self.recipe.eval is None
+            or not self.measures
             or self.judge is None
             or any(row["step"] == step for row in read_jsonl(path))
         ):
@@ -331,6 +342,7 @@ class Trainer:
                 "progress": vars(self.progress),
                 "optimizer_steps": updater.steps_done,
                 "thermostat": vars(self.parts.thermostat.state) if self.parts.thermostat else None,
+                "policy_reward": self.parts.mixer.reward if self.parts.mixer else None,
                 "offsets": self.folder.offsets(),
             },
             keep=self.recipe.checkpoint.keep,
@@ -349,6 +361,8 @@ class Trainer:
         self.progress = Progress(**found.state["progress"])
         if self.parts.thermostat is not None:
             self.parts.thermostat.state = State(**found.state["thermostat"])
+        if self.parts.mixer is not None:
+            self.parts.mixer.reward = found.state.get("policy_reward", 0.0)
         self.parts.updater.steps_done = found.state["optimizer_steps"]
         self.folder.truncate_logs(found.state["offsets"], on_damage=self.console.warn)
 
