@@ -84,6 +84,28 @@ def test_in_a_worker_with_settings_metrics_and_the_true_reward_beside(tmp_path):
     assert scores.metrics["semantic/majority"] == 0.75
 
 
+def test_what_the_budget_cut_has_no_answer(tmp_path):
+    said, ends = ["8", "8", "To solve 4 + 5", "To add 4 + 5"], ["stop", "length", "length", "length"]
+    prompts = [Task().train(0)] * 4
+    with scorer({"empo": {"same": "number"}}, tmp_path) as rewards:
+        cut = rewards.score(prompts, said, ends)
+        assert rewards.score(prompts, said).reward == [0.5, 0.5, 0.5, 0.5]  # nothing is known to be cut
+    assert cut.reward == [0.25, 0.0, 0.0, 0.0]
+    assert cut.metrics["semantic/empty"] == 0.75
+    with scorer({"empo": {"same": "number", "truncated": True}}, tmp_path) as rewards:
+        assert rewards.score(prompts, said, ends).reward == [0.5, 0.5, 0.5, 0.5]
+
+
+def test_a_users_reward_may_ask_how_completions_ended(tmp_path):
+    (tmp_path / "ends.py").write_text(
+        "def f(completions, finish):\n    return [e == 'stop' for e in finish]\n"
+    )
+    with scorer("ends.py:f", tmp_path) as rewards:
+        rewards.check()
+        scores = rewards.score([Task().train(0)] * 2, ["a", "b"], ["stop", "length"])
+    assert scores.reward == [1.0, 0.0]
+
+
 def test_a_setting_that_is_not_there_or_out_of_range(tmp_path):
     refused = pytest.raises(ConfigError, match=r"reward empo: no argument 'sane' \(did you mean 'same'\?\)")
     with scorer({"empo": {"sane": "text"}}, tmp_path) as rewards, refused:

@@ -67,7 +67,7 @@ def test_a_reward_sees_what_trl_would_show_it(tmp_path: Path) -> None:
         ["text", messages],
         ["one", [{"role": "assistant", "content": "two\ud800"}]],
         [1, [2, "é"]],
-        ["only_b", "where"],
+        ["finish", "only_b", "where"],
     ]
 
 
@@ -120,7 +120,7 @@ def test_unscorable_by_one_reward_is_unscorable() -> None:
 def test_nothing_to_score() -> None:
     with Scorer([spec("length")]) as scorer:
         assert scorer.score([], []).parts == {"length": []}
-        with pytest.raises(ValueError, match="2 prompts but 1 completions"):
+        with pytest.raises(ValueError, match="2 prompts, 1 completions, 1 ends"):
             scorer.score(prompts(2), ["x"])
 
 

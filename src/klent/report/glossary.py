@@ -68,7 +68,9 @@ GLOSSARY: dict[str, Term] = {
         "What the thresholds leave out teaches nothing.",
     ),
     "semantic/empty": Term(
-        "fraction", "Completions without an answer.", "They agree with nothing and get 0. High: see `same`."
+        "fraction",
+        "Completions without an answer.",
+        "They agree with nothing and get 0. High: see `same`, or more `rollout.max_tokens`: those cut count.",
     ),
     "semantic/copied": Term(
         "fraction",

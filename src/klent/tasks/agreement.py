@@ -25,6 +25,8 @@ def empo(
     threshold: float = 0.85,
     low: float | None = None,
     high: float | None = None,
+    truncated: bool = False,
+    finish: Sequence[str] | None = None,
     log_metric: Callable[[str, float], None] = lambda name, value: None,
     **columns: Any,
 ) -> list[float | None]:
@@ -32,8 +34,9 @@ def empo(
 
         rᵢ = pⱼ, the share of completion i's cluster;   0 for the whole group unless low < H < high
 
-    Completions of the same prompt are one group. One that is empty, or that only repeats words of the
-    question, has no answer: it agrees with nothing and gets 0.
+    Completions of the same prompt are one group. One that is empty, that only repeats words of the question,
+    or that the token budget cut, has no answer: it agrees with nothing and gets 0. Where cut completions
+    count, a policy learns to be cut: all then agree on the last number that the question has.
 
     Args:
         prompts: text or messages.
@@ -43,6 +46,8 @@ def empo(
         threshold: the cosine from which on two completions mean the same, with ``same: meaning``.
         low: semantic entropy that a group must exceed, nats; None is no bound.
         high: semantic entropy that a group must stay below, nats; None is no bound.
+        truncated: True = what a completion said before it was cut is its answer.
+        finish: ``length`` for each that was cut; None = none was.
         log_metric: receives ``semantic/...``: see docs/metrics.md.
         columns: not looked at.
 
@@ -58,6 +63,9 @@ def empo(
     """
     relation = _equivalence(same, threshold=threshold)
     texts = [plain(completion) for completion in completions]
+    if not truncated:
+        ends = finish or ["stop"] * len(texts)
+        texts = ["" if end == "length" else text for text, end in zip(texts, ends, strict=True)]
     groups = by_prompt(prompts)
     cluster, group = label(texts, groups, [question(prompt) for prompt in prompts], relation)
     reward = empo_reward(cluster, group, low=low, high=high).tolist()

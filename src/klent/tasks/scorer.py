@@ -15,6 +15,7 @@ from klent.tasks.spec import BUILTIN, RewardSpec, nearest, short_names
 
 _LIMIT_HITS = 4  # in a row; the rest of the call is then given up
 _GIVEN = ("prompts", "completions")
+Sample = tuple[Prompt, str, str]  # a prompt, its completion, and how that ended
 
 
 @dataclass(frozen=True)
@@ -90,25 +91,31 @@ class Scorer:
             if self._task is not None:
                 self._check_columns(spec, worker, self._task.train(0))
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Scores:
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], finish: Sequence[str] | None = None
+    ) -> Scores:
         """Score one completion a prompt (a prompt is repeated for each completion of its group).
 
         Args:
             prompts: as many as there are completions.
             completions: what was sampled, as text.
+            finish: ``length`` for each that the token budget cut, else ``stop``; rewards get it as a column
+                of this name, where the task has none. None = all ended by themselves.
 
         Returns:
             The scores, never an exception for what a reward did.
 
         Raises:
-            ValueError: the two differ in number.
+            ValueError: they differ in number.
         """
-        if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
-        if not prompts:
+        finish = ["stop"] * len(completions) if finish is None else finish
+        if not len(prompts) == len(completions) == len(finish):
+            raise ValueError(f"{len(prompts)} prompts, {len(completions)} completions, {len(finish)} ends")
+        samples = list(zip(prompts, completions, finish, strict=True))
+        if not samples:
             return Scores([], {name: [] for name in self.names}, {})
         jobs = [
-            self._threads.submit(_score, name, spec, worker, prompts, completions)
+            self._threads.submit(_score, name, spec, worker, samples)
             for name, spec, worker in zip(self.names, self._rewards, self._workers, strict=True)
         ]
         results = [job.result() for job in jobs]
@@ -127,40 +134,40 @@ class Scorer:
         columns = [name for name in prompt.columns if name != "completion"]
         columns += spec.settings
         for name in worker.describe()["required"]:
-            if name not in columns and name not in _GIVEN:
+            if name not in columns and name not in (*_GIVEN, "finish"):
                 there = ", ".join(columns) or "none"
                 raise ConfigError(
                     f"reward {spec.fn}: needs a column {name!r}{nearest(name, columns)}; columns are: {there}"
                 )
         if spec.fn in BUILTIN:
             try:
-                worker.call({**_arguments([prompt], [""]), **spec.settings}, max(60.0, spec.timeout))
+                worker.call({**_arguments([(prompt, "", "stop")]), **spec.settings}, max(60.0, spec.timeout))
             except CallFailed as error:
                 raise DataError(f"reward {spec.fn}: {error} (at {prompt.id})") from None
 
 
 def _score(
-    name: str, spec: RewardSpec, worker: Worker, prompts: Sequence[Prompt], completions: Sequence[str]
+    name: str, spec: RewardSpec, worker: Worker, samples: Sequence[Sample]
 ) -> tuple[list[float], Counter[str]]:
     """One reward's values and problems."""
     problems: Counter[str] = Counter()
     try:
-        return _numbers(name, _called(worker, spec, prompts, completions), problems), problems
+        return _numbers(name, _called(worker, spec, samples), problems), problems
     except CallFailed as error:
-        if len(prompts) == 1:
+        if len(samples) == 1:
             problems[f"{name} {error}"] += 1
             return [math.nan], problems
         whole = f"{name} {error}, called with the whole batch: each completion was scored alone"
-        problems[whole] = len(prompts)
+        problems[whole] = len(samples)
     values: list[float] = []
     hits = 0
-    for prompt, completion in zip(prompts, completions, strict=True):
+    for sample in samples:
         if hits == _LIMIT_HITS:
             problems[f"{name} was given up after {hits} limits hit in a row"] += 1
             values.append(math.nan)
             continue
         try:
-            values += _numbers(name, _called(worker, spec, [prompt], [completion]), problems)
+            values += _numbers(name, _called(worker, spec, [sample]), problems)
             hits = 0
         except CallFailed as error:
             hits = hits + 1 if error.kind == "timeout" else 0
@@ -169,16 +176,14 @@ def _score(
     return values, problems
 
 
-def _called(
-    worker: Worker, spec: RewardSpec, prompts: Sequence[Prompt], completions: Sequence[str]
-) -> list[Any]:
+def _called(worker: Worker, spec: RewardSpec, samples: Sequence[Sample]) -> list[Any]:
     """The list that a reward returned, one value a completion."""
     worker.metrics = {}
-    result = worker.call({**_arguments(prompts, completions), **spec.settings}, spec.timeout)
+    result = worker.call({**_arguments(samples), **spec.settings}, spec.timeout)
     if not isinstance(result, list):
         raise CallFailed("raised", f"returned {_kind(result)} where a list is due")
-    if len(result) != len(completions):
-        raise CallFailed("raised", f"returned {len(result)} values for {len(completions)} completions")
+    if len(result) != len(samples):
+        raise CallFailed("raised", f"returned {len(result)} values for {len(samples)} completions")
     return result
 
 
@@ -190,8 +195,9 @@ def _check_settings(spec: RewardSpec, worker: Worker) -> None:
             raise ConfigError(f"reward {spec.fn}: no argument {name!r}{nearest(name, named)}; {has}")
 
 
-def _arguments(prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, Any]:
-    """The keyword arguments that TRL passes: columns as lists, messages where the prompt is messages."""
+def _arguments(samples: Sequence[Sample]) -> dict[str, Any]:
+    """What TRL passes: columns as lists, messages where the prompt is messages; and how completions ended."""
+    prompts = [prompt for prompt, _, _ in samples]
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
     columns = {
         name: [prompt.columns.get(name) for prompt in prompts]
@@ -200,9 +206,10 @@ def _arguments(prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[st
     }
     replies = [
         text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(prompts, completions, strict=True)
+        for prompt, text, _ in samples
     ]
-    return {"prompts": [prompt.prompt for prompt in prompts], "completions": replies, **columns}
+    given = {"prompts": [prompt.prompt for prompt in prompts], "completions": replies}
+    return {**given, "finish": [end for _, _, end in samples], **columns}
 
 
 def _numbers(name: str, result: list[Any], problems: Counter[str]) -> list[float]:

@@ -82,7 +82,9 @@ def accuracy_at(
         rollout = TransformersRollout(max_tokens=rollout.max_tokens)
     engine = build_sampler(loaded, rollout.model_copy(update={"temperature": temperature}))
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
-    scores = scorer.score([r.prompt for r in rollouts], [r.text for r in rollouts])
+    scores = scorer.score(
+        [r.prompt for r in rollouts], [r.text for r in rollouts], [r.finish for r in rollouts]
+    )
     return sum(value >= 1.0 - 1e-6 for value in scores.reward) / len(rollouts)
 
 

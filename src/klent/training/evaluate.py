@@ -47,7 +47,9 @@ def evaluate(
     """
     started = time.perf_counter()
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
-    scores = scorer.score([r.prompt for r in rollouts], [r.text for r in rollouts])
+    scores = scorer.score(
+        [r.prompt for r in rollouts], [r.text for r in rollouts], [r.finish for r in rollouts]
+    )
     correct = [value >= 1.0 - 1e-6 for value in scores.reward]  # nan compares false
     by_problem = [correct[i : i + samples] for i in range(0, len(correct), samples)]
     accuracy = sum(correct) / len(correct)

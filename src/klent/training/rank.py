@@ -120,7 +120,9 @@ def _chunks(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
 
 
 def _outcomes(scorer: Scorer, rollouts: Sequence[Rollout]) -> list[float]:
-    scores = scorer.score([r.prompt for r in rollouts], [r.text for r in rollouts])
+    scores = scorer.score(
+        [r.prompt for r in rollouts], [r.text for r in rollouts], [r.finish for r in rollouts]
+    )
     return [float(value >= 1.0 - 1e-6) for value in scores.reward]
 
 

@@ -224,7 +224,9 @@ class Trainer:
     def _score(self, rollouts: Sequence[Rollout]) -> Scores | None:
         if self.scorer is None or isinstance(self.recipe.rollout, DatasetRollout):
             return None
-        scores = self.scorer.score([r.prompt for r in rollouts], [r.text for r in rollouts])
+        scores = self.scorer.score(
+            [r.prompt for r in rollouts], [r.text for r in rollouts], [r.finish for r in rollouts]
+        )
         for problem, count in scores.problems.items():
             if problem not in self.told:
                 self.told.add(problem)
