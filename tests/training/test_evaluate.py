@@ -28,7 +28,7 @@ class ThreeSamples(Engine):
 
 
 class Fixed:
-    def score(self, prompts, completions):
+    def score(self, prompts, completions, finish):
         return Scores([1.0, 0.0, 0.5, 0.0, math.nan, 0.0], {}, {})
 
 
