@@ -1,10 +1,10 @@
 """Draws what `klent controls` wrote: every arm beside what was there for nothing, and accuracy by step.
 
     python examples/unsupervised/figures.py arms OUT.png NAME=CONTROLS.csv ...
-    python examples/unsupervised/figures.py steps OUT.png NAME=CONTROLS_FOLDER ...
+    python examples/unsupervised/figures.py steps OUT.png NAME=FOLDER_OF_RUNS ...
 
-A small dot is a seed, a large one their mean; bars are 95 % intervals over problems. `steps` reads the
-`eval.jsonl` of the arm as it is written, of every seed that is there.
+A small dot is a seed, a large one their mean; bars are 95 % intervals over problems. `steps` reads every
+`eval.jsonl` of a folder's runs: of controls only the arm as it is written has one.
 """
 
 import json
@@ -58,7 +58,7 @@ def draw_arms(axis: Axes, title: str, rows: Rows) -> None:
 
 def draw_steps(axis: Axes, title: str, folder: Path) -> None:
     """Accuracy of every seed by step: sampled at the recipe's temperature, and greedily."""
-    for file in sorted(folder.glob("as_written-*/eval.jsonl")):
+    for file in sorted(folder.glob("*/eval.jsonl")):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         first = axis.get_legend_handles_labels()[1] == []
         for key, label, color in CURVES:

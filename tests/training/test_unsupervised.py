@@ -375,6 +375,9 @@ def test_controls_measure_every_arm(world):
     said: list[str] = []
     assert run_controls(settings, runs=world / "runs", seeds=1, say=said.append) == rows
     assert sum("is there" in line for line in said) == 7
+    other = recipe("em", task=task, steps=2, prompts_per_step=1)
+    with pytest.raises(RunError, match=r"as_written-0 is a run of another recipe; move it away"):
+        run_controls(other, runs=world / "runs", seeds=1, say=said.append)
 
 
 def test_the_stage_with_right_answers_may_be_a_recipe_of_its_own(world):

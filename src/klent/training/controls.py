@@ -15,7 +15,7 @@ import yaml
 from klent.config import DatasetRollout, GymSettings, Recipe, dump_recipe
 from klent.config.load import make_recipe
 from klent.console import QuietConsole
-from klent.errors import ConfigError
+from klent.errors import ConfigError, RunError
 from klent.files import write_atomic
 from klent.models import load_policy
 from klent.tasks import DataTask, Scorer, Task, load_task
@@ -174,13 +174,15 @@ def _rows(recipe: Recipe, task: Task) -> list[int]:
 
 
 def _train(recipe: Recipe, folder: Path, say: Callable[[str], None], *, measure: bool) -> None:
+    config = folder / "config.yaml"
+    if config.exists() and config.read_text(encoding="utf-8") != dump_recipe(recipe):
+        raise RunError(f"{folder} is a run of another recipe; move it away, or give this one another `name`")
     if (folder / "final").is_dir():
         say(f"{folder} is there")
         return
     say(f"training {folder}")
     command = f"klent train {folder / 'config.yaml'}"
-    resume = (folder / "config.yaml").exists()
-    train(recipe, folder, command=command, resume=resume, measure=measure, console=QuietConsole())
+    train(recipe, folder, command=command, resume=config.exists(), measure=measure, console=QuietConsole())
 
 
 def _measure(
