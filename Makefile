@@ -57,7 +57,7 @@ bench-gpu: $(STAMP) ## measure the head on a GPU against the fused kernels that 
 docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.report.glossary
 	$(BIN)/python -m klent.audit.table
-	$(BIN)/python -m klent.audit.claims.page
+	$(BIN)/python -m klent.claims.page
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -49,7 +49,7 @@ class Klent:
     """klent's engine, as training uses it."""
 
     def __init__(self, model: str, encoded: list[list[int]]) -> None:
-        from klent.models import load_policy
+        from klent.models.load import load_policy
 
         self.loaded = load_policy(model)
         self.prompts = prompts()
@@ -162,7 +162,7 @@ def floor(tokens: float, prompt_tokens: int) -> float:
     """Seconds of the bare products: 2 operations a weight and token, the head for sampled tokens only."""
     import torch
 
-    from klent.products import product
+    from klent.head.products import product
 
     layers, width, inner, kv, words = 30, 576, 1536, 192, 49152
     shapes = [(width, width, 2), (kv, width, 2), (inner, width, 2), (width, inner, 1)]
@@ -203,8 +203,8 @@ def main() -> None:
         encoded = json.loads(options.encoded.read_text())
         worker(options.worker, options.model, encoded, options.repeats, options.out)
         return
-    from klent.locate import resolve
-    from klent.models import load_policy, render_prompt
+    from klent.models.load import load_policy, render_prompt
+    from klent.models.locate import resolve
 
     model = str(resolve(options.model))
     tokenizer = load_policy(model).tokenizer
@@ -262,7 +262,7 @@ def main() -> None:
 
 
 def _kept(environment: dict[str, str]) -> dict[str, str]:
-    """klent.memory's settings, for a worker that does not enter through the command line."""
+    """klent.runs.memory's settings, for a worker that does not enter through the command line."""
     return environment | {
         "THP_MEM_ALLOC_ENABLE": "1",
         "MALLOC_MMAP_THRESHOLD_": str(2**30),

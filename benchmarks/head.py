@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 import klent
-from klent.products import product
+from klent.head.products import product
 
 TILE = 2048, 512  # rows x words
 TRL_CHUNKS = 4096, 16384, 32768  # the last one is what its trainer passes

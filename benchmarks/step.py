@@ -39,7 +39,7 @@ Rows = list[dict[str, Any]]
 def run_klent(steps: int, seed: int, model: str) -> Rows:
     """Rows of metrics.jsonl of a quickstart without its evaluations."""
     from klent.config import load_recipe
-    from klent.training.trainer import train
+    from klent.runs.loop import train
 
     overrides = [f"steps={steps}", f"seed={seed}", f"model={model}", "eval=null", "checkpoint.every=0"]
     recipe = load_recipe(str(RECIPE), overrides)
@@ -61,7 +61,7 @@ def run_trl(steps: int, seed: int, model: str) -> Rows:
     from trl import GRPOConfig, GRPOTrainer
 
     from klent.config import load_recipe
-    from klent.locate import resolve
+    from klent.models.locate import resolve
     from klent.tasks import load_task
     from klent.tasks.verifiers import last_number
 
@@ -139,7 +139,7 @@ WORKERS = {"klent": run_klent, "trl": run_trl}
 def worker(name: str, steps: int, seed: int, model: str, out: Path) -> None:
     """Run one trainer and leave its rows and versions in ``out``."""
     if name == "klent":  # as the command line does
-        from klent.memory import keep_freed_memory
+        from klent.runs.memory import keep_freed_memory
 
         keep_freed_memory()
     import torch

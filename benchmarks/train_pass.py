@@ -30,10 +30,10 @@ sys.path.insert(0, str(HERE))
 from common import device_name, show, today, write  # noqa: E402
 
 import klent  # noqa: E402
-from klent.models import load_policy  # noqa: E402
-from klent.products import product  # noqa: E402
-from klent.training.packing import Completion, make_groups, make_microbatches, pack  # noqa: E402
-from klent.training.policy import Policy, takes_shared_prompt  # noqa: E402
+from klent.head.products import product  # noqa: E402
+from klent.models.load import load_policy  # noqa: E402
+from klent.policies.causal_lm.packing import Completion, make_groups, make_microbatches, pack  # noqa: E402
+from klent.policies.causal_lm.policy import Policy, takes_shared_prompt  # noqa: E402
 
 RESULTS = HERE / "results" / "train_pass_cpu.csv"
 GROUP = 8
@@ -75,7 +75,7 @@ def plain(items: list[Completion]) -> Callable[[], int]:
     """The same numbers from the model as transformers loads it, on padded rows with full logits."""
     from transformers import AutoModelForCausalLM
 
-    from klent.locate import resolve
+    from klent.models.locate import resolve
 
     model = AutoModelForCausalLM.from_pretrained(str(resolve("smollm2-135m")), dtype=torch.float32)
     model.eval()
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from klent.memory import keep_freed_memory
+    from klent.runs.memory import keep_freed_memory
 
     keep_freed_memory()
     main()

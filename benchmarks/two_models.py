@@ -31,11 +31,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from common import device_name, show, today, write  # noqa: E402
 
-from klent.memory import keep_freed_memory  # noqa: E402
-from klent.models import LoadedModel, load_policy  # noqa: E402
+from klent.models.load import LoadedModel, load_policy  # noqa: E402
 from klent.rollout.mixture_engine import MixtureEngine  # noqa: E402
 from klent.rollout.target import Target  # noqa: E402
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine  # noqa: E402
+from klent.runs.memory import keep_freed_memory  # noqa: E402
 from klent.tasks import Prompt  # noqa: E402
 
 PROMPTS, GROUP, TOKENS = 2, 8, 64

@@ -3,13 +3,13 @@
 import torch
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
-from klent.models import LoadedModel
+from klent.models.load import LoadedModel
+from klent.policies.causal_lm.policy import Policy
 from klent.rollout.engine import Rollout
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
-from klent.tasks.prompt import Prompt
-from klent.training.batch import Batch, make_batch
+from klent.streams.batch import Batch, make_batch
+from klent.streams.prompt import Prompt
 from klent.training.objective import Objective
-from klent.training.policy import Policy
 from klent.training.update import Updater
 
 PROMPTS = [

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from klent import mixture
-from klent.compare.student import t_bound
+from klent.kit.student import t_bound
 
 SYMBOLS, LENGTH, PROBLEMS, SAMPLES = 4, 4, 8, 4
 SEQUENCES = torch.tensor(list(itertools.product(range(SYMBOLS), repeat=LENGTH)))  # [256, 4]

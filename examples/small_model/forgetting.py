@@ -16,7 +16,7 @@ from texts import draw_text
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from klent.models import load_policy
+from klent.models.load import load_policy
 
 TEXTS = 2000
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from klent.files import read_jsonl
-from klent.law import fit_law, points
+from klent.io.files import read_jsonl
+from klent.measure.law import fit_law, points
 
 
 def rms(errors: np.ndarray) -> float:

@@ -19,8 +19,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from klent.training.controls import BEFORE, Rows, read_csv
-from klent.training.evaluate import wilson
+from klent.measure.evaluate import wilson
+from klent.studies.controls import BEFORE, Rows, read_csv
 
 SAMPLED, GREEDY, VOTE = "#2b6cb0", "#c05621", "#718096"
 CURVES = (

@@ -10,7 +10,7 @@ over problems), pass@k and a vote of k at temperature 1.
 import sys
 from pathlib import Path
 
-from klent.training.controls import read_csv, summary
+from klent.studies.controls import read_csv, summary
 
 
 def main(path: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from klent import mixture as M
 from klent import objectives as O
-from klent.audit.claims import (
+from klent.claims import (
     CLAIMS,
     Claim,
     Verdict,
@@ -20,9 +20,9 @@ from klent.audit.claims import (
     mixture_chernoff,
     qsft_fixed_point,
 )
-from klent.audit.claims.claim import Figure, number, over_seeds
-from klent.audit.claims.command import claims_command
-from klent.audit.claims.page import markdown
+from klent.claims.claim import Figure, number, over_seeds
+from klent.claims.command import claims_command
+from klent.claims.page import markdown
 from klent.errors import KlentError
 from klent.objectives.types import TokenLoss
 
@@ -264,7 +264,7 @@ def test_verdict_and_figures(name: str) -> None:
 def test_the_page_in_docs_is_generated(results: list[tuple[Claim, Verdict]]) -> None:
     numbers = re.compile(r"(?<![\w.:])-?\d+(?:\.\d+)?(?:e-?\d+)?")
     written, generated = PAGE.read_text(encoding="utf-8"), markdown(results)
-    again = "run: python -m klent.audit.claims.page"
+    again = "run: python -m klent.claims.page"
     assert numbers.sub("#", written) == numbers.sub("#", generated), again
     for old, new in zip(numbers.findall(written), numbers.findall(generated), strict=True):
         assert float(old) == pytest.approx(float(new), rel=0.0101), again  # one unit of the third digit
@@ -294,7 +294,7 @@ def test_command_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_table_has_every_claim(
     results: list[tuple[Claim, Verdict]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("klent.audit.claims.command._run", lambda claims: results)
+    monkeypatch.setattr("klent.claims.command._run", lambda claims: results)
     assert claims_command([], as_json=False) == 0
     shown = capsys.readouterr().out
     assert all(claim.id in shown for claim in CLAIMS)

@@ -64,7 +64,7 @@ def trained(monkeypatch) -> list[dict]:
         (run / "config.yaml").write_text(dump_recipe(recipe))
         return run
 
-    monkeypatch.setitem(sys.modules, "klent.training.trainer", types.SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "klent.runs.loop", types.SimpleNamespace(train=train))
     return calls
 
 
@@ -145,7 +145,7 @@ def test_other_errors_of_klent_exit_with_1(run, monkeypatch):
     def train(*_, **__):
         raise RunError("the disk is full: make room")
 
-    monkeypatch.setitem(sys.modules, "klent.training.trainer", types.SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "klent.runs.loop", types.SimpleNamespace(train=train))
     result = run("train", "my.yaml")
     assert result.exit_code == 1
     assert "the disk is full: make room" in result.stderr
@@ -155,12 +155,12 @@ def test_an_interrupt_exits_with_130(run, monkeypatch):
     def train(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "klent.training.trainer", types.SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "klent.runs.loop", types.SimpleNamespace(train=train))
     assert run("train", "my.yaml").exit_code == 130
 
 
 def test_the_trainer_takes_what_the_command_line_passes():
-    from klent.training.trainer import train
+    from klent.runs.loop import train
 
     inspect.signature(train).bind("recipe", Path("run"), command="klent train", resume=True, console=None)
 
@@ -194,7 +194,7 @@ def test_fresh_moves_earlier_runs_aside(run, trained, here):
 
 
 def test_fresh_leaves_a_run_in_use_alone(run, trained, here):
-    from klent.training.run_folder import RunFolder
+    from klent.runs.folder import RunFolder
 
     run("train", "my.yaml")
     with RunFolder.open(here / "runs" / "my"):
@@ -316,7 +316,7 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
         seen.append((model, recipe))
         return {"accuracy": 0.5, "low": 0.4, "high": 0.6, "problems": 9, "samples": 2, "entropy": 1.25}
 
-    monkeypatch.setattr("klent.training.evaluate.evaluate_model", evaluate_model, raising=False)
+    monkeypatch.setattr("klent.measure.evaluate.evaluate_model", evaluate_model, raising=False)
     run("train", "my.yaml")
     assert "has no final model yet; finish it with `klent resume runs/my`" in run("eval", "my").stderr
     (here / "runs" / "my" / "final").mkdir()
@@ -332,7 +332,7 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
 
 def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, here, monkeypatch):
     monkeypatch.setattr(
-        "klent.training.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured")
+        "klent.measure.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured")
     )
     run("train", "my.yaml")
     (here / "runs" / "my" / "final").mkdir()
@@ -354,7 +354,7 @@ def test_sample_prints_completions(run, monkeypatch):
         seen.update(options, model=model, prompt=prompt)
         return ["one [bold]", "two"]
 
-    monkeypatch.setitem(sys.modules, "klent.training.sample", types.SimpleNamespace(sample=sample))
+    monkeypatch.setitem(sys.modules, "klent.runs.sample", types.SimpleNamespace(sample=sample))
     result = run("sample", "a/b", "Hi", "-n", "2", "--temperature", "0.5")
     assert result.exit_code == 0, result.output
     assert (seen["model"], seen["prompt"], seen["count"], seen["temperature"]) == ("a/b", "Hi", 2, 0.5)
@@ -380,7 +380,7 @@ def test_sample_between_two_models(run, monkeypatch):
         ]
 
     sampler = types.SimpleNamespace(sample_mixture=sample_mixture)
-    monkeypatch.setitem(sys.modules, "klent.training.sample", sampler)
+    monkeypatch.setitem(sys.modules, "klent.runs.sample", sampler)
     result = run("sample", "--policy", "a/b", "--target", "c/d", "--alpha", "ess=0.5", "Hi")
     assert result.exit_code == 0, result.output
     assert (seen["model"], seen["target"], seen["prompt"], seen["alpha"]) == ("a/b", "c/d", "Hi", "ess=0.5")

@@ -1,7 +1,7 @@
 """Small whole runs whose numbers must not move by accident: recipes on the tiny model, and one on SmolLM2.
 
-The recipes cross the places where a change of structure could change arithmetic: both packings, several optimizer
-steps per batch, selection, a reference, two models, adapters, replayed data, evaluation with votes, a controller.
+The recipes cross the places where a change of structure could change arithmetic: both packings, several
+optimizer steps per batch, selection, a reference, two models, adapters, replayed data, votes, a controller.
 """
 
 import json
@@ -66,12 +66,23 @@ CASES: dict[str, dict[str, Any]] = {
     "empo": {
         "method": "empo",
         "reward": {"empo": {"same": "text"}},
-        "eval": {"problems": 4, "samples": 2, "reward": "reward.py:digits", "same": "text", "temperatures": [0, 0.5]},
+        "eval": {
+            "problems": 4,
+            "samples": 2,
+            "reward": "reward.py:digits",
+            "same": "text",
+            "temperatures": [0, 0.5],
+        },
     },
     "kl_in_loss": {"loss": {"kl_in_loss": {"coef": 0.05}}, "reference": "other"},
-    "kl_in_reward": {"token_reward": {"kl_in_reward": {"coef": 0.05}}, "update": {"epochs": 2, "minibatches": 2}},
+    "kl_in_reward": {
+        "token_reward": {"kl_in_reward": {"coef": 0.05}},
+        "update": {"epochs": 2, "minibatches": 2},
+    },
     "lora": {"lora": {"rank": 4}, "loss": {"kl_in_loss": {"coef": 0.05}}},
-    "truncated_sampling": {"rollout": {"max_tokens": 8, "top_p": 0.9, "top_k": 40, "temperature": 0.8, "stop": ["1"]}},
+    "truncated_sampling": {
+        "rollout": {"max_tokens": 8, "top_p": 0.9, "top_k": 40, "temperature": 0.8, "stop": ["1"]}
+    },
 }
 
 SMOLLM2: dict[str, Any] = {

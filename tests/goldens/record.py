@@ -1,7 +1,7 @@
-"""Record the goldens: python tests/goldens/record.py [CASE ...] (from the root of a checkout, in its .venv).
+"""Record the goldens: ``python tests/goldens/record.py [CASE ...]``, with the Python of a checkout's .venv.
 
-Recorded before a change of structure and read by test_goldens.py after it. A case is recorded again only where a
-change is meant to move its numbers, and the changelog then says so under Numbers move.
+Recorded before a change of structure and read by test_goldens.py after it. A case is recorded again only
+where a change is meant to move its numbers, and the changelog then says so under Numbers move.
 """
 
 import hashlib
@@ -25,7 +25,11 @@ def fingerprint() -> dict[str, str]:
     import transformers
 
     cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     return {
@@ -39,10 +43,9 @@ def fingerprint() -> dict[str, str]:
 def run_case(name: str, folder: Path) -> dict[str, Any]:
     """Train a case in ``folder`` (the working folder) and read what it left behind."""
     from goldens.cases import recipe_of
-
     from klent.config import make_recipe
-    from klent.console import QuietConsole
-    from klent.training.trainer import train
+    from klent.runs.console import QuietConsole
+    from klent.runs.loop import train
 
     run = folder / f"run-{name}"
     train(make_recipe(recipe_of(name)), run, command="golden", console=QuietConsole())
@@ -56,16 +59,17 @@ def read_run(run: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in weights:
         digest.update(path.read_bytes())
-    metrics = [_timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    evals = run / "eval.jsonl"
-    evaluations = [_timeless(json.loads(line)) for line in evals.read_text().splitlines()] if evals.exists() else []
     return {
         "weights": digest.hexdigest(),
         "samples": _digest((run / "samples.jsonl").read_text()),
         "forks": _digest((run / "forks.jsonl").read_text()),
-        "metrics": metrics,
-        "evaluations": evaluations,
+        "metrics": _rows(run / "metrics.jsonl"),
+        "evaluations": _rows(run / "eval.jsonl"),
     }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [_timeless(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _timeless(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whole runs end where they ended before: bit for bit on the machine that recorded them, closely on any other."""
+"""Whole runs end where they ended before: bit for bit on the recording machine, closely elsewhere."""
 
 import json
 import math

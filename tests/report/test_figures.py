@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from klent.kit.svg import ROLES
 from klent.report import figures
 from klent.report.curves import DRAWN_AT_MOST, SMOOTH_ABOVE, smooth
 from klent.report.fit import fit_run, reward_entropy
 from klent.report.read import RunData, read_run
-from klent.report.svg import ROLES
 
 from .fake_run import write_run
 from .svg_data import group, marker, path

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from klent.report.findings import ends, findings, gain, problem_pairs
+from klent.report.facts import ends, findings, gain, problem_pairs
 from klent.report.fit import fit_run
 from klent.report.headline import headline
 from klent.report.read import RunData

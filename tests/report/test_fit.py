@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from klent.report.findings import law
+from klent.report.facts import law
 from klent.report.fit import fit_run
 from klent.report.read import RunData
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from klent.errors import RunError
-from klent.findings import diagnose
+from klent.kit.tables import Table
+from klent.measure.findings import diagnose
 from klent.report import write_report
 from klent.report.foreign import TRL, VERL, read_foreign
 from klent.report.glossary import GLOSSARY, describe
-from klent.table import Table
 
 
 def trl(folder: Path, steps: int = 20) -> Path:

@@ -4,9 +4,9 @@ import pytest
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
 from klent.errors import DataError
-from klent.models import LoadedModel
+from klent.models.load import LoadedModel
 from klent.rollout.dataset_engine import DatasetEngine
-from klent.tasks.prompt import Prompt
+from klent.streams.prompt import Prompt
 
 LOADED = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", (TURN_END,))
 

@@ -129,7 +129,7 @@ def test_an_attention_that_differs_is_found_out(monkeypatch):
 @pytest.mark.parametrize("own", [{}, {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "0"}])
 def test_the_switches_of_memory_are_set_unless_the_user_has_set_them(own):
     code = (
-        "import os; from klent.memory import keep_freed_memory; keep_freed_memory();"
+        "import os; from klent.runs.memory import keep_freed_memory; keep_freed_memory();"
         "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "THP_"))}

@@ -7,11 +7,11 @@ from oracles import mixture as oracle
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
 from klent.errors import ConfigError, DataError, ModelError
-from klent.models import LoadedModel, render_prompt
+from klent.models.load import LoadedModel, render_prompt
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
-from klent.tasks.prompt import Prompt
+from klent.streams.prompt import Prompt
 
 STOPS = (TURN_END, 20, 21, 22, 23, 24, 25, 26)
 

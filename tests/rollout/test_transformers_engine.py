@@ -5,9 +5,9 @@ import torch
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
 from klent.errors import DataError
-from klent.models import LoadedModel
+from klent.models.load import LoadedModel
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
-from klent.tasks.prompt import Prompt
+from klent.streams.prompt import Prompt
 
 
 def loaded(stop_ids: tuple[int, ...] = (TURN_END,)) -> LoadedModel:

@@ -121,7 +121,7 @@ def test_what_is_refused(monkeypatch, tmp_path: Path):
 
 @pytest.mark.real
 def test_meanings():
-    from klent.pull import pull
+    from klent.models.pull import pull
 
     pull("minilm")
     texts = ["The capital of France is Paris.", "Paris is the capital of France.", "It is Berlin.", "Lyon."]

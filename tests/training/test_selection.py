@@ -5,7 +5,7 @@ import torch
 from helpers_training import GRPO, batch, gradient, updater
 
 from klent import objectives as O
-from klent.training.batch import Batch
+from klent.streams.batch import Batch
 from klent.training.objective import Objective
 from klent.training.update import Updater
 

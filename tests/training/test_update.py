@@ -7,8 +7,8 @@ import torch
 from helpers_training import GRPO, batch, gradient, updater
 from tiny import tiny_model
 
+from klent.policies.causal_lm.policy import Policy
 from klent.training.objective import Objective
-from klent.training.policy import Policy
 
 REDUCTIONS = [{"over": "tokens"}, {"over": "sequences"}, {"over": "constant", "denominator": 9}]
 

@@ -17,7 +17,7 @@ from klent.audit.expectation import expected_gradient
 from klent.audit.fit import Statement
 from klent.audit.words import short, title
 from klent.audit.worlds import Scene, build_world
-from klent.files import write_atomic
+from klent.io.files import write_atomic
 
 #: the policies of the picture, over three words
 REFERENCE = (0.55, 0.30, 0.15)

@@ -13,7 +13,7 @@ from klent.audit.peers import PEERS, audit_peer
 from klent.audit.placements import KL_PLACEMENTS, OBJECTIVES, Placement
 from klent.audit.words import nearest, short
 from klent.errors import KlentError
-from klent.files import write_atomic
+from klent.io.files import write_atomic
 
 HEAD = ("on-policy", "off-policy", "off-policy, one token", "variance", "pull")
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import compare, measure, run, shelf, truth, unsupervised
+from klent.cli import audit, compare, evaluate, library, run, studies
 from klent.cli.common import Debug, PlainErrors, out
-from klent.memory import keep_freed_memory
+from klent.runs.memory import keep_freed_memory
 
 app = typer.Typer(
     cls=PlainErrors,
@@ -43,17 +43,17 @@ for name, verb in (
     ("resume", run.resume),
     ("report", run.report),
     ("compare", compare.compare),
-    ("eval", measure.evaluate),
-    ("sample", measure.sample),
-    ("select", unsupervised.select),
-    ("controls", unsupervised.controls),
-    ("audit", truth.audit),
-    ("claims", truth.claims),
-    ("doctor", shelf.doctor),
+    ("eval", evaluate.evaluate),
+    ("sample", evaluate.sample),
+    ("select", studies.select),
+    ("controls", studies.controls),
+    ("audit", audit.audit),
+    ("claims", audit.claims),
+    ("doctor", library.doctor),
 ):
     app.command(name)(verb)
-app.add_typer(shelf.recipes, name="recipes")
-app.add_typer(shelf.models, name="models")
+app.add_typer(library.recipes, name="recipes")
+app.add_typer(library.models, name="models")
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def compare(
     klent compare quickstart --dry-run
     ```
     """
-    from klent.compare.plan import describe, make_plan
+    from klent.studies.compare.plan import describe, make_plan
 
     if dry_run and report_only:
         raise ConfigError("--dry-run writes nothing and --report-only writes the page; choose one")
@@ -64,11 +64,11 @@ def compare(
         out.print(f"would write {plan.folder}; this was a dry run", soft_wrap=True)
         return
     if report_only:
-        from klent.compare.page import write_page
+        from klent.studies.compare.page import write_page
 
         out.print(f"page: {write_page(plan, command=command)}", soft_wrap=True)
         return
-    from klent.compare.run import Stopped, run_comparison
+    from klent.studies.compare.run import Stopped, run_comparison
 
     for line in describe(plan):
         out.print(line, soft_wrap=True)

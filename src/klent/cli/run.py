@@ -111,8 +111,8 @@ def report(
 
 
 def _train(settings: "Recipe", run: Path, *, command: str, resume: bool) -> None:
-    from klent.console import TrainConsole
-    from klent.training.trainer import train as run_training
+    from klent.runs.console import TrainConsole
+    from klent.runs.loop import train as run_training
 
     console = TrainConsole(out)
     try:
@@ -123,7 +123,7 @@ def _train(settings: "Recipe", run: Path, *, command: str, resume: bool) -> None
 
 def _show_plan(settings: "Recipe", run: Path) -> None:
     from klent.config import dump_recipe
-    from klent.plan import describe_plan
+    from klent.runs.plan import describe_plan
     from klent.tasks import load_task
 
     heldout = settings.eval.problems if settings.eval else 0
@@ -140,7 +140,7 @@ def _step_aside(run: Path) -> None:
     """Rename a run folder that exists, and that no process is using, to the first free NAME.1, NAME.2, ..."""
     if not (run / "config.yaml").is_file():
         return
-    from klent.training.run_folder import RunFolder
+    from klent.runs.folder import RunFolder
 
     RunFolder.open(run).close()
     number = 1

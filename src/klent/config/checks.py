@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from klent import binding
-from klent.binding import nearest
+from klent.config import binding
+from klent.config.binding import nearest
 from klent.config.layers import KeyPath, Layer
 from klent.config.model import (
     TAGS,
@@ -20,8 +20,8 @@ from klent.config.model import (
     Settings,
     TransformersRollout,
 )
+from klent.config.rewards import WITHOUT_ANSWER
 from klent.errors import ConfigError
-from klent.tasks.spec import WITHOUT_ANSWER
 
 #: what other trainers call it
 SYNONYMS = {

@@ -8,11 +8,11 @@ import yaml
 from pydantic import ValidationError
 
 import klent
-from klent.binding import nearest
 from klent.config import checks
-from klent.config.controls import control_problems
+from klent.config.binding import nearest
+from klent.config.control_checks import control_problems
 from klent.config.layers import Layer, RecipeDumper, merge, parse_overrides, read_layer
-from klent.config.mixing import mixture_problems
+from klent.config.mixture_checks import mixture_problems
 from klent.config.model import Recipe
 from klent.errors import ConfigError
 

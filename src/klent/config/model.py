@@ -17,7 +17,7 @@ from klent.config.base import (
     Words,
 )
 from klent.config.mixture import Mixture
-from klent.tasks.spec import by_name, parse_rewards
+from klent.config.rewards import by_name, parse_rewards
 
 
 class Lora(Settings):

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klent.head.products import product
 from klent.head.stats import Shape, TokenStats, accumulation_dtype
-from klent.products import product
 
 # 4 MB in float32: two such tiles stay in the last cache level. Many rows, because the gradient of a weight is
 # written once for every tile of rows; few tiles of rows also convert a narrower weight fewer times.

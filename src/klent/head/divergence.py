@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from klent.head.products import product
 from klent.head.stats import Shape, accumulation_dtype
-from klent.products import product
 
 TILE_ROWS, TILE_WORDS = 1024, 1024
 

@@ -17,7 +17,7 @@ from klent.mixture.progress import (
 from klent.mixture.solve import MixtureSolution, optimal_sampling_distribution, solve_alpha
 
 if TYPE_CHECKING:
-    from klent.mixture.processor import MixtureLogitsProcessor, MixtureTrace
+    from klent.integrations.logits_processor import MixtureLogitsProcessor, MixtureTrace
 
 __all__ = [
     "Mixed",
@@ -41,5 +41,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What needs transformers is imported when it is asked for."""
     if name in ("MixtureLogitsProcessor", "MixtureTrace"):
-        return getattr(importlib.import_module("klent.mixture.processor"), name)
+        return getattr(importlib.import_module("klent.integrations.logits_processor"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,11 +3,11 @@
 import statistics
 from typing import Any
 
-from klent.early_stop import best_row
+from klent.control.early_stop import best_row
+from klent.kit.svg import Figure, Key, canvas, colour, horizontal, render, unit
+from klent.kit.text import fixed, number, plural
 from klent.report.curves import Line, limits, pixels, step_axis
 from klent.report.read import RunData, finite
-from klent.report.svg import Figure, Key, canvas, colour, horizontal, render, unit
-from klent.report.words import fixed, number, plural
 
 Row = dict[str, Any]
 LEFT = 46

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from klent.kit.svg import Figure, Key, canvas, colour, horizontal, render, unit
+from klent.kit.text import number, plural
 from klent.report.read import RunData, finite
-from klent.report.svg import Figure, Key, canvas, colour, horizontal, render, unit
-from klent.report.words import number, plural
 
 SMOOTH_ABOVE = 120
 """With more steps than this a line is drawn faintly and its running mean boldly."""

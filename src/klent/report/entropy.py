@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from klent.kit.svg import Figure, Key, canvas, colour, horizontal, render, unit
+from klent.kit.text import fixed, number, plural, share
 from klent.report.curves import Line, Panel, curves
-from klent.report.findings import ends
+from klent.report.facts import ends
 from klent.report.read import RunData, early_middle_late, finite
 from klent.report.samples import visible
-from klent.report.svg import Figure, Key, canvas, colour, horizontal, render, unit
-from klent.report.words import fixed, number, plural, share
 
 WORDS_SHOWN = 12
 WORD_CHARACTERS = 24

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from klent.law import Fit, fit_law, points
+from klent.kit.svg import FONT, Figure, Key, canvas, colour, horizontal, render, unit
+from klent.kit.text import fixed, number, plural
+from klent.measure.law import Fit, fit_law, points
 from klent.report.read import RunData
-from klent.report.svg import FONT, Figure, Key, canvas, colour, horizontal, render, unit
-from klent.report.words import fixed, number, plural
 
 DENSE = 60
 """More points than this are drawn small."""

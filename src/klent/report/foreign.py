@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from klent.errors import RunError
+from klent.kit.tables import finite
 from klent.report.read import RunData
-from klent.table import finite
 
 TRL = {
     "loss": "objective/loss",

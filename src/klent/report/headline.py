@@ -2,10 +2,10 @@
 
 from typing import Any, NamedTuple
 
+from klent.kit.text import count, duration, fixed, mean, number, plural, share
 from klent.report.certainty import stopped
-from klent.report.findings import ends
+from klent.report.facts import ends
 from klent.report.read import RunData, finite
-from klent.report.words import count, duration, fixed, mean, number, plural, share
 
 
 class Stat(NamedTuple):

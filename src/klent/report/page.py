@@ -7,20 +7,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from klent.files import write_atomic
-from klent.findings import diagnose
-from klent.law import Fit, forecast
+from klent.io.files import write_atomic
+from klent.kit.svg import Figure
+from klent.kit.tables import Table
+from klent.kit.text import duration, fixed, number, plural, share
+from klent.measure.findings import diagnose
+from klent.measure.law import Fit, forecast
 from klent.report import certainty, entropy, figures
-from klent.report.findings import ends, findings, law, problem_pairs
+from klent.report.facts import ends, findings, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
 from klent.report.foreign import read_foreign
 from klent.report.glossary import describe
 from klent.report.headline import headline, versions
 from klent.report.read import RunData, finite, is_run, read_run
 from klent.report.samples import choose
-from klent.report.svg import Figure
-from klent.report.words import duration, fixed, number, plural, share
-from klent.table import Table
 
 HERE = Path(__file__).parent
 ROWS_SHOWN = 200

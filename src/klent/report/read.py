@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from klent.errors import RunError
-from klent.table import finite as finite
+from klent.kit.tables import finite as finite
 
 SAMPLES_PER_STEP = 64
 """How many completions of one step are read at most; a step may have thousands and the page shows a few."""

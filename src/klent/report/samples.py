@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from klent.kit.text import fixed, signed, signed_fixed
 from klent.report.read import Sample
-from klent.report.words import fixed, signed, signed_fixed
 
 PROMPTS_SHOWN = 4
 COMPLETIONS_SHOWN = 4

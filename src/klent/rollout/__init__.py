@@ -1,0 +1,1 @@
+"""Where completions come from: engines, and the decoders and samplers beneath them."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from klent.errors import DataError
-from klent.models import LoadedModel, context_length, render_prompt
+from klent.models.load import LoadedModel, context_length, render_prompt
 from klent.rollout.engine import Rollout
-from klent.tasks.prompt import Prompt
+from klent.streams.prompt import Prompt
 
 
 class DatasetEngine:

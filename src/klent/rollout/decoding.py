@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 
-from klent.attention import attending
+from klent.policies.causal_lm.attention import attending
 
 NAME = "klent_group"  # of the attention function, among those of transformers
 ROOM = 32  # tokens a completion that memory is laid out for at first; doubled whenever it is used up

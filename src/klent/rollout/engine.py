@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from klent.tasks.prompt import Prompt
+from klent.streams.prompt import Prompt
 
 
 @dataclass

@@ -15,13 +15,13 @@ from torch import Tensor
 from klent.errors import ConfigError, DataError
 from klent.mixture.criteria import Criterion
 from klent.mixture.mixing import Mixed, mix
-from klent.models import LoadedModel, context_length
+from klent.models.load import LoadedModel, context_length
 from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
 from klent.rollout.engine import Mixture, Rollout
 from klent.rollout.sampling import LOG2_E, TILE, sample_tokens
 from klent.rollout.target import Target, check_tokenizers
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
-from klent.tasks.prompt import Prompt
+from klent.streams.prompt import Prompt
 
 Share = float | Criterion | Callable[[Prompt], float]
 """The policy's share in the mixture: one number, what solves for it at every token, or a number a prompt."""

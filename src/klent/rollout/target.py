@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from klent.errors import DataError, ModelError
-from klent.models import LoadedModel, render_prompt
-from klent.tasks.prompt import Prompt
+from klent.models.load import LoadedModel, render_prompt
+from klent.streams.prompt import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from klent.errors import DataError
-from klent.models import LoadedModel, context_length, render_prompt
+from klent.models.load import LoadedModel, context_length, render_prompt
 from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
 from klent.rollout.engine import Rollout
 from klent.rollout.sampling import sample_tokens
-from klent.tasks.prompt import Prompt
+from klent.streams.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from klent.config.rewards import RewardSpec, nearest, parse_rewards
 from klent.errors import ConfigError
+from klent.streams.prompt import Prompt, Task
 from klent.tasks.data import DataTask
 from klent.tasks.gym import GymTask
-from klent.tasks.prompt import Prompt, Task
 from klent.tasks.scorer import Scorer, Scores
-from klent.tasks.spec import RewardSpec, nearest, parse_rewards
 
 __all__ = [
     "DATA_KEYS",

@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any
 
 from klent.errors import ConfigError, ModelError
-from klent.pull import pulled, quiet
+from klent.models.pull import pulled, quiet
 from klent.tasks.verifiers import find_last_number
 
 NO_ANSWER = -1  # the cluster of a completion without one, as klent.objectives.empo_reward reads it

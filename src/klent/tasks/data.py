@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from klent.config.rewards import nearest
 from klent.errors import ConfigError, DataError
-from klent.tasks.prompt import Prompt
-from klent.tasks.spec import nearest
+from klent.streams.prompt import Prompt
 
 _LINES = (".jsonl", ".ndjson", ".json")
 

@@ -10,8 +10,8 @@ import random
 from functools import lru_cache
 from typing import Any
 
+from klent.config.rewards import nearest
 from klent.errors import ConfigError, DataError
-from klent.tasks.spec import nearest
 
 BLOCK = 500  # indices that one seed serves: reasoning-gym's default, beyond which some generators fail
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from klent.errors import ConfigError, DataError
+from klent.streams.prompt import Prompt
 from klent.tasks.generator import BLOCK
 from klent.tasks.process import CallFailed, Worker
-from klent.tasks.prompt import Prompt
 
 _SECONDS = 120.0  # for one request; the slowest generators take about a second a problem
 _AT_ONCE = 32

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from klent.config.rewards import BUILTIN, RewardSpec, nearest, short_names
 from klent.errors import ConfigError, DataError
+from klent.streams.prompt import Prompt, Task
 from klent.tasks.process import CallFailed, Worker
-from klent.tasks.prompt import Prompt, Task
-from klent.tasks.spec import BUILTIN, RewardSpec, nearest, short_names
 
 _LIMIT_HITS = 4  # in a row; the rest of the call is then given up
 _GIVEN = ("prompts", "completions")

@@ -23,8 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from klent.config.rewards import BUILTIN, WITHOUT_ANSWER, nearest
 from klent.errors import ConfigError, KlentError
-from klent.tasks.spec import BUILTIN, WITHOUT_ANSWER, nearest
 
 # TRL hands these to every reward. They are passed where a function asks for them, and do nothing here, but
 # for log_metric(name, value): what it is told goes back with the values.

@@ -1,0 +1,1 @@
+"""The pure update: objective, selection, and the optimizer steps of one batch."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from klent.objectives import TokenLoss, reward_to_go
-from klent.training.batch import Batch
+from klent.streams.batch import Batch
 from klent.training.selection import Select, Selection
 from klent.training.term import Term
 

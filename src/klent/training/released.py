@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import pad
 
-from klent.training.batch import Batch
+from klent.streams.batch import Batch
 from klent.training.update import UpdateResult
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klent.training.batch import Batch
-from klent.training.schedule import derive_seed
+from klent.control.schedule import derive_seed
+from klent.streams.batch import Batch
 from klent.training.term import Term
 
 Select = Mapping[str, Mapping[str, Mapping[str, Any] | None]]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klent.binding import resolve, streams_of
+from klent.config.binding import resolve, streams_of
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klent.control.schedule import derive_seed
 from klent.head import TokenStats
 from klent.objectives import reduce_tokens
-from klent.training.batch import Batch
-from klent.training.distill import Distiller
+from klent.policies.causal_lm.distill import Distiller
+from klent.policies.causal_lm.packing import Group, Pack, make_groups, make_microbatches, pack
+from klent.policies.causal_lm.policy import Policy
+from klent.streams.batch import Batch
 from klent.training.objective import Objective
-from klent.training.packing import Group, Pack, make_groups, make_microbatches, pack
-from klent.training.policy import Policy
-from klent.training.schedule import derive_seed
 
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count): adds up over micro-batches, divided once
 

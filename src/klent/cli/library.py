@@ -1,0 +1,177 @@
+"""``klent recipes``, ``models`` and ``doctor``: what there is, and what is missing."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from klent.cli.common import Debug, Runs, out, print_yaml
+from klent.errors import ConfigError, RunError
+
+recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
+models = typer.Typer(no_args_is_help=True, help="List and download models that klent knows by a short name.")
+
+
+@recipes.command("ls")
+def recipes_ls(debug: Debug = False) -> None:
+    """List the shipped recipes and the methods they can name.
+
+    ```
+    klent recipes ls
+    ```
+    """
+    from klent.config import recipes_folder
+
+    folder = recipes_folder()
+    for title, files in (
+        ("recipes", folder.glob("*.yaml")),
+        ("methods", (folder / "methods").glob("*.yaml")),
+    ):
+        table = Table(
+            title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+        )
+        for file in sorted(files):
+            table.add_row(file.stem, file.read_text().splitlines()[0].lstrip("# "))
+        out.print(table)
+
+
+@recipes.command("show")
+def recipes_show(
+    name: Annotated[str | None, typer.Argument(help="A recipe or a method.", show_default=False)] = None,
+    fields: Annotated[bool, typer.Option("--fields", help="Print every key that a recipe may have.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print a shipped recipe or method, or every key with its default and meaning.
+
+    ```
+    klent recipes show quickstart
+    klent recipes show grpo
+    klent recipes show --fields
+    ```
+    """
+    if fields:
+        _show_fields()
+    elif name is None:
+        raise ConfigError("name a recipe (`klent recipes ls`), or pass --fields for every key")
+    else:
+        print_yaml(_recipe_or_method(name).read_text())
+
+
+@recipes.command("cp")
+def recipes_cp(
+    name: Annotated[str, typer.Argument(help="A recipe or a method.", show_default=False)],
+    destination: Annotated[
+        Path | None, typer.Argument(help="File or folder; NAME.yaml here by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a shipped recipe, with its data, to a file of your own.
+
+    ```
+    klent recipes cp quickstart mine.yaml
+    ```
+    """
+    source = _recipe_or_method(name)
+    target = destination or Path(source.name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists() and not force:
+        raise RunError(f"{target} exists; pass --force to write over it, or another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    _copy_data(source, target)
+    out.print(f"wrote {target}; train it with: klent train {target}", soft_wrap=True)
+
+
+@models.command("ls")
+def models_ls(debug: Debug = False) -> None:
+    """List the models that klent knows by a short name, and where their copies are.
+
+    A local folder or a hub id serves as `model` just as well.
+
+    ```
+    klent models ls
+    ```
+    """
+    from klent.models.pull import list_models
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "what", "download", "folder"):
+        table.add_column(column)
+    for model in list_models():
+        where = str(model.folder) if model.folder else f"klent models pull {model.alias}"
+        table.add_row(model.alias, model.description, f"{model.download_mb} MB", where)
+    out.print(table)
+
+
+@models.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(help="A name of `klent models ls`.", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Download a model and convert it, once.
+
+    ```
+    klent models pull smollm2-135m
+    ```
+    """
+    from klent.models.pull import pull
+
+    pull(name, progress=lambda line: out.print(line, soft_wrap=True))
+
+
+def doctor(runs: Runs = Path("runs"), debug: Debug = False) -> None:
+    """Say what this machine has, and what to install for what it lacks.
+
+    ```
+    klent doctor
+    ```
+    """
+    from klent.runs.doctor import examine
+
+    marks = {
+        "ok": Text("ok", style="green"),
+        "missing": Text("missing", style="red"),
+        "note": Text("-", style="yellow"),
+    }
+    findings = examine(runs)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        table.add_row(marks[finding.state], finding.name, finding.text)
+    out.print(table)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _copy_data(source: Path, target: Path) -> None:
+    """The data file that lies beside a shipped recipe goes along with it."""
+    import yaml
+
+    data = ((yaml.safe_load(source.read_text()) or {}).get("task") or {}).get("data", "")
+    if data and (source.parent / data).is_file() and not (target.parent / data).exists():
+        (target.parent / data).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.parent / data, target.parent / data)
+        out.print(f"wrote {target.parent / data}", soft_wrap=True)
+
+
+def _recipe_or_method(name: str) -> Path:
+    """A recipe, or else a method; where both have the name, ``methods/NAME`` is the method."""
+    from klent.config import find_recipe, recipes_folder
+
+    file = f"{name.removesuffix('.yaml')}.yaml"
+    shipped = (recipes_folder() / file, recipes_folder() / "methods" / file)
+    return next((path for path in shipped if path.is_file()), None) or find_recipe(name)
+
+
+def _show_fields() -> None:
+    from klent.config import describe_fields
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("key", "default", "meaning"):
+        table.add_column(column, no_wrap=column == "key")
+    for row in describe_fields():
+        table.add_row(*row)
+    out.print(table)

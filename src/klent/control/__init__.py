@@ -1,0 +1,1 @@
+"""What turns a knob between steps: schedules, the thermostat, the mixture's share, early stopping."""

@@ -1,0 +1,1 @@
+"""klent inside other libraries."""

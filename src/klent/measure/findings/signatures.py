@@ -1,0 +1,52 @@
+"""Every signature, and the list that they give for a log."""
+
+from collections.abc import Callable
+
+from klent.kit.tables import Table
+from klent.measure.findings.finding import Finding
+from klent.measure.findings.machine import nonfinite, throughput_decay
+from klent.measure.findings.policy import (
+    clip_saturation,
+    degenerate_weights,
+    entropy_collapse,
+    entropy_explosion,
+    kl_blowup,
+    logp_mismatch,
+)
+from klent.measure.findings.reward import (
+    format_gaming,
+    length_gaming,
+    repetition,
+    truncation,
+    unscorable,
+    zero_variance,
+)
+
+SIGNATURES: tuple[Callable[[Table], Finding | None], ...] = (
+    entropy_collapse,
+    entropy_explosion,
+    kl_blowup,
+    zero_variance,
+    clip_saturation,
+    length_gaming,
+    truncation,
+    repetition,
+    format_gaming,
+    nonfinite,
+    logp_mismatch,
+    degenerate_weights,
+    unscorable,
+    throughput_decay,
+)
+
+
+def diagnose(table: Table) -> list[Finding]:
+    """What goes wrong in a run, the gravest first; a signature whose columns are missing is silent.
+
+    Example:
+        >>> entropy = [2.0, 1.5, 1.1, 0.8, 0.6, 0.45, 0.33, 0.25]
+        >>> [found.name for found in diagnose(Table.of({"policy/entropy": entropy}))]
+        ['entropy_collapse']
+    """
+    found = [finding for signature in SIGNATURES if (finding := signature(table)) is not None]
+    return sorted(found, key=lambda finding: -finding.severity)

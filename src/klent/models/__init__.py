@@ -1,0 +1,1 @@
+"""Models on disk: find, pull, load, save, merge."""

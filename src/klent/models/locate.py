@@ -1,0 +1,120 @@
+"""From a model's name to its folder: an alias, a folder, or a hub id, with what is wrong said early.
+
+What transformers would refuse later, in other words or not at all, is refused here.
+"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from klent.errors import ModelError
+from klent.models.pull import KNOWN, pulled
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.tiktoken"]
+HUB_COPIES = ["original/*", "consolidated*", "onnx/*"]  # the same weights again, for other programs
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def resolve(name: str) -> Path | str:
+    """Where a model is: the folder of an alias, a folder that looks whole, or a hub id as it stands.
+
+    An alias wins over a folder of the same name; write ``./name`` for the folder.
+
+    Raises:
+        ModelError: an alias that has not been pulled, a name that is none of the three, or a folder that is
+            no model; the message says what it lacks.
+    """
+    if name in KNOWN:
+        if not KNOWN[name].writes:
+            raise ModelError(f"{name} turns text into vectors and writes none: no policy, it serves rewards")
+        if folder := pulled(name):
+            return folder
+        raise ModelError(f"{name} is not on this machine yet: run `klent models pull {name}`")
+    path = Path(name).expanduser()
+    if path.exists():
+        check_folder(path)
+        return path
+    if HUB_ID.fullmatch(name):
+        return name
+    if "/" in name:
+        raise ModelError(f"there is no model folder at {name}")
+    near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.5)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    raise ModelError(
+        f"no model is called {name!r}.{meant} A model is an alias ({', '.join(KNOWN)}), "
+        "a folder, or a hub id such as org/name"
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ModelError unless ``folder`` has a config and whole safetensors weights, by name at least."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is a file; a model is a folder with config.json and *.safetensors")
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise ModelError(f"cannot read the model folder {folder}: {error.strerror}") from error
+    if "config.json" not in names:
+        raise ModelError(f"{folder} has no config.json{_what_it_is(folder, names)}")
+    _read_json(folder / "config.json")
+    shards = set(_read_json(index).get("weight_map", {}).values()) if index.name in names else set()
+    if missing := sorted(shards - names):
+        raise ModelError(f"{folder} is incomplete: {', '.join(missing)} is missing. Copy the model again")
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
+        raise ModelError(
+            f"{folder} has only pickled weights ({', '.join(pickles)}), and reading a pickle can run code. "
+            "Load them where you trust them, and model.save_pretrained(folder) writes safetensors"
+        )
+    raise ModelError(f"{folder} has no weights: there is no *.safetensors file in it")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged, it is not JSON: {error}. Copy the model again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is damaged, it holds no JSON object. Copy the model again")
+    return content
+
+
+def _what_it_is(folder: Path, names: set[str]) -> str:
+    if "adapter_config.json" in names:
+        return ": it is a LoRA adapter. Merge it into its model first, or use a run's final/ folder"
+    if (folder / "final" / "config.json").exists():
+        return f": it is a run, and its trained model is {folder / 'final'}"
+    return ", so it is not a model"
+
+
+def download(hub_id: str, *, trust_remote_code: bool) -> Path:
+    """The folder of a hub model, from the hub's own cache where it is there already."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    files = [*HUB_FILES, "*.py"] if trust_remote_code else HUB_FILES
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=files, ignore_patterns=HUB_COPIES))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{hub_id} is gated: accept its terms on its hub page, then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"{hub_id} is neither a folder here nor a public model on the hub") from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{hub_id} is not a folder here, and the hub could not be reached to download it. Give the path "
+            "of a local model folder, or one of `klent models ls`, which come from a package index"
+        ) from error
+    except Exception as error:  # the hub client passes on whatever its transport raised
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelError(f"cannot download {hub_id}: {reason}") from error
+    check_folder(folder)
+    return folder

@@ -1,0 +1,141 @@
+"""From a step's completions to the rows that the model reads.
+
+A group's completions stand behind their one shared prompt in a single row::
+
+    tokens      prompt  completion A  completion B  completion C    (each without its last token)
+    positions   0..P-1  P..           P..           P..
+    A sees the prompt and itself, B sees the prompt and itself, ...
+
+so the prompt is computed once a group and not once a completion. Nothing else changes: every token sees the
+very tokens at the very positions that it would see in a row of its own. Models whose attention takes no such
+mask get one padded row per completion instead: :mod:`klent.policies.causal_lm.probe` asks the model, not its
+name.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion to train on: its row in the step's ``[B, T]`` grid, its prompt, its tokens ``[L]``."""
+
+    index: int
+    prompt_ids: list[int]
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows for one forward pass, and where its answers belong.
+
+    Attributes:
+        input_ids: ``[R, L]``, padded on the right with 0.
+        position_ids: ``[R, L]``.
+        owner: whose each token is, ``[R, L]``: -1 padding, 0 the prompt, k the row's k-th completion.
+        shared: whether completions stand behind one another.
+        source: which of the ``R * L`` hidden states predicts completion token n, ``[N]``.
+        target: that token, ``[N]``.
+        row: its row in the step's grid, ``[N]``.
+        column: its column there, ``[N]``.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    owner: Tensor
+    shared: bool
+    source: Tensor
+    target: Tensor
+    row: Tensor
+    column: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model computes, padding included."""
+        return self.input_ids.numel()
+
+    def attention_mask(self) -> Tensor:
+        """``[R, 1, L, L]``, added to the attention scores (shared prompts), or ``[R, L]`` of 0 and 1."""
+        return _block_mask(self.owner) if self.shared else (self.owner >= 0).long()
+
+
+Group = list[Completion]  # completions of one prompt that share a row
+
+
+def make_groups(completions: Iterable[Completion], *, shared: bool, budget: int) -> list[Group]:
+    """Cut completions into rows: those of one prompt together, as far as ``budget`` tokens reach.
+
+    Args:
+        completions: in grid order; neighbours with the same prompt belong together.
+        shared: False puts every completion into a row of its own.
+        budget: the longest row to build, tokens; a single completion may exceed it.
+    """
+    groups: list[Group] = []
+    for item in completions:
+        last = groups[-1] if groups else None
+        together = shared and last is not None and last[-1].prompt_ids == item.prompt_ids
+        if last is not None and together and _length(last) + len(item.tokens) - 1 <= budget:
+            last.append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
+def make_microbatches(groups: Sequence[Group], *, budget: int) -> list[list[Group]]:
+    """Rows of similar length together, at most ``budget`` tokens (padding included) a micro-batch."""
+    batches: list[list[Group]] = []
+    for group in sorted(groups, key=_length, reverse=True):
+        if batches and _length(batches[-1][0]) * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(group)
+        else:
+            batches.append([group])
+    return batches
+
+
+def pack(groups: Sequence[Group], *, shared: bool) -> Pack:
+    """Lay groups out as rows; ``shared`` as in :func:`make_groups`."""
+    length = max(map(_length, groups))
+    ids = torch.zeros(len(groups), length, dtype=torch.long)
+    positions = torch.zeros(len(groups), length, dtype=torch.long)
+    owner = torch.full((len(groups), length), -1)  # -1 padding, 0 prompt, k the k-th completion of the row
+    source, target, row, column = [], [], [], []
+    for r, group in enumerate(groups):
+        prompt = torch.tensor(group[0].prompt_ids)
+        start = len(prompt)
+        ids[r, :start] = prompt
+        positions[r, :start] = torch.arange(start)
+        owner[r, :start] = 0
+        for k, item in enumerate(group, start=1):
+            # The prompt's last token predicts the first one, each token the next, the last one nothing.
+            count = len(item.tokens)
+            here = slice(start, start + count - 1)
+            ids[r, here] = item.tokens[:-1]
+            positions[r, here] = torch.arange(len(prompt), len(prompt) + count - 1)
+            owner[r, here] = k
+            before = torch.arange(start - 1, start + count - 1)
+            before[0] = len(prompt) - 1
+            source.append(r * length + before)
+            target.append(item.tokens)
+            row.append(torch.full((count,), item.index))
+            column.append(torch.arange(count))
+            start += count - 1
+    answers = (torch.cat(x) for x in (source, target, row, column))
+    return Pack(ids, positions, owner, shared, *answers)
+
+
+def _length(group: Group) -> int:
+    return len(group[0].prompt_ids) + sum(len(item.tokens) - 1 for item in group)
+
+
+def _block_mask(owner: Tensor) -> Tensor:
+    """Additive mask ``[R, 1, L, L]``: a token sees what precedes it of its prompt and its completion."""
+    length = owner.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = owner[:, :, None] == owner[:, None, :]
+    prompt = (owner == 0)[:, None, :]
+    seen = causal & (same | prompt)  # padding sees padding, so that no row of the softmax is empty
+    lowest = torch.finfo(torch.float32).min
+    return torch.where(seen, 0.0, lowest)[:, None]

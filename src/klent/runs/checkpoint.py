@@ -1,0 +1,231 @@
+"""Checkpoints: everything that a killed run needs to go on as if nothing had happened.
+
+``checkpoints/STEP/`` holds one safetensors file for each group of tensors, ``state.json`` for the rest, and
+``manifest.json`` with the size and SHA-256 of them all. The folder is filled under a hidden name and gets its
+own last, so a folder with a number is whole unless something damaged it later; the hashes find that.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from errno import ENOSPC
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from klent.errors import CheckpointError
+from klent.io.files import sha256_file
+from klent.io.folders import remove_folder, sweep, whole_folder
+
+MANIFEST, STATE = "manifest.json", "state.json"
+SPARE_BYTES = 1 << 20  # for JSON, headers and the folder itself
+
+TensorGroups = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What :func:`save_checkpoint` was given, bit for bit. The tensors are on the CPU."""
+
+    step: int
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    run: Path, step: int, *, tensors: TensorGroups, state: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Write ``checkpoints/STEP``, whole or not at all, then remove all but the newest ``keep``.
+
+    Args:
+        run: the run's folder; this process must hold its lock.
+        step: steps done.
+        tensors: name of a file -> name -> tensor, such as ``{"model": {...}, "optimizer": {...}}``.
+        state: anything JSON can hold; Python floats come back bit for bit.
+        keep: how many checkpoints stay, at least 1.
+
+    Returns:
+        The checkpoint's folder, which is on the disk when this returns.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written. Earlier checkpoints are untouched.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    folder = _checkpoints(run) / f"{step:06d}"
+    needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + SPARE_BYTES
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder.parent)
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        with whole_folder(folder) as made:
+            files = {}
+            for name, group in tensors.items():
+                files[f"{name}.safetensors"] = _write_tensors(made / f"{name}.safetensors", group)
+            files[STATE] = _write_json(made / STATE, dict(state))
+            _write_json(made / MANIFEST, {"step": step, "files": files})
+    except OSError as error:
+        raise CheckpointError(_cannot_save(run, folder, needed, error)) from error
+    _prune(run, step, keep)
+    return folder
+
+
+def load_newest(run: Path, *, on_damage: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as it was written, or None where there is none.
+
+    Args:
+        run: the run's folder.
+        on_damage: called with one line for each damaged checkpoint that was passed over: what is wrong with
+            it, and which one is used instead.
+    """
+    damage: list[str] = []
+    found = None
+    for folder in reversed(_numbered(run)):
+        try:
+            found = _read(folder)
+            break
+        except CheckpointError as error:
+            damage.append(f"checkpoints/{folder.name} is damaged: {error}")
+    instead = f"using checkpoints/{found.path.name}" if found else "no whole checkpoint is left"
+    for line in damage:
+        on_damage(f"{line}; {instead}")
+    return found
+
+
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The optimizer's state as one flat table: ``exp_avg.<name>``, ``exp_avg_sq.<name>``, ``step.<name>``.
+
+    Args:
+        optimizer: any whose state is tensors, such as AdamW.
+        parameters: name -> the parameter that the optimizer holds. One that never had a gradient has no
+            state yet, and nothing in the table.
+
+    Returns:
+        The optimizer's own tensors, not copies. The learning rate and other settings are not among them: the
+        recipe has those.
+    """
+    return {
+        f"{key}.{name}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what :func:`flatten_optimizer` took, bit for bit, step counters too. The tensors are copied.
+
+    Raises:
+        CheckpointError: a name or a shape that this model does not have.
+    """
+    places = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index = {id(parameter): i for i, parameter in enumerate(places)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, value in tensors.items():
+        key, _, name = full_name.partition(".")
+        if name not in parameters:
+            raise CheckpointError(f"the checkpoint's optimizer has {name!r}, which this model does not have")
+        parameter = parameters[name]
+        if value.dim() > 0 and value.shape != parameter.shape:
+            shapes = f"{list(value.shape)}, and this model's is {list(parameter.shape)}"
+            raise CheckpointError(f"the checkpoint's {full_name} has shape {shapes}")
+        state.setdefault(index[id(parameter)], {})[key] = value.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # it wraps what the file system said
+        raise OSError(str(error)) from error
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
+def _write_json(path: Path, content: Any) -> dict[str, Any]:
+    data = (json.dumps(content, indent=1) + "\n").encode()
+    with open(path, "wb") as file:
+        file.write(data)
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _cannot_save(run: Path, folder: Path, needed: int, error: OSError) -> str:
+    try:
+        space = (
+            f" It needs {needed / 1e9:.2f} GB and {shutil.disk_usage(run).free / 1e9:.2f} GB is free there."
+        )
+    except OSError:
+        space = ""
+    earlier = [other.name for other in _numbered(run)]
+    if earlier:
+        after = f"checkpoints/{earlier[-1]} is untouched: free space and `klent resume {run}` goes on from it"
+    else:
+        after = f"There is no earlier one: free space and `klent resume {run}` starts over"
+    reason = error.strerror or str(error)
+    return f"cannot write checkpoint {folder}: {reason}.{space} Nothing of it is left behind. {after}"
+
+
+def _prune(run: Path, step: int, keep: int) -> None:
+    """Keep the newest ``keep``. One past this step is damaged, or the run would have gone on from it."""
+    numbered = _numbered(run)
+    past = [folder for folder in numbered if int(folder.name) > step]
+    for folder in past + [folder for folder in numbered if folder not in past][:-keep]:
+        remove_folder(folder)
+
+
+def _checkpoints(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def _numbered(run: Path) -> list[Path]:
+    """Checkpoint folders by step, oldest first."""
+    folders = [path for path in _checkpoints(run).glob("*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(folders, key=lambda path: int(path.name))
+
+
+def _read(folder: Path) -> Checkpoint:
+    """Read a checkpoint, or raise CheckpointError with what is wrong with it."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        step = int(manifest["step"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{MANIFEST} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{MANIFEST} cannot be read ({error})") from error
+    for name, (size, sha256) in files.items():
+        _check_file(folder / name, size, sha256)
+    try:
+        tensors = {
+            name.removesuffix(".safetensors"): load_file(folder / name)
+            for name in files
+            if name.endswith(".safetensors")
+        }
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"it cannot be read ({error})") from error
+    return Checkpoint(step=step, path=folder, tensors=tensors, state=state)
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise CheckpointError(f"{path.name} has {found} bytes where {size} were written")
+        if sha256_file(path) != sha256:
+            raise CheckpointError(f"{path.name} has the wrong hash")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.name} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror or error})") from error

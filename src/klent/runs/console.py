@@ -1,0 +1,234 @@
+"""What a run shows while it trains: a live line in a terminal, one plain line a step in a log."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from klent.config import Recipe
+from klent.runs.plan import describe_plan
+
+# heading, width, metric (the first that the row has), format
+_COLUMNS = (
+    ("reward", 8, ("reward/mean",), "{:.3f}"),
+    ("entropy", 8, ("policy/entropy",), "{:.3f}"),
+    ("KL", 9, ("kl/reference", "kl/update"), "{:.2g}"),
+    ("length", 7, ("completion/length",), "{:.1f}"),
+    ("|grad|", 8, ("grad/norm",), "{:.3g}"),
+    ("tokens/s", 9, ("tokens/rollout_per_second",), "{:.0f}"),
+)
+
+
+class TrainConsole:
+    """Prints a run. The trainer calls its methods in the order in which they stand here.
+
+    In a terminal a live line at the bottom says step, phase, reward, entropy, KL, speed and time left, and
+    every finished step leaves a row of a table above it. Elsewhere (a log file, a pipe) each step is one
+    plain line of ``name=value``.
+
+    Args:
+        console: where to print; standard output by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.live = self.console.is_terminal and not self.console.quiet
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._steps = 0
+        self._done = 0
+        self._phase = ""
+        self._last: Mapping[str, Any] = {}
+        self._began = time.monotonic()
+        self._timed: list[float] = []
+
+    def start(self, recipe: Recipe, plan: Sequence[str] | None = None, *, done: int = 0) -> None:
+        """Say what is about to run.
+
+        Args:
+            recipe: what to run.
+            plan: lines to show; by default those of `klent.runs.plan.describe_plan`.
+            done: steps done before, when a run is resumed.
+        """
+        self._steps, self._done, self._began = recipe.steps, done, time.monotonic()
+        title = f"{recipe.name} · {recipe.method or 'own objective'} · {recipe.model}"
+        lines = [
+            *(describe_plan(recipe) if plan is None else plan),
+            *([f"resuming after step {done}"] if done else []),
+        ]
+        if self.live:
+            self.console.print(
+                Panel("\n".join(lines), title=Text(title), title_align="left", border_style="dim")
+            )
+            self._open_progress()
+        else:
+            self._print(title)
+            for line in lines:
+                self._print(f"  {line}")
+
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        """What the current step is doing: ``rollout``, ``score`` or ``train``, and how far it has come."""
+        changed = self._phase.split(" ")[0] != name
+        self._phase = f"{name} {done}/{total}" if total else name
+        self._update_live(redraw=changed)
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """One finished step: a row of metrics.jsonl."""
+        self._done, self._last, self._phase = int(row["step"]), row, ""
+        self._timed.append(float(row.get("time/step", 0.0)))
+        if self.live:
+            if len(self._timed) == 1:
+                head = f"{'step':>9}" + "".join(f"{name:>{width}}" for name, width, *_ in _COLUMNS)
+                self.console.print(Text(head + f"{'time':>8}", style="bold"))
+            cells = "".join(f"{_cell(row, keys, form):>{width}}" for _, width, keys, form in _COLUMNS)
+            position = f"{self._done}/{self._steps}"
+            self._print(f"{position:>9}{cells}{_clock(self._timed[-1]):>8}")
+        else:
+            shown = [(keys, form) for _, _, keys, form in _COLUMNS]
+            pairs = [
+                f"{key}={form.format(row[key])}" for keys, form in shown for key in keys if _has(row, key)
+            ]
+            pairs += [f"time/step={self._timed[-1]:.1f}s", f"left={_clock(self.seconds_left())}"]
+            self._print(f"step {self._done}/{self._steps} {' '.join(pairs)}")
+        self._update_live(redraw=True)
+
+    def eval(self, row: Mapping[str, Any]) -> None:
+        """One evaluation: a row of eval.jsonl."""
+        when = "before training" if row["step"] == 0 else f"after step {row['step']}"
+        took = f", {row['seconds']:.0f} s" if "seconds" in row else ""
+        self._print(
+            f"held-out accuracy {when}: {accuracy(row)} on {row['problems']} problems{took}", style="bold"
+        )
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know and that does not stop the run."""
+        self._print(f"warning: {text}", style="yellow")
+
+    def stopping(self) -> None:
+        """The first Ctrl-C."""
+        step = min(self._done + 1, self._steps)
+        self._print(f"finishing step {step}, saving, then stopping; press again to stop now", style="yellow")
+
+    def close(self) -> None:
+        """Take the live line away; safe to call more than once, and after an error."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def finish(
+        self,
+        run: Path,
+        before: Mapping[str, Any] | None,
+        after: Mapping[str, Any] | None,
+        *,
+        early: bool = False,
+    ) -> None:
+        """The end: accuracy before and after, and where the report lies; ``early`` by ``eval.early_stop``."""
+        self.close()
+        self._print("")
+        if before and after:
+            table = Table(
+                title="held-out accuracy", title_justify="left", title_style="bold", box=None, pad_edge=False
+            )
+            for column in ("", "accuracy", "95% interval", "entropy, nats"):
+                table.add_column(column, justify="right" if column else "left")
+            for name, row in (("before", before), ("after", after)):
+                interval = f"{row['low']:.3f} to {row['high']:.3f}" if "low" in row else "-"
+                table.add_row(name, f"{row['accuracy']:.3f}", interval, _cell(row, ("entropy",), "{:.3f}"))
+            self.console.print(table)
+            self._print("")
+        took = _clock(time.monotonic() - self._began)
+        if early and after:
+            self._print(f"stopped early after step {self._done} of {self._steps}, {took}")
+            self._print(f"model:  {run / 'final'}, of step {after['step']}")
+        elif self._done < self._steps:
+            self._print(f"stopped after step {self._done} of {self._steps}; go on with: klent resume {run}")
+        else:
+            self._print(f"{self._steps} steps, {took}")
+            self._print(f"model:  {run / 'final'}")
+        self._print(f"report: {run / 'report.html'}", style="bold")
+
+    def seconds_left(self) -> float:
+        """Time that the steps to come will take, from the latest ten; NaN before the first."""
+        recent = self._timed[-10:]
+        return sum(recent) / len(recent) * (self._steps - self._done) if recent else math.nan
+
+    def _open_progress(self) -> None:
+        columns = (
+            TextColumn("{task.fields[what]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        self._progress = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
+        self._task = self._progress.add_task("", total=self._steps, completed=self._done, what="", numbers="")
+        self._progress.start()
+        self._update_live(redraw=True)
+
+    def _update_live(self, *, redraw: bool) -> None:
+        """Set the live line; it is drawn four times a second, or at once with ``redraw``."""
+        if self._progress is None:
+            return
+        names = (("reward", 0), ("entropy", 1), ("KL", 2), ("tok/s", 5))
+        shown = [f"{name} {_cell(self._last, *_COLUMNS[index][2:])}" for name, index in names]
+        elapsed = _clock(time.monotonic() - self._began)
+        numbers = " · ".join(
+            [*(shown if self._last else []), f"{elapsed} so far", f"{_clock(self.seconds_left())} left"]
+        )
+        what = f"step {min(self._done + 1, self._steps)}/{self._steps} {self._phase}".rstrip()
+        self._progress.update(self._task, completed=self._done, what=what, numbers=numbers, refresh=redraw)
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+class QuietConsole(TrainConsole):
+    """Prints nothing and remembers what it was told, for tests and for use from Python."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.rows: list[Mapping[str, Any]] = []
+        self.evals: list[Mapping[str, Any]] = []
+        self.warnings: list[str] = []
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+        super().step(row)
+
+    def eval(self, row: Mapping[str, Any]) -> None:
+        self.evals.append(row)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def accuracy(row: Mapping[str, Any]) -> str:
+    """``0.210 (95% interval 0.152 to 0.281)`` from a row of eval.jsonl."""
+    interval = f" (95% interval {row['low']:.3f} to {row['high']:.3f})" if "low" in row else ""
+    return f"{row['accuracy']:.3f}{interval}"
+
+
+def _has(row: Mapping[str, Any], key: str) -> bool:
+    value = row.get(key)
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _cell(row: Mapping[str, Any], keys: tuple[str, ...], form: str) -> str:
+    return next((form.format(row[key]) for key in keys if _has(row, key)), "-")
+
+
+def _clock(seconds: float) -> str:
+    """``1:02:03``, ``4:20`` or ``12.3s``."""
+    if math.isnan(seconds):
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

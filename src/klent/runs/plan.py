@@ -1,0 +1,141 @@
+"""What a recipe will do at each step, worked out before anything is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from klent.config import DatasetRollout, DataSettings, Mixture, Recipe, Thermostat, streams
+from klent.config.binding import resolve, streams_of
+
+_GIVEN = {"mask", "rewards", "group"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of a run.
+
+    Attributes:
+        completions: in each step.
+        updates: optimizer steps in each step.
+        terms: every function of the recipe with its settings, as ``kind: name(setting=value) reads a, b``.
+        needs_reference: whether log-probs of a reference model are computed.
+        needs_old: whether log-probs at the start of the step are computed apart from those of the update.
+            With one update a step they are the same numbers.
+        selects_again: whether tokens are chosen by the log-probs or entropies of a policy that has moved
+            since it sampled, which takes a forward pass for each optimizer step but the first.
+        eval_completions: in each evaluation, 0 where there is none.
+    """
+
+    completions: int
+    updates: int
+    terms: tuple[str, ...]
+    needs_reference: bool
+    needs_old: bool
+    selects_again: bool
+    eval_completions: int
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """The plan of a recipe."""
+    reads = streams(recipe)
+    updates = recipe.update.epochs * recipe.update.minibatches
+    return Plan(
+        completions=recipe.prompts_per_step * recipe.group_size,
+        updates=updates,
+        terms=tuple(_terms(recipe)),
+        needs_reference="logp_ref" in reads,
+        needs_old=bool({"logp_old", "entropy_old"} & reads) and updates > 1,
+        selects_again=updates > 1 and any(map(_reads_policy, (recipe.select or {}).values())),
+        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval else 0,
+    )
+
+
+def _reads_policy(choice: Mapping[str, object]) -> bool:
+    return any({"logp", "entropy"} & streams_of(resolve(name)) for name in choice)
+
+
+def _terms(recipe: Recipe) -> list[str]:
+    lines = []
+    select = {f"select {stream}": choice for stream, choice in (recipe.select or {}).items()}
+    kinds = {kind: getattr(recipe, kind) or {} for kind in ("advantage", "token_reward")}
+    for kind, terms in {**kinds, **select, "loss": recipe.loss}.items():
+        for name, settings in terms.items():
+            values = ", ".join(f"{key}={value}" for key, value in settings.items())
+            nothing = "nothing" if kind in select else "rewards"
+            reads = ", ".join(sorted(streams_of(resolve(name)) - _GIVEN)) or nothing
+            lines.append(f"{kind}: {name}({values}) reads {reads}")
+    return lines
+
+
+def _reduction(recipe: Recipe) -> str:
+    over = recipe.reduce.over
+    if "mask" not in (recipe.select or {}) or over == "constant":
+        return f"reduce: over {over}"
+    return f"reduce: over {over}, counting {recipe.reduce.count or 'selected'} tokens"
+
+
+def _thermostat(thermostat: Thermostat) -> str:
+    target, steer = thermostat.target, thermostat.steer
+    if target.value is not None:
+        aim = f"{target.value:g} nats"
+    elif target.fraction is not None:
+        aim = f"{target.fraction:g} of the first step's entropy"
+    else:
+        aim = f"{target.start:g} to {target.end:g} nats over {target.steps} steps"
+    turned = "the coefficient of an entropy bonus" if steer == "bonus" else steer
+    return f"thermostat: {aim}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
+
+
+def _mixture(mixture: Mixture) -> str:
+    target, alpha, weights = mixture.target, mixture.alpha, mixture.weights
+    told = [name for name in ("prompt", "system", "adapter", "temperature") if getattr(target, name)]
+    who = f"{target.model} with its own {', '.join(told)}" if told else target.model
+    if alpha.criterion:
+        share = alpha.criterion + (f" {alpha.value:g}" if alpha.value else "")
+    elif alpha.fixed is not None:
+        share = f"{alpha.fixed:g}"
+    elif alpha.column is not None:
+        share = f"each prompt's, from column {alpha.column}"
+    elif alpha.until_reward is not None:
+        share = f"{alpha.start} to 1 as the policy's own reward reaches {alpha.until_reward:g}"
+    else:
+        share = f"{alpha.start} to {alpha.end} over {alpha.steps} steps"
+    learnt = f"weighted by policy/mixture of each {weights.ratio}" if weights else "learnt from as they are"
+    return f"sampled from: policy^alpha x target^(1 - alpha), target: {who}, alpha: {share}; {learnt}"
+
+
+def describe_plan(recipe: Recipe) -> list[str]:
+    """The plan in sentences, for ``--dry-run`` and for the first lines of a run."""
+    plan = make_plan(recipe)
+    source = recipe.task.data if isinstance(recipe.task, DataSettings) else recipe.task.gym
+    if isinstance(recipe.rollout, DatasetRollout):
+        made = f"{plan.completions} completions read from {source}"
+    else:
+        made = f"{recipe.prompts_per_step} prompts of {source} x {recipe.group_size} completions"
+    budget = f"at most {recipe.rollout.max_tokens} tokens each"
+    reference = recipe.reference or "the policy as it was at the start"
+    mixture = None if isinstance(recipe.rollout, DatasetRollout) else recipe.rollout.mixture
+    lines = [
+        f"each step: {made}, {budget}",
+        *([_mixture(mixture)] if mixture else []),
+        *plan.terms,
+        _reduction(recipe),
+        *([_thermostat(recipe.thermostat)] if recipe.thermostat else []),
+        f"update: {_count(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
+        f"reference model: {reference if plan.needs_reference else 'none (no term reads logp_ref)'}",
+    ]
+    if plan.needs_old:
+        lines.append("log-probs at the start of the step: one more forward pass (several updates reuse them)")
+    if plan.selects_again:
+        lines.append(
+            "tokens are chosen anew at every optimizer step: one more forward pass for each but the first"
+        )
+    if recipe.eval is not None:
+        when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
+        solved = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}"
+        lines.append(f"evaluation: {solved}, before, after{when}")
+    lines.append(f"in all: {recipe.steps} steps, {recipe.steps * plan.completions} completions")
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,76 @@
+"""Rows of samples.jsonl: completions, with the sampler's entropy and the update's push on every token."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from klent.rollout.engine import Rollout
+from klent.streams.batch import Batch
+
+
+def sample_rows(
+    step: int,
+    batch: Batch,
+    coefficient: Tensor,
+    tokenizer: Any,
+    *,
+    chosen: Mapping[str, Tensor] | None = None,
+    prompts: int = 2,
+    completions: int = 4,
+) -> list[dict[str, Any]]:
+    """The first few completions of the first few prompts of a step.
+
+    Args:
+        step: the training step.
+        batch: its completions.
+        coefficient: ``c_t`` times the step's token count, ``[B, T]``; above 0 the token was pushed up.
+        tokenizer: turns ids into the text pieces that are shown.
+        chosen: what each selector chose, bool ``[B, T]``; a row gets the places of its chosen tokens.
+        prompts: how many prompts.
+        completions: how many completions of each.
+    """
+    rows = []
+    for group in batch.group.unique()[:prompts]:
+        for b in (batch.group == group).nonzero()[:completions, 0].tolist():
+            rollout = batch.rollouts[b]
+            count = len(rollout.tokens)
+            reward = float(batch.reward[b])
+            rows.append(
+                {
+                    "step": step,
+                    "prompt_id": rollout.prompt.id,
+                    "prompt": _shown(rollout),
+                    "completion": rollout.text,
+                    "reward": reward if reward == reward else None,
+                    "advantage": _first(batch.streams.get("advantage"), b),
+                    "finish": rollout.finish,
+                    "tokens": [tokenizer.decode([token]) for token in rollout.tokens.tolist()],
+                    "entropy": _rounded(rollout.entropy_gen),
+                    "logp": _rounded(rollout.logp_gen),
+                    "coefficient": _rounded(coefficient[b, :count]),
+                }
+                | _places(chosen, b)
+            )
+    return rows
+
+
+def _shown(rollout: Rollout) -> str:
+    prompt = rollout.prompt.prompt
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _places(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, dict[str, list[int]]]:
+    if not chosen:
+        return {}
+    return {"chosen": {name: value[row].nonzero()[:, 0].tolist() for name, value in chosen.items()}}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 5) for value in values.tolist()]
+
+
+def _first(values: Tensor | None, row: int) -> float | None:
+    return None if values is None else round(float(values[row, 0]), 5)

@@ -1,0 +1,1 @@
+"""What travels through a step: prompts, episodes, and the batch of per-action numbers made of them."""

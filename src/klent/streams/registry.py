@@ -1,0 +1,234 @@
+"""Every number that an objective may read, declared once: its shape, its unit, who makes it, and when.
+
+An objective asks for numbers by the names of its parameters. Those names are the fields of
+:class:`Streams`, so this file is the whole vocabulary: recipes are bound by it, batches hold it, the plan of a
+step follows from it, and docs/notation.md is printed from it. A stream that a step does not have is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Stream(NamedTuple):
+    """What the registry says of a stream."""
+
+    name: str
+    shape: str
+    """``[B, T]``, one number per action, or ``[B]``, one per completion."""
+    unit: str
+    meaning: str
+    producer: str
+    when: str
+
+
+def _of(shape: str, unit: str, meaning: str, *, producer: str, when: str) -> dict[str, str]:
+    return {"shape": shape, "unit": unit, "meaning": meaning, "producer": producer, "when": when}
+
+
+@dataclass
+class Streams:
+    """The numbers of a step's completions; 0 off the mask, None where the step does not have them."""
+
+    logp: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "log-probability of the action under the policy being trained, now; carries the gradient",
+            producer="policy",
+            when="in every forward pass of the update",
+        ),
+    )
+    entropy: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "entropy of that policy's distribution at the action; carries the gradient",
+            producer="policy",
+            when="in every forward pass of the update",
+        ),
+    )
+    divergence: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "divergence of that policy from its target at the action; carries the gradient",
+            producer="policy",
+            when="in every forward pass of the update, where the policy has a target",
+        ),
+    )
+    logp_old: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "`logp` at the start of the step's update",
+            producer="policy",
+            when="measured before the update, or taken from its only forward pass",
+        ),
+    )
+    entropy_old: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "`entropy` at the start of the step's update",
+            producer="policy",
+            when="measured before the update, or taken from its only forward pass",
+        ),
+    )
+    logp_gen: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "log-probability of the action under the distribution that it was drawn from",
+            producer="engine",
+            when="while sampling; absent where a data set is replayed",
+        ),
+    )
+    entropy_gen: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "entropy of the distribution that the action was drawn from",
+            producer="engine",
+            when="while sampling; absent where a data set is replayed",
+        ),
+    )
+    logp_policy: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "log-probability of the action under the policy, where another distribution was sampled",
+            producer="engine",
+            when="while sampling from a mixture",
+        ),
+    )
+    entropy_policy: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "entropy of the policy's distribution, where another distribution was sampled",
+            producer="engine",
+            when="while sampling from a mixture",
+        ),
+    )
+    logp_ref: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "log-probability of the action under the reference policy",
+            producer="reference",
+            when="measured before the update, where a term reads it",
+        ),
+    )
+    advantage: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "reward",
+            "how much better the action was than expected; 0 where the completion is unscorable",
+            producer="objective",
+            when="estimated before the update, where a term reads it",
+        ),
+    )
+    importance_weight: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "ratio",
+            "probability under the policy over that under the distribution sampled; multiplies terms",
+            producer="mixture",
+            when="after sampling from a mixture with `weights`",
+        ),
+    )
+    mask: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "bool",
+            "the actions that the loss sees: those of the policy, or those that `select.mask` chose",
+            producer="batch",
+            when="as the batch is made",
+        ),
+    )
+    rewards: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B]",
+            "reward",
+            "reward of the completion; NaN where unscorable",
+            producer="rewards",
+            when="after sampling",
+        ),
+    )
+    group: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B]",
+            "index",
+            "the prompt that the completion answers",
+            producer="batch",
+            when="as the batch is made",
+        ),
+    )
+    choices: dict[str, Tensor] = field(default_factory=dict)
+    """Actions that each selector chose, by the recipe's name for them, ``[B, T]`` bool."""
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These streams and choices by name.
+
+        Raises:
+            KeyError: one that this step does not have.
+        """
+        values = {name: self.get(name) for name in names}
+        absent = sorted(name for name, value in values.items() if value is None)
+        if absent:
+            raise KeyError(f"this step has no {', '.join(absent)}")
+        return {name: value for name, value in values.items() if value is not None}
+
+    def get(self, name: str) -> Tensor | None:
+        """A stream or a choice by name; None where the step does not have it."""
+        if name in self.choices:
+            return self.choices[name]
+        value: Tensor | None = getattr(self, name) if name in REGISTRY else None
+        return value
+
+    def with_(self, **values: Tensor | None) -> Streams:
+        """A copy with these streams set; choices may be set by name too."""
+        known = {name: value for name, value in values.items() if name in REGISTRY}
+        chosen = {name: value for name, value in values.items() if name not in REGISTRY and value is not None}
+        return replace(self, **known, choices={**self.choices, **chosen})  # type: ignore[arg-type]
+
+    def rows(self, index: Any) -> Streams:
+        """The streams of some completions; ``index`` as a tensor takes it."""
+        present = {name: value[index] for name in REGISTRY if (value := getattr(self, name)) is not None}
+        return Streams(**present, choices={name: value[index] for name, value in self.choices.items()})
+
+    def to(self, device: Any) -> Streams:
+        """The same on a device."""
+        present = {name: value.to(device) for name in REGISTRY if (value := getattr(self, name)) is not None}
+        return Streams(**present, choices={name: value.to(device) for name, value in self.choices.items()})
+
+
+REGISTRY: dict[str, Stream] = {f.name: Stream(f.name, **f.metadata) for f in fields(Streams) if f.metadata}
+"""Every stream by name, in the order of :class:`Streams`."""
+
+PER_ACTION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B, T]")
+"""What is known of each action."""
+
+PER_COMPLETION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B]")
+"""What is known of each completion; advantage estimators read these."""

@@ -1,0 +1,267 @@
+"""The comparison's page, and the same numbers as CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import klent.report
+from klent.io.files import write_atomic
+from klent.kit.student import t_bound
+from klent.kit.text import duration, fixed, number, plural, signed_fixed
+from klent.studies.compare import figures
+from klent.studies.compare.plan import ComparisonPlan, describe
+from klent.studies.compare.results import Results, collect
+from klent.studies.compare.statistics import LEVEL, Contrast
+
+HERE = Path(__file__).parent
+PAGE, TABLE, DATA = "compare.html", "compare.csv", "compare.json"
+
+
+def write_page(plan: ComparisonPlan, *, command: str = "", failed: dict[str, str] | None = None) -> Path:
+    """Write ``compare.html``, ``compare.csv`` and ``compare.json`` from the runs that are done.
+
+    Args:
+        plan: the comparison.
+        command: the command line that repeats it, for the page.
+        failed: name of a run -> why it failed.
+
+    Returns:
+        The path of the page. The same runs always give the same bytes.
+    """
+    results = collect(plan, failed)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(plan.folder / TABLE, as_csv(results))
+    write_atomic(plan.folder / DATA, json.dumps(as_json(results), indent=2, allow_nan=False) + "\n")
+    target = plan.folder / PAGE
+    write_atomic(target, page(results, command))
+    return target
+
+
+def page(results: Results, command: str = "") -> str:
+    """The HTML. Everything that a recipe or a command line wrote is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["drawing"] = Markup  # our own SVG and CSS: the only text that is not escaped
+    report = Path(klent.report.__file__).parent
+    plan = results.plan
+    return environment.get_template("compare.html.j2").render(
+        name=plan.name,
+        style=(report / "style.css").read_text("utf-8") + (HERE / "compare.css").read_text("utf-8"),
+        command=command,
+        first=plan.arms[0].name,
+        lede=lede(results),
+        notes=notes(results),
+        plan_lines=describe(plan),
+        questions=[_question(results, measure) for measure in results.contrasts],
+        told=what_can_be_told(results),
+        table=table(results),
+        families=[
+            family for family in (figures.pass_family(results), *figures.curve_families(results)) if family
+        ],
+        runs=_run_rows(results),
+        samples=results.samples,
+    )
+
+
+def lede(results: Results) -> str:
+    """What was compared, in a sentence."""
+    plan, recipe = results.plan, results.plan.runs[0].recipe
+    return (
+        f"{plural(len(plan.arms), 'arm')} under {plural(len(plan.seeds), 'seed')}: {recipe.model}, "
+        f"{recipe.steps} steps of {recipe.prompts_per_step} × {recipe.group_size} completions. "
+        f"{len(results.runs)} of {plural(len(plan.runs), 'run')} done."
+    )
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader must know before believing anything below."""
+    said = [f"{name} failed: {reason}" for name, reason in results.failed.items()]
+    waiting = [name for name in results.missing if name not in results.failed]
+    if waiting:
+        said.append(f"Not done yet, and not counted: {', '.join(waiting)}.")
+    for arm in results.twins:
+        said.append(
+            f"{arm} did what {results.plan.arms[0].name} did, number by number: what it changes never came "
+            "into play. (A clip on the ratio, for one, acts only where a step has several updates.)"
+        )
+    said += [line.capitalize() + "." for line in describe(results.plan) if line.startswith("the arms do not")]
+    return said
+
+
+def sentence(item: Contrast, first: str, measure: str) -> str:
+    """One comparison in words, with what it cannot say."""
+    change = f"{measure} {signed_fixed(item.difference, 3)} against {first}"
+    runs = (
+        f"these runs alone: {signed_fixed(item.runs_low, 3)} to {signed_fixed(item.runs_high, 3)}, "
+        f"p {_p(item.runs_p)}"
+    )
+    if item.verdict == "one seed":
+        return f"{change}; {runs}. One seed says nothing about the method."
+    whole = f"95% interval {signed_fixed(item.low, 3)} to {signed_fixed(item.high, 3)}"
+    own = " Its seeds differ more than those of the other arms, so it is judged by its own spread." * item.own
+    return f"{change}, {whole}, p {_p(item.p_holm)} after Holm ({runs}).{own}"
+
+
+def what_can_be_told(results: Results) -> str:
+    """How large a difference would have had to be."""
+    if not results.runs:
+        return "No run is done yet."
+    found = [item for items in results.contrasts.values() for item in items]
+    if not found:
+        return "There is nothing to compare the first arm with yet."
+    if all(math.isnan(item.p) for item in found):
+        return (
+            "With one seed nothing can be told about the methods: another seed may turn any of this around. "
+            "The thick bars speak of these very runs only. Add --seeds 3 or more; done runs are kept."
+        )
+    parts = []
+    for measure, items in results.contrasts.items():
+        sizes = [_resolution(item, len(items)) for item in items if not item.own and item.df]
+        if sizes:
+            parts.append(f"{fixed(max(sizes), 3)} in {measure}")
+    sizes_told = " and ".join(parts)
+    smallest = f" Differences below about {sizes_told} would not have been told from noise." if parts else ""
+    seeds = max(item.seeds for item in found)
+    return (
+        f"The noise of a whole training run is estimated from {plural(seeds, 'seed')}, pooled over the arms."
+        f"{smallest} “No difference” means none that could be told, not that there is none."
+    )
+
+
+def _resolution(item: Contrast, arms: int) -> float:
+    """The smallest difference that would have passed Holm's first hurdle."""
+    error = (item.high - item.low) / 2 / t_bound(LEVEL, item.df)
+    return t_bound(LEVEL / arms, item.df) * error
+
+
+def _question(results: Results, measure: str) -> dict[str, Any]:
+    items = results.contrasts[measure]
+    first = results.plan.arms[0].name
+    return {
+        "measure": measure,
+        "title": "One answer: pass@1" if measure == "pass@1" else f"Several tries: {measure}",
+        "drawing": figures.forest(items, first, measure) if items else "",
+        "verdicts": [(item.arm, item.verdict, sentence(item, first, measure)) for item in items],
+    }
+
+
+def table(results: Results) -> dict[str, Any]:
+    """Final numbers, the mean over seeds with their range."""
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < results.samples] + [results.samples]
+    heads = ["arm", "seeds", *(f"pass@{k}" for k in dict.fromkeys([1, *ks])), "entropy", "KL to base", "time"]
+    rows: list[list[tuple[str, str]]] = []
+    if results.runs:
+        base = results.of(results.arms[0])
+        cells = [_cell([_base_pass(run.before, k) for run in base]) for k in dict.fromkeys([1, *ks])]
+        entropy = _cell([run.entropy_before for run in base])
+        rows.append([("base model", ""), ("", ""), *cells, entropy, ("0", ""), ("", "")])
+    for arm in results.arms:
+        runs = results.of(arm)
+        cells = [_cell([run.passed(k) for run in runs]) for k in dict.fromkeys([1, *ks])]
+        kl = [run.kl for run in runs if not math.isnan(run.kl)]
+        took = float(np.mean([run.seconds for run in runs]))
+        rows.append(
+            [
+                (arm, ""),
+                (str(len(runs)), ""),
+                *cells,
+                _cell([run.entropy for run in runs]),
+                _cell(kl) if kl else ("–", ""),
+                (duration(took), ""),
+            ]
+        )
+    return {"heads": heads, "rows": rows}
+
+
+def _base_pass(correct: Any, k: int) -> float:
+    return float(figures.pass_at_k(correct, k).mean())
+
+
+def _cell(values: Sequence[float]) -> tuple[str, str]:
+    """The mean, and from the lowest to the highest where there are several."""
+    spread = f"{fixed(min(values), 3)} to {fixed(max(values), 3)}" if len(values) > 1 else ""
+    return fixed(float(np.mean(values)), 3), spread
+
+
+def _run_rows(results: Results) -> list[dict[str, str]]:
+    """Every run of the plan with its state; a finished one has a page of its own."""
+    done = {run.name: run for run in results.runs}
+    rows = []
+    for planned in results.plan.runs:
+        name = planned.folder.name
+        state = "failed" if name in results.failed else planned.state
+        value = fixed(done[name].passed(1), 3) if name in done else "–"
+        page_of_run = f"{name}/report.html" if (planned.folder / "report.html").is_file() else ""
+        rows.append({"name": name, "state": state, "value": value, "page": page_of_run})
+    return rows
+
+
+def as_csv(results: Results) -> str:
+    """One line a finished run."""
+    out = io.StringIO()
+    ks = range(1, results.samples + 1)
+    names = ["arm", "seed", *(f"pass@{k}" for k in ks), "entropy", "kl_base", "seconds"]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for run in results.runs:
+        passes = [f"{run.passed(k):.6f}" for k in ks]
+        kl = "" if math.isnan(run.kl) else f"{run.kl:.6f}"
+        writer.writerow([run.arm, run.seed, *passes, f"{run.entropy:.6f}", kl, f"{run.seconds:.2f}"])
+    return out.getvalue()
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """Everything on the page, for a program."""
+    ks = range(1, results.samples + 1)
+    return {
+        "name": results.plan.name,
+        "first": results.plan.arms[0].name,
+        "arms": [arm.name for arm in results.plan.arms],
+        "seeds": list(results.plan.seeds),
+        "runs": [
+            {
+                "arm": run.arm,
+                "seed": run.seed,
+                "pass": {str(k): run.passed(k) for k in ks},
+                "base_pass": {str(k): _base_pass(run.before, k) for k in ks},
+                "entropy": run.entropy,
+                "base_entropy": run.entropy_before,
+                "kl_base": _none(run.kl),
+                "seconds": run.seconds,
+                "curves": {name: {str(s): v for s, v in curve.items()} for name, curve in run.curves.items()},
+            }
+            for run in results.runs
+        ],
+        "comparisons": {
+            measure: [
+                {key: _none(value) for key, value in vars(item).items()} | {"verdict": item.verdict}
+                for item in items
+            ]
+            for measure, items in results.contrasts.items()
+        },
+        "same_as_first": results.twins,
+        "missing": results.missing,
+        "failed": results.failed,
+    }
+
+
+def _none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _p(value: float) -> str:
+    return "below 0.001" if value < 0.001 else number(value, 2)

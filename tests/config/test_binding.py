@@ -1,0 +1,184 @@
+"""Functions of a recipe: shipped ones, and the user's own."""
+
+import inspect
+
+import pytest
+
+from klent import objectives
+from klent.config import make_recipe, streams
+from klent.config.binding import hyperparameters_of, resolve, shipped, streams_of
+from klent.errors import ConfigError
+
+VALUES = {"model": "m", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 2}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write ``own.py`` with a function ``f`` and make a recipe that uses it."""
+    monkeypatch.chdir(tmp_path)
+
+    def own(source: str, kind: str = "loss", settings: dict | None = None, method: str = "rloo"):
+        (tmp_path / "own.py").write_text("import torch\nfrom torch import Tensor\n" + source)
+        from klent.config import binding
+
+        binding._load.cache_clear()
+        values = {**VALUES, "method": method, kind: {"own.py:f": settings or {}}}
+        return make_recipe(values)
+
+    return own
+
+
+@pytest.fixture
+def refusal(own):
+    def refusal(*args, **kwargs) -> str:
+        with pytest.raises(ConfigError) as caught:
+            own(*args, **kwargs)
+        return str(caught.value)
+
+    return refusal
+
+
+def test_every_shipped_function_has_its_place():
+    assert {"cross_entropy", "reinforce", "ppo_clip", "cispo", "kl_in_loss", "entropy_loss"} <= set(
+        shipped("loss")
+    )
+    assert {"group_advantage", "leave_one_out"} <= set(shipped("advantage"))
+    assert "kl_in_reward" in shipped("token_reward")
+    placed = [name for kind in ("loss", "advantage", "token_reward") for name in shipped(kind)]
+    assert len(placed) == len(set(placed))
+    assert not {"kl_estimate", "token_covariance", "gae", "reduce_tokens", "high_entropy_tokens"} & set(
+        placed
+    )
+
+
+def test_selectors_have_their_place():
+    chosen = {
+        "high_entropy_tokens",
+        "low_entropy_tokens",
+        "random_tokens",
+        "clip_cov_tokens",
+        "kl_cov_tokens",
+    }
+    assert set(shipped("selector")) == chosen
+    assert {"clip_cov", "kl_cov", "entropy_shaped", "entropy_ratio_clip"} <= set(shipped("loss"))
+
+
+def test_an_own_selector_and_the_loss_that_reads_it(own, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import Tensor\n"
+        "def unlikely(logp, mask, *, below: float = -2.0): return mask & (logp < below)\n"
+        "def f(logp, advantage, mask, *, spared: Tensor): return -logp * advantage * (mask & ~spared)\n"
+    )
+    from klent.config import binding
+
+    binding._load.cache_clear()
+    values = {**VALUES, "method": "rloo", "loss": {"reinforce": None, "own.py:f": {}}}
+    recipe = make_recipe(
+        {**values, "select": {"spared": "own.py:unlikely"}}, ["select.spared.own.py:unlikely.below=-3"]
+    )
+    assert recipe.select == {"spared": {"own.py:unlikely": {"below": -3}}}
+    assert recipe.loss == {"own.py:f": {}}
+    with pytest.raises(
+        ConfigError, match=r"own.py:f: reads `spared`.*add  select: \{spared: \{random_tokens: "
+    ):
+        make_recipe(values)
+
+
+def test_an_own_selector_that_chooses_nothing_is_refused(own, tmp_path):
+    (tmp_path / "choice.py").write_text(
+        "def f(entropy, mask, *, least: float = 1.0): return entropy - least\n"
+    )
+    values = {**VALUES, "method": "rloo", "select": {"mask": {"choice.py:f": {}}}}
+    own("def f(logp, mask): return -logp * mask\n")
+    with pytest.raises(ConfigError, match=r"select.mask.choice.py:f: returned torch.float32, not a choice"):
+        make_recipe(values)
+
+
+def test_streams_and_settings_come_from_the_signature():
+    assert streams_of(objectives.kl_in_loss) == {"logp", "logp_ref", "logp_old", "mask"}
+    assert {"coef", "divergence"} <= set(hyperparameters_of(objectives.kl_in_loss))
+    assert "logp_old" not in hyperparameters_of(objectives.kl_in_loss)
+    assert streams_of(objectives.group_advantage) == {"rewards", "group"}
+    assert hyperparameters_of(objectives.leave_one_out) == {}
+
+
+def test_defaults_of_the_signature_reach_the_recipe():
+    recipe = make_recipe({**VALUES, "loss": {"cispo": {}}})
+    assert (
+        recipe.loss["cispo"]["ratio_max"]
+        == inspect.signature(objectives.cispo).parameters["ratio_max"].default
+    )
+
+
+def test_streams_of_a_recipe():
+    recipe = make_recipe({**VALUES, "method": "grpo", "token_reward": {"kl_in_reward": {"coef": 0.1}}})
+    assert streams(recipe) == {"logp", "logp_old", "logp_ref", "advantage", "mask"}
+
+
+def test_an_own_loss(own):
+    source = (
+        "def f(logp, advantage, mask, *, power: float = 2.0, other: int): return -logp * advantage * mask\n"
+    )
+    recipe = own(source, settings={"other": 3})
+    assert recipe.loss["own.py:f"] == {"power": 2.0, "other": 3}
+    assert resolve("own.py:f").__name__ == "f"
+
+
+def test_an_own_loss_set_from_the_command_line(own):
+    own("def f(logp, mask, *, power: float = 2.0): return -logp * mask\n")
+    recipe = make_recipe({**VALUES, "method": "rloo"}, ["loss.own.py:f.power=3"])
+    assert recipe.loss["own.py:f"] == {"power": 3}
+
+
+def test_an_own_advantage_and_token_reward(own):
+    recipe = own("def f(rewards, group): return rewards\n", "advantage")
+    assert recipe.advantage == {"own.py:f": {}}
+    assert own(
+        "def f(logp, logp_ref, mask, *, coef: float = 1.0): return coef * (logp_ref - logp)\n", "token_reward"
+    )
+
+
+OWN_REFUSED = {
+    "no function": ("def g(logp): return logp\n", "own.py: has no function `f`; it has g"),
+    "not a function": ("f = 3\n", "own.py: has no function `f`"),
+    "broken file": ("def f(:\n", "own.py: importing it raised SyntaxError"),
+    "raises on import": ("1 / 0\n", "own.py: importing it raised ZeroDivisionError"),
+    "unknown data": (
+        "def f(logp, logits, mask): return logp\n",
+        "the trainer cannot supply `logits`; it supplies",
+    ),
+    "trains nothing": (
+        "def f(advantage, mask): return advantage * mask\n",
+        "reads neither `logp` nor `entropy`",
+    ),
+    "averaged": ("def f(logp, mask): return logp.mean()\n", "returned shape [] where [2, 3] was due"),
+    "detached": ("def f(logp, mask): return logp.detach()\n", "returned a loss without a gradient"),
+    "not a tensor": ("def f(logp, mask): return 3\n", "returned int, not a tensor"),
+    "raises": ("def f(logp, mask): raise ValueError('no, because')\n", "loss.own.py:f: no, because"),
+    "raises otherwise": (
+        "def f(logp, mask): raise KeyError('x')\n",
+        "KeyError when tried on two rows of three tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), OWN_REFUSED.values(), ids=OWN_REFUSED.keys())
+def test_own_losses_that_are_refused(refusal, source, message):
+    assert message in refusal(source)
+
+
+def test_an_own_advantage_of_the_wrong_shape(refusal):
+    assert "returned shape [] where [4] was due" in refusal(
+        "def f(rewards, group): return rewards.mean()\n", "advantage"
+    )
+
+
+def test_a_missing_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"loss.nowhere.py:f: nowhere.py: no such file"):
+        make_recipe({**VALUES, "loss": {"nowhere.py:f": {}}})
+
+
+def test_an_own_file_may_import_its_neighbour(own, tmp_path):
+    (tmp_path / "neighbour.py").write_text("SCALE = 2.0\n")
+    assert own("from neighbour import SCALE\ndef f(logp, mask): return SCALE * logp\n").loss

@@ -1,0 +1,219 @@
+"""The thermostat: it reaches a target from either side, holds it, and remembers where it was."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+
+from klent.config import Target, Thermostat, make_recipe
+from klent.control.thermostat import Controller, State, knob, target_at
+from klent.training.objective import Objective
+
+VALUES = {"model": "m", "method": "grpo", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 2}
+
+
+def controller(target: object = 0.5, turn=lambda value: None, **settings: object) -> Controller:
+    return Controller(Thermostat(target=target, **settings), turn)
+
+
+def entropy_of(logits: torch.Tensor) -> torch.Tensor:
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1)
+
+
+# a reward that never rests needs a quick integral
+BANDIT = {"gain": 0.3, "integral": 0.06, "derivative": 2.4}
+
+
+def bandit(thermostat: Controller | None, *, steps: int, peak: float = 0.0, seed: int = 0) -> list[float]:
+    """Policy gradient on 8 bandits of 20 arms under Adam; their mean entropy at each step.
+
+    The thermostat is told of it with 15% of noise. Rewards keep on drawing entropy down: without a thermostat
+    it is spent.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    reward = 0.3 * torch.randn(8, 20, generator=generator)
+    logits = (peak * torch.randn(8, 20, generator=generator)).requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.1, betas=(0.9, 0.95))
+    coef = {"value": 0.0}
+    if thermostat:
+        thermostat.turn = lambda value: coef.update(value=value)
+    seen = []
+    for step in range(1, steps + 1):
+        if thermostat:
+            thermostat.apply()
+        logp = logits.log_softmax(-1)
+        arms = torch.multinomial(logp.detach().exp(), 32, replacement=True, generator=generator)
+        gain = reward.gather(1, arms)
+        gain = gain - gain.mean(1, keepdim=True)
+        entropy = entropy_of(logits).mean()
+        optimizer.zero_grad()
+        (-(gain * logp.gather(1, arms)).mean() - coef["value"] * entropy).backward()
+        optimizer.step()
+        seen.append(float(entropy.detach()))
+        if thermostat:
+            noise = math.exp(0.15 * float(torch.randn((), generator=generator)))
+            change = float(entropy_of(logits.detach()).mean()) - seen[-1]
+            thermostat.read(step, noise * seen[-1], change)
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("peak", [0.0, 8.0], ids=["from above", "from below"])
+def test_it_reaches_the_target_and_holds_it(peak, seed):
+    seen = bandit(controller(1.0, **BANDIT), steps=160, peak=peak, seed=seed)
+    assert abs(seen[0] - 1.0) > 0.3  # it starts far off
+    held = torch.tensor(seen[-60:])
+    assert abs(float(held.mean()) - 1.0) < 0.05
+    assert float(held.unfold(0, 10, 1).mean(1).sub(1.0).abs().max()) < 0.1
+
+
+def test_without_it_the_bandits_spend_their_entropy():
+    assert bandit(None, steps=160)[-1] < 0.2
+
+
+@pytest.mark.parametrize(
+    "mistake", [{"gain": 0.0, "integral": 0.0}, {"low": -1e-9, "high": 1e-9}], ids=["deaf", "bound"]
+)
+def test_a_thermostat_that_cannot_answer_does_not_hold(mistake):
+    seen = bandit(controller(1.0, **BANDIT | mistake), steps=160)
+    assert abs(seen[-1] - 1.0) > 0.3
+
+
+def test_a_thermostat_of_the_wrong_sign_runs_away():
+    wrong = controller(1.0, **BANDIT)
+    answer = wrong._answer
+    wrong._answer = lambda target, *entropies: answer(1.0, *(1.0 / max(h, 1e-6) for h in entropies))
+    assert abs(bandit(wrong, steps=160)[-1] - 1.0) > 0.5
+
+
+def test_it_pushes_both_ways():
+    low, high = controller(), controller()
+    low.read(1, 0.1, 0.0)
+    high.read(1, 2.0, 0.0)
+    assert low.state.value > 0.0 > high.state.value
+    level = controller()
+    level.read(1, 0.5, 0.0)
+    assert level.state.value == 0.0
+
+
+def test_it_brakes_before_the_target_is_passed():
+    slow, fast = controller(), controller()
+    slow.read(1, 0.8, 0.0)
+    fast.read(1, 0.8, -0.2)  # the update has just taken 0.2 nats: 0.6 are expected of the next step
+    assert slow.state.value < fast.state.value
+
+
+def test_the_integral_leaves_no_error():
+    """A plant that needs a constant value of 0.2 to stay where it is, and is never at rest."""
+    thermostat, chance, seen = controller(0.5), random.Random(0), [0.5]
+    for step in range(1, 1000):
+        change = seen[-1] * (0.3 * (thermostat.state.value - 0.2) + 0.01 * chance.gauss())
+        thermostat.read(step, seen[-1], change)
+        seen.append(seen[-1] + change)
+    assert sum(seen[-500:]) / 500 == pytest.approx(0.5, rel=0.01)
+    assert thermostat.state.integral == pytest.approx(0.2, abs=0.03)
+    deaf = controller(0.5, gain=0.25, integral=0.0)
+    entropy = 0.5
+    for step in range(1, 1000):
+        change = entropy * 0.3 * (deaf.state.value - 0.2)
+        deaf.read(step, entropy, change)
+        entropy += change
+    assert entropy < 0.3  # the gain alone settles where it answers 0.2
+
+
+def test_the_integral_waits_at_a_bound():
+    thermostat = controller(0.5)
+    for step in range(1, 400):
+        thermostat.read(step, 0.05, 0.0)
+    assert thermostat.state.value == 1.0
+    assert thermostat.state.integral < 1.0  # and not 399 times 0.03
+    for step in range(400, 406):
+        thermostat.read(step, 1.0, 0.0)
+    assert thermostat.state.value < 0.5
+
+
+def test_the_integral_waits_while_the_error_is_on_its_way_out():
+    thermostat, entropy = controller(0.5), 3.0
+    for step in range(1, 28):
+        thermostat.read(step, entropy, -0.05 * entropy)
+        entropy *= 0.95
+    assert entropy > 0.7
+    assert thermostat.state.integral == 0.0
+    stuck = controller(0.5)
+    for step in range(1, 28):
+        stuck.read(step, 0.55, -1e-5)
+    assert stuck.state.integral < 0.0
+
+
+@pytest.mark.parametrize("entropy", [0.0, -0.1, math.nan, math.inf])
+def test_an_entropy_that_has_no_logarithm_does_no_harm(entropy):
+    thermostat = controller(0.5)
+    for step in range(1, 9):
+        thermostat.read(step, entropy, 0.0)
+    assert math.isfinite(thermostat.state.value)
+    assert thermostat.state.value >= 0.0
+
+
+def test_targets():
+    assert target_at(Target(value=0.7), 9, 2.0) == 0.7
+    assert target_at(Target(fraction=0.3), 9, 2.0) == pytest.approx(0.6)
+    ramp = Target(start=1.5, end=0.5, steps=11)
+    assert [target_at(ramp, step, 2.0) for step in (1, 6, 11, 99)] == pytest.approx([1.5, 1.0, 0.5, 0.5])
+    assert Thermostat(target=0.7).target == Target(value=0.7)
+
+
+def test_a_fraction_is_of_the_first_step():
+    thermostat = controller({"fraction": 0.25})
+    rows = [thermostat.read(step, entropy, 0.0) for step, entropy in ((1, 2.0), (2, 1.0))]
+    assert [row["thermostat/target"] for row in rows] == [0.5, 0.5]
+    assert [row["thermostat/error"] for row in rows] == [-1.5, -0.5]
+    assert rows[0]["thermostat/value"] == 0.0  # that of the step itself, before the answer
+    assert rows[1]["thermostat/value"] < 0.0
+
+
+def test_its_memory_survives_a_checkpoint_bit_for_bit():
+    one = controller({"fraction": 0.3})
+    for step in range(1, 8):
+        one.read(step, 2.0 / step, -0.1 / step)
+    other = controller({"fraction": 0.3})
+    other.state = State(**json.loads(json.dumps(vars(one.state))))
+    for step in range(8, 20):
+        assert one.read(step, 0.4, 0.01) == other.read(step, 0.4, 0.01)
+    assert one.state == other.state
+
+
+STEERED = {
+    "bonus": {},
+    "clip_high": {"update": {"minibatches": 2}},
+    "kl_cov_fraction": {"method": "kl_cov"},
+    "temperature": {},
+}
+
+
+@pytest.mark.parametrize("steer", STEERED)
+def test_it_turns_what_the_recipe_names(steer):
+    recipe = make_recipe(VALUES | STEERED[steer] | {"thermostat": {"target": 0.5, "steer": steer}})
+    heard = []
+    loss = recipe.loss | ({"entropy_loss": {"coef": 0.0}} if steer == "bonus" else {})
+    objective = Objective(loss, recipe.advantage, None, recipe.select)
+    assert recipe.thermostat is not None
+    thermostat = Controller(recipe.thermostat, knob(recipe.thermostat, objective, heard.append))
+    start = recipe.thermostat.start
+    thermostat.apply()
+    for step in range(1, 5):
+        thermostat.read(step, 0.1, 0.0)
+    thermostat.apply()
+    value = thermostat.state.value
+    assert value > start
+    found = {
+        "bonus": lambda: -objective.named("entropy_loss")[0].settings["coef"],
+        "clip_high": lambda: objective.named("ppo_clip")[0].settings["clip_high"],
+        "kl_cov_fraction": lambda: objective.named("kl_cov_tokens")[0].settings["fraction"],
+        "temperature": lambda: heard[-1],
+    }[steer]()
+    assert found == value
+    if steer == "temperature":
+        assert heard[0] == start

@@ -1,0 +1,55 @@
+"""Held-out accuracy and its interval."""
+
+import math
+
+import pytest
+import torch
+from oracles.wilson import wilson_by_root
+
+from klent.measure.evaluate import evaluate, wilson
+from klent.rollout.engine import Rollout
+from klent.streams.prompt import Prompt
+from klent.tasks.scorer import Scores
+
+
+class Engine:
+    def generate(self, prompts, *, group_size, seed):
+        nothing = torch.zeros(2)
+        return [Rollout(p, [1], torch.tensor([5, 6]), nothing, nothing + 0.5, "x", "stop") for p in prompts]
+
+
+class ThreeSamples(Engine):
+    def generate(self, prompts, *, group_size, seed):
+        return [
+            r
+            for p in prompts
+            for r in super(ThreeSamples, self).generate([p] * group_size, group_size=1, seed=0)
+        ]
+
+
+class Fixed:
+    def score(self, prompts, completions, finish):
+        return Scores([1.0, 0.0, 0.5, 0.0, math.nan, 0.0], {}, {})
+
+
+def test_a_row_of_eval_jsonl():
+    row = evaluate(ThreeSamples(), Fixed(), [Prompt("a", "a"), Prompt("b", "b")], samples=3, seed=0, step=7)
+    assert row["correct"] == [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert row["accuracy"] == pytest.approx(1 / 6)
+    assert row["pass@3"] == 0.5
+    assert row["reward"] == pytest.approx(1.5 / 5)
+    assert row["unscorable"] == pytest.approx(1 / 6)
+    assert (row["step"], row["problems"], row["samples"], row["entropy"], row["length"]) == (
+        7,
+        2,
+        3,
+        0.5,
+        2.0,
+    )
+    assert (row["low"], row["high"]) == wilson(row["accuracy"], 2)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 20), (0.3, 50), (0.5, 7), (1.0, 100)])
+def test_wilson_solves_its_equation(share, count):
+    low, high = wilson(share, count)
+    assert (low, high) == pytest.approx(wilson_by_root(share, count), abs=1e-9)

@@ -1,0 +1,451 @@
+"""Models are found, loaded, rendered for and saved; whatever is wrong with one is said in plain words."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import CONTEXT, END, PAD, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from klent.errors import DataError, ModelError
+from klent.models import load as models
+from klent.models import locate
+from klent.models.load import context_length, load_policy, render_prompt, resolve, save_model, stop_ids
+
+TEXT = "What is 12 + 34?"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("KLENT_CACHE", str(tmp_path / "cache"))
+
+
+def logits(model, text: str = TEXT) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([tiny_tokenizer()(text).input_ids])).logits
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- find ---------------------------------------------------------------------------------------
+
+
+def test_an_alias_that_is_not_pulled_names_the_command() -> None:
+    with pytest.raises(ModelError, match="run `klent models pull smollm2-135m`"):
+        resolve("smollm2-135m")
+
+
+def test_an_unknown_alias_gets_the_nearest_one() -> None:
+    with pytest.raises(ModelError, match=r"'smollm-135m'. Did you mean 'smollm2-135m'"):
+        resolve("smollm-135m")
+    with pytest.raises(ModelError, match=r"no model is called 'zzz'. A model is an alias"):
+        resolve("zzz")
+
+
+def test_a_folder_and_a_hub_id_are_taken_as_they_are(folder: Path, monkeypatch) -> None:
+    assert resolve(str(folder)) == folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert resolve("~/tiny") == folder
+    monkeypatch.chdir(folder.parent)
+    assert resolve("tiny") == Path("tiny")
+    assert resolve("org/name-1.5B") == "org/name-1.5B"
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "../a/b", "a/b/c", "folder/"])
+def test_a_missing_folder(name: str) -> None:
+    with pytest.raises(ModelError, match=f"there is no model folder at {name}"):
+        resolve(name)
+
+
+def break_folder(folder: Path, how: str) -> Path:
+    weights = folder / "model.safetensors"
+    match how:
+        case "is a file":
+            return weights
+        case "empty":
+            shutil.rmtree(folder)
+            folder.mkdir()
+        case "adapter":
+            (folder / "config.json").rename(folder / "adapter_config.json")
+        case "run":
+            for name in os.listdir(folder):
+                (folder / "final").mkdir(exist_ok=True)
+                (folder / name).rename(folder / "final" / name)
+        case "config is not JSON":
+            (folder / "config.json").write_text('{"model_type": ')
+        case "config is a list":
+            (folder / "config.json").write_text("[]")
+        case "no weights":
+            weights.unlink()
+        case "pickle":
+            weights.rename(folder / "pytorch_model.bin")
+        case "shard missing":
+            shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+            weights.rename(folder / shards["a"])
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+        case "weights cut short":
+            os.truncate(weights, weights.stat().st_size // 2)
+        case "tensor missing":
+            tensors = load_file(weights)
+            del tensors["model.norm.weight"]
+            save_file(tensors, weights, metadata={"format": "pt"})
+        case "tensor of another shape":
+            tensors = load_file(weights) | {"model.norm.weight": torch.ones(7)}
+            save_file(tensors, weights, metadata={"format": "pt"})
+        case "unknown type":
+            edit_json(folder / "config.json", model_type="nope")
+        case "not causal":
+            edit_json(folder / "config.json", model_type="t5")
+        case "quantised":
+            edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+        case "own code":
+            edit_json(
+                folder / "config.json",
+                model_type="odd",
+                auto_map={"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.M"},
+            )
+        case "no tokenizer":
+            (folder / "tokenizer.json").unlink()
+            (folder / "tokenizer_config.json").unlink()
+        case "tokenizer damaged":
+            (folder / "tokenizer.json").write_text('{"version"')
+        case "larger tokenizer":
+            tokenizer = tiny_tokenizer()
+            tokenizer.add_tokens(["<more>", "<and more>"])
+            tokenizer.save_pretrained(folder)
+    return folder
+
+
+BROKEN = {
+    "is a file": "is a file; a model is a folder",
+    "empty": r"has no config\.json, so it is not a model",
+    "adapter": r"has no config\.json: it is a LoRA adapter",
+    "run": r"it is a run, and its trained model is .*final",
+    "config is not JSON": r"config\.json is damaged, it is not JSON",
+    "config is a list": r"config\.json is damaged, it holds no JSON object",
+    "no weights": r"has no weights: there is no \*\.safetensors",
+    "pickle": r"only pickled weights \(pytorch_model\.bin\)",
+    "shard missing": r"is incomplete: model-00002-of-00002\.safetensors is missing",
+    "weights cut short": "its weights are damaged .*Copy or pull it again",
+    "tensor missing": r"lacks 1 of its weights, such as model\.norm\.weight",
+    "tensor of another shape": r"1 weights of a shape that config\.json denies: model\.norm\.weight",
+    "unknown type": "model type `nope`",
+    "not causal": "it is not a causal language model",
+    "quantised": "holds quantised weights, which cannot be trained",
+    "own code": "set trust_remote_code: true",
+    "no tokenizer": r"cannot load the tokenizer .*no usable tokenizer\.json",
+    "tokenizer damaged": "cannot load the tokenizer .*line 1",
+    "larger tokenizer": "has 200 tokens, but its model has only 198",
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_folder_is_refused_in_plain_words(folder: Path, how: str, capfd) -> None:
+    with pytest.raises(ModelError, match=BROKEN[how]) as caught:
+        load_policy(str(break_folder(folder, how)))
+    assert str(folder.name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_a_folder_that_may_not_be_read(folder: Path, monkeypatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ModelError, match=r"cannot read the model folder .*: Permission denied"):
+        resolve(str(folder))
+
+
+# --- the hub ------------------------------------------------------------------------------------
+
+
+def test_a_hub_model_is_downloaded_without_pickles_or_code(folder: Path, monkeypatch) -> None:
+    asked = []
+
+    def snapshot(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append((repo, "*.py" in allow_patterns, any("bin" in pattern for pattern in allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    loaded = load_policy("org/tiny")
+    assert loaded.source == "org/tiny"
+    assert torch.equal(logits(loaded.model), logits(tiny_model()))
+    locate.download("org/tiny", trust_remote_code=True)
+    assert asked == [("org/tiny", False, False), ("org/tiny", True, False)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("GatedRepoError", "org/tiny is gated: accept its terms"),
+        ("RepositoryNotFoundError", "neither a folder here nor a public model on the hub"),
+        ("LocalEntryNotFoundError", "is not a folder here, and the hub could not be reached"),
+        ("RuntimeError", "cannot download org/tiny: first line$"),
+    ],
+)
+def test_what_the_hub_may_answer(monkeypatch, kind: str, said: str) -> None:
+    import huggingface_hub.errors
+
+    error = getattr(huggingface_hub.errors, kind, RuntimeError)
+
+    def fail(repo: str, **options: object) -> str:
+        raise error.__new__(error) if error is not RuntimeError else RuntimeError("first line\nsecond")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ModelError, match=said):
+        load_policy("org/tiny")
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+
+def test_a_loaded_policy_is_the_saved_model(folder: Path, capfd) -> None:
+    loaded = load_policy(str(folder))
+    assert torch.equal(logits(loaded.model), logits(tiny_model()))
+    assert not torch.equal(logits(loaded.model), logits(tiny_model(seed=1)))
+    assert loaded.source == str(folder)
+    assert not loaded.model.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in loaded.model.parameters())
+    assert loaded.model.config._attn_implementation == "sdpa"
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_loading_leaves_transformers_as_talkative_as_it_was(folder: Path) -> None:
+    from transformers.utils import logging
+
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    load_policy(str(folder))
+    with pytest.raises(ModelError):
+        load_policy(str(break_folder(folder, "not causal")))
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_dtype(folder: Path) -> None:
+    loaded = load_policy(str(folder), dtype="bfloat16")
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ModelError, match="dtype 'fp16' is not one of float32, bfloat16, float16"):
+        load_policy(str(folder), dtype="fp16")
+
+
+def test_dropout_of_the_base_model_is_off(folder: Path) -> None:
+    edit_json(folder / "config.json", attention_dropout=0.5)
+    noisy = AutoModelForCausalLM.from_pretrained(folder).train()
+    assert not torch.equal(logits(noisy), logits(noisy))
+    loaded = load_policy(str(folder)).model
+    quiet = logits(loaded)
+    assert torch.equal(logits(loaded.train()), quiet)
+
+
+def test_gradient_checkpointing_changes_memory_and_not_gradients(folder: Path) -> None:
+    plain = load_policy(str(folder)).model.train()
+    sparing = load_policy(str(folder), gradient_checkpointing=True).model.train()
+    assert sparing.is_gradient_checkpointing
+    ids = torch.tensor([tiny_tokenizer()(TEXT).input_ids])
+    calls = []
+    sparing.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    for model in (plain, sparing):
+        model(ids).logits.logsumexp(-1).sum().backward()
+    assert len(calls) == 2  # forward, and again in the backward pass
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parameter.grad, sparing.get_parameter(name).grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pad_token_is_found_where_there_is_none(folder: Path) -> None:
+    assert load_policy(str(folder)).tokenizer.pad_token_id == PAD
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_policy(str(folder)).tokenizer.pad_token_id == TURN_END
+
+
+# --- LoRA ---------------------------------------------------------------------------------------
+
+
+def with_trained_adapter(folder: Path, **lora: object) -> models.LoadedModel:
+    """An adapter that is far from the zero it starts at."""
+    loaded = load_policy(str(folder), lora={"rank": 4} | lora)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in loaded.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return loaded
+
+
+def test_an_adapter_starts_at_the_base_model_and_is_all_that_trains(folder: Path) -> None:
+    model = load_policy(str(folder), lora={"rank": 4, "alpha": 8, "dropout": 0.0}).model
+    assert torch.equal(logits(model), logits(tiny_model()))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    assert len(trained) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
+    assert context_length(model) == CONTEXT
+    only_q = load_policy(str(folder), lora={"rank": 2, "target_modules": ["q_proj"]}).model
+    assert sum(parameter.requires_grad for parameter in only_q.parameters()) == 2 * 2
+
+
+def test_an_adapter_is_drawn_from_its_seed_and_from_nothing_else(folder: Path) -> None:
+    def first_weights(seed: int) -> torch.Tensor:
+        model = load_policy(str(folder), lora={"rank": 4}, seed=seed).model
+        return next(p for n, p in model.named_parameters() if "lora_A" in n).detach()
+
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    one = first_weights(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    assert torch.equal(first_weights(1), one)
+    assert not torch.equal(first_weights(2), one)
+
+
+def test_adapter_mistakes(folder: Path, monkeypatch) -> None:
+    with pytest.raises(ModelError, match="lora has no key 'r'; its keys are rank, alpha"):
+        load_policy(str(folder), lora={"r": 8})
+    with pytest.raises(ModelError, match=r"'nope'.* Linear layers of this model: down_proj, gate_proj"):
+        load_policy(str(folder), lora={"target_modules": ["nope"]})
+    with pytest.raises(ModelError, match=r"lora: .*positive"):
+        load_policy(str(folder), lora={"rank": 0})
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModelError, match=r"pip install 'klent\[lora\]'"):
+        load_policy(str(folder), lora={"rank": 4})
+
+
+# --- prompts and stops --------------------------------------------------------------------------
+
+
+def test_messages_go_through_the_template_and_text_does_not() -> None:
+    tokenizer = tiny_tokenizer()
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    ids = render_prompt(tokenizer, chat)
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(render_prompt(tokenizer, "1+1=")) == "1+1="
+    begun = [*chat, {"role": "assistant", "content": "It is"}]
+    assert tokenizer.decode(render_prompt(tokenizer, begun)).endswith("<|im_start|>assistant\nIt is")
+
+
+def test_text_gets_the_bos_token_of_a_tokenizer_that_has_one() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", END)]
+    )
+    assert render_prompt(tokenizer, "ab") == [END, *tiny_tokenizer()("ab").input_ids]
+
+
+def test_prompts_that_cannot_be_rendered() -> None:
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(DataError, match="the prompt is empty"):
+        render_prompt(tokenizer, "")
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ModelError, match="the chat template refuses these messages: roles must alternate"):
+        render_prompt(tokenizer, [{"role": "user", "content": "x"}])
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match=r"this model has no chat template.*as plain text"):
+        render_prompt(tokenizer, [{"role": "user", "content": "x"}])
+    assert render_prompt(tokenizer, "x") == tokenizer("x").input_ids
+
+
+def test_stop_tokens_come_from_three_places() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    letter = tokenizer.convert_tokens_to_ids("z")
+    assert stop_ids(model, tokenizer) == (END, TURN_END)
+    model.generation_config.eos_token_id = None
+    assert stop_ids(model, tokenizer) == (TURN_END,)
+    model.generation_config.eos_token_id = letter
+    assert stop_ids(model, tokenizer) == (TURN_END, letter)
+    tokenizer.eos_token = "<|endoftext|>"
+    assert stop_ids(model, tokenizer) == (END, TURN_END, letter)  # the template's end of turn
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    assert stop_ids(model, tokenizer) == (END, letter)  # a newline is text
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert stop_ids(model, tokenizer) == (END, letter)
+
+
+def test_context_length() -> None:
+    assert context_length(tiny_model()) == CONTEXT
+    unlimited = SimpleNamespace(config=SimpleNamespace(get_text_config=SimpleNamespace))
+    assert context_length(unlimited) == sys.maxsize
+
+
+# --- save ---------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_is_a_plain_folder_with_the_same_weights(folder: Path, tmp_path: Path, capfd) -> None:
+    loaded = load_policy(str(folder))
+    with torch.no_grad():
+        loaded.model.model.norm.weight.mul_(1.5)
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "run" / "final")
+    final = tmp_path / "run" / "final"
+    assert [path.name for path in final.parent.iterdir()] == ["final"]
+    theirs = AutoModelForCausalLM.from_pretrained(final)
+    assert torch.equal(logits(theirs), logits(loaded.model))
+    again = load_policy(str(final))
+    assert again.stop_ids == loaded.stop_ids == (END, TURN_END)
+    assert again.tokenizer.chat_template == loaded.tokenizer.chat_template
+    assert "lm_head.weight" not in load_file(final / "model.safetensors")  # tied, so written once
+    modes = {path.stat().st_mode & 0o777 for path in final.iterdir()}
+    assert modes == {final.stat().st_mode & 0o666}
+    capfd.readouterr()
+    save_model(tiny_model(seed=3), loaded.tokenizer, final)  # replaces it, and says nothing
+    assert torch.equal(logits(load_policy(str(final)).model), logits(tiny_model(seed=3)))
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_an_adapter_is_merged_into_the_written_weights_only(folder: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    loaded = with_trained_adapter(folder, dropout=0.1)
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "final")
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    merged = load_policy(str(tmp_path / "final")).model
+    assert set(merged.state_dict()) == set(tiny_model().state_dict())
+    torch.testing.assert_close(logits(merged), logits(loaded.model), rtol=0, atol=1e-4)
+    assert (logits(merged) - logits(tiny_model())).abs().max() > 1
+    theirs = PeftModel.from_pretrained(tiny_model(), tmp_path / "final" / "adapter")
+    torch.testing.assert_close(logits(theirs), logits(loaded.model), rtol=1e-5, atol=1e-5)
+
+
+def test_a_generation_config_that_cannot_be_saved_is_found_before_training(
+    folder: Path, tmp_path: Path
+) -> None:
+    edit_json(folder / "generation_config.json", temperature=0.5, do_sample=False)
+    with pytest.raises(ValueError, match="temperature"):
+        AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+    loaded = load_policy(str(folder))
+    assert loaded.stop_ids == (END, TURN_END)
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "final")
+    assert load_policy(str(tmp_path / "final")).stop_ids == (END, TURN_END)
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ModelError, match=r"cannot write the model to .*tiny: .*No space left on device"):
+        save_model(tiny_model(seed=1), tiny_tokenizer(), folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

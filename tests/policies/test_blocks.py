@@ -1,0 +1,90 @@
+"""Attention in blocks: the same numbers and gradients as under one mask, and nothing computed beside them."""
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from klent.policies.causal_lm.blocks import NAME, find_blocks
+from klent.policies.causal_lm.packing import Completion, make_groups, pack
+from klent.policies.causal_lm.policy import Policy, takes_shared_prompt
+
+PROMPTS = [[5, 6, 7, 8, 9], [11, 12]]
+LENGTHS = [[4, 1, 7], [3, 2, 1, 1]]  # completions of one token stand nowhere in the row
+
+
+def rows(lengths=LENGTHS):
+    generator = torch.Generator().manual_seed(0)
+    items = [
+        Completion(10 * g + k, PROMPTS[g], torch.randint(3, 40, (n,), generator=generator))
+        for g, group in enumerate(lengths)
+        for k, n in enumerate(group)
+    ]
+    return pack(make_groups(items, shared=True, budget=1000), shared=True)
+
+
+def seen(owner: torch.Tensor) -> set[tuple[int, int, int]]:
+    """Who sees whom, by the rule and one pair at a time."""
+    found = set()
+    for r, line in enumerate(owner.tolist()):
+        for i, mine in enumerate(line):
+            for j, other in enumerate(line[: i + 1]):
+                if mine >= 0 and other in (0, mine):
+                    found.add((r, i, j))
+    return found
+
+
+def test_blocks_hold_every_pair_that_sees_and_no_other():
+    owner = rows().owner
+    blocks, length = find_blocks(owner), owner.shape[1]
+    found = set()
+    counts = (owner == 0).sum(dim=1).tolist()
+    for r, places in enumerate(blocks.prompt.tolist()):
+        for i in range(counts[r]):
+            found |= {(r, places[i] % length, places[j] % length) for j in range(i + 1)}
+    for c, r in enumerate(blocks.row.tolist()):
+        keys = blocks.prompt[r].tolist() + blocks.own[c].tolist()
+        for t, place in enumerate(blocks.own[c].tolist()):
+            if t and place == 0:
+                continue  # padding
+            found |= {
+                (r, place % length, keys[j] % length) for j in (blocks.mask[c, 0, t] == 0).nonzero()[:, 0]
+            }
+    assert found == seen(owner)
+
+
+@pytest.mark.parametrize(
+    "lengths", [LENGTHS, [[1, 1], [1]], [[9], [2]]], ids=["mixed", "single tokens", "one"]
+)
+def test_values_and_gradients_are_those_of_one_mask(lengths):
+    model = tiny_model()
+    policy, packed = Policy(model, temperature=1.0), rows(lengths)
+    assert takes_shared_prompt(policy, longest=30)
+    assert policy.takes_blocks
+    answers = []
+    for policy.takes_blocks in (True, False):
+        model.zero_grad()
+        stats = policy(packed)
+        (stats.logp.sum() + 0.3 * stats.entropy.sum()).backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        answers.append((stats.logp.detach(), stats.entropy.detach(), grads))
+    for left, right in zip(*answers, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=2e-6)
+
+
+def test_the_models_own_attention_is_put_back():
+    policy = Policy(tiny_model(), temperature=1.0)
+    assert takes_shared_prompt(policy, longest=30)
+    policy(rows())
+    assert policy.model.config._attn_implementation != NAME
+
+
+def test_under_gradient_checkpointing_one_mask_is_used():
+    model = tiny_model()
+    policy = Policy(model, temperature=1.0)
+    assert takes_shared_prompt(policy, longest=30)
+    plain = policy(rows()).logp
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    stats = policy(rows())
+    stats.logp.sum().backward()
+    torch.testing.assert_close(stats.logp, plain)

@@ -1,0 +1,83 @@
+"""Distillation on sampled tokens: gradients against plain torch with all logits, and runs that learn."""
+
+import pytest
+import torch
+from helpers_training import updater
+from tiny import TURN_END, tiny_model, tiny_tokenizer
+from torch import Tensor
+
+from klent.config import Distill
+from klent.models.load import LoadedModel, render_prompt
+from klent.policies.causal_lm.distill import Distiller
+from klent.rollout.engine import Rollout
+from klent.rollout.mixture_engine import MixtureEngine
+from klent.rollout.target import Target
+from klent.rollout.transformers_engine import SamplingOptions
+from klent.streams.batch import Batch, make_batch
+from klent.streams.prompt import Prompt
+from klent.training.objective import Objective
+
+PROMPTS = [Prompt(f"p/{i}", [{"role": "user", "content": text}], {"n": i}) for i, text in enumerate("ab")]
+HINT = "the answer to {prompt} is {n}, as you know"
+TEMPERATURE = 1.3
+
+
+def loaded(seed: int) -> LoadedModel:
+    return LoadedModel(tiny_model(seed), tiny_tokenizer(), "tiny", (TURN_END, 20, 21, 22, 23, 24))
+
+
+def target() -> Target:
+    return Target(loaded(1), prompt=HINT, temperature=TEMPERATURE)
+
+
+def batch() -> Batch:
+    engine = MixtureEngine(loaded(0), target(), SamplingOptions(max_tokens=7))
+    rollouts = engine.generate(PROMPTS, group_size=3, seed=0)
+    return make_batch(rollouts, [0.0] * len(rollouts), group_size=3)
+
+
+def logp(model: torch.nn.Module, ids: list[int], rollout: Rollout, temperature: float = 1.0) -> Tensor:
+    row = torch.tensor([ids + rollout.tokens.tolist()])
+    return (model(input_ids=row).logits[0, len(ids) - 1 : -1] / temperature).log_softmax(-1)
+
+
+def plain(rows: Batch, divergence: str, skew: float) -> tuple[float, dict[str, Tensor]]:
+    """Mean over all tokens of the divergence, one completion at a time, and its gradient."""
+    model, teacher, total = tiny_model(0), tiny_model(1), torch.zeros(())
+    for rollout in rows.rollouts:
+        question = render_prompt(tiny_tokenizer(), target().question(rollout.prompt))
+        p = logp(model, rollout.prompt_ids, rollout)
+        t = logp(teacher, question, rollout, TEMPERATURE).detach()
+        own, other = (t, p) if divergence == "forward" else (p, t)
+        middle = (skew * own.exp() + (1 - skew) * other.exp()).log()
+        total = total + (own.exp() * (own - middle)).sum()
+    loss = total / rows.tokens
+    loss.backward()
+    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("divergence", "skew"), [("forward", 0.0), ("reverse", 0.2)])
+def test_the_gradient_is_that_of_all_logits(shared, divergence, skew):
+    rows = batch()
+    settings = Distill(divergence=divergence, skew=skew, coef=2.0)
+    step = updater(Objective({}, None, None), shared=shared, tokens_per_microbatch=64)
+    step.distiller = Distiller(settings, target(), loaded(0), longest=64)
+    step.learning_rate = lambda number: 0.0
+    result = step.run(rows, seed=0)
+    loss, expected = plain(rows, divergence, skew)
+    assert result.loss == pytest.approx(2 * loss, rel=1e-4)
+    total, count = result.sums["distill"]
+    assert total / count == pytest.approx(loss, rel=1e-4)
+    found = {name: p.grad for name, p in step.policy.named_parameters() if p.grad is not None}
+    assert found.keys() == {f"model.{name}" for name in expected}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[f"model.{name}"], 2 * gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_steps_bring_the_policy_to_its_target():
+    step = updater(Objective({}, None, None), lr=0.2)
+    step.distiller = Distiller(Distill(), target(), loaded(0), longest=64)
+    rows = batch()
+    losses = [step.run(rows, seed=0).loss for _ in range(12)]
+    assert losses[-1] < 0.6 * losses[0]

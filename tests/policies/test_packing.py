@@ -1,0 +1,216 @@
+"""Groups behind one prompt against rows of their own: the same log-probabilities, the same gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GraniteConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
+
+from klent.policies.causal_lm.packing import Completion, make_groups, make_microbatches, pack
+from klent.policies.causal_lm.policy import Policy, head_is_linear, head_options, takes_shared_prompt
+
+SIZE = 40
+
+
+def completions(lengths: dict[tuple[int, ...], list[int]]) -> list[Completion]:
+    """Completions of the given lengths for each prompt, with made-up tokens."""
+    found: list[Completion] = []
+    for prompt, counts in lengths.items():
+        for count in counts:
+            tokens = torch.tensor([(13 * len(found) + 5 * i + 1) % SIZE for i in range(count)])
+            found.append(Completion(len(found), list(prompt), tokens))
+    return found
+
+
+ITEMS = completions({(3, 1, 4): [5, 1, 3], (2, 7, 1, 8, 2, 8): [4, 6], (9,): [2, 2, 7]})
+
+
+def on_grid(policy: Policy, items: list[Completion], *, shared: bool, budget: int) -> torch.Tensor:
+    grid = torch.zeros(len(items), max(len(i.tokens) for i in items))
+    for part in make_microbatches(make_groups(items, shared=shared, budget=budget), budget=budget):
+        rows = pack(part, shared=shared)
+        grid = grid.index_put((rows.row, rows.column), policy(rows).logp)
+    return grid
+
+
+def one_by_one(model, items: list[Completion]) -> torch.Tensor:
+    """The definition: each sequence alone, full logits, log softmax, gather."""
+    grid = torch.zeros(len(items), max(len(i.tokens) for i in items))
+    for item in items:
+        ids = torch.tensor([item.prompt_ids + item.tokens.tolist()])
+        logp = model(input_ids=ids).logits[0, len(item.prompt_ids) - 1 : -1].log_softmax(-1)
+        grid[item.index, : len(item.tokens)] = logp.gather(1, item.tokens[:, None])[:, 0]
+    return grid
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("budget", [8, 20, 4096])
+def test_log_probs_and_gradients_are_those_of_each_sequence_alone(shared, budget):
+    weight = torch.randn(len(ITEMS), 7, generator=torch.Generator().manual_seed(0))
+    policy = Policy(tiny_model(), temperature=1.0)
+    packed = on_grid(policy, ITEMS, shared=shared, budget=budget)
+    (packed * weight).sum().backward()
+
+    model = tiny_model()
+    alone = one_by_one(model, ITEMS)
+    (alone * weight).sum().backward()
+
+    torch.testing.assert_close(packed, alone, atol=2e-5, rtol=0)
+    for p, q in zip(policy.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_sharing_computes_the_prompt_once():
+    shared = pack(make_groups(ITEMS[:3], shared=True, budget=99), shared=True)
+    apart = pack(make_groups(ITEMS[:3], shared=False, budget=99), shared=False)
+    assert shared.tokens == 3 + 4 + 0 + 2  # a completion's last token predicts nothing, so it is not computed
+    assert apart.tokens == 3 * (3 + 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 6), st.lists(st.integers(1, 9), min_size=1, max_size=5)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(4, 60),
+    st.booleans(),
+)
+def test_every_token_is_packed_once_and_budgets_hold(shape, budget, shared):
+    items = completions({tuple(range(i, i + prompt)): counts for i, (prompt, counts) in enumerate(shape)})
+    seen = []
+    for part in make_microbatches(make_groups(items, shared=shared, budget=budget), budget=budget):
+        rows = pack(part, shared=shared)
+        seen += list(zip(rows.row.tolist(), rows.column.tolist(), rows.target.tolist(), strict=True))
+        single = len(part) == 1 and len(part[0]) == 1
+        assert single or rows.tokens <= budget
+    wanted = [(i.index, c, t) for i in items for c, t in enumerate(i.tokens.tolist())]
+    assert sorted(seen) == wanted
+
+
+def config_model(config) -> Policy:
+    torch.manual_seed(0)
+    return Policy(AutoModelForCausalLM.from_config(config).eval(), temperature=1.0)
+
+
+SMALL = {
+    "vocab_size": SIZE,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2Config(**SMALL),
+        MistralConfig(**SMALL, sliding_window=None),
+        GPT2Config(vocab_size=SIZE, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0),
+    ],
+    ids=lambda c: c.model_type,
+)
+def test_usual_models_share_prompts_and_say_so(config):
+    policy = config_model(config)
+    assert policy.fused
+    assert takes_shared_prompt(policy, longest=50)
+    torch.testing.assert_close(
+        on_grid(policy, ITEMS, shared=True, budget=99), one_by_one(policy.model, ITEMS), atol=2e-5, rtol=0
+    )
+
+
+def test_a_recurrent_model_is_found_out_and_padded_rows_are_exact():
+    policy = config_model(MambaConfig(vocab_size=SIZE, hidden_size=16, num_hidden_layers=2, state_size=4))
+    assert not takes_shared_prompt(policy, longest=50)
+    torch.testing.assert_close(
+        on_grid(policy, ITEMS, shared=False, budget=99), one_by_one(policy.model, ITEMS), atol=2e-5, rtol=0
+    )
+
+
+def test_a_window_shorter_than_the_sequence_is_found_out():
+    policy = config_model(MistralConfig(**SMALL, sliding_window=16))
+    assert takes_shared_prompt(policy, longest=16)
+    assert not takes_shared_prompt(policy, longest=17)
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (
+            Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0, sliding_window=4096),
+            {"softcap": 2.0},
+        ),
+        (CohereConfig(**SMALL, logit_scale=0.25), {"scale": 0.25}),
+        (GraniteConfig(**SMALL, logits_scaling=8.0), {"scale": 0.125}),
+        (GemmaConfig(**SMALL, head_dim=8), {}),
+    ],
+    ids=["softcap", "scale", "divisor", "plain"],
+)
+def test_what_a_model_does_to_its_logits_is_found_in_its_configuration(config, options):
+    policy = config_model(config)
+    assert policy.fused
+    assert policy.head_options == head_options(policy.model) == options
+    assert head_is_linear(policy.model) == (options == {})
+    torch.testing.assert_close(
+        on_grid(policy, ITEMS, shared=False, budget=99), one_by_one(policy.model, ITEMS), atol=2e-5, rtol=0
+    )
+
+
+def test_a_number_that_the_model_does_not_use_is_not_used():
+    model = config_model(GemmaConfig(**SMALL, head_dim=8)).model
+    model.config.final_logit_softcapping = 0.5
+    assert head_options(model) == {}
+
+
+def test_logits_of_another_kind_go_through_the_models_own_head():
+    model = config_model(GemmaConfig(**SMALL, head_dim=8)).model
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output + 0.5 * output.square())
+    policy = Policy(model, temperature=1.0)
+    assert not policy.fused
+    torch.testing.assert_close(
+        on_grid(policy, ITEMS, shared=False, budget=99), one_by_one(policy.model, ITEMS), atol=2e-5, rtol=0
+    )
+
+
+def test_a_wrong_mask_would_be_seen(monkeypatch):
+    """The check that decides on sharing must fail when completions can see one another."""
+    from klent.policies.causal_lm import packing
+
+    policy = Policy(tiny_model(), temperature=1.0)
+    assert takes_shared_prompt(policy, longest=50)
+    monkeypatch.setattr(
+        packing,
+        "_block_mask",
+        lambda owner: torch.full((owner.shape[1],) * 2, -1e30).triu(1).expand(len(owner), 1, -1, -1),
+    )
+    assert not takes_shared_prompt(policy, longest=50)
+
+
+def test_no_step_of_the_backward_depends_on_the_order_of_threads():
+    """Indexing's backward adds repeated rows with atomics: equal up to rounding, and not bit for bit."""
+    policy = Policy(tiny_model(), temperature=1.0)
+    rows = pack(make_groups(ITEMS, shared=True, budget=99), shared=True)
+    assert len(rows.source.unique()) < len(rows.source)  # the prompt's last state is used more than once
+    todo, seen = [policy(rows).logp.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "IndexSelectBackward0" in names
+    assert not {name for name in names if name.startswith(("IndexBackward", "IndexPutBackward"))}

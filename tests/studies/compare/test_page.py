@@ -1,0 +1,134 @@
+"""The page and its tables, from folders that were written by hand."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from klent.studies.compare.page import page, table, what_can_be_told, write_page
+from klent.studies.compare.results import collect
+from studies.compare.fake import fake_plan, finish
+
+CHANCE = {"grpo": 0.35, "rloo": 0.35, "dapo": 0.95}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    plan = fake_plan(tmp_path)
+    finish(plan, lambda arm, seed: CHANCE[arm])
+    return plan
+
+
+def test_the_better_arm_is_found_and_the_equal_one_is_not(plan):
+    results = collect(plan)
+    for measure in ("pass@1", "pass@4"):
+        verdicts = {item.arm: item.verdict for item in results.contrasts[measure]}
+        assert verdicts == {
+            "rloo": "no difference",
+            "dapo": "better" if measure == "pass@1" else verdicts["dapo"],
+        }
+    html = page(results)
+    assert "▲ better" in html
+    assert "no difference" in html
+
+
+def test_numbers_of_the_table_are_those_of_the_runs(plan):
+    results = collect(plan)
+    shown = table(results)
+    assert shown["heads"] == ["arm", "seeds", "pass@1", "pass@2", "pass@4", "entropy", "KL to base", "time"]
+    grpo = next(row for row in shown["rows"] if row[0][0] == "grpo")
+    tables = [
+        np.array(json.loads(line)["correct"])
+        for run in plan.runs
+        if run.arm == "grpo"
+        for line in [(run.folder / "eval.jsonl").read_text().splitlines()[-1]]
+    ]
+    assert grpo[2][0] == f"{np.mean(tables):.3f}"
+    assert grpo[4][0] == f"{np.mean([t.max(axis=1).mean() for t in tables]):.3f}"
+    assert grpo[6][0] == "0.250"
+    assert grpo[7][0] == "6.0 s"
+
+
+def test_csv_and_json_say_the_same(plan):
+    write_page(plan)
+    rows = list(csv.DictReader((plan.folder / "compare.csv").open()))
+    data = json.loads((plan.folder / "compare.json").read_text())
+    assert len(rows) == len(data["runs"]) == 9
+    for row, run in zip(rows, data["runs"], strict=True):
+        assert (row["arm"], int(row["seed"])) == (run["arm"], run["seed"])
+        assert float(row["pass@2"]) == pytest.approx(run["pass"]["2"], abs=1e-6)
+    assert [item["arm"] for item in data["comparisons"]["pass@1"]] == ["rloo", "dapo"]
+
+
+def test_the_same_runs_give_the_same_bytes(plan):
+    first = write_page(plan).read_bytes()
+    assert write_page(plan).read_bytes() == first
+
+
+def test_the_page_loads_nothing_and_its_tags_close(plan):
+    html = write_page(plan, command="klent compare my.yaml").read_text()
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', html)
+    assert "<script" not in html
+    assert "default-src 'none'" in html
+
+    class Tags(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "br", "path", "use", "rect"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag not in ("path", "use", "rect"):
+                assert self.open.pop() == tag
+
+        def handle_startendtag(self, tag, attrs):
+            pass
+
+    tags = Tags()
+    tags.feed(html)
+    assert tags.open == []
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    for named in re.findall(r'aria-labelledby="([^"]+)"', html):
+        assert named in ids or named.startswith("forest")
+
+
+def test_texts_are_escaped(plan):
+    failed = {plan.runs[0].folder.name: "<script>alert(1)</script>"}
+    html = write_page(plan, command="klent compare '<b>'", failed=failed).read_text()
+    assert "<script" not in html
+    assert "klent compare &#39;&lt;b&gt;&#39;" in html
+
+
+def test_one_seed_is_told_as_one_seed(tmp_path):
+    plan = fake_plan(tmp_path, seeds=1)
+    finish(plan, lambda arm, seed: CHANCE[arm])
+    results = collect(plan)
+    assert {item.verdict for item in results.contrasts["pass@1"]} == {"one seed"}
+    assert "nothing can be told about the methods" in what_can_be_told(results)
+    assert "better</span>" not in page(results)
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 5])
+def test_a_comparison_under_way_has_a_page_too(tmp_path, done):
+    plan = fake_plan(tmp_path)
+    finish(plan, lambda arm, seed: 0.5, only=done)
+    html = write_page(plan).read_text()
+    assert f"{done} of 9 runs done" in html
+    assert "Not done yet, and not counted:" in html
+
+
+def test_an_arm_that_changed_nothing_is_said_to_be_the_same(tmp_path):
+    plan = fake_plan(tmp_path, seeds=1)
+    finish(plan, lambda arm, seed: 0.5)
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        (plan.runs[1].folder / name).write_bytes((plan.runs[0].folder / name).read_bytes())
+    results = collect(plan)
+    assert results.twins == ["rloo"]
+    assert "rloo did what grpo did, number by number" in page(results)

@@ -1,0 +1,141 @@
+"""Real runs of the tiny model: made, skipped, continued, failed, stopped, measured against the base model."""
+
+import io
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import END, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
+
+from klent.errors import RunError
+from klent.io.files import read_jsonl
+from klent.measure.divergence import FILE, token_divergence
+from klent.models.load import LoadedModel
+from klent.rollout.engine import Rollout
+from klent.studies.compare import run as running
+from klent.studies.compare.plan import make_plan
+from klent.studies.compare.run import Stopped, run_comparison
+from klent.tasks import Prompt
+
+RECIPE = """\
+model: model
+method: grpo
+task: {data: prompts.jsonl}
+reward: "reward.py:digits"
+steps: 2
+prompts_per_step: 2
+group_size: 2
+rollout: {max_tokens: 6}
+optimizer: {lr: 1.0e-2}
+eval: {problems: 3, samples: 2}
+"""
+REWARD = """
+def digits(completions, **columns):
+    return [float(any(c.isdigit() for c in text)) for text in completions]
+"""
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "model")
+    (tmp_path / "reward.py").write_text(REWARD)
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "say {i}"}}\n' for i in range(40)))
+    (tmp_path / "my.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def plan(*overrides, over=("method=grpo,rloo",), seeds=1):
+    from pathlib import Path
+
+    return make_plan("my.yaml", overrides, over, seeds, Path("runs"))
+
+
+def go(planned):
+    said = io.StringIO()
+    page = run_comparison(planned, command="klent compare my.yaml", console=Console(file=said, width=200))
+    return page, said.getvalue()
+
+
+def test_runs_are_made_measured_and_then_skipped(world):
+    page, said = go(plan())
+    assert page.is_file()
+    assert "1/2 grpo-seed0: 2 steps" in said
+    for run in plan().runs:
+        assert run.state == "done"
+        row = json.loads((run.folder / FILE).read_text())
+        assert row["kl/base"] > 0
+        assert (row["base"], row["problems"], row["samples"]) == ("model", 3, 4)
+        assert row["kl/base_completion"] == pytest.approx(row["kl/base"] * row["tokens"] / 12)
+    grpo, rloo = (list(read_jsonl(run.folder / "metrics.jsonl")) for run in plan().runs)
+    assert grpo[0]["reward/mean"] == rloo[0]["reward/mean"]  # the same prompts and the same random numbers
+    before = page.read_bytes()
+    again, said = go(plan())
+    assert "1/2 grpo-seed0: done before" in said
+    assert again.read_bytes() == before
+
+
+def test_a_failing_arm_does_not_take_the_others_with_it(world, monkeypatch):
+    (world / "bad.py").write_text("def bad(completions, **columns):\n    raise RuntimeError('no')\n")
+    planned = plan(
+        "limits.unscorable_steps=1", over=('reward=[{fn: "bad.py:bad"}],[{fn: "reward.py:digits"}]',)
+    )
+    with pytest.raises(RunError, match="1 of 2 runs failed"):
+        go(planned)
+    assert [run.state for run in planned.runs][1] == "done"
+    assert "failed" in (planned.folder / "compare.html").read_text()
+
+
+def test_a_stop_says_how_to_go_on_and_the_same_command_does(world, monkeypatch):
+    from klent.runs import loop as trainer
+
+    real, steps = trainer.Trainer.step, []
+
+    def interrupted(self, number):
+        steps.append(number)
+        if len(steps) == 2:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, number)
+
+    monkeypatch.setattr(trainer.Trainer, "step", interrupted)
+    with pytest.raises(Stopped, match="stopped in grpo-seed0; it is saved"):
+        go(plan("steps=4"))
+    assert [run.state for run in plan("steps=4").runs] == ["started", "new"]
+    _, said = go(plan("steps=4"))
+    assert "grpo-seed0: goes on after step 2" in said
+    assert steps == [1, 2, 3, 4, 1, 2, 3, 4]
+
+
+def test_ctrl_c_between_steps_is_a_stop_too(world, monkeypatch):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "_finish", pressed)
+    with pytest.raises(Stopped, match="stopped at once"):
+        go(plan())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_divergence_of_a_token_by_hand(temperature):
+    """Next-token distributions from a forward pass a prefix, the sum over the vocabulary written out."""
+    policy, base = (
+        LoadedModel(tiny_model(seed), tiny_tokenizer(), "tiny", (END, TURN_END)) for seed in (0, 1)
+    )
+    tokens = torch.tensor([30, 41, 52])
+    rollout = Rollout(Prompt("p", "x"), [20, 21], tokens, torch.zeros(3), torch.zeros(3), "", "length")
+    found = token_divergence(policy, base, rollout, temperature=temperature)
+    for place in range(3):
+        prefix = torch.tensor([[20, 21, *tokens[:place].tolist()]])
+        with torch.no_grad():
+            p, q = (
+                torch.softmax(m.model(prefix).logits[0, -1].double() / temperature, 0).tolist()
+                for m in (policy, base)
+            )
+        by_hand = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+        assert float(found[place]) == pytest.approx(by_hand, rel=1e-4)
+    assert float(token_divergence(policy, policy, rollout, temperature=temperature).abs().max()) < 1e-6
