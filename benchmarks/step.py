@@ -39,7 +39,7 @@ Rows = list[dict[str, Any]]
 def run_klent(steps: int, seed: int, model: str) -> Rows:
     """Rows of metrics.jsonl of a quickstart without its evaluations."""
     from klent.config import load_recipe
-    from klent.runs.loop import train
+    from klent.runs.train import train
 
     overrides = [f"steps={steps}", f"seed={seed}", f"model={model}", "eval=null", "checkpoint.every=0"]
     recipe = load_recipe(str(RECIPE), overrides)

@@ -160,7 +160,7 @@ def test_an_interrupt_exits_with_130(run, monkeypatch):
 
 
 def test_the_trainer_takes_what_the_command_line_passes():
-    from klent.runs.loop import train
+    from klent.runs.train import train
 
     inspect.signature(train).bind("recipe", Path("run"), command="klent train", resume=True, console=None)
 

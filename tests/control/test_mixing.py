@@ -18,7 +18,7 @@ from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs import build as parts
 from klent.runs.build import build_parts, build_sampler
 from klent.runs.console import QuietConsole
-from klent.runs.loop import train
+from klent.runs.train import train
 from klent.runs.plan import describe_plan
 from klent.streams.batch import make_batch
 from klent.streams.prompt import Prompt

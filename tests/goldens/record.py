@@ -45,7 +45,7 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     from goldens.cases import recipe_of
     from klent.config import make_recipe
     from klent.runs.console import QuietConsole
-    from klent.runs.loop import train
+    from klent.runs.train import train
 
     run = folder / f"run-{name}"
     train(make_recipe(recipe_of(name)), run, command="golden", console=QuietConsole())

@@ -14,7 +14,7 @@ from klent.config import make_recipe
 from klent.errors import ConfigError, DataError, ModelError, RunError
 from klent.io.files import read_jsonl
 from klent.runs.console import QuietConsole
-from klent.runs.loop import train
+from klent.runs.train import train
 
 REWARD = '''
 def digits(prompts, completions, **columns):

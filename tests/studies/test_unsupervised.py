@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from klent.config import make_recipe
 from klent.control.early_stop import best_row, is_over
-from klent.control.schedule import derive_seed
+from klent.kit.seeds import derive_seed
 from klent.errors import ConfigError, RunError
 from klent.io.files import read_jsonl
 from klent.measure.certainty import kept, logit_skewness, votes, winners
@@ -20,7 +20,7 @@ from klent.models.load import LoadedModel
 from klent.rollout.engine import Rollout
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.runs.console import QuietConsole
-from klent.runs.loop import train
+from klent.runs.train import train
 from klent.streams.prompt import Prompt
 from klent.studies import rank
 from klent.studies.controls import arms, changed, chosen, read_csv, run_controls, summary, write_csv

@@ -112,7 +112,7 @@ def report(
 
 def _train(settings: "Recipe", run: Path, *, command: str, resume: bool) -> None:
     from klent.runs.console import TrainConsole
-    from klent.runs.loop import train as run_training
+    from klent.runs.train import train as run_training
 
     console = TrainConsole(out)
     try:

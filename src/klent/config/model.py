@@ -194,6 +194,20 @@ class TransformersRollout(Settings):
     mixture: Mixture | None = None
     """Sample between the policy and a target; evaluation samples from the policy all the same."""
 
+    @property
+    def sampled(self) -> bool:
+        """Whether completions come from a policy."""
+        return True
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """Columns that every row of the data must have."""
+        return ()
+
+    def for_evaluation(self) -> "TransformersRollout":
+        """How held-out problems are answered: by the policy alone."""
+        return self.model_copy(update={"mixture": None})
+
 
 class DatasetRollout(Settings):
     """Completions read from the data's `completion` column: supervised fine-tuning."""
@@ -202,6 +216,30 @@ class DatasetRollout(Settings):
     """Who makes the completions."""
     max_tokens: PositiveInt = 512
     """Longest completion, in tokens; a longer one is refused, not cut."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether completions come from a policy."""
+        return False
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """Columns that every row of the data must have."""
+        return ("completion",)
+
+    @property
+    def mixture(self) -> None:
+        """Nothing is sampled, so nothing is mixed."""
+        return
+
+    @property
+    def temperature(self) -> float:
+        """Of the policy's distributions."""
+        return 1.0
+
+    def for_evaluation(self) -> TransformersRollout:
+        """How held-out problems are answered."""
+        return TransformersRollout(max_tokens=self.max_tokens)
 
 
 class Optimizer(Settings):

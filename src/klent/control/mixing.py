@@ -1,83 +1,25 @@
-"""Training on a mixture: its target, alpha as the run goes, importance weights, and a step's numbers."""
+"""Training on a mixture: alpha as the run goes, importance weights, and a step's numbers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sized
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from klent.config import Mixture, Recipe
-from klent.errors import DataError, ModelError
-from klent.models.load import LoadedModel, load_policy
+from klent.config import Mixture
+from klent.control.organ import Organ, StepRecord
+from klent.errors import DataError
 from klent.objectives import importance_weight
 from klent.rollout.mixture_engine import MixtureEngine, Share
-from klent.rollout.target import Target
 from klent.streams.batch import Batch
-from klent.tasks import DataTask, Prompt, Task
+from klent.streams.prompt import Prompt
+from klent.tasks import Task
 
 MEMORY = 0.8  # of the policy's own reward, from one step to the next: a mean over about five steps
 
 
-def build_target(
-    mixture: Mixture,
-    recipe: Recipe,
-    loaded: LoadedModel,
-    initial: Callable[[], LoadedModel],
-    *,
-    temperature: float,
-) -> Target:
-    """The target that a recipe names.
-
-    Args:
-        mixture: the recipe's ``rollout.mixture``.
-        recipe: what the policy is.
-        loaded: the policy.
-        initial: gives the reference model; loads it where nothing else has.
-        temperature: the policy's.
-    """
-    wanted = mixture.target
-
-    def target(model: LoadedModel) -> Target:
-        heat = wanted.temperature or temperature
-        return Target(model, prompt=wanted.prompt, system=wanted.system, temperature=heat)
-
-    if wanted.model == "policy":
-        return target(loaded)
-    if wanted.model == "reference" and wanted.adapter is None:
-        if recipe.lora is not None and recipe.reference is None:
-            made = target(loaded)
-            return Target(
-                made.loaded, made.prompt, made.system, made.temperature, loaded.model.disable_adapter
-            )
-        return target(initial())
-    name = (recipe.reference or recipe.model) if wanted.model == "reference" else wanted.model
-    other = load_policy(name, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
-    if wanted.adapter is not None:
-        other = with_adapter(other, wanted.adapter)
-    other.model.requires_grad_(False)
-    other.model.to(loaded.model.device)
-    return target(other)
-
-
-def with_adapter(loaded: LoadedModel, folder: str) -> LoadedModel:
-    """A model with a LoRA adapter merged into its weights.
-
-    Raises:
-        ModelError: peft is missing, or the folder holds no adapter of this model.
-    """
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelError("an adapter needs peft: pip install 'klent[lora]'") from error
-    try:
-        model = PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot put the adapter {folder} on {loaded.source}: {reason}") from error
-    return LoadedModel(model.eval(), loaded.tokenizer, loaded.source, loaded.stop_ids)
-
-
-class Mixer:
+class Mixer(Organ):
     """Sets alpha before each step, and weighs what was sampled.
 
     Args:
@@ -88,23 +30,26 @@ class Mixer:
         reward: running mean of the policy's own reward, 0 at first; a checkpoint has to hold it.
     """
 
+    name = "mixture"
+
     def __init__(self, settings: Mixture, engine: MixtureEngine) -> None:
         self.settings = settings
         self.engine = engine
         self.reward = 0.0
 
-    def apply(self, step: int) -> None:
-        """Set alpha for a step, from 1."""
-        self.engine.alpha = alpha_at(self.settings, step, reward=self.reward)
+    def before_step(self, number: int) -> None:
+        """Set alpha for training step ``number``, from 1."""
+        self.engine.alpha = alpha_at(self.settings, number, reward=self.reward)
 
-    def weigh(self, batch: Batch) -> None:
-        """Fill ``batch.streams["weight"]``, ``[B, T]``: the policy that sampled over the mixture."""
+    def after_rollout(self, batch: Batch) -> None:
+        """Fill the stream ``importance_weight``, ``[B, T]``: the policy that sampled over the mixture."""
         weights = self.settings.weights
         if weights is None:
             return
-        batch.streams["weight"] = importance_weight(
-            batch.own["logp"],
-            batch.streams["logp_gen"],
+        logp_policy, logp_gen = sampled_from(batch)
+        batch.streams.importance_weight = importance_weight(
+            logp_policy,
+            logp_gen,
             batch.mask,
             ratio=weights.ratio,
             low=weights.low,
@@ -113,23 +58,32 @@ class Mixer:
             normalise=weights.normalise,
         )
 
-    def read(self, batch: Batch) -> dict[str, float]:
+    def after_update(self, step: StepRecord) -> dict[str, float]:
         """``mixture/...``: means over tokens, the effective sample size of the weights before bounds, and the
         policy's own reward where there are rewards; the next step's alpha may follow it.
         """
-        traces = [r.mixture for r in batch.rollouts if r.mixture is not None]
+        batch = step.batch
+        traces = [episode.mixture for episode in batch.episodes if episode.mixture is not None]
         ratio = self.settings.weights.ratio if self.settings.weights else "token"
         reward = policy_reward(batch)
-        own = {} if math.isnan(reward) else {"mixture/policy_reward": reward}
-        if own:
+        earned = {} if math.isnan(reward) else {"mixture/policy_reward": reward}
+        if earned:
             self.reward = MEMORY * self.reward + (1 - MEMORY) * reward
         return {
-            **own,
+            **earned,
             "mixture/alpha": float(torch.cat([t.alpha for t in traces]).mean()),
             "mixture/kl_policy": float(torch.cat([t.kl_policy for t in traces]).mean()),
             "mixture/kl_target": float(torch.cat([t.kl_target for t in traces]).mean()),
             "mixture/ess": sample_size(batch, whole=ratio == "sequence"),
         }
+
+    def state_dict(self) -> dict[str, object]:
+        """The running mean of the policy's reward."""
+        return {"reward": self.reward}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """The running mean of the policy's reward."""
+        self.reward = float(str(state["reward"]))
 
 
 def alpha_at(mixture: Mixture, step: int, *, reward: float) -> Share:
@@ -184,37 +138,51 @@ def alpha_of(prompt: Prompt, column: str) -> float:
     return float(found)
 
 
-def check_alpha(recipe: Recipe, task: Task) -> None:
+def check_alpha(mixture: Mixture | None, task: Task) -> None:
     """Refuse data that lacks the alpha of a training prompt, before a model is loaded.
 
     Raises:
         DataError: as of :func:`alpha_of`, for the first such prompt in the order of training.
     """
-    mixture = getattr(recipe.rollout, "mixture", None)
-    if mixture is not None and mixture.alpha.column is not None and isinstance(task, DataTask):
+    if mixture is not None and mixture.alpha.column is not None and isinstance(task, Sized):
         for position in range(len(task)):
             alpha_of(task.train(position), mixture.alpha.column)
 
 
+def sampled_from(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a mixture's tokens under the policy and under the mixture, ``[B, T]``, nats."""
+    logp = batch.streams.read(("logp_policy", "logp_gen"))
+    return logp["logp_policy"], logp["logp_gen"]
+
+
 def policy_reward(batch: Batch) -> float:
-    """The policy's own mean reward, estimated from samples of the mixture; nan where none has a reward.
+    """The policy's own mean reward, estimated from samples of the mixture; NaN where none has a reward.
 
         mean over prompts of  Σ wᵢ·Rᵢ / Σ wᵢ,   wᵢ = policy/q of the whole completion
 
     Self-normalised, prompt by prompt: it lies between the rewards that were seen. On long completions a
     prompt's largest weight has nearly all of the sum, and the estimate is as noisy as a single sample of it.
     """
-    scored = batch.reward.isfinite()
-    log_ratio = torch.where(batch.mask, batch.own["logp"] - batch.streams["logp_gen"], 0.0).double().sum(1)
+    reward = batch.reward
+    if reward is None:
+        return math.nan
+    scored = reward.isfinite()
+    log_ratio = _log_ratio(batch).sum(1)
     shape = (int(batch.group.max()) + 1, -1)
     weight = log_ratio.masked_fill(~scored, -math.inf).view(shape).softmax(dim=1)
-    earned = (weight * batch.reward.nan_to_num(0.0, 0.0, 0.0).view(shape)).sum(dim=1)
+    earned = (weight * reward.nan_to_num(0.0, 0.0, 0.0).view(shape)).sum(dim=1)
     return float(earned.nanmean())
 
 
 def sample_size(batch: Batch, *, whole: bool) -> float:
     """Effective sample size (Σw)²/Σw² over the number of samples: of tokens, or of whole completions."""
-    log_ratio = torch.where(batch.mask, batch.own["logp"] - batch.streams["logp_gen"], 0.0).double()
+    log_ratio = _log_ratio(batch)
     log_weight = log_ratio.sum(dim=1) if whole else log_ratio[batch.mask]
     spread = 2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)
     return float(spread.exp()) / len(log_weight)
+
+
+def _log_ratio(batch: Batch) -> Tensor:
+    """log(policy / mixture) of each token, ``[B, T]`` float64, 0 off the mask."""
+    logp_policy, logp_gen = sampled_from(batch)
+    return torch.where(batch.mask, logp_policy - logp_gen, 0.0).double()

@@ -1,6 +1,5 @@
-"""Learning rates and seeds as functions of the step alone: a resumed run needs no memory of either."""
+"""Learning rates as functions of the optimizer step alone: a resumed run needs no memory of them."""
 
-import hashlib
 import math
 from typing import Literal
 
@@ -25,9 +24,3 @@ def learning_rate(
         return peak
     done = (step - warmup) / max(total - warmup, 1)
     return peak * (1.0 - done) if schedule == "linear" else peak * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def derive_seed(seed: int, *path: str | int) -> int:
-    """A seed for one use at one place, below 2^63; differently named uses are independent."""
-    text = ":".join(map(str, (seed, *path)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,6 +1,6 @@
 """The thermostat: after each step it looks at the policy's entropy, and sets one number for the next step.
 
-    H    ← H_expected + TRUST·(measured - H_expected)         what the noise of new prompts is averaged out of
+    H    ← H_expected + SMOOTHING·(measured - H_expected)         what the noise of new prompts is averaged out of
     H'   = H + the update's own change of entropy             expected of the next step
     e    = log(target / H'),  within ±2
     u    = gain·e - derivative·log(H' / H) + I,               I ← I + integral·e, unless it waits
@@ -17,16 +17,17 @@ error pushes against: the answer to a long way must not outlast it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from klent.config import Target, Thermostat
+from klent.control.organ import Organ, StepRecord
 from klent.training.objective import Objective
 
 LARGEST_ERROR = 2.0  # a factor of 7; beyond it the answer does not grow
 PATIENCE = 500  # steps; an update that would end the error within so many needs no integral
-TRUST = 0.6  # in a step's measured entropy against what the steps before it foretell
+SMOOTHING = 0.6  # weight of a step's measured entropy, against what the steps before it predict
 
 
 @dataclass
@@ -39,13 +40,15 @@ class State:
     initial: float | None = None  # nats, the first step's entropy
 
 
-class Controller:
+class Controller(Organ):
     """A PID controller of the policy's entropy.
 
     Args:
         settings: the recipe's section, every default filled in.
         turn: sets the number that is steered.
     """
+
+    name = "thermostat"
 
     def __init__(self, settings: Thermostat, turn: Callable[[float], None]) -> None:
         assert settings.start is not None  # the recipe's checks fill it in
@@ -54,9 +57,21 @@ class Controller:
         self.by_factor = settings.steer != "bonus"
         self.state = State(value=settings.start)
 
-    def apply(self) -> None:
+    def before_step(self, number: int) -> None:
         """Set the number for the step that is about to begin."""
         self.turn(self.state.value)
+
+    def after_update(self, step: StepRecord) -> dict[str, float]:
+        """Learn the step's entropy; see :meth:`read`."""
+        return self.read(step.number, step.row["policy/entropy"], step.row["policy/entropy_delta"])
+
+    def state_dict(self) -> dict[str, object]:
+        """The controller's memory."""
+        return dict(vars(self.state))
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """The controller's memory."""
+        self.state = State(**state)  # type: ignore[arg-type]
 
     def read(self, step: int, entropy: float, change: float) -> dict[str, float]:
         """Learn a step's entropy; the value changes for the next step.
@@ -81,7 +96,7 @@ class Controller:
         }
         if math.isfinite(entropy) and math.isfinite(change):
             expected = entropy if state.expected is None else state.expected
-            now = expected + TRUST * (entropy - expected)
+            now = expected + SMOOTHING * (entropy - expected)
             state.expected = max(now + change, 0.0)
             self._answer(target, now, state.expected)
         return row

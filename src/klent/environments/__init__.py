@@ -1,1 +1,5 @@
-"""Worlds that answer: the protocol of an environment, and the one-turn world of a plain prompt."""
+"""Worlds that answer: the protocol of an environment."""
+
+from klent.environments.environment import Environment, Step
+
+__all__ = ["Environment", "Step"]

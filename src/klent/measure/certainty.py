@@ -10,8 +10,7 @@ from torch import Tensor
 from klent.config import Recipe, TransformersRollout
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.policy import _body, head_is_linear
-from klent.rollout.engine import Rollout
-from klent.runs.build import build_sampler
+from klent.streams.episode import Episode
 from klent.tasks import Prompt, Scorer
 from klent.tasks.agreement import question
 from klent.tasks.clusters import (
@@ -26,7 +25,7 @@ from klent.tasks.clusters import (
 ROWS = 128  # positions whose logits are held at once
 
 Correct = Sequence[Sequence[bool]]
-More = Callable[[Sequence[Rollout], Correct], dict[str, Any]]
+More = Callable[[Sequence[Episode], Correct], dict[str, Any]]
 
 
 def extra_measures(
@@ -50,7 +49,7 @@ def extra_measures(
     assert settings is not None
     relation = load_equivalence(settings.same) if settings.same else None
 
-    def measure(rollouts: Sequence[Rollout], correct: Correct) -> dict[str, Any]:
+    def measure(rollouts: Sequence[Episode], correct: Correct) -> dict[str, Any]:
         found: dict[str, Any] = votes(rollouts, correct, relation) if relation else {}
         if relation:
             answers = by_problem(rollouts, settings.samples, relation)
@@ -80,6 +79,8 @@ def accuracy_at(
     rollout = recipe.rollout
     if not isinstance(rollout, TransformersRollout):
         rollout = TransformersRollout(max_tokens=rollout.max_tokens)
+    from klent.runs.build import build_sampler
+
     engine = build_sampler(loaded, rollout.model_copy(update={"temperature": temperature}))
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
     scores = scorer.score(
@@ -88,7 +89,7 @@ def accuracy_at(
     return sum(value >= 1.0 - 1e-6 for value in scores.reward) / len(rollouts)
 
 
-def votes(rollouts: Sequence[Rollout], correct: Correct, relation: Equivalence) -> dict[str, float]:
+def votes(rollouts: Sequence[Episode], correct: Correct, relation: Equivalence) -> dict[str, float]:
     """How often the most frequent answer is right, and how frequent it is.
 
     Args:
@@ -113,7 +114,7 @@ def votes(rollouts: Sequence[Rollout], correct: Correct, relation: Equivalence) 
     return {"majority": right / len(correct), "agreement": share / len(correct)}
 
 
-def by_problem(rollouts: Sequence[Rollout], samples: int, relation: Equivalence) -> list[list[str | None]]:
+def by_problem(rollouts: Sequence[Episode], samples: int, relation: Equivalence) -> list[list[str | None]]:
     """The answers to each problem, ``samples`` of them; None is no answer."""
     groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
     return [read_answers([r.text for r in g], relation, question(g[0].prompt.prompt)) for g in groups]
@@ -177,7 +178,7 @@ def _label_of(
 
 
 @torch.no_grad()
-def logit_skewness(model: Any, rollouts: Sequence[Rollout]) -> dict[str, float]:
+def logit_skewness(model: Any, rollouts: Sequence[Episode]) -> dict[str, float]:
     r"""Skewness of the raw logits (temperature 1) with which completions were sampled.
 
     .. math::
@@ -207,7 +208,7 @@ def logit_skewness(model: Any, rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {"skewness": pooled, "skewness/position": total / positions}
 
 
-def _logit_tiles(model: Any, rollouts: Sequence[Rollout]) -> Iterator[Tensor]:
+def _logit_tiles(model: Any, rollouts: Sequence[Episode]) -> Iterator[Tensor]:
     """The logits that predict each completion's tokens, ``[at most ROWS, V]`` at a time."""
     linear = head_is_linear(model)
     head = model.get_output_embeddings()

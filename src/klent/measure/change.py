@@ -3,21 +3,20 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from klent.streams.batch import Batch
-from klent.training.update import UpdateResult
+from klent.streams.batch import Batch, Stats
+from klent.training.update import FirstPass, UpdateResult
 
 
 def probe_rows(batch: Batch, result: UpdateResult, *, prompts: int) -> list[int]:
     """The completions to measure on: those of the first ``prompts`` prompts that the update computed."""
-    known = result.before["known"]
+    known = result.before.known
     groups = batch.group[known].unique()[:prompts]
     return (known & torch.isin(batch.group, groups)).nonzero()[:, 0].tolist()
 
 
 def distribution_change(
-    batch: Batch, rows: Sequence[int], before: dict[str, Tensor], after: dict[str, Tensor]
+    batch: Batch, rows: Sequence[int], before: FirstPass, after: FirstPass | Stats
 ) -> dict[str, float]:
     r"""The change of entropy on the same prefixes, what the covariance theorem says of it, and the KL.
 
@@ -47,13 +46,13 @@ def distribution_change(
         Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, 2025,
         arXiv:2505.22617, Lemma 1.
     """
-    sampled = not batch.mixed and not batch.streams["logp_gen"][batch.mask].isnan().any()
-    names = ("policy/entropy_delta", "policy/entropy_delta_predicted", "kl/update")[: 3 if sampled else 1]
+    names = ("policy/entropy_delta", "policy/entropy_delta_predicted", "kl/update")
+    names = names if batch.on_policy else names[:1]
     if not rows:
         return dict.fromkeys(names, 0.0)
     mask = batch.mask[rows]
-    logp, entropy = before["logp"][rows][mask].double(), before["entropy"][rows][mask].double()
-    logp_after, entropy_after = after["logp"][rows][mask].double(), after["entropy"][rows][mask].double()
+    logp, entropy = before.logp[rows][mask].double(), before.entropy[rows][mask].double()
+    logp_after, entropy_after = after.logp[rows][mask].double(), after.entropy[rows][mask].double()
     shift = logp_after - logp
     measured = (entropy_after - entropy).mean()
     predicted = -((logp + entropy) * shift).mean()

@@ -107,16 +107,16 @@ def collision_metrics(batch: Batch) -> dict[str, float]:
 
     ``policy/collision`` is the mean of the first, estimated without bias by the probabilities of the sampled
     tokens, so that it costs nothing. ``policy/renyi`` is the mean of the second, exact, where the sampler
-    brings it (``renyi_gen`` of a rollout).
+    reports it (``renyi`` of an episode).
     """
-    sampled = batch.streams["logp_gen"][batch.mask]
-    if not len(sampled) or sampled.isnan().any() or batch.mixed:
+    logp = batch.streams.logp_gen
+    if logp is None or batch.mixed or not batch.tokens:
         return {}
-    found = {"policy/collision": float(sampled.double().exp().mean())}
-    order_two = [r.renyi_gen for r in batch.rollouts if r.renyi_gen is not None]
-    if len(order_two) == len(batch.rollouts):
-        found["policy/renyi"] = float(torch.cat(order_two).double().mean())
-    return found
+    row = {"policy/collision": float(logp[batch.mask].double().exp().mean())}
+    order_two = [e.renyi[e.acted] for e in batch.episodes if e.renyi is not None]
+    if len(order_two) == len(batch):
+        row["policy/renyi"] = float(torch.cat(order_two).double().mean())
+    return row
 
 
 def repetition(tokens: Sequence[Tensor], *, length: int = NGRAM) -> float | None:
@@ -159,10 +159,10 @@ def fork_words(batch: Batch, tokenizer: Any, *, count: int = WORDS_KEPT) -> list
         ``{"word", "entropy" (mean, nats), "count"}``, the highest entropy first; empty where nothing was
         sampled.
     """
-    entropy = batch.streams["entropy_gen"][batch.mask]
-    if entropy.isnan().any():
+    if batch.streams.entropy_gen is None:
         return []
-    ids = pad_sequence([rollout.tokens for rollout in batch.rollouts], batch_first=True)[batch.mask]
+    entropy = batch.streams.entropy_gen[batch.mask]
+    ids = pad_sequence([episode.tokens for episode in batch.episodes], batch_first=True)[batch.mask]
     kinds, place = ids.unique(return_inverse=True)
     times = torch.bincount(place, minlength=len(kinds))
     total = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, place, entropy.double())

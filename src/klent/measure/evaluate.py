@@ -3,19 +3,12 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from klent.config import Recipe
-from klent.control.schedule import derive_seed
-from klent.errors import ConfigError
-from klent.measure.certainty import extra_measures
-from klent.models.load import load_policy
-from klent.rollout.engine import Engine, Rollout
-from klent.runs.build import build_sampler
-from klent.tasks import Prompt, RewardSpec, Scorer, load_task, parse_rewards
+from klent.rollout.engine import Engine
+from klent.streams.episode import Episode
+from klent.streams.prompt import Prompt
+from klent.tasks import Scorer
 
 
 def evaluate(
@@ -26,7 +19,7 @@ def evaluate(
     samples: int,
     seed: int,
     step: int,
-    more: Callable[[list[Rollout], list[list[bool]]], dict[str, Any]] = lambda rollouts, correct: {},
+    more: Callable[[list[Episode], list[list[bool]]], dict[str, Any]] = lambda rollouts, correct: {},
 ) -> dict[str, Any]:
     """Sample every held-out problem and score it; one row of ``eval.jsonl``.
 
@@ -55,7 +48,7 @@ def evaluate(
     accuracy = sum(correct) / len(correct)
     low, high = wilson(accuracy, len(prompts))
     scorable = [value for value in scores.reward if not math.isnan(value)]
-    entropies = [value for r in rollouts for value in r.entropy_gen.tolist()]
+    entropies = [value for r in rollouts for value in r.entropy.tolist()]
     return {
         "step": step,
         "split": "heldout",
@@ -73,45 +66,6 @@ def evaluate(
         "seconds": time.perf_counter() - started,
         "correct": [[float(c) for c in problem] for problem in by_problem],
     }
-
-
-def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
-    """Held-out accuracy of any model on a recipe's task, with its reward, sampling and seed.
-
-    Args:
-        model: alias, folder or hub id.
-        recipe: where the problems come from and how they are scored; its own ``model`` is not loaded.
-
-    Returns:
-        A row as of :func:`evaluate`, step 0.
-
-    Raises:
-        ConfigError: the recipe has no ``eval`` section or no reward.
-    """
-    rewards = eval_rewards(recipe)
-    if recipe.eval is None or rewards is None:
-        missing = "eval" if recipe.eval is None else "reward"
-        raise ConfigError(f"recipe {recipe.name} has no `{missing}`, so that nothing can be measured; set it")
-    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
-    with Scorer(rewards, task) as scorer:
-        scorer.check()
-        loaded = load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
-        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return evaluate(
-            build_sampler(loaded, recipe.rollout),
-            scorer,
-            task.heldout(recipe.eval.problems),
-            samples=recipe.eval.samples,
-            seed=derive_seed(recipe.seed, "eval"),
-            step=0,
-            more=extra_measures(recipe, loaded, scorer, derive_seed(recipe.seed, "eval")),
-        )
-
-
-def eval_rewards(recipe: Recipe) -> tuple[RewardSpec, ...] | None:
-    """What tells right from wrong in evaluation: ``eval.reward``, else the recipe's own reward."""
-    chosen = (recipe.eval.reward if recipe.eval else None) or recipe.reward
-    return parse_rewards([reward.model_dump() for reward in chosen], Path()) if chosen else None
 
 
 def pass_at_k(correct: Sequence[Sequence[bool]]) -> dict[int, float]:

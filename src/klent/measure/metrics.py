@@ -3,7 +3,7 @@
 import math
 import resource
 import sys
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,36 +21,47 @@ from klent.streams.batch import Batch
 from klent.tasks.scorer import Scores
 from klent.training.update import UpdateResult
 
+Row = dict[str, float]
+"""Metric -> its value in a step."""
 
-def rollout_metrics(batch: Batch, scores: Scores | None) -> dict[str, Any]:
-    """Rewards, lengths and the sampler's entropy, over all completions of the step."""
+
+def rollout_metrics(batch: Batch, scores: Scores | None) -> Row:
+    """Rewards, lengths and repetition, over all episodes of the step."""
     lengths = batch.mask.sum(dim=1).float()
-    row: dict[str, Any] = {}
-    if scores is not None:
-        scorable = batch.reward[~batch.reward.isnan()]
+    row: Row = {}
+    reward = batch.reward
+    if scores is not None and reward is not None:
+        scorable = reward[~reward.isnan()]
         row["reward/mean"] = float(scorable.mean()) if len(scorable) else math.nan
         row["reward/std"] = float(scorable.std(correction=0)) if len(scorable) else math.nan
-        row["reward/unscorable"] = 1.0 - len(scorable) / len(batch.reward)
+        row["reward/unscorable"] = 1.0 - len(scorable) / len(reward)
         if len(scores.parts) > 1:
             row |= {f"reward/{name}": _mean(values) for name, values in scores.parts.items()}
-        row["group/zero_variance"] = _zero_variance(batch)
+        row["group/zero_variance"] = _zero_variance(reward, batch.group)
         row |= {name if "/" in name else f"reward/{name}": v for name, v in scores.metrics.items()}
     row["completion/length"] = float(lengths.mean())
-    row["completion/truncated"] = sum(r.finish == "length" for r in batch.rollouts) / len(batch.rollouts)
-    repeated = repetition([rollout.tokens for rollout in batch.rollouts])
+    row["completion/truncated"] = sum(e.finish == "length" for e in batch.episodes) / len(batch)
+    repeated = repetition([episode.tokens[episode.acted] for episode in batch.episodes])
     if repeated is not None:
         row["completion/repetition"] = repeated
-    return row
+    return row | _episode_metrics(batch)
 
 
-def update_metrics(batch: Batch, result: UpdateResult) -> dict[str, Any]:
-    """What the objective asked for, on the tokens of the step."""
-    known = batch.mask & result.before["known"][:, None]
-    logp = result.before["logp"]
-    entropy = batch.own["entropy"]
-    if entropy[batch.mask].isnan().any():  # nothing was sampled: the trainer's own numbers stand in
-        entropy = result.before["entropy"]
-    row: dict[str, Any] = {
+def _episode_metrics(batch: Batch) -> Row:
+    """Return and turns, where episodes have rewards of their own turns."""
+    if not any(episode.rewards for episode in batch.episodes):
+        return {}
+    return {
+        "episode/return": sum(sum(episode.rewards) for episode in batch.episodes) / len(batch),
+        "episode/turns": sum(episode.turns for episode in batch.episodes) / len(batch),
+    }
+
+
+def update_metrics(batch: Batch, result: UpdateResult) -> Row:
+    """What the objective asked for, on the actions of the step."""
+    sampling = batch.at_sampling  # None where nothing was sampled: the trainer's own numbers stand in
+    entropy = result.before.entropy if sampling is None else sampling.entropy
+    row: Row = {
         "policy/entropy": float(entropy[batch.mask].mean()),
         "objective/loss": result.loss,
         "objective/zero_fraction": 1.0 - float((result.coefficient != 0).sum()) / batch.tokens,
@@ -59,20 +70,27 @@ def update_metrics(batch: Batch, result: UpdateResult) -> dict[str, Any]:
     }
     row |= {f"objective/{name}": total / count for name, (total, count) in result.sums.items() if count}
     row |= {f"select/{name}": float(chosen.sum()) / batch.tokens for name, chosen in result.chosen.items()}
-    sampled = not batch.streams["logp_gen"][batch.mask].isnan().any()
     covariance = None
-    if sampled and "advantage" in batch.streams:
-        covariance = token_covariance(batch.own["logp"], batch.streams["advantage"], batch.mask)
+    if sampling is not None and batch.streams.advantage is not None:
+        covariance = token_covariance(sampling.logp, batch.streams.advantage, batch.mask)
         row["policy/covariance"] = float(covariance[batch.mask].mean())
         row |= covariance_tails(covariance, batch.mask)
     row |= collision_metrics(batch)
     row |= fork_share(entropy, result.coefficient, batch.mask)
     row |= selected_and_rest(entropy, covariance, selected(result), batch.mask)
-    untouched = batch.mask & result.before["untouched"][:, None]  # the weights that sampled
-    if sampled and untouched.any():
-        row["policy/logp_mismatch"] = float((logp - batch.own["logp"])[untouched].abs().mean())
-    if "logp_ref" in batch.streams and known.any() and not batch.mixed:
-        kl = kl_estimate(logp[known], batch.streams["logp_ref"][known], estimator="k3")
+    return row | _distances(batch, result)
+
+
+def _distances(batch: Batch, result: UpdateResult) -> Row:
+    """How far the trainer is from the sampler, and the policy from its reference."""
+    row: Row = {}
+    logp, sampling = result.before.logp, batch.at_sampling
+    untouched = batch.mask & result.before.untouched[:, None]  # the weights that sampled
+    if sampling is not None and untouched.any():
+        row["policy/logp_mismatch"] = float((logp - sampling.logp)[untouched].abs().mean())
+    known = batch.mask & result.before.known[:, None]
+    if batch.streams.logp_ref is not None and known.any() and not batch.mixed:
+        kl = kl_estimate(logp[known], batch.streams.logp_ref[known], estimator="k3")
         row["kl/reference"] = float(kl.mean())
     return row
 
@@ -85,10 +103,10 @@ def selected(result: UpdateResult) -> Tensor:
 
 
 def time_metrics(
-    batch: Batch, result: UpdateResult, seconds: dict[str, float], floor: Floor | None
-) -> dict[str, Any]:
-    """Seconds by phase beside their floors, and tokens a second: sampled, and passed through training."""
-    row: dict[str, Any] = {f"time/{name}": value for name, value in seconds.items()}
+    batch: Batch, result: UpdateResult, seconds: Mapping[str, float], floor: Floor | None
+) -> Row:
+    """Seconds per phase beside their floors, and tokens per second: sampled, and passed through training."""
+    row: Row = {f"time/{name}": value for name, value in seconds.items()}
     if floor is not None:
         row |= {"time/rollout_floor": floor.rollout(batch), "time/train_floor": floor.train(result)}
     row["tokens/rollout"] = batch.tokens
@@ -107,14 +125,14 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _zero_variance(batch: Batch) -> float:
+def _zero_variance(reward: Tensor, group: Tensor) -> float:
     """Share of groups whose scorable rewards are all equal: they teach nothing."""
-    groups = batch.group.unique()
+    groups = group.unique()
     flat = 0
-    for group in groups:
-        reward = batch.reward[batch.group == group]
-        reward = reward[~reward.isnan()]
-        flat += int(len(reward) < 2 or bool((reward == reward[0]).all()))
+    for number in groups:
+        scored = reward[group == number]
+        scored = scored[~scored.isnan()]
+        flat += int(len(scored) < 2 or bool((scored == scored[0]).all()))
     return flat / len(groups)
 
 

@@ -59,8 +59,8 @@ class Floor:
 
     def rollout(self, batch: Batch) -> float:
         """Seconds: each prompt once, then every sampled token, the weights read anew for each place."""
-        pairs = zip(batch.group.tolist(), batch.rollouts, strict=True)
-        prompts = {group: len(rollout.prompt_ids) for group, rollout in pairs}
+        pairs = zip(batch.group.tolist(), batch.episodes, strict=True)
+        prompts = {group: len(episode.prompt_ids) for group, episode in pairs}
         first = 2 * (self.body * sum(prompts.values()) + self.head * len(prompts)) / self.operations
         later = batch.tokens - len(batch.mask)  # the prompt's own pass brings a row its first token
         products = 2 * (self.body + self.head) * later / self.operations

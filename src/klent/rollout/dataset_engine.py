@@ -6,14 +6,16 @@ import torch
 
 from klent.errors import DataError
 from klent.models.load import LoadedModel, context_length, render_prompt
-from klent.rollout.engine import Rollout
+from klent.policies.policy import Policy
+from klent.rollout.engine import SyncCertificate
+from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 
 
 class DatasetEngine:
     """An :class:`klent.rollout.engine.Engine` that replays the ``completion`` column.
 
-    Nothing was sampled, so there is no distribution to speak of: ``logp_gen`` and ``entropy_gen`` are nan.
+    Nothing was sampled, so episodes have no ``logp`` and no ``entropy``.
 
     Args:
         loaded: the model whose tokenizer is used.
@@ -27,11 +29,15 @@ class DatasetEngine:
         eos = loaded.tokenizer.eos_token_id
         self.end = [eos] if eos in loaded.stop_ids else list(loaded.stop_ids[:1])
 
-    def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
         """The reference completion of every prompt, followed by the model's stop token."""
         return [self._replay(prompt) for prompt in prompts for _ in range(group_size)]
 
-    def _replay(self, prompt: Prompt) -> Rollout:
+    def sync(self, policy: Policy) -> SyncCertificate | None:
+        """Nothing to do: no weights are used."""
+        return None
+
+    def _replay(self, prompt: Prompt) -> Episode:
         text = _text(prompt)
         tokenizer = self.loaded.tokenizer
         prompt_ids = render_prompt(tokenizer, prompt.prompt)
@@ -46,8 +52,7 @@ class DatasetEngine:
                 f"prompt and completion of {prompt.id} have {len(prompt_ids) + len(ids)} tokens; the model's "
                 f"context is {self.limit}. Shorten or remove that line."
             )
-        unknown = torch.full((len(ids),), float("nan"))
-        return Rollout(prompt, prompt_ids, torch.tensor(ids), unknown, unknown.clone(), text, "stop")
+        return Episode(prompt, prompt_ids, torch.tensor(ids), text, "stop")
 
 
 def _text(prompt: Prompt) -> str:

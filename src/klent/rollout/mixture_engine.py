@@ -17,10 +17,10 @@ from klent.mixture.criteria import Criterion
 from klent.mixture.mixing import Mixed, mix
 from klent.models.load import LoadedModel, context_length
 from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
-from klent.rollout.engine import Mixture, Rollout
 from klent.rollout.sampling import LOG2_E, TILE, sample_tokens
 from klent.rollout.target import Target, check_tokenizers
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.streams.episode import Episode, MixtureTrace
 from klent.streams.prompt import Prompt
 
 Share = float | Criterion | Callable[[Prompt], float]
@@ -34,7 +34,7 @@ class MixtureEngine(TransformersEngine):
         loaded: the policy; it decides the stop tokens.
         target: what it is mixed with; its token ids must mean the same.
         options: how to sample. The temperature is the policy's; top-p and top-k cut the mixture, and
-            ``logp_gen`` is that of what they leave.
+            an episode's ``logp`` is that of what they leave.
         alpha: share of the policy in [0, 1]; or the criterion that chooses it for every token, see
             :func:`klent.mixture.solve_alpha`; or what gives each prompt's, called before anything is sampled.
             May be set anew between two calls.
@@ -68,8 +68,8 @@ class MixtureEngine(TransformersEngine):
         self.alpha: Share = alpha
         self.value = value
 
-    def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Rollout]:
-        """As of :class:`TransformersEngine`; every rollout has its ``mixture``."""
+    def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
+        """As of :class:`TransformersEngine`; every episode has its ``mixture``."""
         for prompt in prompts:
             self._encode_target(prompt)  # both refuse before anything is sampled
             if callable(self.alpha):
@@ -121,10 +121,10 @@ class MixtureEngine(TransformersEngine):
         own, mixed = decoder.policy_numbers(drawn.token), decoder.mixed
         return (*drawn, mixed.alpha, mixed.kl_policy, mixed.kl_target, own.logp, own.entropy)
 
-    def _rollout(self, row: Any, prompt: Prompt, prompt_ids: list[int]) -> Rollout:
-        rollout = super()._rollout(row, prompt, prompt_ids)
+    def _episode(self, row: Any, prompt: Prompt, prompt_ids: list[int]) -> Episode:
+        episode = super()._episode(row, prompt, prompt_ids)
         _, _, _, *numbers = torch.tensor(row.numbers).unbind(dim=1)
-        return replace(rollout, mixture=Mixture(*numbers))
+        return replace(episode, mixture=MixtureTrace(*numbers))
 
 
 class Own(NamedTuple):

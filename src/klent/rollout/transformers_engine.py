@@ -13,15 +13,17 @@ from torch import Tensor
 
 from klent.errors import DataError
 from klent.models.load import LoadedModel, context_length, render_prompt
+from klent.policies.policy import Policy
 from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
-from klent.rollout.engine import Rollout
+from klent.rollout.engine import SyncCertificate
 from klent.rollout.sampling import sample_tokens
+from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How completions are drawn; the distribution that results is the one that ``logp_gen`` speaks of.
+    """How completions are drawn; the distribution that results is the one that ``logp`` of an episode is about.
 
     Attributes:
         max_tokens: the longest completion, tokens.
@@ -76,7 +78,7 @@ class TransformersEngine:
         self.groups: bool | None = None  # whether the model takes the group decoder; asked when first needed
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
         """``group_size`` completions of every prompt; see :class:`klent.rollout.engine.Engine`.
 
         Every completion owns a row of uniform numbers drawn from ``seed``, so that batching, length and the
@@ -100,10 +102,16 @@ class TransformersEngine:
         finally:
             self.loaded.model.train(was_training)
         rows.sort(key=lambda row: row.number)
-        return [self._rollout(row, prompts[row.prompt], encoded[row.prompt]) for row in rows]
+        return [self._episode(row, prompts[row.prompt], encoded[row.prompt]) for row in rows]
+
+    def sync(self, policy: Policy) -> SyncCertificate | None:
+        """Nothing to do: the engine reads the trainer's own weights at every call."""
+        return None
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        ids = render_prompt(self.loaded.tokenizer, prompt.prompt)
+        ids = prompt.token_ids
+        if ids is None:
+            ids = render_prompt(self.loaded.tokenizer, prompt.prompt)
         room = self.limit - self.options.max_tokens
         if len(ids) > room:
             raise DataError(
@@ -182,19 +190,19 @@ class TransformersEngine:
         tail = self._text(tokens[-(max(map(len, self.options.stop)) + 8) :])
         return any(stop in tail for stop in self.options.stop)
 
-    def _rollout(self, row: _Row, prompt: Prompt, prompt_ids: list[int]) -> Rollout:
+    def _episode(self, row: _Row, prompt: Prompt, prompt_ids: list[int]) -> Episode:
         ended_by_token = row.tokens[-1] in self.loaded.stop_ids
         text = self._text(row.tokens[:-1] if ended_by_token else row.tokens)
         for stop in self.options.stop:
             text = text.split(stop, 1)[0]
         logp, entropy, renyi, *_ = torch.tensor(row.numbers).unbind(dim=1)
-        return Rollout(
+        return Episode(
             prompt=prompt,
             prompt_ids=prompt_ids,
             tokens=torch.tensor(row.tokens),
-            logp_gen=logp,
-            entropy_gen=entropy,
-            renyi_gen=renyi,
+            logp=logp,
+            entropy=entropy,
+            renyi=renyi,
             text=text,
             finish="stop" if row.stopped else "length",
         )

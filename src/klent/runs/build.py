@@ -1,49 +1,83 @@
-"""A recipe's moving parts, built once: model, engine, reference, objective, updater."""
+"""A recipe's moving parts, built once: model, engine, reference, objective, updater, organs, and their loop.
+
+Here and in klent.config a whole recipe is known; every part takes the sections that it reads.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 import torch
 
-from klent.config import DatasetRollout, Mixture, Recipe, TransformersRollout
-from klent.control.mixing import Mixer, alpha_at, build_target
+from klent.config import Mixture, Optimizer, Recipe
+from klent.config.model import DatasetRollout, TransformersRollout
+from klent.control.limits import Guard
+from klent.control.mixing import Mixer, alpha_at
+from klent.control.organ import Organ
 from klent.control.schedule import learning_rate
 from klent.control.thermostat import Controller, knob
 from klent.errors import RunError
-from klent.models.load import LoadedModel, load_policy
-from klent.policies.causal_lm.distill import Distiller
-from klent.policies.causal_lm.policy import Policy, takes_shared_prompt
-from klent.policies.causal_lm.reference import Reference, adapter_free, separate_model
+from klent.kit.seeds import derive_seed
+from klent.measure.certainty import extra_measures
+from klent.measure.evaluate import evaluate
+from klent.measure.roofline import Floor
+from klent.models.adapters import with_adapter
+from klent.models.load import LoadedModel, load_policy, save_model
+from klent.policies.causal_lm.packing import Packing
+from klent.policies.causal_lm.policy import CausalPolicy, takes_shared_prompt
+from klent.policies.causal_lm.teacher import Teacher
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
+from klent.rollout.source import TaskSource
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.runs.console import TrainConsole
+from klent.runs.evaluation import EvalRow, Evaluations
+from klent.runs.folder import RunFolder
+from klent.runs.loop import Loop
+from klent.runs.objective import build_objective
+from klent.runs.recorder import Recorder
+from klent.runs.state import RunState
+from klent.runs.trackers import Trackers
+from klent.tasks import Scorer, Task
 from klent.training.objective import Objective
+from klent.training.reduction import Reduction
+from klent.training.released import ReleasedPositions
 from klent.training.update import Updater
 
 Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
 
 
 @dataclass
 class Parts:
-    """What a training step is made of."""
+    """What a training step is made of.
+
+    Attributes:
+        loaded: the model, its tokenizer and stop tokens.
+        engine: samples for training.
+        sampler: samples for evaluation: from the policy alone.
+        updater: trains the policy.
+        reference: what the policy is compared with.
+        organs: the thermostat and the mixture, where the recipe has them.
+    """
 
     loaded: LoadedModel
     engine: Engine
     sampler: Engine
-    objective: Objective
     updater: Updater
-    reference: Reference | None
-    thermostat: Controller | None
-    mixer: Mixer | None
-    trainable: dict[str, torch.nn.Parameter]
+    reference: CausalPolicy | None
+    organs: list[Organ]
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self.updater.objective
 
 
-def build_parts(recipe: Recipe, *, progress: Progress, note: Callable[[str], None]) -> Parts:
-    """Load the model and build everything around it.
+def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
+    """Load the model and build everything that a step needs of it.
 
     Args:
         recipe: what to build.
@@ -58,17 +92,14 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Callable[[str], Non
         gradient_checkpointing=recipe.update.gradient_checkpointing,
         seed=recipe.seed,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded.model.to(device)
+    loaded.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     rollout = recipe.rollout
-    temperature = rollout.temperature if isinstance(rollout, TransformersRollout) else 1.0
-    policy = Policy(loaded.model, temperature=temperature)
+    policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
     if not policy.fused:
         note(
             "the model does more to its logits than one matrix product: its own head is used, on full logits"
         )
-    objective = Objective(with_bonus(recipe), recipe.advantage, recipe.token_reward, recipe.select)
-    trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+    objective = build_objective(recipe)
 
     @cache
     def initial() -> LoadedModel:
@@ -78,26 +109,116 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Callable[[str], Non
         other.model.to(loaded.model.device)
         return other
 
-    mixture = rollout.mixture if isinstance(rollout, TransformersRollout) else None
-    target = None
-    if mixture is not None:
-        target = build_target(mixture, recipe, loaded, initial, temperature=temperature)
+    target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     engine = build_engine(loaded, rollout, progress=progress, target=target)
-    reference = _build_reference(recipe, loaded, objective, temperature, initial)
-    distiller = _build_distiller(mixture, target, policy, loaded, longest=rollout.max_tokens)
-    policies = [policy, reference.policy] if reference else [policy]
+    updater = _build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
+    reference = None
+    if updater.needs.reference:
+        reference = _build_reference(recipe, loaded, initial)
+    policy.teacher = _build_teacher(rollout.mixture, target, policy, loaded, longest=rollout.max_tokens)
+    policy.packing = Packing(_shared(recipe, policy, note), recipe.update.tokens_per_microbatch)
+    policies = [policy]
+    if reference is not None:
+        reference.packing = policy.packing
+        policies.append(reference)
     return Parts(
         loaded=loaded,
         engine=engine,
         sampler=build_sampler(loaded, rollout, progress=progress),
-        objective=objective,
-        updater=_build_updater(
-            recipe, policy, objective, trainable, shared=_shared(recipe, policy, note), distiller=distiller
-        ),
+        updater=updater,
         reference=reference,
-        thermostat=_build_thermostat(recipe, objective, engine, policies),
-        mixer=Mixer(mixture, engine) if mixture and isinstance(engine, MixtureEngine) else None,
-        trainable=trainable,
+        organs=_build_organs(recipe, objective, engine, policies),
+    )
+
+
+def build_loop(
+    recipe: Recipe,
+    parts: Parts,
+    folder: RunFolder,
+    task: Task,
+    scorer: Scorer | None,
+    judge: Scorer | None,
+    console: TrainConsole,
+) -> Loop:
+    """The loop over a recipe's parts.
+
+    Args:
+        recipe: what to run.
+        parts: as of :func:`build_parts`.
+        folder: the run's.
+        task: gives the problems.
+        scorer: rewards completions.
+        judge: tells right from wrong on held-out problems; None = they are not measured.
+        console: shows the run.
+    """
+    rollout = recipe.rollout
+
+    def checkpoints() -> list[str]:
+        return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
+
+    organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
+    evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
+    return Loop(
+        source=TaskSource(
+            task,
+            parts.engine,
+            scorer if rollout.sampled else None,
+            prompts_per_step=recipe.prompts_per_step,
+            group_size=recipe.group_size,
+            seed=recipe.seed,
+        ),
+        engine=parts.engine,
+        updater=parts.updater,
+        reference=parts.reference,
+        organs=organs,
+        evaluations=evaluations,
+        recorder=Recorder(folder, parts.loaded.tokenizer, Trackers(recipe, folder.path), console),
+        state=RunState(
+            folder,
+            parts.updater,
+            [*organs, evaluations],
+            keep=recipe.checkpoint.keep,
+            on_damage=console.warn,
+        ),
+        console=console,
+        floor=Floor.of(parts.loaded.model) if rollout.sampled else None,
+        steps=recipe.steps,
+        checkpoint_every=recipe.checkpoint.every,
+        seed=recipe.seed,
+    )
+
+
+def _build_evaluations(
+    recipe: Recipe,
+    parts: Parts,
+    folder: RunFolder,
+    task: Task,
+    judge: Scorer | None,
+    console: TrainConsole,
+) -> Evaluations:
+    settings = recipe.eval
+
+    def measure(step: int, votes: Sequence[str | None] | None) -> EvalRow:
+        assert settings is not None
+        assert judge is not None
+        seed = derive_seed(recipe.seed, "eval")
+        return evaluate(
+            parts.sampler,
+            judge,
+            task.heldout(settings.problems),
+            samples=settings.samples,
+            seed=seed,
+            step=step,
+            more=extra_measures(recipe, parts.loaded, judge, seed, start=votes),
+        )
+
+    return Evaluations(
+        folder,
+        measure if settings is not None and judge is not None else None,
+        every=settings.every if settings else 0,
+        early_stop=settings.early_stop if settings else None,
+        keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),
+        show=console.eval,
     )
 
 
@@ -109,7 +230,7 @@ def build_engine(
     target: Target | None = None,
 ) -> Engine:
     """The engine that a recipe's ``rollout`` section describes; ``target`` where it has a ``mixture``."""
-    if isinstance(rollout, DatasetRollout):
+    if rollout.engine == "dataset":
         return DatasetEngine(loaded, max_tokens=rollout.max_tokens)
     options = SamplingOptions(
         max_tokens=rollout.max_tokens,
@@ -118,9 +239,9 @@ def build_engine(
         top_k=rollout.top_k,
         stop=rollout.stop,
     )
-    if target is None or rollout.mixture is None:
-        return TransformersEngine(loaded, options, progress=progress)
     settings = rollout.mixture
+    if target is None or settings is None:
+        return TransformersEngine(loaded, options, progress=progress)
     alpha = alpha_at(settings, 1, reward=0.0)
     return MixtureEngine(loaded, target, options, alpha=alpha, value=settings.alpha.value, progress=progress)
 
@@ -131,12 +252,39 @@ def build_sampler(
     """The engine of evaluation: it samples from the policy as training does, never from a mixture, and
     plainly where training replays a dataset.
     """
-    if isinstance(rollout, DatasetRollout):
-        rollout = TransformersRollout(max_tokens=rollout.max_tokens)
-    return build_engine(loaded, rollout, progress=progress)
+    return build_engine(loaded, rollout.for_evaluation(), progress=progress)
 
 
-def _shared(recipe: Recipe, policy: Policy, note: Callable[[str], None]) -> bool:
+def build_target(
+    mixture: Mixture, recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]
+) -> Target:
+    """The target that a recipe names.
+
+    Args:
+        mixture: the recipe's ``rollout.mixture``.
+        recipe: what the policy is.
+        loaded: the policy.
+        initial: gives the reference model; loads it where nothing else has.
+    """
+    wanted = mixture.target
+    temperature = wanted.temperature or recipe.rollout.temperature
+    target = Target(loaded, prompt=wanted.prompt, system=wanted.system, temperature=temperature)
+    if wanted.model == "policy":
+        return target
+    if wanted.model == "reference" and wanted.adapter is None:
+        if recipe.lora is not None and recipe.reference is None:
+            return replace(target, active=loaded.model.disable_adapter)
+        return replace(target, loaded=initial())
+    name = (recipe.reference or recipe.model) if wanted.model == "reference" else wanted.model
+    other = load_policy(name, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+    if wanted.adapter is not None:
+        other = with_adapter(other, wanted.adapter)
+    other.model.requires_grad_(False)
+    other.model.to(loaded.model.device)
+    return replace(target, loaded=other)
+
+
+def _shared(recipe: Recipe, policy: CausalPolicy, note: Note) -> bool:
     if recipe.update.packing == "off":
         return False
     # The window check needs a length; the context is the safe answer where prompts are not known yet.
@@ -153,97 +301,96 @@ def _shared(recipe: Recipe, policy: Policy, note: Callable[[str], None]) -> bool
     return False
 
 
-def _build_updater(
-    recipe: Recipe,
-    policy: Policy,
-    objective: Objective,
-    trainable: dict[str, torch.nn.Parameter],
-    *,
-    shared: bool,
-    distiller: Distiller | None,
-) -> Updater:
-    update, options = recipe.update, recipe.optimizer
-    matrices = [p for p in trainable.values() if p.ndim >= 2]
-    vectors = [p for p in trainable.values() if p.ndim < 2]
+def _build_updater(recipe: Recipe, policy: CausalPolicy, objective: Objective, *, filler: int) -> Updater:
+    update = recipe.update
+    per_step = update.epochs * update.minibatches
+    updater = (ReleasedPositions if update.released_code else Updater)(
+        policy,
+        _adamw(recipe.optimizer, list(policy.trainable().values())),
+        objective,
+        learning_rate=partial(
+            learning_rate,
+            peak=recipe.optimizer.lr,
+            warmup=recipe.optimizer.warmup_steps * per_step,
+            total=recipe.steps * per_step,
+            schedule=recipe.optimizer.schedule,
+        ),
+        reduction=Reduction(
+            over=recipe.reduce.over,
+            denominator=recipe.reduce.denominator or recipe.rollout.max_tokens,
+            count=recipe.reduce.count,
+        ),
+        epochs=update.epochs,
+        minibatches=update.minibatches,
+        max_grad_norm=recipe.optimizer.max_grad_norm or float("inf"),
+    )
+    if isinstance(updater, ReleasedPositions):
+        updater.filler = filler
+    return updater
+
+
+def _adamw(options: Optimizer, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW whose weight decay leaves vectors (norms, biases) alone."""
     groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=options.lr,
         betas=options.betas,
         eps=options.eps,
         fused=True,
     )
-    per_step = update.epochs * update.minibatches
-    return Updater(
-        policy,
-        optimizer,
-        objective,
-        learning_rate=partial(
-            learning_rate,
-            peak=options.lr,
-            warmup=options.warmup_steps * per_step,
-            total=recipe.steps * per_step,
-            schedule=options.schedule,
-        ),
-        reduce={
-            "over": recipe.reduce.over,
-            "denominator": recipe.reduce.denominator or recipe.rollout.max_tokens,
-            "count": recipe.reduce.count,
-        },
-        epochs=update.epochs,
-        minibatches=update.minibatches,
-        tokens_per_microbatch=update.tokens_per_microbatch,
-        shared=shared,
-        max_grad_norm=options.max_grad_norm or float("inf"),
-        distiller=distiller,
+
+
+def _build_teacher(
+    mixture: Mixture | None, target: Target | None, policy: CausalPolicy, loaded: LoadedModel, *, longest: int
+) -> Teacher | None:
+    if mixture is None or mixture.distill is None or target is None:
+        return None
+    with target.active():
+        teacher = CausalPolicy(target.loaded.model, temperature=target.temperature)
+        teacher.packing = Packing(takes_shared_prompt(teacher, longest=longest))
+    for who, fused in (("policy", policy.fused), ("target", teacher.fused)):
+        if not fused:
+            raise RunError(
+                f"rollout.mixture.distill: the {who} does more to its logits than a head; remove it"
+            )
+    return Teacher(
+        teacher,
+        partial(target.encode, policy=loaded.tokenizer),
+        divergence=mixture.distill.divergence,
+        skew=mixture.distill.skew,
+        active=target.active,
     )
 
 
-def _build_distiller(
-    mixture: Mixture | None, target: Target | None, policy: Policy, loaded: LoadedModel, *, longest: int
-) -> Distiller | None:
-    if mixture is None or mixture.distill is None or target is None:
-        return None
-    if not policy.fused:
-        raise RunError("rollout.mixture.distill: the policy does more to its logits than a head; remove it")
-    return Distiller(mixture.distill, target, loaded, longest=longest)
+def _build_organs(
+    recipe: Recipe, objective: Objective, engine: Engine, policies: Sequence[CausalPolicy]
+) -> list[Organ]:
+    organs: list[Organ] = []
+    if recipe.thermostat is not None:
+
+        def set_temperature(value: float) -> None:
+            """Sampled and trained at one temperature: log-probs stay those of the sampled distribution."""
+            if isinstance(engine, TransformersEngine):
+                engine.options = replace(engine.options, temperature=value)
+            for policy in policies:
+                policy.temperature = value
+
+        organs.append(Controller(recipe.thermostat, knob(recipe.thermostat, objective, set_temperature)))
+    if recipe.rollout.mixture is not None and isinstance(engine, MixtureEngine):
+        organs.append(Mixer(recipe.rollout.mixture, engine))
+    return organs
 
 
-def with_bonus(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """The loss, and the entropy term that a thermostat steers where it steers one."""
-    if recipe.thermostat is None or recipe.thermostat.steer != "bonus":
-        return recipe.loss
-    return {**recipe.loss, "entropy_loss": {"coef": 0.0}}
-
-
-def _build_thermostat(
-    recipe: Recipe, objective: Objective, engine: Engine, policies: Sequence[Policy]
-) -> Controller | None:
-    if recipe.thermostat is None:
-        return None
-
-    def set_temperature(value: float) -> None:
-        """Sampled and trained at one temperature: log-probs stay those of the sampled distribution."""
-        assert isinstance(engine, TransformersEngine)
-        engine.options = replace(engine.options, temperature=value)
-        for policy in policies:
-            policy.temperature = value
-
-    return Controller(recipe.thermostat, knob(recipe.thermostat, objective, set_temperature))
-
-
-def _build_reference(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    objective: Objective,
-    temperature: float,
-    initial: Callable[[], LoadedModel],
-) -> Reference | None:
-    if not objective.takes("logp_ref"):
-        return None
+def _build_reference(recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]) -> CausalPolicy:
+    """The policy that is compared with and never trained; without a second model where adapters can be off."""
+    temperature = recipe.rollout.temperature
     if recipe.lora is not None and recipe.reference is None:
-        return adapter_free(loaded.model, temperature)
-    return separate_model(initial().model, temperature)
+        return CausalPolicy(loaded.model, temperature=temperature, active=loaded.model.disable_adapter)
+    model = initial().model
+    model.requires_grad_(False)
+    model.eval()
+    return CausalPolicy(model, temperature=temperature)

@@ -102,6 +102,7 @@ def sample_mixture(
     found = []
     for rollout in engine.generate([asked], group_size=count, seed=seed):
         assert rollout.mixture is not None
+        assert rollout.logp is not None
         found.append(
             MixedText(
                 text=rollout.text,
@@ -109,7 +110,7 @@ def sample_mixture(
                 alpha=rollout.mixture.alpha.tolist(),
                 kl_policy=rollout.mixture.kl_policy.tolist(),
                 kl_target=rollout.mixture.kl_target.tolist(),
-                log_weight=(rollout.mixture.logp_policy - rollout.logp_gen).tolist(),
+                log_weight=(rollout.mixture.logp_policy - rollout.logp).tolist(),
             )
         )
     return found

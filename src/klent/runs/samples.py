@@ -1,12 +1,13 @@
 """Rows of samples.jsonl: completions, with the sampler's entropy and the update's push on every token."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from klent.rollout.engine import Rollout
 from klent.streams.batch import Batch
+from klent.streams.episode import Episode
 
 
 def sample_rows(
@@ -33,9 +34,9 @@ def sample_rows(
     rows = []
     for group in batch.group.unique()[:prompts]:
         for b in (batch.group == group).nonzero()[:completions, 0].tolist():
-            rollout = batch.rollouts[b]
+            rollout = batch.episodes[b]
             count = len(rollout.tokens)
-            reward = float(batch.reward[b])
+            reward = math.nan if batch.reward is None else float(batch.reward[b])
             rows.append(
                 {
                     "step": step,
@@ -43,19 +44,19 @@ def sample_rows(
                     "prompt": _shown(rollout),
                     "completion": rollout.text,
                     "reward": reward if reward == reward else None,
-                    "advantage": _first(batch.streams.get("advantage"), b),
+                    "advantage": _first(batch.streams.advantage, b),
                     "finish": rollout.finish,
                     "tokens": [tokenizer.decode([token]) for token in rollout.tokens.tolist()],
-                    "entropy": _rounded(rollout.entropy_gen),
-                    "logp": _rounded(rollout.logp_gen),
-                    "coefficient": _rounded(coefficient[b, :count]),
+                    "entropy": _rounded(rollout.entropy, count),
+                    "logp": _rounded(rollout.logp, count),
+                    "coefficient": _rounded(coefficient[b, :count], count),
                 }
                 | _places(chosen, b)
             )
     return rows
 
 
-def _shown(rollout: Rollout) -> str:
+def _shown(rollout: Episode) -> str:
     prompt = rollout.prompt.prompt
     if isinstance(prompt, str):
         return prompt
@@ -68,8 +69,9 @@ def _places(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, dict[str
     return {"chosen": {name: value[row].nonzero()[:, 0].tolist() for name, value in chosen.items()}}
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 5) for value in values.tolist()]
+def _rounded(values: Tensor | None, count: int) -> list[float | None]:
+    """One number per token; None for completions that were not sampled."""
+    return [None] * count if values is None else [round(value, 5) for value in values.tolist()]
 
 
 def _first(values: Tensor | None, row: int) -> float | None:

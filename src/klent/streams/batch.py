@@ -1,90 +1,152 @@
-"""A step's completions as token streams on one ``[B, T]`` grid: a row each, padded on the right."""
+"""A step's episodes as streams on one ``[B, T]`` grid: a row each, padded on the right."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from klent.policies.causal_lm.packing import Completion
-from klent.rollout.engine import Rollout
+from klent.streams.episode import Episode
+from klent.streams.registry import Streams
+
+
+class Stats(NamedTuple):
+    """What a policy says of the actions of some episodes; a grid ``[rows, T]`` each, 0 off the mask.
+
+    Attributes:
+        logp: log-probability of each action, nats.
+        entropy: entropy of the distribution at each action, nats.
+        value: of a critic, in units of reward, where the policy has one.
+        divergence: from the policy's target, nats, where it has one and was asked.
+        tokens: computed in the forward pass, prompts and padding included.
+        targets: actions whose prediction was computed.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    value: Tensor | None = None
+    divergence: Tensor | None = None
+    tokens: int = 0
+    targets: int = 0
+
+    def rows(self, index: Sequence[int]) -> "Stats":
+        """Of some of the episodes."""
+        value = None if self.value is None else self.value[index]
+        divergence = None if self.divergence is None else self.divergence[index]
+        return Stats(self.logp[index], self.entropy[index], value, divergence, self.tokens, self.targets)
 
 
 @dataclass
 class Batch:
-    """What a step knows about its completions.
+    """What a step knows about its episodes.
 
     Attributes:
-        rollouts: the completions, prompt by prompt.
+        episodes: prompt by prompt.
         group: the prompt that each answers, ``[B]``.
-        reward: one number each, nan where unscorable, ``[B]``.
-        mask: True on completion tokens, ``[B, T]`` bool.
-        streams: name -> ``[B, T]`` float: ``logp_gen`` and ``entropy_gen`` from the sampler, ``advantage``
-            once
-            estimated, ``logp_old``, ``entropy_old`` and ``logp_ref`` where a term asks for them, 0 off the
-            mask; ``logp_policy`` and ``entropy_policy`` where another distribution than the policy's was
-            sampled, and ``weight``, which multiplies the loss; and, bool, the tokens that each selector chose
-            for an optimizer step.
+        unit: rows with one number are read together by a loss (the two of a pair) and never part: neither
+            an optimizer step nor a micro-batch cuts a unit, ``[B]``. Rows of token losses are units alone.
+        mask: True where the policy acted, ``[B, T]`` bool.
+        streams: the numbers of each action and episode.
     """
 
-    rollouts: list[Rollout]
+    episodes: list[Episode]
     group: Tensor
-    reward: Tensor
+    unit: Tensor
     mask: Tensor
-    streams: dict[str, Tensor] = field(default_factory=dict)
+    streams: Streams
+
+    def __len__(self) -> int:
+        return len(self.episodes)
 
     @property
     def tokens(self) -> int:
-        """Completion tokens in the batch."""
+        """Actions in the batch."""
         return int(self.mask.sum())
 
     @property
+    def reward(self) -> Tensor | None:
+        """One number per episode, NaN where unscorable, ``[B]``; None where there are no rewards."""
+        return self.streams.rewards
+
+    @property
     def trained(self) -> Tensor:
-        """The tokens that the loss sees: those chosen under the name ``mask``, or all, ``[B, T]`` bool."""
-        return self.streams.get("mask", self.mask)
+        """The actions that the loss sees: those chosen under the name ``mask``, or all, ``[B, T]`` bool."""
+        chosen = self.streams.choices.get("mask")
+        return self.mask if chosen is None else chosen
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a distribution was sampled: not where a data set is replayed."""
+        return self.streams.logp_gen is not None
 
     @property
     def mixed(self) -> bool:
-        """Whether the tokens were drawn from a mixture, so that means over them are not the policy's."""
-        return "logp_policy" in self.streams
+        """Whether actions were drawn from a mixture, so that means over them are not the policy's."""
+        return self.streams.logp_policy is not None
 
     @property
-    def own(self) -> dict[str, Tensor]:
-        """The policy's ``logp`` and ``entropy`` as it stood while the step sampled, ``[B, T]``.
+    def on_policy(self) -> bool:
+        """Whether actions were drawn from the policy itself, so that means over them are the policy's."""
+        return self.sampled and not self.mixed
 
-        Those of the sampler where it sampled from the policy; nan where nothing was sampled; 0 off the mask.
+    @property
+    def at_sampling(self) -> Stats | None:
+        """The policy's numbers as it stood while the step sampled; None where nothing was sampled.
+
+        Those that the engine reports: of the distribution sampled where that is the policy's, or apart from
+        it where a mixture was sampled.
         """
-        source = "policy" if self.mixed else "gen"
-        return {name: self.streams[f"{name}_{source}"] for name in ("logp", "entropy")}
+        streams = self.streams
+        if streams.logp_policy is not None and streams.entropy_policy is not None:
+            return Stats(streams.logp_policy, streams.entropy_policy)
+        if streams.logp_gen is not None and streams.entropy_gen is not None:
+            return Stats(streams.logp_gen, streams.entropy_gen)
+        return None
 
-    def completions(self, rows: Sequence[int]) -> list[Completion]:
-        """These rows as the packer takes them."""
-        return [Completion(b, self.rollouts[b].prompt_ids, self.rollouts[b].tokens) for b in rows]
+    def with_streams(self, streams: Streams) -> "Batch":
+        """The same episodes with other streams."""
+        return replace(self, streams=streams)
 
 
-def make_batch(rollouts: Sequence[Rollout], reward: Sequence[float], *, group_size: int) -> Batch:
-    """Line completions up on a grid.
+def make_batch(
+    episodes: Sequence[Episode],
+    reward: Sequence[float] | None,
+    *,
+    group_size: int,
+    unit: Sequence[int] | None = None,
+) -> Batch:
+    """Line episodes up on a grid.
 
     Args:
-        rollouts: ``group_size`` completions a prompt, prompt by prompt.
-        reward: one number each, nan where unscorable.
-        group_size: completions a prompt.
+        episodes: ``group_size`` per prompt, prompt by prompt.
+        reward: one number each, NaN where unscorable; None where there are no rewards.
+        group_size: episodes per prompt.
+        unit: which rows a loss reads together; None = each alone.
     """
-    count = torch.tensor([len(r.tokens) for r in rollouts])
-    mask = torch.arange(int(count.max()))[None] < count[:, None]
-    streams = {
-        "logp_gen": pad_sequence([r.logp_gen for r in rollouts], batch_first=True),
-        "entropy_gen": pad_sequence([r.entropy_gen for r in rollouts], batch_first=True),
-    }
-    mixtures = [r.mixture for r in rollouts if r.mixture is not None]
-    if len(mixtures) == len(rollouts):
-        streams["logp_policy"] = pad_sequence([m.logp_policy for m in mixtures], batch_first=True)
-        streams["entropy_policy"] = pad_sequence([m.entropy_policy for m in mixtures], batch_first=True)
+    mask = pad_sequence([episode.acted for episode in episodes], batch_first=True)
+    group = torch.arange(len(episodes)) // group_size
+    streams = Streams(
+        logp_gen=_grid(episodes, lambda episode: episode.logp),
+        entropy_gen=_grid(episodes, lambda episode: episode.entropy),
+        logp_policy=_grid(episodes, lambda episode: episode.mixture and episode.mixture.logp_policy),
+        entropy_policy=_grid(episodes, lambda episode: episode.mixture and episode.mixture.entropy_policy),
+        rewards=None if reward is None else torch.tensor(reward, dtype=torch.float32),
+        group=group,
+        mask=mask,
+    )
     return Batch(
-        rollouts=list(rollouts),
-        group=torch.arange(len(rollouts)) // group_size,
-        reward=torch.tensor(reward, dtype=torch.float32),
+        episodes=list(episodes),
+        group=group,
+        unit=torch.arange(len(episodes)) if unit is None else torch.tensor(unit),
         mask=mask,
         streams=streams,
     )
+
+
+def _grid(episodes: Sequence[Episode], read: Callable[[Episode], Tensor | None]) -> Tensor | None:
+    """A number of every action, ``[B, T]``; None unless every episode has it."""
+    values = [read(episode) for episode in episodes]
+    present = [value for value in values if value is not None]
+    return pad_sequence(present, batch_first=True) if len(present) == len(values) else None

@@ -1,34 +1,22 @@
-"""The prompt, and what a task is."""
+"""The prompt: what the policy is asked, and what a reward may look at."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One problem: what the policy is asked, and what a reward may look at.
+    """One problem.
 
     Attributes:
         id: stable and unique within its task, such as ``chain_sum/17`` or ``prompts.jsonl:12``.
         prompt: text, or messages with ``role`` and ``content``, as the data had it.
         columns: every other column by name (``answer``, ``solution``, ...), passed on to rewards.
+        token_ids: what the policy reads, where that is known already: an episode under way. None = ``prompt``
+            as the model's template renders it.
     """
 
     id: str
     prompt: str | list[dict[str, str]]
     columns: dict[str, Any] = field(default_factory=dict)
-
-
-class Task(Protocol):
-    """A source of problems whose order is a function of the position alone: a resumed run needs no replay."""
-
-    @property
-    def name(self) -> str: ...
-
-    def train(self, position: int) -> Prompt:
-        """The training prompt at a position 0, 1, 2, ...; never one of the held-out prompts."""
-        ...
-
-    def heldout(self, count: int) -> list[Prompt]:
-        """Distinct prompts that :meth:`train` never returns, the same at every call; data may have fewer."""
-        ...
+    token_ids: list[int] | None = None

@@ -7,11 +7,12 @@ step follows from it, and docs/notation.md is printed from it. A stream that a s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -208,20 +209,29 @@ class Streams:
         return value
 
     def with_(self, **values: Tensor | None) -> Streams:
-        """A copy with these streams set; choices may be set by name too."""
-        known = {name: value for name, value in values.items() if name in REGISTRY}
-        chosen = {name: value for name, value in values.items() if name not in REGISTRY and value is not None}
-        return replace(self, **known, choices={**self.choices, **chosen})  # type: ignore[arg-type]
+        """A copy in which these streams are set."""
+        return replace(self, **values)  # type: ignore[arg-type]
 
-    def rows(self, index: Any) -> Streams:
-        """The streams of some completions; ``index`` as a tensor takes it."""
-        present = {name: value[index] for name in REGISTRY if (value := getattr(self, name)) is not None}
-        return Streams(**present, choices={name: value[index] for name, value in self.choices.items()})
+    def or_else(self, **values: Tensor | None) -> Streams:
+        """A copy in which those of these streams are set that the step does not have."""
+        return self.with_(**{name: value for name, value in values.items() if getattr(self, name) is None})
 
-    def to(self, device: Any) -> Streams:
+    def choosing(self, choices: dict[str, Tensor]) -> Streams:
+        """A copy with these choices beside those it has."""
+        return replace(self, choices={**self.choices, **choices})
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Streams:
+        """Every stream and choice that there is, changed."""
+        present = {name: change(value) for name in REGISTRY if (value := getattr(self, name)) is not None}
+        return Streams(**present, choices={name: change(value) for name, value in self.choices.items()})
+
+    def rows(self, index: Sequence[int]) -> Streams:
+        """The streams of some episodes."""
+        return self.map(lambda value: value[index])
+
+    def to(self, device: torch.device) -> Streams:
         """The same on a device."""
-        present = {name: value.to(device) for name in REGISTRY if (value := getattr(self, name)) is not None}
-        return Streams(**present, choices={name: value.to(device) for name, value in self.choices.items()})
+        return self.map(lambda value: value.to(device))
 
 
 REGISTRY: dict[str, Stream] = {f.name: Stream(f.name, **f.metadata) for f in fields(Streams) if f.metadata}

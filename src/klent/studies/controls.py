@@ -14,15 +14,16 @@ import yaml
 
 from klent.config import DatasetRollout, GymSettings, Recipe, dump_recipe
 from klent.config.load import make_recipe
-from klent.control.schedule import derive_seed
 from klent.errors import ConfigError, RunError
 from klent.io.files import write_atomic
+from klent.kit.seeds import derive_seed
 from klent.measure.certainty import extra_measures
-from klent.measure.evaluate import eval_rewards, evaluate, wilson
+from klent.measure.evaluate import evaluate, wilson
 from klent.models.load import load_policy
 from klent.runs.build import build_sampler
 from klent.runs.console import QuietConsole
-from klent.runs.loop import train
+from klent.runs.evaluate import eval_rewards
+from klent.runs.train import train
 from klent.tasks import DataTask, Scorer, Task, load_task
 
 TEMPERATURES = (0.0, 0.3, 0.6, 1.0)
@@ -182,7 +183,7 @@ def _train(recipe: Recipe, folder: Path, say: Callable[[str], None], *, measure:
         return
     say(f"training {folder}")
     command = f"klent train {folder / 'config.yaml'}"
-    train(recipe, folder, command=command, resume=config.exists(), measure=measure, console=QuietConsole())
+    train(recipe, folder, command=command, resume=config.exists(), evaluate=measure, console=QuietConsole())
 
 
 def _measure(

@@ -10,13 +10,13 @@ from typing import Any, Literal, get_args
 import torch
 
 from klent.config import Recipe
-from klent.control.schedule import derive_seed
 from klent.errors import ConfigError, RunError
 from klent.io.files import append_line, read_jsonl, write_atomic
-from klent.measure.evaluate import eval_rewards
+from klent.kit.seeds import derive_seed
 from klent.models.load import load_policy
-from klent.rollout.engine import Rollout
 from klent.runs.build import build_sampler
+from klent.runs.evaluate import eval_rewards
+from klent.streams.episode import Episode
 from klent.tasks import Prompt, Scorer, Task, load_task
 from klent.tasks.agreement import question
 from klent.tasks.clusters import NO_ANSWER, Equivalence, find_clusters, load_equivalence
@@ -119,7 +119,7 @@ def _chunks(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         yield list(prompts[start : start + AT_ONCE])
 
 
-def _outcomes(scorer: Scorer, rollouts: Sequence[Rollout]) -> list[float]:
+def _outcomes(scorer: Scorer, rollouts: Sequence[Episode]) -> list[float]:
     scores = scorer.score(
         [r.prompt for r in rollouts], [r.text for r in rollouts], [r.finish for r in rollouts]
     )
@@ -127,14 +127,14 @@ def _outcomes(scorer: Scorer, rollouts: Sequence[Rollout]) -> list[float]:
 
 
 def _measure(
-    rollouts: Sequence[Rollout], outcomes: Sequence[float] | None, relation: Equivalence
+    rollouts: Sequence[Episode], outcomes: Sequence[float] | None, relation: Equivalence
 ) -> dict[str, Any]:
     """The scores of one prompt."""
     texts = [rollout.text for rollout in rollouts]
     labels = find_clusters(texts, relation, question(rollouts[0].prompt.prompt))
     alone = labels.count(NO_ANSWER)  # each is a cluster by itself
     sizes = [*Counter(label for label in labels if label != NO_ANSWER).values(), *[1] * alone]
-    entropies = torch.cat([rollout.entropy_gen for rollout in rollouts])
+    entropies = torch.cat([rollout.entropy for rollout in rollouts])
     found: dict[str, Any] = {
         "samples": len(texts),
         "cluster_variance": 1 - sum((size / len(texts)) ** 2 for size in sizes),

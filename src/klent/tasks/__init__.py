@@ -6,10 +6,11 @@ from typing import Any
 
 from klent.config.rewards import RewardSpec, nearest, parse_rewards
 from klent.errors import ConfigError
-from klent.streams.prompt import Prompt, Task
+from klent.streams.prompt import Prompt
 from klent.tasks.data import DataTask
 from klent.tasks.gym import GymTask
 from klent.tasks.scorer import Scorer, Scores
+from klent.tasks.task import Task
 
 __all__ = [
     "DATA_KEYS",

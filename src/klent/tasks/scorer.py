@@ -10,8 +10,9 @@ from typing import Any
 
 from klent.config.rewards import BUILTIN, RewardSpec, nearest, short_names
 from klent.errors import ConfigError, DataError
-from klent.streams.prompt import Prompt, Task
+from klent.streams.prompt import Prompt
 from klent.tasks.process import CallFailed, Worker
+from klent.tasks.task import Task
 
 _LIMIT_HITS = 4  # in a row; the rest of the call is then given up
 _GIVEN = ("prompts", "completions")

@@ -1,24 +1,22 @@
-"""Choices of tokens: made once for each optimizer step, over all of its tokens, before it is cut.
+"""Choices of actions: made once for each optimizer step, over all of its actions, before it is cut.
 
-A recipe's ``select`` puts selectors of klent.objectives under names. What a selector chooses becomes a token
-stream of that name, which terms of the loss read as they read any other (``dropped``, ``penalised``); under
-the name ``mask`` it narrows what every term sees. Ranks, fractions and means are those of the whole optimizer
-step, so that the update does not depend on how the step is cut into micro-batches.
+A recipe's ``select`` puts selectors of klent.objectives under names. What a selector chooses becomes a stream
+of that name, which terms of the loss read as they read any other (``dropped``, ``penalised``); under the name
+``mask`` it narrows what every term sees. Ranks, fractions and means are those of the whole optimizer step, so
+that the update does not depend on how the step is cut into micro-batches.
 """
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from klent.control.schedule import derive_seed
-from klent.streams.batch import Batch
+from klent.kit.seeds import derive_seed
+from klent.streams.batch import Batch, Stats
 from klent.training.term import Term
 
-Select = Mapping[str, Mapping[str, Mapping[str, Any] | None]]
+Select = Mapping[str, Mapping[str, Mapping[str, object] | None]]
 
 
 class Selection:
@@ -30,9 +28,7 @@ class Selection:
 
     def __init__(self, select: Select | None) -> None:
         self.selectors = {
-            stream: _with_generator(Term.named(*item))
-            for stream, choice in (select or {}).items()
-            for item in choice.items()
+            stream: Term.named(*item) for stream, choice in (select or {}).items() for item in choice.items()
         }
 
     @property
@@ -40,31 +36,33 @@ class Selection:
         """Whether a choice depends on the policy being trained, as it stands at the optimizer step."""
         return any({"logp", "entropy"} & term.streams for term in self.selectors.values())
 
-    def choose(self, batch: Batch, rows: list[int], own: Mapping[str, Tensor], *, seed: int) -> Batch:
-        """``batch`` with a stream more for each choice, made among the tokens of ``rows``.
+    def choose(self, batch: Batch, rows: list[int], policy: Stats | None, *, seed: int) -> Batch:
+        """``batch`` with one more stream for each choice, made among the actions of ``rows``.
 
         Args:
-            batch: the step's completions.
+            batch: the step's episodes.
             rows: those of this optimizer step; they compete with one another and with no others.
-            own: ``logp`` and ``entropy`` of the policy as it stands, ``[B, T]``, nats.
+            policy: the policy's numbers as it stands, ``[B, T]``; None where no selector reads them.
             seed: of this optimizer step; a selector that draws gets a generator made from it.
 
         Returns:
             A batch that shares everything with the given one but its streams. The choices are bool,
             ``[B, T]``, False off the mask and off ``rows``.
         """
-        streams = {"logp_old": own["logp"], "entropy_old": own["entropy"], **batch.streams, **own}
-        streams = {name: value[rows] for name, value in streams.items()} | {"mask": batch.mask[rows]}
+        streams = batch.streams.with_(mask=batch.mask)
+        if policy is not None:
+            streams = streams.with_(logp=policy.logp, entropy=policy.entropy)
+            streams = streams.or_else(logp_old=policy.logp, entropy_old=policy.entropy)
+        candidates = streams.rows(rows)
         chosen: dict[str, Tensor] = {}
         for name, term in self.selectors.items():
             generator = torch.Generator().manual_seed(derive_seed(seed, "select", name))
             with torch.no_grad():
-                choice = term({**streams, "generator": generator})
+                choice = term(candidates, **({"generator": generator} if _draws(term) else {}))
             chosen[name] = torch.zeros_like(batch.mask)
-            chosen[name][rows] = choice & streams["mask"]
-        return replace(batch, streams={**batch.streams, **chosen})
+            chosen[name][rows] = choice & batch.mask[rows]
+        return batch.with_streams(batch.streams.choosing(chosen))
 
 
-def _with_generator(term: Term) -> Term:
-    drawn = "generator" in inspect.signature(term.function).parameters
-    return replace(term, streams=term.streams | {"generator"}) if drawn else term
+def _draws(term: Term) -> bool:
+    return "generator" in inspect.signature(term.function).parameters

@@ -1,10 +1,14 @@
 """One function of a recipe, ready to be called."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from klent.config.binding import resolve, streams_of
+from klent.objectives.kinds import declaration
+from klent.streams.registry import Streams
 
 
 @dataclass(frozen=True)
@@ -12,20 +16,40 @@ class Term:
     """A function of klent.objectives (or the user's) with its settings.
 
     Attributes:
+        name: as the recipe writes it.
         function: what is called.
         settings: its hyper-parameters; a thermostat may change one from step to step.
-        streams: names of the data it reads.
+        streams: names of the numbers it reads.
+        weighted: whether an importance weight multiplies it, where there is one.
     """
 
+    name: str
     function: Callable[..., Any]
     settings: dict[str, Any]
     streams: frozenset[str]
+    weighted: bool = True
 
     @classmethod
     def named(cls, name: str, settings: Mapping[str, Any] | None) -> "Term":
         """The term that a recipe writes as ``name: settings``."""
         function = resolve(name)
-        return cls(function, dict(settings or {}), frozenset(streams_of(function)))
+        return cls(name, function, dict(settings or {}), frozenset(streams_of(function)))
 
-    def __call__(self, streams: Mapping[str, Any]) -> Any:
-        return self.function(**{name: streams[name] for name in self.streams}, **self.settings)
+    def __call__(self, streams: Streams, **supplied: object) -> Any:
+        """Call the function with what it reads; ``supplied`` is data that is no stream, such as a generator."""
+        return self.function(**streams.read(self.streams), **supplied, **self.settings)
+
+    def idle(self, streams: Streams) -> Tensor | None:
+        """The actions at which the gradient is 0 whatever the policy's numbers are, ``[B, T]`` bool.
+
+        None where the function does not say.
+        """
+        declared = declaration(self.function)
+        if declared is None or declared.idle is None:
+            return None
+        values = {name: streams.get(name) for name in self.streams}
+        return declared.idle(**values, **self.settings)
+
+    def unweighted(self) -> "Term":
+        """The same, left alone by importance weights."""
+        return replace(self, weighted=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from klent.config import dump_recipe
-from klent.measure.divergence import FILE
+from klent.studies.compare.divergence import FILE
 from klent.studies.compare.plan import ComparisonPlan, make_plan
 
 RECIPE = """\

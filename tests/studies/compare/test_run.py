@@ -11,7 +11,7 @@ from tiny import END, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
 
 from klent.errors import RunError
 from klent.io.files import read_jsonl
-from klent.measure.divergence import FILE, token_divergence
+from klent.studies.compare.divergence import FILE, token_divergence
 from klent.models.load import LoadedModel
 from klent.rollout.engine import Rollout
 from klent.studies.compare import run as running

@@ -18,14 +18,50 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from klent.streams.batch import Batch
+
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion to train on: its row in the step's ``[B, T]`` grid, its prompt, its tokens ``[L]``."""
+    """One episode to compute.
+
+    Attributes:
+        index: its row in the step's ``[B, T]`` grid.
+        prompt_ids: what stands before it.
+        tokens: the tokens that follow, ``[L]``.
+        group: the prompt that it answers; neighbours of one group may share a row.
+        unit: rows with one number are read together and stay in one micro-batch.
+        acted: True on the policy's own tokens, ``[L]``; None = all of them.
+    """
 
     index: int
     prompt_ids: list[int]
     tokens: Tensor
+    group: int = 0
+    unit: int | None = None
+    acted: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a policy lays rows out.
+
+    Attributes:
+        shared: put the completions of a prompt behind one copy of it.
+        budget: tokens (padding included) in one forward pass.
+    """
+
+    shared: bool = False
+    budget: int = 4096
+
+
+def completions(batch: Batch, rows: Iterable[int]) -> list[Completion]:
+    """These rows of a batch as the packer takes them."""
+    group, unit = batch.group.tolist(), batch.unit.tolist()
+    return [
+        Completion(row, e.prompt_ids, e.tokens, group[row], unit[row], e.acted)
+        for row, e in ((row, batch.episodes[row]) for row in rows)
+    ]
 
 
 @dataclass(frozen=True)
@@ -37,7 +73,7 @@ class Pack:
         position_ids: ``[R, L]``.
         owner: whose each token is, ``[R, L]``: -1 padding, 0 the prompt, k the row's k-th completion.
         shared: whether completions stand behind one another.
-        source: which of the ``R * L`` hidden states predicts completion token n, ``[N]``.
+        source: which of the ``R * L`` hidden states predicts action n, ``[N]``.
         target: that token, ``[N]``.
         row: its row in the step's grid, ``[N]``.
         column: its column there, ``[N]``.
@@ -76,28 +112,54 @@ def make_groups(completions: Iterable[Completion], *, shared: bool, budget: int)
     groups: list[Group] = []
     for item in completions:
         last = groups[-1] if groups else None
-        together = shared and last is not None and last[-1].prompt_ids == item.prompt_ids
-        if last is not None and together and _length(last) + len(item.tokens) - 1 <= budget:
+        together = shared and last is not None and _same_prompt(last[-1], item)
+        if last is not None and together and row_length(last) + len(item.tokens) - 1 <= budget:
             last.append(item)
         else:
             groups.append([item])
     return groups
 
 
+def _same_prompt(one: Completion, other: Completion) -> bool:
+    return one.group == other.group and one.prompt_ids == other.prompt_ids
+
+
 def make_microbatches(groups: Sequence[Group], *, budget: int) -> list[list[Group]]:
-    """Rows of similar length together, at most ``budget`` tokens (padding included) a micro-batch."""
+    """Rows of similar length together, at most ``budget`` tokens (padding included) per micro-batch.
+
+    Rows that hold parts of one unit stay together, whatever the budget says.
+    """
     batches: list[list[Group]] = []
-    for group in sorted(groups, key=_length, reverse=True):
-        if batches and _length(batches[-1][0]) * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(group)
+    for cell in sorted(_cells(groups), key=_longest, reverse=True):
+        if batches and _longest(batches[-1]) * (len(batches[-1]) + len(cell)) <= budget:
+            batches[-1] += cell
         else:
-            batches.append([group])
+            batches.append(list(cell))
     return batches
+
+
+def _cells(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that must not part: those that hold completions of one unit."""
+    cells: list[list[Group]] = []
+    cell_of: dict[int, list[Group]] = {}
+    for group in groups:
+        units = {item.unit for item in group if item.unit is not None}
+        cell = next((cell_of[unit] for unit in units if unit in cell_of), None)
+        if cell is None:
+            cell = []
+            cells.append(cell)
+        cell.append(group)
+        cell_of |= dict.fromkeys(units, cell)
+    return cells
+
+
+def _longest(groups: Sequence[Group]) -> int:
+    return max(map(row_length, groups))
 
 
 def pack(groups: Sequence[Group], *, shared: bool) -> Pack:
     """Lay groups out as rows; ``shared`` as in :func:`make_groups`."""
-    length = max(map(_length, groups))
+    length = max(map(row_length, groups))
     ids = torch.zeros(len(groups), length, dtype=torch.long)
     positions = torch.zeros(len(groups), length, dtype=torch.long)
     owner = torch.full((len(groups), length), -1)  # -1 padding, 0 prompt, k the k-th completion of the row
@@ -117,16 +179,17 @@ def pack(groups: Sequence[Group], *, shared: bool) -> Pack:
             owner[r, here] = k
             before = torch.arange(start - 1, start + count - 1)
             before[0] = len(prompt) - 1
-            source.append(r * length + before)
-            target.append(item.tokens)
-            row.append(torch.full((count,), item.index))
-            column.append(torch.arange(count))
+            column.append(torch.arange(count) if item.acted is None else item.acted.nonzero()[:, 0])
+            source.append(r * length + before[column[-1]])
+            target.append(item.tokens[column[-1]])
+            row.append(torch.full((len(column[-1]),), item.index))
             start += count - 1
     answers = (torch.cat(x) for x in (source, target, row, column))
     return Pack(ids, positions, owner, shared, *answers)
 
 
-def _length(group: Group) -> int:
+def row_length(group: Group) -> int:
+    """Tokens of the row that a group makes."""
     return len(group[0].prompt_ids) + sum(len(item.tokens) - 1 for item in group)
 
 

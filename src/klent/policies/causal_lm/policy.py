@@ -1,6 +1,8 @@
 """The policy as the trainer sees it: packed rows in, per-token log-probability and entropy out."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,28 @@ from klent.head.stats import Shape
 from klent.policies.causal_lm.attention import attending
 from klent.policies.causal_lm.blocks import NAME as BLOCKS
 from klent.policies.causal_lm.blocks import find_blocks
-from klent.policies.causal_lm.packing import Completion, Pack, make_groups, pack
+from klent.policies.causal_lm.packing import (
+    Completion,
+    Group,
+    Pack,
+    Packing,
+    completions,
+    make_groups,
+    make_microbatches,
+    pack,
+    row_length,
+)
+from klent.policies.causal_lm.teacher import Teacher
+from klent.streams.batch import Batch, Stats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-class Policy(nn.Module):
-    """A causal language model whose last product is taken by the fused head.
+class CausalPolicy(nn.Module):
+    """A causal language model whose last product is taken by the fused head; a :class:`klent.policies.Policy`.
 
-    The model's body gives hidden states, only those that predict a completion token are kept, and
+    The model's body gives hidden states, only those that predict an action are kept, and
     :func:`klent.token_stats` turns them into numbers without ever holding their logits. A model that does
     more to its logits than one matrix product, a scale and a soft cap is found out by :func:`head_options`
     and then goes through its own head: slower, equally exact.
@@ -26,23 +43,76 @@ class Policy(nn.Module):
         model: a transformers causal language model, or a peft model around one.
         temperature: the sampling temperature; log-probabilities and entropies are those of the sampled
             distribution.
+        packing: how rows are laid out; the model decides what it allows, see :func:`takes_shared_prompt`.
+        active: a context in which the model stands for this policy, such as one that switches adapters off.
+        teacher: gives the divergence from a target.
     """
 
-    def __init__(self, model: Any, *, temperature: float) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        *,
+        temperature: float,
+        packing: Packing | None = None,
+        active: Callable[[], AbstractContextManager[object]] = nullcontext,
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.packing = packing or Packing()
+        self.active = active
+        self.teacher = teacher
         options = head_options(model)
         self.fused = options is not None
         self.head_options = options or {}
         self.takes_blocks = False
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The model's parameters that receive gradients, by the model's own names."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def microbatches(self, batch: Batch, rows: Sequence[int]) -> list[list[int]]:
+        """Rows of similar length together, within the packing's budget; see :class:`klent.policies.Policy`."""
+        cut = make_microbatches(self._groups(batch, rows), budget=self.packing.budget)
+        return [sorted(item.index for group in groups for item in group) for groups in cut]
+
+    def evaluate(self, batch: Batch, rows: Sequence[int], *, divergence: bool = False) -> Stats:
+        """Pack, compute, and lay the numbers out on the grid; see :class:`klent.policies.Policy`."""
+        groups = sorted(self._groups(batch, rows), key=row_length, reverse=True)
+        packed = pack(groups, shared=self.packing.shared)
+        with self.active():
+            states = self.states(packed)
+            numbers = self.stats(states, packed)
+        assert numbers.entropy is not None
+        place = torch.empty(len(batch), dtype=torch.long)
+        place[list(rows)] = torch.arange(len(rows))
+        device = numbers.logp.device
+        where = (place[packed.row].to(device), packed.column.to(device))
+
+        def on_grid(values: Tensor) -> Tensor:
+            return torch.zeros(len(rows), batch.mask.shape[1], device=device).index_put(where, values)
+
+        apart = None
+        if divergence and self.teacher is not None:
+            apart = on_grid(self.teacher.divergence(self.head(states), batch, groups))
+        return Stats(
+            on_grid(numbers.logp),
+            on_grid(numbers.entropy),
+            divergence=apart,
+            tokens=packed.tokens,
+            targets=len(packed.target),
+        )
+
+    def _groups(self, batch: Batch, rows: Sequence[int]) -> list[Group]:
+        return make_groups(completions(batch, rows), shared=self.packing.shared, budget=self.packing.budget)
+
     def forward(self, rows: Pack, *, entropy: bool = True) -> TokenStats:
-        """Statistics of the ``N`` completion tokens of ``rows``, in their order; float32, ``[N]``."""
+        """Statistics of the ``N`` actions of packed rows, in their order; float32, ``[N]``."""
         return self.stats(self.states(rows), rows, entropy=entropy)
 
     def states(self, rows: Pack) -> Tensor:
-        """What predicts each of the ``N`` tokens: last hidden states; logits where the head is not fused."""
+        """What predicts each of the ``N`` actions: last hidden states; logits where the head is not fused."""
         if rows.shared and self.takes_blocks and not getattr(self.model, "is_gradient_checkpointing", False):
             # Not with checkpointing: it runs the model again in the backward pass, when this is over.
             blocks = find_blocks(rows.owner).to(self.model.device, self.model.dtype)
@@ -50,7 +120,7 @@ class Policy(nn.Module):
                 return self._chosen(rows, blocks=blocks)
         return self._chosen(rows, attention_mask=_for_model(rows.attention_mask(), self.model))
 
-    def _chosen(self, rows: Pack, **attention: Any) -> Tensor:
+    def _chosen(self, rows: Pack, **attention: object) -> Tensor:
         device = self.model.device
         inputs = {
             "input_ids": rows.input_ids.to(device),
@@ -58,7 +128,7 @@ class Policy(nn.Module):
             "use_cache": False,
         } | attention
         output = _body(self.model)(**inputs).last_hidden_state if self.fused else self.model(**inputs).logits
-        # index_select and not indexing: a prompt's last state is chosen once a completion, and the backward
+        # index_select and not indexing: a prompt's last state is chosen once per completion, and the backward
         # of indexing adds repeated rows in whatever order the threads arrive.
         chosen: Tensor = output.flatten(0, 1).index_select(0, rows.source.to(device))
         return chosen
@@ -77,11 +147,17 @@ class Policy(nn.Module):
             return token_stats(
                 states, head.weight, target, bias=head.bias, entropy=entropy, **head.shape._asdict()
             )
-        # The model's own logits as hidden states of an identity head: the same statistics from the same
-        # place.
-        logp = (states.float() / self.temperature).log_softmax(dim=-1)
-        own = logp.gather(1, target[:, None])[:, 0]
-        return TokenStats(own, -(logp.exp() * logp).sum(dim=-1) if entropy else None)
+        return _own_head_stats(states, target, self.temperature, entropy=entropy)
+
+
+def _own_head_stats(logits: Tensor, target: Tensor, temperature: float, *, entropy: bool) -> TokenStats:
+    """Of logits that the model's own head gave; a token of logit -inf adds nothing to the entropy."""
+    logp = (logits.float() / temperature).log_softmax(dim=-1)
+    sampled = logp.gather(1, target[:, None])[:, 0]
+    if not entropy:
+        return TokenStats(sampled, None)
+    finite = logp.masked_fill(logp == float("-inf"), 0.0)
+    return TokenStats(sampled, -(logp.exp() * finite).sum(dim=-1))
 
 
 def _for_model(mask: Tensor, model: Any) -> Tensor:
@@ -149,7 +225,7 @@ def _cap(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 @torch.no_grad()
-def takes_shared_prompt(policy: Policy, *, longest: int) -> bool:
+def takes_shared_prompt(policy: CausalPolicy, *, longest: int) -> bool:
     """Whether packing a group behind one prompt gives the log-probabilities of rows apart.
 
     Asked of the model itself on two made-up completions: recurrent layers, sliding windows shorter than the
@@ -185,7 +261,7 @@ def takes_shared_prompt(policy: Policy, *, longest: int) -> bool:
     return True
 
 
-def _blocks_agree(policy: Policy, rows: Pack, expected: Tensor) -> bool:
+def _blocks_agree(policy: CausalPolicy, rows: Pack, expected: Tensor) -> bool:
     """Whether attention taken apart (:mod:`klent.policies.causal_lm.blocks`) is the model's own."""
     policy.takes_blocks = True
     try:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klent.io.files import read_jsonl
-from klent.measure.divergence import FILE
 from klent.report.read import finite
+from klent.studies.compare.divergence import FILE
 from klent.studies.compare.plan import ComparisonPlan, PlannedRun
 from klent.studies.compare.statistics import Contrast, contrasts, pass_at_k
 

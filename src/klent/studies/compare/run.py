@@ -10,8 +10,8 @@ from rich.text import Text
 
 from klent.errors import RunError
 from klent.kit.text import duration
-from klent.measure.divergence import FILE, measure_divergence
 from klent.runs.console import TrainConsole
+from klent.studies.compare.divergence import FILE, measure_divergence
 from klent.studies.compare.page import write_page
 from klent.studies.compare.plan import ComparisonPlan, PlannedRun
 
@@ -102,7 +102,7 @@ def _finish(run: PlannedRun, label: str, command: str, console: Console) -> bool
         console.print(Text(f"{label}: done before", style="dim"))
         return True
     if run.state != "done":
-        from klent.runs.loop import train
+        from klent.runs.train import train
 
         short = ShortConsole(console, label)
         train(run.recipe, run.folder, command=command, resume=run.state == "started", console=short)

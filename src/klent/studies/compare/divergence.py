@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from klent.config import Recipe, TransformersRollout
-from klent.control.schedule import derive_seed
 from klent.io.files import write_atomic
+from klent.kit.seeds import derive_seed
 from klent.models.load import LoadedModel, load_policy
 from klent.objectives import categorical_kl
-from klent.rollout.engine import Rollout
 from klent.runs.build import build_sampler
+from klent.streams.episode import Episode
 from klent.tasks import load_task
 
 FILE = "compare_eval.json"
@@ -69,7 +69,7 @@ def measure_divergence(
 
 @torch.no_grad()
 def token_divergence(
-    policy: LoadedModel, base: LoadedModel, rollout: Rollout, *, temperature: float
+    policy: LoadedModel, base: LoadedModel, rollout: Episode, *, temperature: float
 ) -> Tensor:
     """Reverse KL of the next-token distributions at each token of a completion, nats, ``[L]``."""
     ids = torch.tensor([*rollout.prompt_ids, *rollout.tokens.tolist()], device=policy.model.device)[None]

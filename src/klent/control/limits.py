@@ -1,0 +1,76 @@
+"""When a run that no longer learns stops: nothing could be scored, or nothing was finite, for too long."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from klent.config import Limits
+from klent.control.organ import Organ, StepRecord
+from klent.errors import RunError
+
+
+class Guard(Organ):
+    """Counts failed steps in a row, says why completions were unscorable, and stops a run that goes nowhere.
+
+    Args:
+        limits: the recipe's section.
+        run: the run folder, for the message.
+        checkpoints: names of the checkpoints that there are, oldest first.
+        warn: told of each new reason for an unscorable completion, once.
+    """
+
+    name = "limits"
+
+    def __init__(
+        self,
+        limits: Limits,
+        run: Path,
+        checkpoints: Callable[[], list[str]],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.limits = limits
+        self.run = run
+        self.checkpoints = checkpoints
+        self.warn = warn
+        self.reasons: set[str] = set()
+        self.unscorable = 0
+        self.nonfinite = 0
+
+    def after_update(self, step: StepRecord) -> dict[str, float]:
+        """Say each new reason for an unscorable completion, once."""
+        for problem, count in (step.scores.problems if step.scores else {}).items():
+            if problem not in self.reasons:
+                self.reasons.add(problem)
+                self.warn(f"{count} of {len(step.batch)} completions unscorable: {problem}")
+        return {}
+
+    def after_record(self, step: StepRecord) -> None:
+        """Stop a run that goes nowhere; its last checkpoint is from before it did.
+
+        Raises:
+            RunError: as many failed steps in a row as the limits allow.
+        """
+        row = step.row
+        self.unscorable = self.unscorable + 1 if row.get("reward/unscorable") == 1.0 else 0
+        self.nonfinite = self.nonfinite + 1 if row["update/skipped"] else 0
+        kept = self.checkpoints()
+        saved = f"The newest checkpoint is checkpoints/{kept[-1]}." if kept else "There is no checkpoint yet."
+        if self.unscorable >= self.limits.unscorable_steps:
+            reasons = "; ".join(sorted(self.reasons)) or "the rewards returned nothing"
+            raise RunError(
+                f"no completion could be scored for {self.unscorable} steps in a row (step {step.number}): "
+                f"{reasons}. Fix the reward, then `klent resume {self.run}`. {saved}"
+            )
+        if self.nonfinite >= self.limits.nonfinite_steps:
+            raise RunError(
+                f"loss or gradient was not finite for {self.nonfinite} steps in a row (step {step.number}). "
+                f"Those updates were skipped. Lower optimizer.lr, or inspect the loss. {saved}"
+            )
+
+    def state_dict(self) -> dict[str, object]:
+        """Both counts."""
+        return {"unscorable": self.unscorable, "nonfinite": self.nonfinite}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Both counts."""
+        self.unscorable = int(str(state["unscorable"]))
+        self.nonfinite = int(str(state["nonfinite"]))

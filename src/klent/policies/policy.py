@@ -1,0 +1,38 @@
+"""What a policy is: the numbers of its actions, and the parameters behind them."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import nn
+
+from klent.streams.batch import Batch, Stats
+
+
+class Policy(Protocol):
+    """What the update trains: it owns how episodes are laid out, computed and turned into numbers.
+
+    An action is whatever the policy chooses: a token, a motor command, a denoising step. The update sees the
+    grid ``[rows, T]`` of log-probabilities and entropies, and nothing of how they came about.
+    """
+
+    def evaluate(self, batch: Batch, rows: Sequence[int], *, divergence: bool = False) -> Stats:
+        """The numbers of these episodes' actions under the policy as it is, differentiable.
+
+        Args:
+            batch: the step.
+            rows: which episodes; the answer's rows stand in this order.
+            divergence: also the divergence from the policy's target at each action.
+        """
+        ...
+
+    def microbatches(self, batch: Batch, rows: Sequence[int]) -> list[list[int]]:
+        """The same rows cut into forward passes that fit into memory; a unit is never cut."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters to train, by name."""
+        ...
+
+    def train(self, mode: bool = True) -> object:
+        """Switch dropout on, or with False off: then the numbers are those of the distribution sampled."""
+        ...

@@ -1,0 +1,70 @@
+"""Where a step's episodes come from: prompts of a task that an engine answers, scored in one go."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from klent.kit.seeds import derive_seed
+from klent.rollout.engine import Engine
+from klent.streams.episode import Episode
+from klent.tasks import Scorer, Scores, Task
+
+
+class Source(Protocol):
+    """Gives the episodes of a step, as a function of the step's number and the weights alone."""
+
+    @property
+    def group_size(self) -> int:
+        """Episodes per prompt, which stand together."""
+        ...
+
+    def collect(self, step: int) -> list[Episode]:
+        """The episodes of training step ``step``, from 1."""
+        ...
+
+    def score(self, episodes: Sequence[Episode]) -> Scores | None:
+        """Their rewards; None where nothing rewards them."""
+        ...
+
+
+class TaskSource:
+    """One-turn episodes: each prompt of a task, answered ``group_size`` times.
+
+    Args:
+        task: gives the prompts, by position.
+        engine: answers them.
+        scorer: rewards the answers; None where the objective needs no reward.
+        prompts_per_step: how many prompts.
+        group_size: answers to each.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        scorer: Scorer | None,
+        *,
+        prompts_per_step: int,
+        group_size: int,
+        seed: int,
+    ) -> None:
+        self.task = task
+        self.engine = engine
+        self.scorer = scorer
+        self.prompts_per_step = prompts_per_step
+        self.group_size = group_size
+        self.seed = seed
+
+    def collect(self, step: int) -> list[Episode]:
+        """The next prompts of the task, answered."""
+        first = (step - 1) * self.prompts_per_step
+        prompts = [self.task.train(first + i) for i in range(self.prompts_per_step)]
+        seed = derive_seed(self.seed, "rollout", step)
+        return self.engine.generate(prompts, group_size=self.group_size, seed=seed)
+
+    def score(self, episodes: Sequence[Episode]) -> Scores | None:
+        """What the rewards say."""
+        if self.scorer is None:
+            return None
+        prompts = [episode.prompt for episode in episodes]
+        return self.scorer.score(prompts, [e.text for e in episodes], [e.finish for e in episodes])

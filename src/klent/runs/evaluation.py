@@ -1,0 +1,89 @@
+"""The held-out evaluations of a run: before, in its course, after; and when they end it early."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from klent.config.model import EarlyStop
+from klent.control.early_stop import best_row, is_over
+from klent.io.files import append_line, read_jsonl
+from klent.runs.folder import RunFolder
+
+EvalRow = dict[str, object]
+
+
+class Evaluations:
+    """Rows of eval.jsonl, one per step that is evaluated.
+
+    Args:
+        folder: the run's.
+        measure: evaluates the policy as it stands: (step, the vote before training or None) -> a row. None
+            where the recipe has no evaluation.
+        every: steps between two, 0 = none in the course of training.
+        early_stop: ends the run by a signal of the evaluations.
+        keep_best: saves the policy as it stands as the best so far.
+        show: shows a row.
+    """
+
+    name = "evaluations"
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        measure: Callable[[int, Sequence[str | None] | None], EvalRow] | None,
+        *,
+        every: int,
+        early_stop: EarlyStop | None,
+        keep_best: Callable[[], None],
+        show: Callable[[EvalRow], None],
+    ) -> None:
+        self.folder = folder
+        self.measure = measure
+        self.every = every
+        self.early_stop = early_stop
+        self.keep_best = keep_best
+        self.show = show
+        self.over = False
+
+    @property
+    def rows(self) -> list[EvalRow]:
+        """Every row so far."""
+        return list(read_jsonl(self.folder.eval))
+
+    def at(self, step: int) -> None:
+        """Evaluate after ``step``, unless that row is there already."""
+        rows = self.rows
+        if self.measure is None or any(row["step"] == step for row in rows):
+            return
+        votes = [row.get("vote") for row in rows if row["step"] == 0]
+        row = self.measure(step, votes[0] if votes else None)  # type: ignore[arg-type]
+        append_line(self.folder.eval, row)
+        self.show(row)
+        if self.early_stop is not None:
+            rows = self.rows
+            stop = self.early_stop
+            self.over = is_over(rows, stop.signal, stop.margin, stop.patience)
+            if self.best(step) == step:
+                self.keep_best()
+
+    def if_due(self, step: int) -> None:
+        """Evaluate in the course of training."""
+        if self.every and step % self.every == 0:
+            self.at(step)
+
+    def best(self, last: int) -> int:
+        """The step whose weights ``final/`` holds: of the best evaluation where the run stops early."""
+        rows = self.rows
+        if self.early_stop is None or not rows:
+            return last
+        return int(str(best_row(rows, self.early_stop.signal, self.early_stop.margin)["step"]))
+
+    def row_of(self, step: int) -> EvalRow | None:
+        """The row of a step."""
+        return {row["step"]: row for row in self.rows}.get(step)
+
+    def state_dict(self) -> dict[str, object]:
+        """Whether the evaluations have ended the run."""
+        return {"over": self.over}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Whether the evaluations have ended the run."""
+        self.over = bool(state["over"])

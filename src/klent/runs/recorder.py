@@ -1,0 +1,61 @@
+"""What a step leaves on disk and on the screen: metrics, samples, fork tokens, findings, trackers."""
+
+from typing import TYPE_CHECKING
+
+from klent.control.organ import StepRecord
+from klent.io.files import append_line, read_jsonl
+from klent.measure.diagnostics import fork_words
+from klent.measure.watch import Watch
+from klent.runs.console import TrainConsole
+from klent.runs.folder import RunFolder
+from klent.runs.samples import sample_rows
+from klent.runs.trackers import Trackers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Recorder:
+    """Writes each step's row of metrics, its fork tokens and samples, and says what is new in them.
+
+    Args:
+        folder: the run's.
+        tokenizer: turns ids into the text that samples show.
+        trackers: get each row too.
+        console: gets each row and each new finding.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        tokenizer: "PreTrainedTokenizerBase",
+        trackers: Trackers,
+        console: TrainConsole,
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.trackers = trackers
+        self.console = console
+        self.watch = Watch()
+
+    def begin(self) -> None:
+        """Read the rows of the steps done before."""
+        self.watch = Watch(read_jsonl(self.folder.metrics))
+
+    def record(self, step: StepRecord) -> None:
+        """Write the step down; from here on it has happened."""
+        step.row |= self.watch.see(step.row)
+        append_line(self.folder.metrics, step.row)
+        forks = fork_words(step.batch, self.tokenizer)
+        append_line(self.folder.forks, {"step": step.number, "forks": forks})
+        coefficient, chosen = step.result.coefficient, step.result.chosen
+        for sample in sample_rows(step.number, step.batch, coefficient, self.tokenizer, chosen=chosen):
+            append_line(self.folder.samples, sample)
+        self.trackers.log(step.row)
+        self.console.step(step.row)
+        for finding in self.watch.news():
+            self.console.warn(finding)
+
+    def close(self) -> None:
+        """Close the trackers."""
+        self.trackers.close()

@@ -1,0 +1,112 @@
+"""Run a recipe from its first step to its last: the composition root of a run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from klent.config import Recipe, dump_recipe
+from klent.control.mixing import check_alpha
+from klent.io.files import write_atomic
+from klent.io.folders import replace_folder
+from klent.models.load import LoadedModel, save_model
+from klent.report import write_report
+from klent.runs.build import build_loop, build_parts
+from klent.runs.console import TrainConsole
+from klent.runs.evaluate import eval_rewards
+from klent.runs.folder import RunFolder
+from klent.runs.loop import Loop
+from klent.runs.record import finish_record, start_record
+from klent.tasks import Scorer, Task, load_task, parse_rewards
+
+
+def train(
+    recipe: Recipe,
+    run: Path,
+    *,
+    command: str,
+    resume: bool = False,
+    evaluate: bool = True,
+    console: TrainConsole | None = None,
+) -> Path:
+    """Run a recipe, or go on with a run, until its last step; everything it makes is in the run folder.
+
+    Args:
+        recipe: what to run; of a resumed run, its own ``config.yaml``.
+        run: the run folder.
+        command: the command line that repeats the run, for the report.
+        resume: go on from the newest whole checkpoint of an existing folder.
+        evaluate: False = the problems of ``eval`` are kept out of training, and not measured.
+        console: where to say what happens; prints to standard output by default.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError: the folder is in use, or exists and ``resume`` is False; every completion was unscorable, or
+            no gradient finite, for as many steps in a row as ``limits`` allows. What was reached is saved.
+    """
+    console = console or TrainConsole()
+    task = load_task(
+        recipe.task.model_dump(),
+        seed=recipe.seed,
+        heldout=recipe.eval.problems if recipe.eval else 0,
+        needed=recipe.rollout.needed_columns,
+    )
+    check_alpha(recipe.rollout.mixture, task)
+    with (
+        RunFolder.open(run) if resume else RunFolder.create(run) as folder,
+        _scorers(recipe, task, folder) as (scorer, judge),
+    ):
+        parts = build_parts(
+            recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
+        )
+        loop = build_loop(recipe, parts, folder, task, scorer, judge if evaluate else None, console)
+        if not resume:  # all that could be refused has been: from here on the folder is a run
+            write_atomic(folder.config, dump_recipe(recipe))
+        start_record(run, command=command)
+        try:
+            console.start(recipe, done=loop.restore())
+            loop.fit()
+            _finish(loop, folder, parts.loaded, console)
+        finally:
+            console.close()
+    return run
+
+
+@contextmanager
+def _scorers(recipe: Recipe, task: Task, folder: RunFolder) -> Iterator[tuple[Scorer | None, Scorer | None]]:
+    """What rewards completions, and what judges held-out answers: the same unless ``eval.reward`` says."""
+
+    def scorer_of(rewards: object) -> Scorer | None:
+        return Scorer(rewards, task, folder.rewards_log) if rewards else None
+
+    scorer = scorer_of(
+        parse_rewards([r.model_dump() for r in recipe.reward], Path()) if recipe.reward else None
+    )
+    apart = recipe.eval is not None and recipe.eval.reward is not None
+    judge = scorer_of(eval_rewards(recipe)) if apart else scorer
+    scorers = [each for each in dict.fromkeys((scorer, judge)) if each is not None]
+    try:
+        for each in scorers:
+            each.check()
+        yield scorer, judge
+    finally:
+        for each in scorers:
+            each.close()
+
+
+def _finish(loop: Loop, folder: RunFolder, loaded: LoadedModel, console: TrainConsole) -> None:
+    """``final/``, the record and the report."""
+    best = loop.evaluations.best(loop.done)
+    if loop.finished:
+        if folder.best.is_dir():
+            replace_folder(folder.best, folder.final)
+        elif best == loop.done:
+            save_model(loaded.model, loaded.tokenizer, folder.final)
+    loop.recorder.close()
+    for organ in loop.organs:
+        organ.close()
+    finish_record(folder.path, loaded.model)
+    write_report(folder.path)
+    before, after = loop.evaluations.row_of(0), loop.evaluations.row_of(best)
+    console.finish(folder.path, before, after, early=loop.evaluations.over)

@@ -1,0 +1,104 @@
+"""One trajectory: what the policy read and wrote, and the numbers of the distribution that it was drawn from."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from klent.streams.prompt import Prompt
+
+
+@dataclass
+class MixtureTrace:
+    """The actions of an episode drawn from a mixture of policy and target, ``[L]`` each.
+
+    Attributes:
+        alpha: share of the policy.
+        kl_policy: KL(q ‖ policy), nats.
+        kl_target: KL(q ‖ target), nats.
+        logp_policy: log-probability of the action under the policy, nats; the action's importance weight is
+            ``exp(logp_policy - logp)``.
+        entropy_policy: entropy of the policy's distribution, nats.
+    """
+
+    alpha: Tensor
+    kl_policy: Tensor
+    kl_target: Tensor
+    logp_policy: Tensor
+    entropy_policy: Tensor
+
+
+@dataclass
+class Episode:
+    """One trajectory; a prompt with one completion is an episode of one turn whose ``acted`` is all True.
+
+    Attributes:
+        prompt: the problem, or the row that an environment was reset with.
+        prompt_ids: token ids that the policy read before its first action, chat template applied.
+        tokens: what followed, ``[L]``: the policy's actions and, between turns, what the environment said.
+        acted: True where the policy chose the token, ``[L]`` bool.
+        turn: the turn that each token belongs to, from 0, ``[L]``; an observation belongs to the turn it opens.
+        logp: log-probability of each action under the distribution that it was drawn from, nats, ``[L]``, 0
+            where the policy did not act; None where nothing was sampled.
+        entropy: entropy of that distribution, nats, ``[L]``, likewise.
+        renyi: its Rényi entropy of order 2, nats, ``[L]``, where the engine reports it.
+        text: what a verifier reads: the last turn's actions decoded, without the stop token.
+        finish: ``stop`` where a stop token, a stop string or the environment ended it, ``length`` where the
+            budget did.
+        rewards: one per turn, where an environment gave them; rewards of one-turn problems are scored apart.
+        mixture: what the mixture was at each action, where the sampler is one of policy and target.
+        policy_version: optimizer steps that the policy had taken when it sampled.
+    """
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    tokens: Tensor
+    text: str
+    finish: Literal["stop", "length"]
+    logp: Tensor | None = None
+    entropy: Tensor | None = None
+    renyi: Tensor | None = None
+    mixture: MixtureTrace | None = None
+    rewards: tuple[float, ...] = ()
+    policy_version: int = 0
+    acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    turn: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+
+    def __post_init__(self) -> None:
+        if len(self.acted) != len(self.tokens):
+            self.acted = torch.ones(len(self.tokens), dtype=torch.bool)
+        if len(self.turn) != len(self.tokens):
+            self.turn = torch.zeros(len(self.tokens), dtype=torch.long)
+
+    @property
+    def turns(self) -> int:
+        """How many turns it has."""
+        return int(self.turn.max()) + 1 if len(self.turn) else 0
+
+    def followed_by(self, observation: list[int], answer: "Episode", reward: float) -> "Episode":
+        """This episode, what the environment said next, and the policy's next turn: tokens in, tokens out.
+
+        Args:
+            observation: token ids that the policy reads before its next action.
+            answer: an episode whose prompt was all tokens so far; its numbers are appended.
+            reward: of the turn that ``answer`` is.
+        """
+        silent = torch.zeros(len(observation))
+        turn = self.turns
+        return replace(
+            answer,
+            prompt=self.prompt,
+            prompt_ids=self.prompt_ids,
+            tokens=torch.cat([self.tokens, torch.tensor(observation, dtype=torch.long), answer.tokens]),
+            acted=torch.cat([self.acted, silent.bool(), answer.acted]),
+            turn=torch.cat([self.turn, torch.full((len(observation) + len(answer.tokens),), turn)]),
+            logp=_appended(self.logp, silent, answer.logp),
+            entropy=_appended(self.entropy, silent, answer.entropy),
+            renyi=_appended(self.renyi, silent, answer.renyi),
+            rewards=(*self.rewards, reward),
+        )
+
+
+def _appended(before: Tensor | None, silent: Tensor, after: Tensor | None) -> Tensor | None:
+    return None if before is None or after is None else torch.cat([before, silent, after])

@@ -1,0 +1,20 @@
+"""What a task is."""
+
+from typing import Protocol
+
+from klent.streams.prompt import Prompt
+
+
+class Task(Protocol):
+    """A source of problems whose order is a function of the position alone: a resumed run needs no replay."""
+
+    @property
+    def name(self) -> str: ...
+
+    def train(self, position: int) -> Prompt:
+        """The training prompt at a position 0, 1, 2, ...; never one of the held-out prompts."""
+        ...
+
+    def heldout(self, count: int) -> list[Prompt]:
+        """Distinct prompts that :meth:`train` never returns, the same at every call; data may have fewer."""
+        ...

@@ -1,0 +1,42 @@
+"""How an optimizer step divides: counts are taken over the whole step, so that no cut of it changes the loss."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from klent.objectives import reduce_tokens
+from klent.streams.batch import Batch
+from klent.training.world import World
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What a recipe's ``reduce`` says.
+
+    Attributes:
+        over: see :func:`klent.reduce_tokens`.
+        denominator: with ``constant``, what one completion counts for.
+        count: ``all`` divides by every action of the step where only selected ones are trained on.
+    """
+
+    over: Literal["tokens", "sequences", "constant"] = "tokens"
+    denominator: float = 1.0
+    count: Literal["selected", "all"] | None = None
+
+    def counted(self, batch: Batch) -> Tensor:
+        """The actions that an average is over, ``[B, T]`` bool."""
+        return batch.mask if self.count == "all" else batch.trained
+
+    def divisor(self, counted: Tensor, world: World) -> float:
+        """What the optimizer step divides by, given the counted actions of its rows on this rank."""
+        if self.over == "tokens":
+            return float(world.sum(counted.sum()))
+        if self.over == "sequences":
+            return float(world.sum(counted.any(dim=1).sum()))
+        return float(world.sum(torch.tensor(float(len(counted))))) * self.denominator
+
+    def __call__(self, loss: Tensor, counted: Tensor, divisor: float) -> Tensor:
+        """This part's share of the step's loss."""
+        return reduce_tokens(loss, counted, over=self.over, denominator=divisor)

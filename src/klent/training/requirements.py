@@ -1,0 +1,44 @@
+"""Which passes a step needs: the one place that knows.
+
+The dry run, the parts of a run and the loop all ask here, so that no pass is announced that does not happen,
+and none happens that nothing reads.
+"""
+
+from dataclasses import dataclass
+
+from klent.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """The forward passes of a step beside those of the update itself.
+
+    Attributes:
+        old: before the update, for ``logp_old`` or ``entropy_old``, or for rewards per token.
+        reference: of a reference model, for ``logp_ref``.
+        reselect: before each optimizer step but the first, because selectors read the policy as it stands.
+        divergence: of the policy's target, inside the update.
+        rewards: whether completions have to be scored for the update.
+    """
+
+    old: bool
+    reference: bool
+    reselect: bool
+    divergence: bool
+    rewards: bool
+
+
+def requirements(objective: Objective, *, optimizer_steps: int) -> Requirements:
+    """What an objective needs in a step of so many optimizer steps.
+
+    With one optimizer step, ``logp_old`` and ``entropy_old`` are what the update's own forward pass gives.
+    """
+    several = optimizer_steps > 1
+    reads_old = objective.reads("logp_old") or objective.reads("entropy_old")
+    return Requirements(
+        old=bool(objective.token_rewards) or (several and reads_old),
+        reference=objective.reads("logp_ref"),
+        reselect=several and objective.selection.reads_policy,
+        divergence=objective.reads("divergence"),
+        rewards=objective.reads("advantage"),
+    )

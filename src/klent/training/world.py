@@ -1,0 +1,34 @@
+"""The processes that share a step: denominators, metrics and gradients add up over them."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class World(Protocol):
+    """Sums over ranks. A sum over one rank is the number itself."""
+
+    @property
+    def rank(self) -> int:
+        """This process, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def sum(self, value: Tensor) -> Tensor:
+        """``value`` added up over all ranks, the same on each; every rank must call it."""
+        ...
+
+
+class OneProcess:
+    """The world of a run on one device."""
+
+    rank = 0
+    size = 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The value itself."""
+        return value
