@@ -126,11 +126,11 @@ Checked = tuple[dict[str, object], list[tuple[str, str]]]
 def check_settings(function: Function, settings: Mapping[str, object]) -> Checked:
     """Settings with their defaults filled in, and what is wrong with them as ``(key, message)``."""
     parameters = hyperparameters_of(function)
-    answered = _answered_by(function)
+    refused = _refused_by(function)
     name = getattr(function, "__name__", "it")
-    values: dict[str, object] = {key: settings[key] for key in settings if key in answered}
+    values: dict[str, object] = {key: settings[key] for key in settings if key in refused}
     problems: list[tuple[str, str]] = []
-    for key in [key for key in settings if key not in {*parameters, *answered}]:
+    for key in [key for key in settings if key not in {*parameters, *refused}]:
         if key in streams_of(function):
             problems.append((key, f"is data that the trainer gives to {name}, not a setting; remove it"))
         else:
@@ -164,8 +164,8 @@ def _is_stream(parameter: inspect.Parameter) -> bool:
     return not setting or "Tensor" in str(parameter.annotation)
 
 
-def _answered_by(function: Function) -> set[str]:
-    """Keys that are no settings and that the function answers itself, as ``**refused: Unpack[...]``."""
+def _refused_by(function: Function) -> set[str]:
+    """Keys that a function takes to refuse them with a reason: ``**refused: Unpack[...]``; not settings."""
     signature = inspect.signature(function, eval_str=True)
     rest = [p.annotation for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
     typed = [key for annotation in rest for key in typing.get_args(annotation)]

@@ -340,7 +340,7 @@ def _rollout_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def streams(recipe: Recipe) -> set[str]:
-    """Every stream that a recipe's terms and selectors read of a token: `logp`, `logp_ref`, `advantage`, ..."""
+    """Every stream and choice that a recipe's terms and selectors read: `logp`, `advantage`, ..."""
     selectors = [name for choice in (recipe.select or {}).values() for name in choice]
     names = [*recipe.loss, *(recipe.token_reward or {}), *selectors]
     return {stream for name in names for stream in binding.streams_of(binding.resolve(name))}

@@ -30,28 +30,27 @@ _PROVIDER = {
 def wrong_function(section: Section, name: str) -> str | None:
     """Why ``name`` cannot be a function of this section; None if it can."""
     kind = KIND_OF[section]
-    own = ".py:" in name
+    from_file = ".py:" in name
     valid = f"valid here: {', '.join(sorted(shipped(kind)))}, or path.py:function"
     try:
         function = resolve(name)
     except ConfigError as error:
-        if own:
+        if from_file:
             return str(error)
         return f"klent.objectives has no such function{nearest(name, shipped(kind))}; {valid}"
     declared = declaration(function)
     if declared is not None and declared.kind != kind:
-        said = f"declares itself @{declared.kind}" if own else ""
-        return f"{_other_kind(section, name, declared.kind, said)}; {valid}"
-    if not own and (reason := _unfed(name, function)):
+        subject = f"{name} declares itself @{declared.kind}: it" if from_file else name
+        return f"{subject} {_elsewhere(section, declared.kind)}; {valid}"
+    if not from_file and (reason := _unfed(name, function)):
         return f"{reason}; {valid}"
     return None
 
 
-def _other_kind(section: Section, name: str, kind: Kind, said: str) -> str:
+def _elsewhere(section: Section, kind: Kind) -> str:
     if kind in _PLACE:
-        which = f"{name} {said}: it" if said else name
-        return f"{which} does not go under {section} but under `{_PLACE[kind]}`"
-    return f"{name} {_NOWHERE[kind]}"
+        return f"does not go under {section} but under `{_PLACE[kind]}`"
+    return _NOWHERE[kind]
 
 
 def _unfed(name: str, function: Function) -> str | None:

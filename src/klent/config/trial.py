@@ -22,10 +22,12 @@ def try_out(kind: Kind, function: Function, settings: Mapping[str, object]) -> s
         supplied = sorted(PER_COMPLETION if kind == "advantage" else PER_ACTION)
         return f"the trainer cannot supply `{missing[0]}`; it supplies {', '.join(supplied)}"
     reads = streams_of(function)
-    if kind == "token_loss" and not reads & {"logp", "entropy"}:
-        return "reads neither `logp` nor `entropy`, so that it could train nothing"
-    if kind == "selector" and (asked := choices_of(function)):
-        return f"reads `{min(asked)}`, another choice of tokens; a selector chooses from what the trainer has"
+    if kind == "token_loss" and not reads & TRAINED:
+        return "reads neither `logp` nor `entropy`, so it could train nothing"
+    if kind == "selector" and (choices := choices_of(function)):
+        return (
+            f"reads `{min(choices)}`, another choice of tokens; a selector chooses from what the trainer has"
+        )
     data = {name: _example(name) for name in reads}
     try:
         result = function(**data, **settings)
@@ -45,11 +47,11 @@ def _wrong_values(kind: Kind, values: object) -> str | None:
     if not isinstance(values, Tensor):
         return f"returned {type(values).__name__}, not a tensor"
     if tuple(values.shape) != shape:
-        due = {
+        expected = {
             "advantage": "one number per completion, [n]",
             "selector": "True or False per token, [B, T]",
         }.get(kind, "one per token, [B, T]; klent averages")
-        return f"returned shape {list(values.shape)} where {list(shape)} was due: return {due}"
+        return f"returned shape {list(values.shape)}, expected {list(shape)}: return {expected}"
     if kind == "selector" and values.dtype != torch.bool:
         return f"returned {values.dtype}, not a choice of tokens: return True and False, dtype torch.bool"
     return None
@@ -73,10 +75,10 @@ def _wrong_gradient(
     idle = declared.idle(**data, **settings)
     if tuple(idle.shape) != _TOKENS or idle.dtype != torch.bool:
         return (
-            f"declares `idle` that returned {idle.dtype} {list(idle.shape)}: return True or False per token"
+            f"its `idle` returned {idle.dtype} {list(idle.shape)}, expected True or False per token, [B, T]"
         )
     if any((idle & gradient).any() for gradient in moved):
-        return "declares to be idle at a token where it has a gradient: that token would not be trained"
+        return "its `idle` is True at a token where it has a gradient: that token would not be trained"
     return None
 
 
@@ -101,8 +103,4 @@ def _of_unit(stream: Stream, shape: tuple[int, ...]) -> Tensor:
     if stream.unit == "ratio":
         return torch.full(shape, 0.9)
     offset = 0.01 * list(REGISTRY).index(stream.name)  # no two streams are equal
-    return (
-        torch.full(shape, -1.0 - offset)
-        if stream.name.startswith("logp")
-        else torch.full(shape, 0.8 + offset)
-    )
+    return torch.full(shape, (-1.0 - offset) if stream.name.startswith("logp") else (0.8 + offset))
