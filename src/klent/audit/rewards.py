@@ -43,7 +43,11 @@ def in_reward(reward: Callable[..., Tensor], *, to_go: bool = True) -> Callable[
         return reinforce(logp, advantage, mask).loss
 
     own = inspect.signature(reward).parameters.values()
-    given = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name not in ("logp", "mask")]
+    given = [
+        p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY)
+        for p in own
+        if p.name not in ("logp", "mask")
+    ]
     first = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ("logp", "mask")]
     loss.__signature__ = inspect.Signature([*first, *given])  # type: ignore[attr-defined]
     return loss

@@ -1,55 +1,52 @@
-"""Functions of a recipe: which numbers they read, which settings they take.
+"""Functions of a recipe: which numbers they read, and which settings they take.
 
 A term of ``loss``, ``token_reward``, ``advantage`` or ``select`` is a function of `klent.objectives`, or
-``path.py:function``. Its signature is its schema. Parameters named like a token stream are filled by the
-trainer; a keyword-only ``Tensor`` of another name is a choice of tokens, made by the selector that the recipe
-puts under that name in ``select``; the remaining keyword-only parameters are settings, and a recipe may set
-no others.
+``path.py:function``. Its signature is its schema. Parameters named like a stream (`klent.streams.registry`)
+are filled by the trainer; a keyword-only ``Tensor`` of another name is a choice of tokens, made by the
+selector that the recipe puts under that name in ``select``; the remaining keyword-only parameters are
+settings, and a recipe may set no others.
 """
 
-import difflib
 import functools
 import importlib.util
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from klent.errors import ConfigError
+from klent.kit.names import nearest
+from klent.objectives.kinds import Kind, declaration
+from klent.streams.registry import REGISTRY
 
-Function = Callable[..., Any]
-Kind = Literal["loss", "token_reward", "advantage", "selector"]
+Function = Callable[..., typing.Any]
+Section = Literal["loss", "token_reward", "advantage", "select"]
 
-#: what the trainer knows about each token, ``[B, T]``
-STREAMS = frozenset(
-    {"logp", "entropy", "logp_old", "entropy_old", "logp_gen", "logp_ref", "advantage", "mask"}
-)
-#: what it knows about each completion, ``[n]``; only an advantage estimator reads these
-COMPLETIONS = frozenset({"rewards", "group"})
-#: supplied by the trainer, so no setting either
-_SUPPLIED = STREAMS | COMPLETIONS | {"generator"}
+KIND_OF: dict[Section, Kind] = {
+    "loss": "token_loss",
+    "token_reward": "token_reward",
+    "advantage": "advantage",
+    "select": "selector",
+}
+"""The kind of function that each section of a recipe names."""
 
+TRAINED = frozenset(name for name, stream in REGISTRY.items() if "carries the gradient" in stream.meaning)
+"""The streams that carry the policy's gradient; a loss reads at least one of them."""
 
-def nearest(key: str, valid: Iterable[str]) -> str:
-    """``; did you mean `x`?`` for the closest of ``valid``, or nothing.
-
-    >>> nearest("temprature", ["temperature", "top_p"])
-    '; did you mean `temperature`?'
-    """
-    close = difflib.get_close_matches(key.replace("-", "_").lower(), list(valid), n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
+_SUPPLIED = {*REGISTRY, "generator"}
+_TENSORS = ("Tensor", "torch.Tensor")
 
 
 def streams_of(function: Function) -> set[str]:
-    """Names of the per-token (or per-completion) data that a function reads.
+    """Names of the streams and choices that a function reads.
 
     >>> from klent import objectives
     >>> sorted(streams_of(objectives.ppo_clip))
     ['advantage', 'logp', 'logp_old', 'mask']
     """
-    return set(inspect.signature(function).parameters) & (STREAMS | COMPLETIONS) | choices_of(function)
+    return {name for name, p in _parameters(function).items() if _is_stream(p)} | choices_of(function)
 
 
 def choices_of(function: Function) -> set[str]:
@@ -60,11 +57,9 @@ def choices_of(function: Function) -> set[str]:
     ({'dropped'}, set())
     """
     return {
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-        and p.name not in _SUPPLIED
-        and getattr(p.annotation, "__name__", p.annotation) in ("Tensor", "torch.Tensor")
+        name
+        for name, p in _parameters(function).items()
+        if p.kind is p.KEYWORD_ONLY and name not in _SUPPLIED and _annotation(p) in _TENSORS
     }
 
 
@@ -72,41 +67,38 @@ def hyperparameters_of(function: Function) -> dict[str, inspect.Parameter]:
     """Keyword-only parameters that a recipe may set, by name; those without a default must be set.
 
     >>> from klent import objectives
-    >>> list(hyperparameters_of(objectives.cispo))
-    ['ratio_max']
+    >>> list(hyperparameters_of(objectives.cispo)), list(hyperparameters_of(objectives.kl_in_loss))
+    (['ratio_max'], ['coef', 'divergence'])
     """
-    parameters = inspect.signature(function).parameters.values()
-    given = _SUPPLIED | choices_of(function)
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
+    reads = streams_of(function) | {"generator"}
+    parameters = _parameters(function).items()
+    return {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in reads}
 
 
-def kind_of(function: Function) -> Kind | None:
-    """What a function of `klent.objectives` can be in a recipe, read from its signature.
+def missing_from(function: Function) -> list[str]:
+    """Parameters that must be given and that neither the trainer nor a recipe can give.
 
-    A selector is told by its name, which ends in ``_tokens``: its signature does not say that it returns
-    booleans.
+    >>> from klent import objectives
+    >>> missing_from(objectives.gae), missing_from(objectives.ppo_clip)
+    (['values'], [])
     """
-    signature = inspect.signature(function)
-    names = set(signature.parameters)
-    result = getattr(signature.return_annotation, "__name__", str(signature.return_annotation))
-    if {"rewards", "group"} <= names:
-        return "advantage"
-    if result.endswith("TokenLoss"):
-        return "loss" if _not_supplied(function) == [] else None
-    if function.__name__.endswith("_tokens") and "mask" in names:
-        return "selector" if _not_supplied(function) == [] else None
-    if {"logp", "mask"} <= names and "advantage" not in names:
-        return "token_reward"
-    return None
+    return [
+        name
+        for name, p in _parameters(function).items()
+        if name not in _SUPPLIED
+        and p.default is p.empty
+        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
 
 
-@functools.cache
 def shipped(kind: Kind) -> dict[str, Function]:
-    """The functions of `klent.objectives` that a recipe can name under ``kind``."""
+    """The functions of `klent.objectives` of this kind that a recipe can name."""
     from klent import objectives
 
     public = {name: getattr(objectives, name) for name in objectives.__all__}
-    return {name: f for name, f in public.items() if inspect.isfunction(f) and kind_of(f) == kind}
+    declared = {name: declaration(f) for name, f in public.items() if inspect.isfunction(f)}
+    kinds = {name: found.kind for name, found in declared.items() if found is not None}
+    return {name: public[name] for name in kinds if kinds[name] == kind and not missing_from(public[name])}
 
 
 def resolve(name: str) -> Function:
@@ -128,41 +120,17 @@ def resolve(name: str) -> Function:
     return typing.cast(Function, getattr(objectives, name))
 
 
-@functools.cache
-def _load(file: Path, attribute: str) -> Function:
-    spec = importlib.util.spec_from_file_location(f"klent_user_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(file.parent))  # so that the file may import its neighbours, as a script may
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises on import is shown, not passed on
-        raise ConfigError(f"{file.name}: importing it raised {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(file.parent))
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        found = [
-            key
-            for key, value in vars(module).items()
-            if inspect.isfunction(value) and not key.startswith("_")
-        ]
-        raise ConfigError(f"{file.name}: has no function `{attribute}`; it has {', '.join(found) or 'none'}")
-    return typing.cast(Function, function)
+Checked = tuple[dict[str, object], list[tuple[str, str]]]
 
 
-Filled = tuple[dict[str, Any], list[tuple[str, str]]]
-
-
-def check_settings(function: Function, settings: Mapping[str, Any]) -> Filled:
+def check_settings(function: Function, settings: Mapping[str, object]) -> Checked:
     """Settings with their defaults filled in, and what is wrong with them as ``(key, message)``."""
     parameters = hyperparameters_of(function)
+    refused = _refused_by(function)
     name = getattr(function, "__name__", "it")
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {key: settings[key] for key in settings if key in refused}
     problems: list[tuple[str, str]] = []
-    for key in [key for key in settings if key not in parameters]:
+    for key in [key for key in settings if key not in {*parameters, *refused}]:
         if key in streams_of(function):
             problems.append((key, f"is data that the trainer gives to {name}, not a setting; remove it"))
         else:
@@ -180,7 +148,31 @@ def check_settings(function: Function, settings: Mapping[str, Any]) -> Filled:
     return values, problems
 
 
-def _wrong_type(function: Function, key: str, value: Any) -> str | None:
+def _parameters(function: Function) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    return getattr(parameter.annotation, "__name__", None) or str(parameter.annotation)
+
+
+def _is_stream(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is filled by the trainer; ``divergence: Literal[...]``, say, is a setting."""
+    if parameter.name not in REGISTRY or parameter.kind is parameter.VAR_KEYWORD:
+        return False
+    setting = parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation is not parameter.empty
+    return not setting or "Tensor" in str(parameter.annotation)
+
+
+def _refused_by(function: Function) -> set[str]:
+    """Keys that a function takes to refuse them with a reason: ``**refused: Unpack[...]``; not settings."""
+    signature = inspect.signature(function, eval_str=True)
+    rest = [p.annotation for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    typed = [key for annotation in rest for key in typing.get_args(annotation)]
+    return {name for key in typed for name in getattr(key, "__annotations__", ())}
+
+
+def _wrong_type(function: Function, key: str, value: object) -> str | None:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     annotation = inspect.signature(function, eval_str=True).parameters[key].annotation
@@ -194,79 +186,24 @@ def _wrong_type(function: Function, key: str, value: Any) -> str | None:
     return None
 
 
-def try_out(kind: Kind, function: Function, settings: Mapping[str, Any]) -> str | None:
-    """Call a function once on two rows of three tokens; what is wrong with it, or None.
-
-    The function itself refuses a setting out of range, with its own reason, before any model is loaded.
-    """
-    if left := _not_supplied(function):
-        streams = COMPLETIONS if kind == "advantage" else STREAMS
-        return f"the trainer cannot supply `{left[0]}`; it supplies {', '.join(sorted(streams))}"
-    reads = streams_of(function)
-    if kind == "loss" and not reads & {"logp", "entropy"}:
-        return "reads neither `logp` nor `entropy`, so that it could train nothing"
-    if kind == "selector" and (asked := choices_of(function)):
-        return f"reads `{min(asked)}`, another choice of tokens; a selector chooses from what the trainer has"
-    data = _tiny_data() | dict.fromkeys(choices_of(function), _tiny_choice())
+@functools.cache
+def _load(file: Path, attribute: str) -> Function:
+    """A function of a user's file, which may import its neighbours as a script may."""
+    spec = importlib.util.spec_from_file_location(f"klent_user_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(file.parent))
     try:
-        result = function(**{name: data[name] for name in reads}, **settings)
-    except (ValueError, TypeError) as error:
-        return str(error)
-    except Exception as error:  # the function may be the user's: whatever it raises is the answer
-        return f"{type(error).__name__} when tried on two rows of three tokens: {error}"
-    return _wrong_result(kind, result)
-
-
-def _wrong_result(kind: Kind, result: Any) -> str | None:
-    import torch
-
-    values = result[0] if isinstance(result, tuple) else result
-    shape = (4,) if kind == "advantage" else (2, 3)
-    if not isinstance(values, torch.Tensor):
-        return f"returned {type(values).__name__}, not a tensor"
-    if tuple(values.shape) != shape:
-        due = {
-            "advantage": "one number per completion, [n]",
-            "selector": "True or False per token, [B, T]",
-        }.get(kind, "one per token, [B, T]; klent averages")
-        return f"returned shape {list(values.shape)} where {list(shape)} was due: return {due}"
-    if kind == "selector" and values.dtype != torch.bool:
-        return f"returned {values.dtype}, not a choice of tokens: return True and False, dtype torch.bool"
-    if kind == "loss" and not values.requires_grad:
-        return "returned a loss without a gradient: something in it is detached"
-    return None
-
-
-def _not_supplied(function: Function) -> list[str]:
-    """Parameters that must be given and that neither the trainer nor a recipe can give."""
-    return [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.name not in _SUPPLIED
-        and p.default is p.empty
-        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-
-
-def _tiny_choice() -> Any:
-    import torch
-
-    return torch.tensor([[True, False, False], [False, True, False]])
-
-
-def _tiny_data() -> dict[str, Any]:
-    import torch
-
-    shape = (2, 3)
-    return {
-        "logp": torch.full(shape, -1.0, requires_grad=True),
-        "entropy": torch.full(shape, 0.8, requires_grad=True),
-        "logp_old": torch.full(shape, -1.1),
-        "entropy_old": torch.full(shape, 0.8),
-        "logp_gen": torch.full(shape, -1.1),
-        "logp_ref": torch.full(shape, -1.2),
-        "advantage": torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]),
-        "mask": torch.ones(shape, dtype=torch.bool),
-        "rewards": torch.tensor([1.0, 0.0, 0.0, 1.0]),
-        "group": torch.tensor([0, 0, 1, 1]),
-    }
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may raise anything when imported
+        raise ConfigError(f"{file.name}: importing it raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(file.parent))
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        public = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        names = ", ".join(name for name in public if not name.startswith("_"))
+        raise ConfigError(f"{file.name}: has no function `{attribute}`; it has {names or 'none'}")
+    return typing.cast(Function, function)

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from klent.config import binding
-from klent.config.binding import nearest
 from klent.config.layers import KeyPath, Layer
 from klent.config.model import (
     TAGS,
@@ -20,8 +19,11 @@ from klent.config.model import (
     Settings,
     TransformersRollout,
 )
+from klent.config.places import wrong_function
 from klent.config.rewards import WITHOUT_ANSWER
+from klent.config.trial import try_out
 from klent.errors import ConfigError
+from klent.kit.names import nearest
 
 #: what other trainers call it
 SYNONYMS = {
@@ -210,56 +212,37 @@ def _default(field: Any) -> str:
 
 def bind_terms(values: dict[str, Any], problems: list[Problem]) -> None:
     """Check the functions and settings of every term and selector, and fill in their defaults."""
-    kinds: tuple[binding.Kind, ...] = ("loss", "token_reward", "advantage")
-    for kind in kinds:
-        terms = values.get(kind)
+    sections: tuple[binding.Section, ...] = ("loss", "token_reward", "advantage")
+    for section in sections:
+        terms = values.get(section)
         if not isinstance(terms, dict):
             continue
         for name, settings in terms.items():
             if isinstance(settings, dict):
-                terms[name] = _bind(kind, (kind, name), settings, problems)
+                terms[name] = _bind(section, (section, name), settings, problems)
     select = values.get("select")
     for stream, choice in select.items() if isinstance(select, dict) else ():
         for name, settings in choice.items() if isinstance(choice, dict) else ():
             if isinstance(settings, dict):
-                choice[name] = _bind("selector", ("select", stream, name), settings, problems)
+                choice[name] = _bind("select", ("select", stream, name), settings, problems)
 
 
 def _bind(
-    kind: binding.Kind, path: KeyPath, settings: dict[str, Any], problems: list[Problem]
-) -> dict[str, Any]:
+    section: binding.Section, path: KeyPath, settings: dict[str, object], problems: list[Problem]
+) -> dict[str, object]:
+    """Settings with their defaults; everything wrong with the function or with them is added to problems."""
     name = str(path[-1])
-    valid = binding.shipped(kind)
-    if ".py:" not in name and name not in valid:
-        problems.append(Problem(path, _wrong_function(kind, name, valid)))
+    if wrong := wrong_function(section, name):
+        problems.append(Problem(path, wrong))
         return settings
-    try:
-        function = binding.resolve(name)
-    except ConfigError as error:
-        problems.append(Problem(path, str(error)))
-        return settings
-    filled, wrong = binding.check_settings(function, settings)
-    for key, reason in wrong:
+    function = binding.resolve(name)
+    values, wrong_settings = binding.check_settings(function, settings)
+    for key, reason in wrong_settings:
         problems.append(Problem((*path, key) if key else path, reason))
-    if not wrong and (refusal := binding.try_out(kind, function, filled)):
+    if not wrong_settings and (refusal := try_out(binding.KIND_OF[section], function, values)):
         blamed = sorted((key for key in settings if key in refusal), key=refusal.index)
         problems.append(Problem((*path, *blamed[:1]), refusal))
-    return filled
-
-
-_SECTION = {"selector": "select"}
-
-
-def _wrong_function(kind: binding.Kind, name: str, valid: Iterable[str]) -> str:
-    listed = f"valid here: {', '.join(sorted(valid))}, or path.py:function"
-    try:
-        other = binding.kind_of(binding.resolve(name))
-    except ConfigError:
-        return f"klent.objectives has no such function{nearest(name, valid)}; {listed}"
-    if other is None:
-        return f"{name} estimates or selects, and cannot be a {kind}; {listed}"
-    place = "select.NAME" if other == "selector" else other
-    return f"{name} does not go under {_SECTION.get(kind, kind)} but under `{place}`; {listed}"
+    return values
 
 
 def usage_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -357,7 +340,7 @@ def _rollout_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def streams(recipe: Recipe) -> set[str]:
-    """Everything that a recipe's terms and selectors read of a token: `logp`, `logp_ref`, `advantage`, ..."""
+    """Every stream and choice that a recipe's terms and selectors read: `logp`, `advantage`, ..."""
     selectors = [name for choice in (recipe.select or {}).values() for name in choice]
     names = [*recipe.loss, *(recipe.token_reward or {}), *selectors]
     return {stream for name in names for stream in binding.streams_of(binding.resolve(name))}

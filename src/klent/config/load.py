@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 import klent
 from klent.config import checks
-from klent.config.binding import nearest
 from klent.config.control_checks import control_problems
 from klent.config.layers import Layer, RecipeDumper, merge, parse_overrides, read_layer
 from klent.config.mixture_checks import mixture_problems
 from klent.config.model import Recipe
 from klent.errors import ConfigError
+from klent.kit.names import nearest
 
 
 def recipes_folder() -> Path:

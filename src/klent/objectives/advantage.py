@@ -5,10 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from klent.objectives import kinds
 from klent.objectives.checks import check_choice, check_groups, check_number, check_tokens
 from klent.objectives.masking import on_mask
 
+__all__ = ["gae", "group_advantage", "leave_one_out", "reward_to_go"]
 
+
+@kinds.advantage
 def group_advantage(rewards: Tensor, group: Tensor, *, scale: Literal["std", "none"] = "std") -> Tensor:
     """Rewards compared with the others of their group: GRPO's advantage.
 
@@ -63,6 +67,7 @@ def group_advantage(rewards: Tensor, group: Tensor, *, scale: Literal["std", "no
     return centred / torch.where(differ, variance, 1.0).sqrt()
 
 
+@kinds.advantage
 def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     """Rewards compared with the mean of the *other* completions of their group: RLOO's advantage.
 
@@ -97,6 +102,7 @@ def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     return centred * count / (count - 1).clamp(min=1)
 
 
+@kinds.advantage
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 1.0) -> Tensor:
     """Generalised advantage estimation.
 
@@ -149,6 +155,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, la
     return advantage
 
 
+@kinds.estimator
 def reward_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
     """Sum of the rewards from each token on.
 

@@ -8,12 +8,16 @@ from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_chosen, check_number, check_tokens
 from klent.objectives.entropy import token_covariance
+from klent.objectives.kinds import selector, token_loss
 from klent.objectives.kl import kl_in_loss
 from klent.objectives.masking import drawn, largest, metric, on_mask, share
 from klent.objectives.surrogate import ppo_clip
 from klent.objectives.types import TokenLoss
 
+__all__ = ["clip_cov", "clip_cov_tokens", "kl_cov", "kl_cov_tokens"]
 
+
+@selector
 def clip_cov_tokens(
     logp: Tensor,
     advantage: Tensor,
@@ -83,6 +87,7 @@ def clip_cov_tokens(
     return largest(drawn(mask, generator), eligible, share(fraction, mask.sum()))
 
 
+@selector
 def kl_cov_tokens(logp: Tensor, advantage: Tensor, mask: Tensor, *, fraction: float = 2e-3) -> Tensor:
     """The tokens with the largest covariance: those that KL-Cov holds back.
 
@@ -128,6 +133,16 @@ def kl_cov_tokens(logp: Tensor, advantage: Tensor, mask: Tensor, *, fraction: fl
     return largest(covariance, mask, share(fraction, mask.sum()))
 
 
+def _unpushed_or_dropped(advantage: Tensor, dropped: Tensor, **_: object) -> Tensor:
+    return (advantage == 0) | dropped
+
+
+def _unpushed_and_unheld(advantage: Tensor, penalised: Tensor, coef: float = 1.0, **_: object) -> Tensor:
+    unpushed = advantage == 0
+    return unpushed if coef == 0 else unpushed & ~penalised
+
+
+@token_loss(idle=_unpushed_or_dropped)
 def clip_cov(
     logp: Tensor,
     logp_old: Tensor,
@@ -187,6 +202,7 @@ def clip_cov(
     return TokenLoss(kept.loss, {**kept.metrics, "dropped": metric(dropped, mask)})
 
 
+@token_loss(idle=_unpushed_and_unheld)
 def kl_cov(
     logp: Tensor,
     logp_old: Tensor,

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from klent.objectives.checks import check_broadcasts, check_floating, check_number, check_tokens
 from klent.objectives.gaussian import gaussian_kl, gaussian_logp
+from klent.objectives.kinds import token_loss, without_advantage
 from klent.objectives.masking import metric
 from klent.objectives.surrogate import ppo_clip, reinforce
 from klent.objectives.types import TokenLoss
 
+__all__ = ["ddpo", "dpok"]
 
+
+@token_loss(idle=without_advantage)
 def ddpo(
     sample: Tensor,
     mean: Tensor,
@@ -80,6 +84,11 @@ def ddpo(
     return ppo_clip(logp, logp_old, advantage, mask, clip_low=clip_low, clip_high=clip_high)
 
 
+def _unpushed_and_unheld(advantage: Tensor, coef: float, **_: object) -> Tensor:
+    return (advantage == 0) & (coef == 0)
+
+
+@token_loss(idle=_unpushed_and_unheld)
 def dpok(
     sample: Tensor,
     mean: Tensor,

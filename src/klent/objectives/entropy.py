@@ -13,8 +13,18 @@ from klent.objectives.checks import (
     check_same_shape,
     check_tokens,
 )
+from klent.objectives.kinds import estimator, measure, selector, token_loss, without_coef
 from klent.objectives.masking import largest, on_mask, share
 from klent.objectives.types import TokenLoss
+
+__all__ = [
+    "RewardEntropyFit",
+    "entropy_loss",
+    "fit_reward_entropy",
+    "high_entropy_tokens",
+    "predicted_entropy_change",
+    "token_covariance",
+]
 
 
 class RewardEntropyFit(NamedTuple):
@@ -34,6 +44,7 @@ class RewardEntropyFit(NamedTuple):
     ceiling: float
 
 
+@token_loss(idle=without_coef)
 def entropy_loss(entropy: Tensor, mask: Tensor, *, coef: float) -> TokenLoss:
     """Entropy of the policy, as something to lower or to raise.
 
@@ -76,6 +87,7 @@ def entropy_loss(entropy: Tensor, mask: Tensor, *, coef: float) -> TokenLoss:
     return TokenLoss(loss, {})
 
 
+@selector
 def high_entropy_tokens(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2) -> Tensor:
     """The tokens at which the policy was least sure: the forks of the text.
 
@@ -122,6 +134,7 @@ def high_entropy_tokens(entropy: Tensor, mask: Tensor, *, fraction: float = 0.2)
     return largest(entropy, mask, share(fraction, mask.sum()))
 
 
+@estimator
 def token_covariance(logp: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
     """What each token adds to the covariance of log-probability and advantage.
 
@@ -175,6 +188,7 @@ def token_covariance(logp: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
     return product
 
 
+@measure
 def predicted_entropy_change(
     logp: Tensor,
     advantage: Tensor,
@@ -235,6 +249,7 @@ def predicted_entropy_change(
     return -step * (p * centred * push).sum(dim=-1)
 
 
+@estimator
 def fit_reward_entropy(entropy: Tensor, reward: Tensor) -> RewardEntropyFit:
     """Fit the law by which a run trades entropy for reward.
 

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_number, check_tokens
+from klent.objectives.kinds import token_loss, without_advantage
 from klent.objectives.masking import metric, on_mask
 from klent.objectives.surrogate import ppo_clip
 from klent.objectives.types import TokenLoss
 
+__all__ = ["entropy_ratio_clip", "entropy_shaped"]
 
+
+@token_loss(idle=without_advantage)
 def entropy_shaped(
     logp: Tensor,
     logp_old: Tensor,
@@ -25,7 +29,7 @@ def entropy_shaped(
 ) -> TokenLoss:
     """Clipped policy gradient whose advantage grows with the token's entropy.
 
-        ψₜ = min(alpha·Hₜ, |Aₜ| / kappa)
+        ψₜ = min(alpha·max(Hₜ, 0), |Aₜ| / kappa)
         Lₜ = ppo_clip's with Aₜ + ψₜ
 
     A good token that was a fork is pushed up more, a bad one that was a fork down less.
@@ -74,11 +78,12 @@ def entropy_shaped(
     check_number("alpha", alpha, 0, math.inf, ends="[)")
     check_number("kappa", kappa, 1, math.inf, ends="(]")
     entropy, known = on_mask(mask, entropy.detach(), advantage.detach())
-    shaping = torch.minimum(alpha * entropy, known.abs() / kappa)
+    shaping = torch.minimum(alpha * entropy.clamp(min=0), known.abs() / kappa)
     out = ppo_clip(logp, logp_old, known + shaping, mask, clip_low=clip_low, clip_high=clip_high)
     return TokenLoss(out.loss, {**out.metrics, "shaping": metric(shaping, mask)})
 
 
+@token_loss(idle=without_advantage)
 def entropy_ratio_clip(
     logp: Tensor,
     logp_old: Tensor,
@@ -96,7 +101,7 @@ def entropy_ratio_clip(
 
         Lₜ = ppo_clip's where (1 - low)·H_oldₜ <= Hₜ <= (1 + high)·H_oldₜ, else 0
 
-    PPO's ratio watches the one word that was sampled; entropy watches the whole distribution it came from.
+    PPO's ratio watches the one token that was sampled; entropy watches the whole distribution it came from.
 
     Args:
         logp: log-probabilities of the sampled tokens under the policy being trained, nats, ``[B, T]``.

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_broadcasts
+from klent.objectives.kinds import measure
+
+__all__ = ["gaussian_kl", "gaussian_logp"]
 
 
+@measure
 def gaussian_logp(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Log-density of a Gaussian with independent coordinates: a denoising step, or an action.
 
@@ -46,6 +50,7 @@ def gaussian_logp(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return -(((sample - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2).sum(dim=-1)
 
 
+@measure
 def gaussian_kl(mean_p: Tensor, std_p: Tensor, mean_q: Tensor, std_q: Tensor) -> Tensor:
     """KL between Gaussians with independent coordinates.
 

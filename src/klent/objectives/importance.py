@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_number, check_tokens
+from klent.objectives.kinds import estimator
 from klent.objectives.masking import on_mask
 
+__all__ = ["importance_weight"]
 
+
+@estimator
 def importance_weight(
     logp_old: Tensor,
     logp_gen: Tensor,

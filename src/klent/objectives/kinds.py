@@ -1,16 +1,17 @@
-"""What an objective is, declared where it stands.
+"""What each objective is, declared where it stands.
 
-    @token_loss(idle=lambda advantage, **_: advantage == 0)
+    @token_loss(idle=without_advantage)
     def reinforce(logp, advantage, mask): ...
 
-A recipe binds functions by their kind; nothing guesses it from names or annotations. A loss may also say
+A recipe binds functions by their kind; nothing is guessed from names or annotations. A loss may also declare
 where it is idle: the actions at which its gradient is 0 whatever the policy's numbers turn out to be. The
 update leaves out the forward pass of completions that are idle throughout, and of no others.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 Kind = Literal[
@@ -24,22 +25,23 @@ Kind = Literal[
     "reduction",  # the one place that divides
 ]
 Idle = Callable[..., Tensor]
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 class Declaration(NamedTuple):
-    """What a function of klent.objectives says of itself."""
+    """What a function of klent.objectives declares."""
 
     kind: Kind
     idle: Idle | None = None
-    """Called with the streams and settings that the function reads; ``[B, T]`` bool, True where idle."""
+    """Called by name with the streams and settings that the loss reads; ``[B, T]`` bool, True where idle. Its
+    values off the mask are not read, and it must not depend on ``logp`` or ``entropy``. None: never idle."""
 
 
 def declare(kind: Kind, idle: Idle | None = None) -> Callable[[F], F]:
     """A decorator that gives a function its kind."""
 
     def mark(function: F) -> F:
-        function.__klent__ = Declaration(kind, idle)  # type: ignore[attr-defined]
+        function.__klent__ = (function, Declaration(kind, idle))  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -59,7 +61,20 @@ measure = declare("measure")
 reduction = declare("reduction")
 
 
-def declaration(function: Callable[..., Any]) -> Declaration | None:
-    """What a function declared; None for one that declared nothing, such as a user's."""
-    found: Declaration | None = getattr(function, "__klent__", None)
-    return found
+def declaration(function: Callable[..., object]) -> Declaration | None:
+    """What this function declared itself; None for one that declared nothing, such as a user's.
+
+    ``functools.wraps`` copies the mark to a wrapper, whose gradient may be another: that is no declaration.
+    """
+    marked: tuple[object, Declaration] | None = getattr(function, "__klent__", None)
+    return marked[1] if marked is not None and marked[0] is function else None
+
+
+def without_advantage(advantage: Tensor, **_: object) -> Tensor:
+    """``idle`` of a loss whose gradient is the advantage times a number: where the advantage is 0."""
+    return advantage == 0
+
+
+def without_coef(mask: Tensor, coef: float, **_: object) -> Tensor:
+    """``idle`` of a loss whose gradient is ``coef`` times a number: everywhere or nowhere."""
+    return torch.full_like(mask, coef == 0)

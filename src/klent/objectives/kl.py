@@ -1,16 +1,20 @@
 """KL divergence to a reference: estimators, and the two places where a penalty has a KL's gradient."""
 
 import math
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_number, check_same_shape, check_tokens
+from klent.objectives.kinds import estimator, token_loss, token_reward, without_coef
 from klent.objectives.masking import metric, on_mask
 from klent.objectives.types import TokenLoss
 
+__all__ = ["kl_estimate", "kl_in_loss", "kl_in_reward"]
 
+
+@estimator
 def kl_estimate(logp: Tensor, logp_ref: Tensor, *, estimator: Literal["k1", "k2", "k3"] = "k1") -> Tensor:
     """Estimate KL(policy ‖ reference) from tokens that the policy sampled: for measuring, not for training.
 
@@ -66,8 +70,15 @@ def kl_estimate(logp: Tensor, logp_ref: Tensor, *, estimator: Literal["k1", "k2"
     return torch.expm1(-delta) + delta
 
 
+class Estimator(TypedDict, total=False):
+    """What other trainers ask for in place of a divergence and a place; checked, and never needed."""
+
+    estimator: str
+
+
+@token_reward
 def kl_in_reward(
-    logp: Tensor, logp_ref: Tensor, mask: Tensor, *, coef: float, estimator: str = "k1"
+    logp: Tensor, logp_ref: Tensor, mask: Tensor, *, coef: float, **refused: Unpack[Estimator]
 ) -> Tensor:
     """Penalty on the KL to the reference, paid out as a reward at each token.
 
@@ -82,7 +93,7 @@ def kl_in_reward(
         logp_ref: the same tokens under the reference, nats, ``[B, T]``.
         mask: True on the tokens of the completion, ``[B, T]`` bool.
         coef: reward per nat, in [0, inf).
-        estimator: only ``k1``; the argument is there to say why not another.
+        refused: ``estimator=`` is not needed; one other than ``k1`` is refused with the reason.
 
     Returns:
         Reward per token, ``[B, T]``, without gradient, 0 off the mask. Not summed over later tokens.
@@ -121,7 +132,7 @@ def kl_in_reward(
     """
     check_tokens(mask, logp=logp, logp_ref=logp_ref)
     check_number("coef", coef, 0, math.inf, ends="[)")
-    check_choice("estimator", estimator, ("k1", "k2", "k3"))
+    estimator = _only_estimator("kl_in_reward", refused) or "k1"
     if estimator != "k1":
         raise ValueError(
             f"estimator is {estimator!r}, expected 'k1': in the reward {estimator} has no restoring force "
@@ -132,6 +143,7 @@ def kl_in_reward(
     return coef * (logp_ref - logp)
 
 
+@token_loss(idle=without_coef)
 def kl_in_loss(
     logp: Tensor,
     logp_ref: Tensor,
@@ -140,7 +152,7 @@ def kl_in_loss(
     coef: float,
     divergence: Literal["reverse", "forward"] = "reverse",
     logp_old: Tensor | None = None,
-    estimator: str | None = None,
+    **refused: Unpack[Estimator],
 ) -> TokenLoss:
     """Penalty on the KL to the reference as a loss, exact token by token, on- and off-policy.
 
@@ -162,8 +174,8 @@ def kl_in_loss(
         divergence: ``reverse`` or ``forward``.
         logp_old: the same tokens under the policy that they were sampled from, nats, ``[B, T]``, without
             gradient. None says that it is the policy being trained: ρ is 1.
-        estimator: None, or the estimator whose loss is meant, checked against ``divergence``: ``k2``
-            follows the reverse KL, ``k3`` the forward one.
+        refused: ``estimator=`` is not needed; one that does not follow ``divergence`` is refused with the
+            reason: ``k2`` follows the reverse KL, ``k3`` the forward one.
 
     Returns:
         ``TokenLoss``: ``loss`` in nats times ``coef``, ``[B, T]``, 0 off the mask, not averaged. Metric
@@ -210,7 +222,7 @@ def kl_in_loss(
     check_tokens(mask, logp=logp, logp_ref=logp_ref, logp_old=logp_old)
     check_number("coef", coef, 0, math.inf, ends="[)")
     check_choice("divergence", divergence, ("reverse", "forward"))
-    if estimator is not None:
+    if estimator := _only_estimator("kl_in_loss", refused):
         _check_loss_estimator(estimator, divergence)
 
     logp, logp_ref, logp_old = on_mask(mask, logp, logp_ref.detach(), logp_old.detach())
@@ -227,12 +239,22 @@ def kl_in_loss(
     return TokenLoss(loss, {"kl": metric(value, mask)})
 
 
+def _only_estimator(function: str, refused: Estimator) -> str | None:
+    """The estimator asked for, if any; nothing else may be asked for."""
+    for name in refused:
+        if name != "estimator":
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    estimator = refused.get("estimator")
+    if estimator is not None:
+        check_choice("estimator", estimator, ("k1", "k2", "k3"))
+    return estimator
+
+
 def _check_loss_estimator(estimator: str, divergence: str) -> None:
-    check_choice("estimator", estimator, ("k1", "k2", "k3"))
     if estimator == "k1":
         raise ValueError(
-            "estimator is 'k1', expected None, 'k2' or 'k3': as a loss the mean gradient of k1 is zero, so "
-            "it adds noise and holds nothing back. Call kl_in_loss(logp, logp_ref, mask, coef=...), or put "
+            "estimator is 'k1', expected none: as a loss the mean gradient of k1 is zero, so that it adds "
+            "noise and holds nothing back. Call kl_in_loss(logp, logp_ref, mask, coef=...), or put "
             "k1 in the reward: kl_in_reward(logp, logp_ref, mask, coef=...)"
         )
     follows = {"k2": "reverse", "k3": "forward"}[estimator]

@@ -5,10 +5,14 @@ import math
 from torch import Tensor
 
 from klent.objectives.checks import check_number, check_tokens
+from klent.objectives.kinds import token_loss
 from klent.objectives.masking import metric, on_mask
 from klent.objectives.types import TokenLoss
 
+__all__ = ["cross_entropy", "uniform_cross_entropy", "weighted_cross_entropy"]
 
+
+@token_loss()
 def cross_entropy(logp: Tensor, mask: Tensor) -> TokenLoss:
     """Negative log-likelihood of given tokens: supervised fine-tuning.
 
@@ -44,6 +48,7 @@ def cross_entropy(logp: Tensor, mask: Tensor) -> TokenLoss:
     return TokenLoss(loss, {})
 
 
+@token_loss()
 def weighted_cross_entropy(logp: Tensor, logp_dummy: Tensor, weight: Tensor, mask: Tensor) -> TokenLoss:
     """Cross-entropy that gives each token only a share of its mass, and the rest to a dummy action.
 
@@ -95,6 +100,7 @@ def weighted_cross_entropy(logp: Tensor, logp_dummy: Tensor, weight: Tensor, mas
     return TokenLoss(loss, {"weight": metric(weight, mask)})
 
 
+@token_loss()
 def uniform_cross_entropy(
     logp: Tensor, logp_mean: Tensor, weight: Tensor, mask: Tensor, *, actions: int
 ) -> TokenLoss:

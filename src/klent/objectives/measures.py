@@ -12,10 +12,21 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_floating, check_same_shape
+from klent.objectives.kinds import measure
+
+__all__ = [
+    "categorical_cross_entropy",
+    "categorical_entropy",
+    "categorical_kl",
+    "reinforce_logit_gradient",
+    "sft_logit_gradient",
+]
+
 
 Unit = Literal["nats", "bits"]
 
 
+@measure
 def categorical_entropy(logp: Tensor, *, unit: Unit = "nats") -> Tensor:
     """Entropy of a full distribution.
 
@@ -47,6 +58,7 @@ def categorical_entropy(logp: Tensor, *, unit: Unit = "nats") -> Tensor:
     return categorical_cross_entropy(logp, logp, unit=unit)
 
 
+@measure
 def categorical_cross_entropy(logp_p: Tensor, logp_q: Tensor, *, unit: Unit = "nats") -> Tensor:
     """Cross-entropy of two full distributions.
 
@@ -79,6 +91,7 @@ def categorical_cross_entropy(logp_p: Tensor, logp_q: Tensor, *, unit: Unit = "n
     return _in(unit, (logp_p.exp() * cost).sum(dim=-1))
 
 
+@measure
 def categorical_kl(logp_p: Tensor, logp_q: Tensor, *, unit: Unit = "nats") -> Tensor:
     """KL between full distributions.
 
@@ -118,6 +131,7 @@ def categorical_kl(logp_p: Tensor, logp_q: Tensor, *, unit: Unit = "nats") -> Te
     return _in(unit, (logp_p.exp() * gap).sum(dim=-1))
 
 
+@measure
 def sft_logit_gradient(logp: Tensor, logp_data: Tensor) -> Tensor:
     """Gradient, in the logits, of cross-entropy on data.
 
@@ -153,6 +167,7 @@ def sft_logit_gradient(logp: Tensor, logp_data: Tensor) -> Tensor:
     return logp.exp() - logp_data.exp()
 
 
+@measure
 def reinforce_logit_gradient(logp: Tensor, advantage: Tensor) -> Tensor:
     """Mean gradient, in the logits, of REINFORCE on the policy's own samples.
 

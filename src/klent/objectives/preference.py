@@ -7,8 +7,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from klent.objectives.checks import check_choice, check_number, check_pairs
+from klent.objectives.kinds import pair_loss
+
+__all__ = ["bradley_terry", "dpo"]
 
 
+@pair_loss
 def dpo(
     logp_chosen: Tensor,
     logp_rejected: Tensor,
@@ -91,6 +95,7 @@ def dpo(
     return loss + label_noise * beta * margin if label_noise else loss
 
 
+@pair_loss
 def bradley_terry(reward_chosen: Tensor, reward_rejected: Tensor, *, margin: float | Tensor = 0.0) -> Tensor:
     """Negative log-likelihood of a preference under rewards: what trains a reward model.
 

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_floating, check_number, check_same_shape
+from klent.objectives.kinds import estimator
+
+__all__ = ["qsft_policy", "qsft_target"]
 
 
+@estimator
 def qsft_target(
     reward: Tensor,
     logp_value: Tensor,
@@ -73,6 +77,7 @@ def qsft_target(
     return (reward.detach() + gamma * value).clamp(0, 1)
 
 
+@estimator
 def qsft_policy(
     logp_value: Tensor,
     logp_behaviour: Tensor,

@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_number, check_tokens
+from klent.objectives.kinds import reduction
 from klent.objectives.masking import on_mask
 
+__all__ = ["reduce_tokens"]
 
+
+@reduction
 def reduce_tokens(
     loss: Tensor,
     mask: Tensor,

@@ -8,11 +8,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from klent.objectives.checks import check_choice, check_number, check_tokens
+from klent.objectives.kinds import pair_loss
 from klent.objectives.masking import on_mask
+
+__all__ = ["cpl", "policy_labeled_preference"]
+
 
 Label = Literal["expected", "realised", "pseudo"]
 
 
+@pair_loss
 def policy_labeled_preference(
     logp_chosen: Tensor,
     logp_rejected: Tensor,
@@ -94,6 +99,7 @@ def policy_labeled_preference(
     )
 
 
+@pair_loss
 def cpl(
     logp_chosen: Tensor,
     logp_rejected: Tensor,

@@ -6,11 +6,16 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_ids, check_number
+from klent.objectives.kinds import estimator
+
+__all__ = ["empo_reward", "semantic_entropy"]
+
 
 #: nats within which an entropy counts as equal to a threshold: float64 logarithms agree to 1e-15
 _ROUNDING = 1e-9
 
 
+@estimator
 def semantic_entropy(cluster: Tensor, group: Tensor) -> Tensor:
     """Entropy of the answers to a prompt, where answers that mean the same are one.
 
@@ -48,6 +53,7 @@ def semantic_entropy(cluster: Tensor, group: Tensor) -> Tensor:
     return entropy.to(torch.get_default_dtype())
 
 
+@estimator
 def empo_reward(
     cluster: Tensor, group: Tensor, *, low: float | None = None, high: float | None = None
 ) -> Tensor:

@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_choice, check_number, check_tokens
+from klent.objectives.kinds import token_loss, without_advantage
 from klent.objectives.masking import metric, on_mask
 from klent.objectives.types import TokenLoss
 
+__all__ = ["cispo", "ppo_clip", "reinforce"]
 
+
+@token_loss(idle=without_advantage)
 def reinforce(logp: Tensor, advantage: Tensor, mask: Tensor) -> TokenLoss:
     """Plain policy gradient.
 
@@ -52,6 +56,7 @@ def reinforce(logp: Tensor, advantage: Tensor, mask: Tensor) -> TokenLoss:
     return TokenLoss(cost * logp, {})
 
 
+@token_loss(idle=without_advantage)
 def ppo_clip(
     logp: Tensor,
     logp_old: Tensor,
@@ -160,6 +165,7 @@ def ppo_clip(
     return TokenLoss(loss, metrics)
 
 
+@token_loss(idle=without_advantage)
 def cispo(
     logp: Tensor, logp_old: Tensor, advantage: Tensor, mask: Tensor, *, ratio_max: float = 5.0
 ) -> TokenLoss:

@@ -4,9 +4,13 @@ import torch
 from torch import Tensor
 
 from klent.objectives.checks import check_number, check_tokens
+from klent.objectives.kinds import selector
 from klent.objectives.masking import drawn, largest, share
 
+__all__ = ["low_entropy_tokens", "random_tokens"]
 
+
+@selector
 def low_entropy_tokens(entropy: Tensor, mask: Tensor, *, fraction: float = 0.8) -> Tensor:
     """The tokens at which the policy was surest: all but the forks of the text.
 
@@ -50,6 +54,7 @@ def low_entropy_tokens(entropy: Tensor, mask: Tensor, *, fraction: float = 0.8) 
     return largest(-entropy, mask, share(fraction, mask.sum()))
 
 
+@selector
 def random_tokens(mask: Tensor, *, fraction: float, generator: torch.Generator | None = None) -> Tensor:
     """Tokens drawn with equal chances: the control of every other choice.
 

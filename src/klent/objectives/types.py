@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+__all__ = ["TokenLoss"]
+
 
 class TokenLoss(NamedTuple):
     """A loss per token, and what a run should log about it.
