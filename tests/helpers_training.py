@@ -4,12 +4,14 @@ import torch
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
 from klent.models.load import LoadedModel
-from klent.policies.causal_lm.policy import Policy
-from klent.rollout.engine import Rollout
+from klent.policies.causal_lm.packing import Packing
+from klent.policies.causal_lm.policy import CausalPolicy
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.batch import Batch, make_batch
+from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.training.objective import Objective
+from klent.training.reduction import Reduction
 from klent.training.update import Updater
 
 PROMPTS = [
@@ -18,7 +20,7 @@ PROMPTS = [
 GROUP = 4
 
 
-def rollouts(seed: int = 0, temperature: float = 1.0) -> list[Rollout]:
+def episodes(seed: int = 0, temperature: float = 1.0) -> list[Episode]:
     """Three prompts, four completions each, of different lengths."""
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", (TURN_END, 20, 21, 22, 23, 24))
     engine = TransformersEngine(loaded, SamplingOptions(max_tokens=9, temperature=temperature))
@@ -29,28 +31,29 @@ def batch(rewards: list[float] | None = None, seed: int = 0) -> Batch:
     """Those completions on the grid, with rewards that differ within every group unless given."""
     if rewards is None:
         rewards = [1.0, 0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 0.25, 0.0, 0.0, 0.0, 2.0]
-    return make_batch(rollouts(seed), rewards, group_size=GROUP)
+    return make_batch(episodes(seed), rewards, group_size=GROUP)
 
 
 GRPO = ({"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2}}, {"group_advantage": {"scale": "std"}}, None)
 
 
 def updater(
-    objective: Objective | None = None, *, lr: float = 1e-2, model: object = None, **options: object
+    objective: Objective | None = None,
+    *,
+    lr: float = 1e-2,
+    model: object = None,
+    shared: bool = True,
+    tokens_per_microbatch: int = 4096,
+    reduce: dict | None = None,
+    **options: object,
 ) -> Updater:
     """An updater over a fresh tiny model; ``options`` as of :class:`Updater`."""
-    policy = Policy(model or tiny_model(), temperature=1.0)
-    settings: dict = {
-        "learning_rate": lambda step: lr,
-        "reduce": {"over": "tokens"},
-        "epochs": 1,
-        "minibatches": 1,
-        "tokens_per_microbatch": 4096,
-        "shared": True,
-        "max_grad_norm": float("inf"),
-    }
+    policy = CausalPolicy(
+        model or tiny_model(), temperature=1.0, packing=Packing(shared, tokens_per_microbatch)
+    )
     optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
-    return Updater(policy, optimizer, objective or Objective(*GRPO), **(settings | options))
+    options = {"learning_rate": lambda step: lr, "reduction": Reduction(**(reduce or {})), **options}
+    return Updater(policy, optimizer, objective or Objective(*GRPO), **options)
 
 
 def gradient(step: Updater, rows: Batch) -> dict[str, torch.Tensor]:

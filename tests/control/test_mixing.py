@@ -8,8 +8,8 @@ import torch
 from tiny import tiny_folder, tiny_model
 
 from klent.config import make_recipe
-from klent.control import mixing
 from klent.control.mixing import MEMORY, alpha_at, alpha_of, policy_reward, sample_size, with_adapter
+from klent.control.organ import StepRecord
 from klent.errors import ConfigError, DataError, ModelError
 from klent.io.files import read_jsonl
 from klent.models.load import load_policy
@@ -18,10 +18,11 @@ from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs import build as parts
 from klent.runs.build import build_parts, build_sampler
 from klent.runs.console import QuietConsole
-from klent.runs.train import train
 from klent.runs.plan import describe_plan
+from klent.runs.train import train
 from klent.streams.batch import make_batch
 from klent.streams.prompt import Prompt
+from klent.training.update import FirstPass, UpdateResult
 
 REWARD = """
 def digits(prompts, completions, **columns):
@@ -118,12 +119,14 @@ def test_weights_are_the_policy_over_the_mixture(world, ratio):
     made = built({"target": "other", "weights": {"ratio": ratio, "high": None, "normalise": False}})
     rollouts = made.engine.generate(task_prompts(), group_size=6, seed=0)
     batch = make_batch(rollouts, [0.0] * len(rollouts), group_size=6)
-    made.mixer.weigh(batch)
-    log_ratio = made.updater.measure(batch, range(len(rollouts)))["logp"] - batch.streams["logp_gen"]
+    made.organs[0].after_rollout(batch)
+    log_ratio = made.updater.measure(batch, range(len(rollouts))).logp - batch.streams.logp_gen
     for row, rollout in enumerate(rollouts):
         own = log_ratio[row, : len(rollout.tokens)]
         expected = own.exp() if ratio == "token" else own.sum().exp().expand(len(own))
-        torch.testing.assert_close(batch.streams["weight"][row, : len(own)], expected, rtol=2e-4, atol=1e-5)
+        torch.testing.assert_close(
+            batch.streams.importance_weight[row, : len(own)], expected, rtol=2e-4, atol=1e-5
+        )
     weight = log_ratio.exp()[batch.mask] if ratio == "token" else log_ratio.sum(1).exp()
     expected = float(weight.sum() ** 2 / weight.square().sum()) / len(weight)
     assert sample_size(batch, whole=ratio == "sequence") == pytest.approx(expected, rel=1e-3)
@@ -133,14 +136,13 @@ def test_the_loss_is_multiplied_by_the_weights(world):
     made = built({"target": "other", "weights": {"high": 1.5}})
     rollouts = made.engine.generate(task_prompts(), group_size=6, seed=0)
     batch = make_batch(rollouts, [float(i % 3) for i in range(len(rollouts))], group_size=6)
-    made.mixer.weigh(batch)
+    made.organs[0].after_rollout(batch)
     made.objective.estimate_advantage(batch)
-    streams = {**batch.streams, "logp": batch.own["logp"], "logp_old": batch.own["logp"], "mask": batch.mask}
+    logp = batch.at_sampling.logp
+    streams = batch.streams.with_(logp=logp, logp_old=logp)
     weighted = made.objective.token_loss(streams).loss
-    weight = importance_weight(
-        batch.own["logp"], batch.streams["logp_gen"], batch.mask, high=1.5, normalise=True
-    )
-    plain = made.objective.token_loss({k: v for k, v in streams.items() if k != "weight"}).loss
+    weight = importance_weight(logp, batch.streams.logp_gen, batch.mask, high=1.5, normalise=True)
+    plain = made.objective.token_loss(streams.with_(importance_weight=None)).loss
     torch.testing.assert_close(weighted, plain * weight)
     assert float(weight[batch.mask].mean()) == pytest.approx(1.0)
 
@@ -153,10 +155,9 @@ def test_one_reference_serves_the_loss_and_the_mixture(world, monkeypatch):
         return load_policy(name, **options)
 
     monkeypatch.setattr(parts, "load_policy", load)
-    monkeypatch.setattr(mixing, "load_policy", load)
     made = built({"target": "reference"}, loss={"kl_in_loss": {"coef": 0.1}})
     assert loads == ["model", "model"]
-    assert made.reference.policy.model is made.engine.target.loaded.model
+    assert made.reference.model is made.engine.target.loaded.model
     assert made.engine.target.loaded.model is not made.loaded.model
 
 
@@ -256,7 +257,7 @@ def test_every_prompt_has_its_own_alpha(world):
         for one, other in zip(rollouts, made.engine.generate(prompts, group_size=6, seed=2), strict=True):
             if one.prompt.columns["mine"] == share:
                 assert one.tokens.tolist() == other.tokens.tolist()
-                torch.testing.assert_close(one.logp_gen, other.logp_gen, atol=1e-5, rtol=0)
+                torch.testing.assert_close(one.logp, other.logp, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -302,15 +303,15 @@ def test_the_policys_own_reward_is_what_weights_make_of_the_mixtures(world):
     batch = make_batch(rollouts, reward, group_size=6)
     expected = []
     for group in (range(6), range(12, 18)):
-        weight = {
-            i: float((rollouts[i].mixture.logp_policy - rollouts[i].logp_gen).sum().exp()) for i in group
-        }
+        weight = {i: float((rollouts[i].mixture.logp_policy - rollouts[i].logp).sum().exp()) for i in group}
         weight.pop(3, None)
         expected.append(sum(w * reward[i] for i, w in weight.items()) / sum(weight.values()))
     assert policy_reward(batch) == pytest.approx(sum(expected) / 2, rel=1e-4)
     none = make_batch(rollouts, [float("nan")] * 18, group_size=6)
-    assert not {"mixture/policy_reward"} & made.mixer.read(none).keys()
-    assert made.mixer.reward == 0.0
+    (mixer,) = made.organs
+    record = StepRecord(1, none, None, UpdateResult(FirstPass.of(none), torch.zeros(none.mask.shape)))
+    assert "mixture/policy_reward" not in mixer.after_update(record)
+    assert mixer.reward == 0.0
 
 
 def test_many_samples_of_the_mixture_find_the_policys_reward(world):

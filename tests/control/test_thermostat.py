@@ -43,7 +43,7 @@ def bandit(thermostat: Controller | None, *, steps: int, peak: float = 0.0, seed
     seen = []
     for step in range(1, steps + 1):
         if thermostat:
-            thermostat.apply()
+            thermostat.before_step(1)
         logp = logits.log_softmax(-1)
         arms = torch.multinomial(logp.detach().exp(), 32, replacement=True, generator=generator)
         gain = reward.gather(1, arms)
@@ -202,10 +202,10 @@ def test_it_turns_what_the_recipe_names(steer):
     assert recipe.thermostat is not None
     thermostat = Controller(recipe.thermostat, knob(recipe.thermostat, objective, heard.append))
     start = recipe.thermostat.start
-    thermostat.apply()
+    thermostat.before_step(1)
     for step in range(1, 5):
         thermostat.read(step, 0.1, 0.0)
-    thermostat.apply()
+    thermostat.before_step(1)
     value = thermostat.state.value
     assert value > start
     found = {

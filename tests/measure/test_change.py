@@ -5,7 +5,10 @@ import torch
 from helpers_training import batch
 
 from klent.measure.change import distribution_change, probe_rows
-from klent.training.update import UpdateResult
+from klent.streams.batch import Stats, make_batch
+from klent.streams.episode import Episode
+from klent.streams.prompt import Prompt
+from klent.training.update import FirstPass, UpdateResult
 
 
 def world(scale: float, count: int = 400_000) -> tuple[dict[str, float], float, float]:
@@ -17,15 +20,12 @@ def world(scale: float, count: int = 400_000) -> tuple[dict[str, float], float, 
     tokens = torch.multinomial(old.exp(), count, replacement=True, generator=generator)
     entropy_old, entropy_new = (-(x.exp() * x).sum() for x in (old, new))
 
-    class Rows:
-        mask = torch.ones(1, count, dtype=torch.bool)
-        streams = {"logp_gen": torch.zeros(1, count)}  # noqa: RUF012
-        mixed = False
-
-    before = {"logp": old[tokens][None], "entropy": entropy_old.expand(1, count)}
-    after = {"logp": new[tokens][None], "entropy": entropy_new.expand(1, count)}
+    episode = Episode(Prompt("p", ""), [], tokens, "", "stop", logp=old[tokens], entropy=old[tokens])
+    rows = make_batch([episode], None, group_size=1)
+    before = Stats(old[tokens][None], entropy_old.expand(1, count))
+    after = Stats(new[tokens][None], entropy_new.expand(1, count))
     kl = (old.exp() * (old - new)).sum()
-    return distribution_change(Rows(), [0], before, after), float(entropy_new - entropy_old), float(kl)
+    return distribution_change(rows, [0], before, after), float(entropy_new - entropy_old), float(kl)
 
 
 def test_a_small_update_is_predicted_by_the_covariance_theorem():
@@ -42,16 +42,17 @@ def test_a_large_update_leaves_the_first_order_behind():
 
 def test_the_probe_is_made_of_the_first_prompts_that_were_computed():
     rows = batch()
-    result = UpdateResult()
-    result.before["known"] = torch.tensor([False] * 4 + [True, False, True, True] + [True] * 4)
+    result = UpdateResult(FirstPass.of(rows), torch.zeros(rows.mask.shape))
+    result.before.known = torch.tensor([False] * 4 + [True, False, True, True] + [True] * 4)
     assert probe_rows(rows, result, prompts=1) == [4, 6, 7]
     assert probe_rows(rows, result, prompts=2) == [4, 6, 7, 8, 9, 10, 11]
-    result.before["known"][:] = False
+    result.before.known[:] = False
     assert probe_rows(rows, result, prompts=2) == []
 
 
 def test_without_an_update_nothing_changed():
     rows = batch()
-    found = distribution_change(rows, [], {}, {})
+    nothing = FirstPass.of(rows)
+    found = distribution_change(rows, [], nothing, nothing)
     assert set(found.values()) == {0.0}
     assert len(found) == 3

@@ -15,6 +15,10 @@ from klent.measure.diagnostics import (
     selected_and_rest,
 )
 from klent.measure.evaluate import pass_at_k
+from klent.streams.batch import make_batch
+from klent.streams.episode import Episode
+from klent.streams.prompt import Prompt
+from klent.streams.registry import Streams
 
 
 def test_tails_are_means_over_the_largest_tokens_on_the_mask():
@@ -58,27 +62,23 @@ def test_selected_and_rest_are_parts_of_all():
 
 def test_collision_is_the_mean_probability_and_renyi_needs_the_sampler():
     rows = batch()
-    for rollout in rows.rollouts:
-        rollout.renyi_gen = None
+    for episode in rows.episodes:
+        episode.renyi = None
     found = collision_metrics(rows)
-    expected = rows.streams["logp_gen"][rows.mask].exp().mean()
+    expected = rows.streams.logp_gen[rows.mask].exp().mean()
     assert found == {"policy/collision": pytest.approx(float(expected), rel=1e-5)}
-    for rollout in rows.rollouts:
-        rollout.renyi_gen = torch.full(rollout.tokens.shape, 0.25)
+    for episode in rows.episodes:
+        episode.renyi = torch.full(episode.tokens.shape, 0.25)
     assert collision_metrics(rows)["policy/renyi"] == pytest.approx(0.25)
-    rows.streams["logp_gen"][rows.mask] = float("nan")
+    rows.streams.logp_gen = None  # a data set is replayed
     assert collision_metrics(rows) == {}
 
 
 def test_collision_estimates_the_sum_of_squares_without_bias():
     p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     drawn = torch.multinomial(p, 200_000, replacement=True, generator=torch.Generator().manual_seed(0))
-    rows = SimpleNamespace(
-        mixed=False,
-        streams={"logp_gen": p[drawn].log()[None]},
-        mask=torch.ones(1, len(drawn), dtype=torch.bool),
-        rollouts=[SimpleNamespace(renyi_gen=None)],
-    )
+    episode = Episode(Prompt("p", ""), [], drawn, "", "stop", logp=p[drawn].log(), entropy=p[drawn])
+    rows = make_batch([episode], None, group_size=1)
     assert collision_metrics(rows)["policy/collision"] == pytest.approx(0.36 + 0.09 + 0.01, abs=2e-3)
 
 
@@ -93,18 +93,18 @@ def test_repetition_counts_what_stood_earlier():
 
 def test_fork_words_are_ranked_by_mean_entropy():
     rows = batch()
-    rows.rollouts = rows.rollouts[:1]
+    rows.episodes = rows.episodes[:1]
     tokens = torch.tensor([3, 4, 3, 5, 6, 4])
-    rows.rollouts[0].tokens = tokens
+    rows.episodes[0].tokens = tokens
     rows.mask = torch.ones(1, 6, dtype=torch.bool)
-    rows.streams = {"entropy_gen": torch.tensor([[1.0, 3.0, 2.0, 9.0, 0.5, 1.0]])}
+    rows.streams = Streams(entropy_gen=torch.tensor([[1.0, 3.0, 2.0, 9.0, 0.5, 1.0]]))
     words = {3: "so", 4: " the", 5: "once", 6: " so"}
     tokenizer = SimpleNamespace(decode=lambda ids: words[ids[0]])
     assert fork_words(rows, tokenizer) == [
         {"word": "the", "entropy": 2.0, "count": 2},
         {"word": "so", "entropy": pytest.approx(3.5 / 3, abs=1e-5), "count": 3},
     ]
-    rows.streams["entropy_gen"][:] = float("nan")
+    rows.streams.entropy_gen = None
     assert fork_words(rows, tokenizer) == []
 
 

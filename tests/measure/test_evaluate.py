@@ -7,7 +7,7 @@ import torch
 from oracles.wilson import wilson_by_root
 
 from klent.measure.evaluate import evaluate, wilson
-from klent.rollout.engine import Rollout
+from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.tasks.scorer import Scores
 
@@ -15,7 +15,7 @@ from klent.tasks.scorer import Scores
 class Engine:
     def generate(self, prompts, *, group_size, seed):
         nothing = torch.zeros(2)
-        return [Rollout(p, [1], torch.tensor([5, 6]), nothing, nothing + 0.5, "x", "stop") for p in prompts]
+        return [Episode(p, [1], torch.tensor([5, 6]), nothing, nothing + 0.5, "x", "stop") for p in prompts]
 
 
 class ThreeSamples(Engine):

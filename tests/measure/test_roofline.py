@@ -5,22 +5,22 @@ import torch
 from tiny import tiny_model
 
 from klent.measure.roofline import Floor
-from klent.rollout.engine import Rollout
 from klent.streams.batch import make_batch
+from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
-from klent.training.update import UpdateResult
+from klent.training.update import FirstPass, UpdateResult
 
 FLOOR = Floor(operations=1000.0, bytes=100.0, body=10, head=5, width=4, trained=(3, 4))
 
 
 def batch_of(lengths: list[int], prompts: list[int], group_size: int):
     rollouts = [
-        Rollout(
+        Episode(
             prompt=Prompt(str(i), "?"),
             prompt_ids=[1] * prompts[i // group_size],
             tokens=torch.ones(n, dtype=torch.long),
-            logp_gen=torch.zeros(n),
-            entropy_gen=torch.zeros(n),
+            logp=torch.zeros(n),
+            entropy=torch.zeros(n),
             text="",
             finish="stop",
         )
@@ -41,8 +41,7 @@ def test_a_rollout_reads_each_prompt_once_and_is_bound_by_memory_or_products():
 
 
 def test_training_is_three_products_a_weight_and_four_for_the_head():
-    result = UpdateResult()
-    result.tokens, result.targets = 20, 7
+    result = UpdateResult(FirstPass.of(batch_of([1], [1], 1)), torch.zeros(1, 1), tokens=20, targets=7)
     assert FLOOR.train(result) == pytest.approx(2 * (3 * 10 * 20 + 4 * 5 * 7) / 1000)
 
 

@@ -6,7 +6,7 @@ from tiny import tiny_model
 
 from klent.policies.causal_lm.blocks import NAME, find_blocks
 from klent.policies.causal_lm.packing import Completion, make_groups, pack
-from klent.policies.causal_lm.policy import Policy, takes_shared_prompt
+from klent.policies.causal_lm.policy import CausalPolicy, takes_shared_prompt
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12]]
 LENGTHS = [[4, 1, 7], [3, 2, 1, 1]]  # completions of one token stand nowhere in the row
@@ -57,7 +57,7 @@ def test_blocks_hold_every_pair_that_sees_and_no_other():
 )
 def test_values_and_gradients_are_those_of_one_mask(lengths):
     model = tiny_model()
-    policy, packed = Policy(model, temperature=1.0), rows(lengths)
+    policy, packed = CausalPolicy(model, temperature=1.0), rows(lengths)
     assert takes_shared_prompt(policy, longest=30)
     assert policy.takes_blocks
     answers = []
@@ -72,7 +72,7 @@ def test_values_and_gradients_are_those_of_one_mask(lengths):
 
 
 def test_the_models_own_attention_is_put_back():
-    policy = Policy(tiny_model(), temperature=1.0)
+    policy = CausalPolicy(tiny_model(), temperature=1.0)
     assert takes_shared_prompt(policy, longest=30)
     policy(rows())
     assert policy.model.config._attn_implementation != NAME
@@ -80,7 +80,7 @@ def test_the_models_own_attention_is_put_back():
 
 def test_under_gradient_checkpointing_one_mask_is_used():
     model = tiny_model()
-    policy = Policy(model, temperature=1.0)
+    policy = CausalPolicy(model, temperature=1.0)
     assert takes_shared_prompt(policy, longest=30)
     plain = policy(rows()).logp
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,21 +1,26 @@
 """Distillation on sampled tokens: gradients against plain torch with all logits, and runs that learn."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers_training import updater
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from klent.config import Distill
 from klent.models.load import LoadedModel, render_prompt
-from klent.policies.causal_lm.distill import Distiller
-from klent.rollout.engine import Rollout
+from klent.policies.causal_lm.packing import Packing
+from klent.policies.causal_lm.policy import CausalPolicy, takes_shared_prompt
+from klent.policies.causal_lm.teacher import Teacher
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions
 from klent.streams.batch import Batch, make_batch
+from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
+from klent.training.distill import distill_term
 from klent.training.objective import Objective
+from klent.training.update import Updater
 
 PROMPTS = [Prompt(f"p/{i}", [{"role": "user", "content": text}], {"n": i}) for i, text in enumerate("ab")]
 HINT = "the answer to {prompt} is {n}, as you know"
@@ -36,7 +41,17 @@ def batch() -> Batch:
     return make_batch(rollouts, [0.0] * len(rollouts), group_size=3)
 
 
-def logp(model: torch.nn.Module, ids: list[int], rollout: Rollout, temperature: float = 1.0) -> Tensor:
+def taught(divergence: str, skew: float, *, coef: float, **options: object) -> Updater:
+    """An updater whose only term is the divergence from the target."""
+    step = updater(Objective({}, None, None, more=[distill_term(coef)]), **options)
+    teacher = CausalPolicy(target().loaded.model, temperature=TEMPERATURE)
+    teacher.packing = Packing(takes_shared_prompt(teacher, longest=64))
+    encode = partial(target().encode, policy=tiny_tokenizer())
+    step.policy.teacher = Teacher(teacher, encode, divergence=divergence, skew=skew)
+    return step
+
+
+def logp(model: torch.nn.Module, ids: list[int], rollout: Episode, temperature: float = 1.0) -> Tensor:
     row = torch.tensor([ids + rollout.tokens.tolist()])
     return (model(input_ids=row).logits[0, len(ids) - 1 : -1] / temperature).log_softmax(-1)
 
@@ -44,7 +59,7 @@ def logp(model: torch.nn.Module, ids: list[int], rollout: Rollout, temperature: 
 def plain(rows: Batch, divergence: str, skew: float) -> tuple[float, dict[str, Tensor]]:
     """Mean over all tokens of the divergence, one completion at a time, and its gradient."""
     model, teacher, total = tiny_model(0), tiny_model(1), torch.zeros(())
-    for rollout in rows.rollouts:
+    for rollout in rows.episodes:
         question = render_prompt(tiny_tokenizer(), target().question(rollout.prompt))
         p = logp(model, rollout.prompt_ids, rollout)
         t = logp(teacher, question, rollout, TEMPERATURE).detach()
@@ -60,9 +75,7 @@ def plain(rows: Batch, divergence: str, skew: float) -> tuple[float, dict[str, T
 @pytest.mark.parametrize(("divergence", "skew"), [("forward", 0.0), ("reverse", 0.2)])
 def test_the_gradient_is_that_of_all_logits(shared, divergence, skew):
     rows = batch()
-    settings = Distill(divergence=divergence, skew=skew, coef=2.0)
-    step = updater(Objective({}, None, None), shared=shared, tokens_per_microbatch=64)
-    step.distiller = Distiller(settings, target(), loaded(0), longest=64)
+    step = taught(divergence, skew, coef=2.0, shared=shared, tokens_per_microbatch=64)
     step.learning_rate = lambda number: 0.0
     result = step.run(rows, seed=0)
     loss, expected = plain(rows, divergence, skew)
@@ -76,8 +89,7 @@ def test_the_gradient_is_that_of_all_logits(shared, divergence, skew):
 
 
 def test_steps_bring_the_policy_to_its_target():
-    step = updater(Objective({}, None, None), lr=0.2)
-    step.distiller = Distiller(Distill(), target(), loaded(0), longest=64)
+    step = taught("reverse", 0.0, coef=1.0, lr=0.2)
     rows = batch()
     losses = [step.run(rows, seed=0).loss for _ in range(12)]
     assert losses[-1] < 0.6 * losses[0]

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from klent.policies.causal_lm.packing import Completion, make_groups, make_microbatches, pack
-from klent.policies.causal_lm.policy import Policy, head_is_linear, head_options, takes_shared_prompt
+from klent.policies.causal_lm.policy import CausalPolicy, head_is_linear, head_options, takes_shared_prompt
 
 SIZE = 40
 
@@ -36,7 +36,7 @@ def completions(lengths: dict[tuple[int, ...], list[int]]) -> list[Completion]:
 ITEMS = completions({(3, 1, 4): [5, 1, 3], (2, 7, 1, 8, 2, 8): [4, 6], (9,): [2, 2, 7]})
 
 
-def on_grid(policy: Policy, items: list[Completion], *, shared: bool, budget: int) -> torch.Tensor:
+def on_grid(policy: CausalPolicy, items: list[Completion], *, shared: bool, budget: int) -> torch.Tensor:
     grid = torch.zeros(len(items), max(len(i.tokens) for i in items))
     for part in make_microbatches(make_groups(items, shared=shared, budget=budget), budget=budget):
         rows = pack(part, shared=shared)
@@ -58,7 +58,7 @@ def one_by_one(model, items: list[Completion]) -> torch.Tensor:
 @pytest.mark.parametrize("budget", [8, 20, 4096])
 def test_log_probs_and_gradients_are_those_of_each_sequence_alone(shared, budget):
     weight = torch.randn(len(ITEMS), 7, generator=torch.Generator().manual_seed(0))
-    policy = Policy(tiny_model(), temperature=1.0)
+    policy = CausalPolicy(tiny_model(), temperature=1.0)
     packed = on_grid(policy, ITEMS, shared=shared, budget=budget)
     (packed * weight).sum().backward()
 
@@ -100,9 +100,9 @@ def test_every_token_is_packed_once_and_budgets_hold(shape, budget, shared):
     assert sorted(seen) == wanted
 
 
-def config_model(config) -> Policy:
+def config_model(config) -> CausalPolicy:
     torch.manual_seed(0)
-    return Policy(AutoModelForCausalLM.from_config(config).eval(), temperature=1.0)
+    return CausalPolicy(AutoModelForCausalLM.from_config(config).eval(), temperature=1.0)
 
 
 SMALL = {
@@ -179,7 +179,7 @@ def test_a_number_that_the_model_does_not_use_is_not_used():
 def test_logits_of_another_kind_go_through_the_models_own_head():
     model = config_model(GemmaConfig(**SMALL, head_dim=8)).model
     model.lm_head.register_forward_hook(lambda module, inputs, output: output + 0.5 * output.square())
-    policy = Policy(model, temperature=1.0)
+    policy = CausalPolicy(model, temperature=1.0)
     assert not policy.fused
     torch.testing.assert_close(
         on_grid(policy, ITEMS, shared=False, budget=99), one_by_one(policy.model, ITEMS), atol=2e-5, rtol=0
@@ -190,7 +190,7 @@ def test_a_wrong_mask_would_be_seen(monkeypatch):
     """The check that decides on sharing must fail when completions can see one another."""
     from klent.policies.causal_lm import packing
 
-    policy = Policy(tiny_model(), temperature=1.0)
+    policy = CausalPolicy(tiny_model(), temperature=1.0)
     assert takes_shared_prompt(policy, longest=50)
     monkeypatch.setattr(
         packing,
@@ -202,7 +202,7 @@ def test_a_wrong_mask_would_be_seen(monkeypatch):
 
 def test_no_step_of_the_backward_depends_on_the_order_of_threads():
     """Indexing's backward adds repeated rows with atomics: equal up to rounding, and not bit for bit."""
-    policy = Policy(tiny_model(), temperature=1.0)
+    policy = CausalPolicy(tiny_model(), temperature=1.0)
     rows = pack(make_groups(ITEMS, shared=True, budget=99), shared=True)
     assert len(rows.source.unique()) < len(rows.source)  # the prompt's last state is used more than once
     todo, seen = [policy(rows).logp.grad_fn], set()

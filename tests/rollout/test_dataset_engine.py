@@ -21,7 +21,8 @@ def test_text_and_conversational_completions_are_the_same(completion):
     assert rollout.text == "four"
     assert rollout.tokens[-1] == TURN_END
     assert tiny_tokenizer().decode(rollout.tokens[:-1]) == "four"
-    assert rollout.logp_gen.isnan().all()
+    assert rollout.logp is None
+    assert rollout.entropy is None
 
 
 def test_a_completion_that_is_too_long_is_refused_and_not_cut():

@@ -51,9 +51,9 @@ def check(rollout, ours: torch.nn.Module, theirs: torch.nn.Module, target: Targe
         own, other = (np.exp(oracle.normalise(x[t])) for x in (policy, teacher))
         found = (
             mixture.alpha[t],
-            rollout.logp_gen[t],
-            rollout.entropy_gen[t],
-            rollout.renyi_gen[t],
+            rollout.logp[t],
+            rollout.entropy[t],
+            rollout.renyi[t],
             mixture.kl_policy[t],
             mixture.kl_target[t],
             mixture.logp_policy[t],
@@ -107,8 +107,8 @@ def test_a_target_that_is_the_policy_changes_nothing(alpha):
     for left, right in zip(plain, mixed, strict=True):
         assert (left.text, left.finish, left.prompt_ids) == (right.text, right.finish, right.prompt_ids)
         assert left.tokens.tolist() == right.tokens.tolist()
-        torch.testing.assert_close(left.logp_gen, right.logp_gen, atol=1e-5, rtol=0)
-        torch.testing.assert_close(left.entropy_gen, right.entropy_gen, atol=1e-5, rtol=0)
+        torch.testing.assert_close(left.logp, right.logp, atol=1e-5, rtol=0)
+        torch.testing.assert_close(left.entropy, right.entropy, atol=1e-5, rtol=0)
         assert right.mixture.kl_policy.max() < 1e-5
         assert right.mixture.kl_target.max() < 1e-5
 
@@ -129,7 +129,7 @@ def test_the_batch_size_does_not_change_what_is_said():
     ]
     for left, right in zip(*several, strict=True):
         assert left.tokens.tolist() == right.tokens.tolist()
-        torch.testing.assert_close(left.logp_gen, right.logp_gen, atol=1e-5, rtol=0)
+        torch.testing.assert_close(left.logp, right.logp, atol=1e-5, rtol=0)
 
 
 def test_samples_have_the_frequencies_of_the_mixture():
@@ -142,7 +142,7 @@ def test_samples_have_the_frequencies_of_the_mixture():
     q = oracle.mixture(policy, teacher, oracle.chernoff(policy, teacher))
     found = np.bincount([int(r.tokens[0]) for r in rollouts], minlength=len(q)) / count
     assert np.abs(found - q).max() < 5 * np.sqrt(q.max() / count)
-    weight = np.array([float((r.mixture.logp_policy - r.logp_gen).exp()) for r in rollouts])
+    weight = np.array([float((r.mixture.logp_policy - r.logp).exp()) for r in rollouts])
     assert weight.mean() == pytest.approx(1.0, abs=5 * weight.std() / np.sqrt(count))
 
 

@@ -38,8 +38,8 @@ def test_reported_numbers_are_those_of_one_unpadded_forward_pass(rollouts):
         ids = torch.tensor([r.prompt_ids + r.tokens.tolist()])
         logits = model(input_ids=ids).logits[0, len(r.prompt_ids) - 1 : -1] / 0.7
         logp = logits.log_softmax(dim=-1)
-        torch.testing.assert_close(r.logp_gen, logp.gather(1, r.tokens[:, None])[:, 0], atol=2e-5, rtol=0)
-        torch.testing.assert_close(r.entropy_gen, -(logp.exp() * logp).sum(-1), atol=2e-5, rtol=0)
+        torch.testing.assert_close(r.logp, logp.gather(1, r.tokens[:, None])[:, 0], atol=2e-5, rtol=0)
+        torch.testing.assert_close(r.entropy, -(logp.exp() * logp).sum(-1), atol=2e-5, rtol=0)
 
 
 def test_a_row_ends_at_its_stop_token_and_its_text_leaves_that_out(rollouts):
@@ -92,8 +92,8 @@ def test_a_stop_string_ends_the_row_and_is_not_in_the_text():
 def test_truncated_sampling_reports_the_truncated_distribution():
     options = SamplingOptions(max_tokens=8, top_k=1)
     for r in TransformersEngine(loaded(), options).generate(PROMPTS, group_size=2, seed=0):
-        assert r.logp_gen.abs().max() < 1e-6
-        assert r.entropy_gen.abs().max() < 1e-6
+        assert r.logp.abs().max() < 1e-6
+        assert r.entropy.abs().max() < 1e-6
 
 
 def test_a_prompt_that_leaves_no_room_is_named():

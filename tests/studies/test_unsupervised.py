@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from klent.config import make_recipe
 from klent.control.early_stop import best_row, is_over
-from klent.kit.seeds import derive_seed
 from klent.errors import ConfigError, RunError
 from klent.io.files import read_jsonl
+from klent.kit.seeds import derive_seed
 from klent.measure.certainty import kept, logit_skewness, votes, winners
 from klent.models.load import LoadedModel
-from klent.rollout.engine import Rollout
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.runs.console import QuietConsole
 from klent.runs.train import train
+from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.studies import rank
 from klent.studies.controls import arms, changed, chosen, read_csv, run_controls, summary, write_csv
@@ -132,7 +132,7 @@ def test_the_released_code_is_off_by_one_and_goes_on_behind_the_end(world):
     assert len(expected) == 8 * longest
     assert metrics[0]["objective/loss"] == pytest.approx(float(expected.mean()), rel=1e-4)
     # what is measured of the completions stays theirs
-    own = torch.cat([r.entropy_gen for r in rollouts])
+    own = torch.cat([r.entropy for r in rollouts])
     assert metrics[0]["policy/entropy"] == pytest.approx(float(own.mean()), rel=1e-4)
     assert metrics[0]["policy/logp_mismatch"] < 1e-4
 
@@ -161,9 +161,9 @@ def test_only_these_prompts(world):
 # what evaluation adds
 
 
-def said(text: str, prompt: str = "?") -> Rollout:
+def said(text: str, prompt: str = "?") -> Episode:
     nothing = torch.zeros(1)
-    return Rollout(Prompt("p", prompt), [1], torch.tensor([5]), nothing, nothing, text, "stop")
+    return Episode(Prompt("p", prompt), [1], torch.tensor([5]), nothing, nothing, text, "stop")
 
 
 def test_votes_share_ties_and_ignore_no_answer():

@@ -35,7 +35,7 @@ def moved() -> Batch:
     """A step's completions, sampled from a policy a little off the one that is trained."""
     rows = batch()
     noise = torch.randn(rows.mask.shape, generator=torch.Generator().manual_seed(3))
-    rows.streams["logp_old"] = torch.where(rows.mask, rows.streams["logp_gen"] - 0.1 * noise, 0.0)
+    rows.streams.logp_old = torch.where(rows.mask, rows.streams.logp_gen - 0.1 * noise, 0.0)
     return rows
 
 
@@ -55,9 +55,7 @@ class PerMicrobatch(Updater):
     """The mistake of released code: each micro-batch chooses among its own tokens."""
 
     def _accumulate(self, batch, rows, *arguments, **options):
-        here = rows.row.unique().tolist()
-        own = {"logp": batch.streams["logp_gen"], "entropy": batch.streams["entropy_gen"]}
-        batch = self.objective.selection.choose(batch, here, own, seed=0)
+        batch = self.objective.selection.choose(batch, rows, batch.at_sampling, seed=0)
         return super()._accumulate(batch, rows, *arguments, **options)
 
 
@@ -82,9 +80,9 @@ def test_the_choice_is_the_selectors_over_the_whole_step(case):
     ((stream, choice),) = CASES[case][1].items()
     ((name, settings),) = choice.items()
     arguments = {
-        "kl_cov_tokens": (rows.streams["logp_gen"], rows.streams["advantage"], rows.mask),
-        "high_entropy_tokens": (rows.streams["entropy_gen"], rows.mask),
-        "low_entropy_tokens": (rows.streams["entropy_gen"], rows.mask),
+        "kl_cov_tokens": (rows.streams.logp_gen, rows.streams.advantage, rows.mask),
+        "high_entropy_tokens": (rows.streams.entropy_gen, rows.mask),
+        "low_entropy_tokens": (rows.streams.entropy_gen, rows.mask),
     }
     chosen = result.chosen[stream]
     assert chosen.any()
@@ -133,9 +131,9 @@ def test_the_first_optimizer_step_chooses_by_the_sampler_and_later_ones_by_the_p
     assert measured == [rows_of for rows_of, _, _ in chosen[1:]]  # no forward pass for the first
     assert len({seed for _, _, seed in chosen}) == 4
     first_rows, first_logp, _ = chosen[0]
-    assert torch.equal(first_logp, rows.streams["logp_gen"][first_rows])
+    assert torch.equal(first_logp, rows.streams.logp_gen[first_rows])
     for rows_of, logp, _ in chosen[1:]:
-        assert (logp - rows.streams["logp_gen"][rows_of])[rows.mask[rows_of]].abs().max() > 1e-3
+        assert (logp - rows.streams.logp_gen[rows_of])[rows.mask[rows_of]].abs().max() > 1e-3
 
 
 def test_what_is_drawn_at_random_needs_no_forward_pass():
@@ -144,8 +142,7 @@ def test_what_is_drawn_at_random_needs_no_forward_pass():
 
 def test_a_data_sets_tokens_are_chosen_by_the_policy_that_is_trained():
     rows = batch()
-    for name in ("logp_gen", "entropy_gen"):
-        rows.streams[name] = torch.full_like(rows.streams[name], float("nan"))
+    rows.streams.logp_gen = rows.streams.entropy_gen = None
     measured, _ = watched(make("top20"), rows)
     assert measured == [list(range(12))]
 
@@ -155,7 +152,7 @@ def test_several_optimizer_steps_end_alike_however_cut():
     for budget in (4096, 30):
         rows = batch()
         step = make("clip_cov", lr=0.05, epochs=2, minibatches=3, tokens_per_microbatch=budget)
-        rows.streams["logp_old"] = step.measure(rows, range(12))["logp"]
+        rows.streams.logp_old = step.measure(rows, range(12)).logp
         step.objective.estimate_advantage(rows)
         result = step.run(rows, seed=0)
         ends.append((result.chosen["dropped"], [p.detach().clone() for p in step.parameters]))
@@ -174,7 +171,7 @@ def test_the_average_is_over_the_selected_tokens_or_over_all_as_the_recipe_says(
     for count in ("selected", "all"):
         step = make("top20", lr=0.0, reduce={"over": over, "count": count})
         coefficients[count] = step.run(rows, seed=0).coefficient / rows.tokens
-    advantage = torch.where(chosen, rows.streams["advantage"], 0.0)
+    advantage = torch.where(chosen, rows.streams.advantage, 0.0)
     for count, counted in (("selected", chosen), ("all", rows.mask)):
         if over == "tokens":
             expected = advantage / counted.sum()
@@ -189,14 +186,14 @@ def test_the_average_is_over_the_selected_tokens_or_over_all_as_the_recipe_says(
 
 def test_completions_without_a_selected_token_are_not_computed():
     rows = batch()
-    rows.streams["entropy_gen"] = torch.zeros(rows.mask.shape)
-    rows.streams["entropy_gen"][5] = 1.0
+    rows.streams.entropy_gen = torch.zeros(rows.mask.shape)
+    rows.streams.entropy_gen[5] = 1.0
     loss = {"mask": {"high_entropy_tokens": {"fraction": 1e-9}}}
     step = updater(Objective(GRPO[0], GROUP, None, loss), shared=False)
     step.objective.estimate_advantage(rows)
     result = step.run(rows, seed=0)
-    assert result.before["known"].nonzero().flatten().tolist() == [5]
-    assert result.tokens == sum(pack.tokens for pack in step._packs(rows, [5]))
+    assert result.before.known.nonzero().flatten().tolist() == [5]
+    assert result.tokens == step.policy.evaluate(rows, [5]).tokens
 
 
 def test_dropped_tokens_get_no_push_and_the_others_all_of_theirs():
@@ -204,5 +201,5 @@ def test_dropped_tokens_get_no_push_and_the_others_all_of_theirs():
     step = make("clip_cov", lr=0.0)
     step.objective.estimate_advantage(rows)
     result = step.run(rows, seed=0)
-    expected = torch.where(result.chosen["dropped"], 0.0, rows.streams["advantage"])
+    expected = torch.where(result.chosen["dropped"], 0.0, rows.streams.advantage)
     torch.testing.assert_close(result.coefficient, expected, atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from helpers_training import GRPO, batch, gradient, updater
 from tiny import tiny_model
 
-from klent.policies.causal_lm.policy import Policy
+from klent.policies.causal_lm.policy import CausalPolicy
 from klent.training.objective import Objective
 
 REDUCTIONS = [{"over": "tokens"}, {"over": "sequences"}, {"over": "constant", "denominator": 9}]
@@ -36,8 +36,8 @@ def test_the_gradient_is_that_of_the_formula(reduce):
     found = gradient(updater(reduce=reduce), rows)
     model = tiny_model()
     total = torch.zeros(())
-    sequences, tokens = len(rows.rollouts), rows.tokens
-    for b, rollout in enumerate(rows.rollouts):
+    sequences, tokens = len(rows.episodes), rows.tokens
+    for b, rollout in enumerate(rows.episodes):
         group = rows.reward[b // 4 * 4 : b // 4 * 4 + 4].double()
         advantage = float((rows.reward[b] - group.mean()) / group.std())
         ids = torch.tensor([rollout.prompt_ids + rollout.tokens.tolist()])
@@ -66,7 +66,7 @@ def test_completions_without_a_coefficient_are_not_computed_and_change_nothing()
 
     class Everything(Objective):
         def active_rows(self, batch):
-            return list(range(len(batch.mask)))
+            return list(range(len(batch)))
 
     close(found, gradient(updater(Everything(*GRPO)), batch(rewards)))
 
@@ -75,7 +75,7 @@ def test_terms_that_always_push_keep_every_completion():
     rows = batch([0.0] * 12)
     for loss in ({"entropy_loss": {"coef": 0.1}}, {"kl_in_loss": {"coef": 0.1}}):
         objective = Objective(GRPO[0] | loss, GRPO[1], None)
-        rows.streams["logp_ref"] = rows.streams["logp_gen"].clone()
+        rows.streams.logp_ref = rows.streams.logp_gen.clone()
         objective.estimate_advantage(rows)
         assert objective.active_rows(rows) == list(range(12))
 
@@ -95,13 +95,13 @@ def test_coefficients_are_what_the_table_of_methods_says():
     step = updater(lr=0.0)
     step.objective.estimate_advantage(rows)
     result = step.run(rows, seed=0)
-    torch.testing.assert_close(result.coefficient, rows.streams["advantage"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result.coefficient, rows.streams.advantage, atol=1e-5, rtol=1e-5)
 
 
 def test_several_passes_clip_against_the_policy_at_the_start_of_the_step():
     rows = batch()
     step = updater(lr=0.5, epochs=3, minibatches=2)
-    rows.streams["logp_old"] = step.measure(rows, range(12))["logp"]
+    rows.streams.logp_old = step.measure(rows, range(12)).logp
     step.objective.estimate_advantage(rows)
     result = step.run(rows, seed=0)
     assert result.steps == 6
@@ -126,7 +126,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone_and_is_counted()
     step = updater(lr=1.0)
     rows = batch()
     step.objective.estimate_advantage(rows)
-    rows.streams["advantage"] = torch.where(rows.mask, float("inf"), 0.0)
+    rows.streams.advantage = torch.where(rows.mask, float("inf"), 0.0)
     before = [p.clone() for p in step.parameters]
     result = step.run(rows, seed=0)
     assert (result.skipped, result.steps) == (1, 1)
@@ -159,18 +159,18 @@ def test_gradient_checkpointing_gives_the_same_gradient():
 
 def test_rewards_paid_by_the_token_join_the_advantage_as_reward_to_go():
     rows = batch()
-    policy = Policy(tiny_model(1), temperature=1.0)
+    policy = CausalPolicy(tiny_model(1), temperature=1.0)
     step = updater()
-    rows.streams["logp_old"] = step.measure(rows, range(12))["logp"]
-    rows.streams["logp_ref"] = step.measure(rows, range(12), policy)["logp"]
+    rows.streams.logp_old = step.measure(rows, range(12)).logp
+    rows.streams.logp_ref = step.measure(rows, range(12), policy).logp
     objective = Objective(
         {"reinforce": {}}, {"group_advantage": {"scale": "none"}}, {"kl_in_reward": {"coef": 0.3}}
     )
     objective.estimate_advantage(rows)
-    delta = rows.streams["logp_old"] - rows.streams["logp_ref"]
-    for b, rollout in enumerate(rows.rollouts):
+    delta = rows.streams.logp_old - rows.streams.logp_ref
+    for b, rollout in enumerate(rows.episodes):
         group = rows.reward[b // 4 * 4 : b // 4 * 4 + 4]
         count = len(rollout.tokens)
         for t in range(count):
             expected = float(rows.reward[b] - group.mean() - 0.3 * delta[b, t:count].sum())
-            assert float(rows.streams["advantage"][b, t]) == pytest.approx(expected, abs=1e-5)
+            assert float(rows.streams.advantage[b, t]) == pytest.approx(expected, abs=1e-5)

@@ -105,8 +105,8 @@ class Objective:
             outcome if weight is None or not term.weighted else outcome._replace(loss=outcome.loss * weight)
         )
 
-    def active_rows(self, batch: Batch, rows: Sequence[int]) -> list[int]:
-        """Those of these episodes that some term has a gradient for; the others need no forward pass.
+    def active_rows(self, batch: Batch) -> list[int]:
+        """The episodes that some term has a gradient for; the others need no forward pass.
 
         A term says itself where it is idle whatever the policy's numbers turn out to be (see
         :mod:`klent.objectives.kinds`); one that does not say is taken to have a gradient everywhere. No list
@@ -121,5 +121,4 @@ class Objective:
             if streams.importance_weight is not None and term.weighted:
                 silent = silent | (streams.importance_weight == 0)
             idle &= silent
-        alive = (batch.trained & ~idle).any(dim=1)
-        return [row for row in rows if alive[row]]
+        return (batch.trained & ~idle).any(dim=1).nonzero()[:, 0].tolist()

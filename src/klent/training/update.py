@@ -132,13 +132,13 @@ class Updater:
         plan = list(self._plan(batch, seed))
         for number, rows in enumerate(plan):
             chosen = self._choose(batch, rows, number, seed=seed)
-            active = rows if self.needs.divergence else self.objective.active_rows(chosen, rows)
+            active = set(self.objective.active_rows(chosen))
             first_pass = number < self.minibatches
             if first_pass:
                 for name in self.objective.selection.selectors:
                     earlier = result.chosen.get(name, torch.zeros_like(batch.mask))
                     result.chosen[name] = earlier | chosen.streams.choices[name]
-            self._step(chosen, rows, active, result, first_pass=first_pass)
+            self._step(chosen, rows, [row for row in rows if row in active], result, first_pass=first_pass)
             if number == 0:
                 result.before.untouched = result.before.known.clone()
             if progress:

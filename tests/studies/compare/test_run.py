@@ -11,10 +11,10 @@ from tiny import END, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
 
 from klent.errors import RunError
 from klent.io.files import read_jsonl
-from klent.studies.compare.divergence import FILE, token_divergence
 from klent.models.load import LoadedModel
-from klent.rollout.engine import Rollout
+from klent.streams.episode import Episode
 from klent.studies.compare import run as running
+from klent.studies.compare.divergence import FILE, token_divergence
 from klent.studies.compare.plan import make_plan
 from klent.studies.compare.run import Stopped, run_comparison
 from klent.tasks import Prompt
@@ -127,7 +127,7 @@ def test_the_divergence_of_a_token_by_hand(temperature):
         LoadedModel(tiny_model(seed), tiny_tokenizer(), "tiny", (END, TURN_END)) for seed in (0, 1)
     )
     tokens = torch.tensor([30, 41, 52])
-    rollout = Rollout(Prompt("p", "x"), [20, 21], tokens, torch.zeros(3), torch.zeros(3), "", "length")
+    rollout = Episode(Prompt("p", "x"), [20, 21], tokens, torch.zeros(3), torch.zeros(3), "", "length")
     found = token_divergence(policy, base, rollout, temperature=temperature)
     for place in range(3):
         prefix = torch.tensor([[20, 21, *tokens[:place].tolist()]])
