@@ -2,8 +2,8 @@
 
     python benchmarks/table.py        # `make bench` runs the benchmarks first
 
-A row that has not been measured is left out. The floor is what a row's matrix products alone take at the rate
-of the faster library on that machine; each benchmark says at its head what it counts.
+A row that has not been measured is left out. The floor is the time of a row's matrix products alone at the
+rate of the faster library on that machine; the docstring of each benchmark says what it counts.
 """
 
 import csv
