@@ -55,6 +55,7 @@ bench-gpu: $(STAMP) ## measure the head on a GPU against the fused kernels that 
 	$(BIN)/python benchmarks/head_gpu.py
 
 docs: $(STAMP) ## write the generated pages of docs/ again
+	$(BIN)/python -m klent.streams.page
 	$(BIN)/python -m klent.report.glossary
 	$(BIN)/python -m klent.audit.table
 	$(BIN)/python -m klent.claims.page

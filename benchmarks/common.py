@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, the day, how a table is written. Not a benchmark itself."""
+"""Shared by the benchmarks: the machine's name, the date, writing tables. Not a benchmark itself."""
 
 import csv
 import platform
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def device_name() -> str:
-    """The processor, as it calls itself."""
+    """The processor's model name."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
@@ -22,7 +22,7 @@ def today() -> str:
 
 
 def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
-    """A table as CSV, replaced."""
+    """Write a table as CSV, replacing the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
@@ -31,7 +31,7 @@ def write(path: Path, table: Sequence[dict[str, Any]]) -> None:
 
 
 def show(table: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """A table on the console, a column as wide as it needs."""
+    """Print a table, with columns as wide as their widest cell."""
     cells = [list(columns), *([str(row.get(name, "")) for name in columns] for row in table)]
     width = [max(len(row[k]) for row in cells) for k in range(len(columns))]
     for row in cells:

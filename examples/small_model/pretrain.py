@@ -1,4 +1,4 @@
-"""Make a small real language model from nothing, and the problems to train it on afterwards.
+"""Pretrain a small language model from scratch, and write the problems to post-train it on.
 
     python examples/small_model/pretrain.py                     # writes runs/small_model, in a few minutes
 
@@ -28,7 +28,7 @@ IGNORED = -100  # transformers' mark for a position without a loss
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; `<end>` ends a text."""
+    """One token per character; `<end>` ends a text."""
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.decoder = decoders.Fuse()
@@ -43,7 +43,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(hidden: int, layers: int) -> LlamaForCausalLM:
-    """Random weights, which the global seed decides."""
+    """Random weights, drawn with the global seed."""
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + len(CHARACTERS),
         hidden_size=hidden,
@@ -64,7 +64,7 @@ def build_model(hidden: int, layers: int) -> LlamaForCausalLM:
 def batches(
     tokenizer: PreTrainedTokenizerFast, rows: int, seed: int, left_out: set[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels without end; no text is about a held-out problem."""
+    """An endless stream of token ids and labels; no text is about a held-out problem."""
     rng = random.Random(f"{seed}/texts")
     while True:
         lines = []

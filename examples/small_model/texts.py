@@ -1,29 +1,29 @@
-"""Arithmetic as two kinds of writers put it down: what the small model reads, and the problems that it gets.
+"""Arithmetic by two kinds of writers: the small model's pretraining texts, and its problems.
 
 A problem is a chain such as `4+9-2+7` or `5+2*6-3`. A text is a problem with one writer's way to its answer:
 
     4+9-2+7=?a 4+9=13,13-2=11,11+7=18 #18
 
-Careful writers (notations a, b, c) seldom slip, but they work from left to right and know no precedence.
-Sloppy writers (notations d, e) multiply first, as one should, and slip often. A slip is carried on, as
-people do. So a careful writer is the better teacher for sums and always wrong where a product comes late.
+Careful writers (notations a, b, c) seldom slip, but they work from left to right and ignore precedence.
+Sloppy writers (notations d, e) multiply first, as they should, and slip often. A slip is carried into the
+following steps. So a careful writer is the better teacher for sums and always wrong where a product is late.
 """
 
 import random
 
 CHARACTERS = "0123456789+-*=?#,;:>abcde "
 NOTATIONS = {"a": 0.22, "b": 0.20, "c": 0.18, "d": 0.22, "e": 0.18}
-"""How common each notation is: two texts in five are by a sloppy writer."""
+"""Share of texts per notation: two texts in five are by a sloppy writer."""
 SLIP = {"a": 0.08, "b": 0.08, "c": 0.08, "d": 0.22, "e": 0.22}
-"""How often a step of each notation's writers is wrong."""
+"""Probability that a step is wrong, per notation."""
 LATE_PRODUCT = 0.3
-"""Share of problems drawn with a product that is not at the start; some are then drawn again as too large."""
+"""Share of problems drawn with a product that is not at the start; too large results are drawn again."""
 
 Chain = tuple[list[int], list[str]]
 
 
 def draw_problem(rng: random.Random) -> Chain:
-    """Numbers and the signs between them; the answer and every careful partial result lie in 0 .. 99."""
+    """Numbers and the signs between them; the answer and all left-to-right partial results are in 0 .. 99."""
     while True:
         size = rng.choice([4, 4, 5])
         numbers = [rng.randint(1, 9) for _ in range(size)]
@@ -46,7 +46,7 @@ def partial_results(numbers: list[int], signs: list[str]) -> list[int]:
 
 
 def multiply_first(numbers: list[int], signs: list[str]) -> tuple[list[str], list[int], list[str]]:
-    """The products, as steps, and the chain of sums that is left."""
+    """The products, as steps, and the remaining chain of sums."""
     steps, left, between = [], [numbers[0]], []
     for sign, number in zip(signs, numbers[1:], strict=True):
         if sign == "*":

@@ -1,10 +1,10 @@
-"""Draws what `klent controls` wrote: every arm beside what was there for nothing, and accuracy by step.
+"""Plots the output of `klent controls`: every arm beside the training-free baselines, and accuracy by step.
 
     python examples/unsupervised/figures.py arms OUT.png NAME=CONTROLS.csv ...
     python examples/unsupervised/figures.py steps OUT.png NAME=FOLDER_OF_RUNS ...
 
 A small dot is a seed, a large one their mean; bars are 95 % intervals over problems. `steps` reads every
-`eval.jsonl` of a folder's runs: of controls only the arm as it is written has one.
+`eval.jsonl` of a folder's runs: of the arms of `klent controls` only `as written` has one.
 """
 
 import json

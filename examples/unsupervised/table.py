@@ -1,8 +1,8 @@
-"""A table of what `klent controls` wrote, in Markdown.
+"""The output of `klent controls` as a Markdown table.
 
     python examples/unsupervised/table.py CONTROLS.csv
 
-One row an arm: held-out pass@1 at temperature 1 and greedily (mean over seeds, lowest and highest in
+One row per arm: held-out pass@1 at temperature 1 and greedily (mean over seeds, lowest and highest in
 brackets), its change against the model before training at that temperature (problem by problem, 95 % interval
 over problems), pass@k and a vote of k at temperature 1.
 """
