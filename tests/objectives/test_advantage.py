@@ -11,6 +11,9 @@ from oracles import advantage as oracle
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, table
 
+CASES = {"gae": [{"gamma": 0.9, "lam": 0.8}], "reward_to_go": [{"gamma": 0.9}]}
+IN_ORDER = {"gae": "what follows a token", "reward_to_go": "what follows a token"}
+
 NAN = math.nan
 
 

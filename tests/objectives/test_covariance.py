@@ -12,6 +12,14 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
+CASES = {
+    "clip_cov_tokens": [{"fraction": 0.3, "low": 0}],
+    "kl_cov_tokens": [{"fraction": 0.3}],
+    "clip_cov": [{"clip_high": 0.2}],
+    "kl_cov": [{"coef": 0.1}, {"penalty": "kl"}],
+}
+ORDERED = {"kl_cov_tokens": "of equal covariances, such as those of two tokens, the earlier is chosen"}
+
 NAN, INF = math.nan, math.inf
 
 # means -3 and 0; covariances 2, 0.5, 0.25, 2.5, and a token off the mask

@@ -11,6 +11,8 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, slope, table
 
+CASES = {"dpok": [{"coef": 0.3}]}
+
 NAN = math.nan
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
+CASES = {"entropy_loss": [{"coef": -0.1}], "high_entropy_tokens": [{"fraction": 0.3}]}
+
 NAN = math.nan
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
+CASES = {"entropy_ratio_clip": [{"low": 0.5, "high": 0.9}]}
+
 NAN, INF = math.nan, math.inf
 MASK = mask_of("xxxx.")
 

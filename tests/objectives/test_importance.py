@@ -12,6 +12,8 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
+CASES = {"importance_weight": [{"high": 1.1}, {"ratio": "sequence", "low": 0.5, "outside": "drop"}]}
+
 NAN, INF = math.nan, math.inf
 
 POLICY, SAMPLER = world.policy(0), world.policy(0) + 0.3 * world.policy(2)

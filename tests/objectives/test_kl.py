@@ -17,6 +17,11 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
+CASES = {
+    "kl_in_loss": [{"coef": 0.1}, {"coef": 0.1, "divergence": "forward"}],
+    "kl_in_reward": [{"coef": 0.1}],
+}
+
 NAN, INF = math.nan, math.inf
 
 POLICY, REFERENCE, SAMPLER = world.policy(0), world.policy(1), world.policy(0) + 0.4 * world.policy(2)

@@ -1,7 +1,7 @@
 """What holds of every function of per-token numbers, whatever it computes."""
 
+import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,80 +12,35 @@ from torch import Tensor
 
 from klent import objectives as O
 from klent.objectives import TokenLoss
-from objectives.helpers import assert_close, random_tokens
+from objectives.declared import cases, functions, provided, trained_by, with_mask
+from objectives.helpers import assert_close
 
 Tokens = dict[str, Tensor]
 
-LOSSES: dict[str, Callable[[Tokens], TokenLoss]] = {
-    "cross_entropy": lambda b: O.cross_entropy(b["logp"], b["mask"]),
-    "reinforce": lambda b: O.reinforce(b["logp"], b["advantage"], b["mask"]),
-    "ppo_clip": lambda b: O.ppo_clip(b["logp"], b["logp_old"], b["advantage"], b["mask"]),
-    "ppo_clip dual": lambda b: O.ppo_clip(b["logp"], b["logp_old"], b["advantage"], b["mask"], dual_clip=1.3),
-    "ppo_clip sequence": lambda b: O.ppo_clip(
-        b["logp"], b["logp_old"], b["advantage"], b["mask"], clip_low=0.05, clip_high=0.05, ratio="sequence"
-    ),
-    "cispo": lambda b: O.cispo(b["logp"], b["logp_old"], b["advantage"], b["mask"], ratio_max=1.2),
-    "kl_in_loss": lambda b: O.kl_in_loss(b["logp"], b["logp_ref"], b["mask"], coef=0.1),
-    "kl_in_loss forward": lambda b: O.kl_in_loss(
-        b["logp"], b["logp_ref"], b["mask"], coef=0.1, divergence="forward", logp_old=b["logp_old"]
-    ),
-    "entropy_loss": lambda b: O.entropy_loss(b["entropy"], b["mask"], coef=-0.1),
-    "weighted_cross_entropy": lambda b: O.weighted_cross_entropy(
-        b["logp"], b["logp_other"], b["weight"], b["mask"]
-    ),
-    "uniform_cross_entropy": lambda b: O.uniform_cross_entropy(
-        b["logp"], b["logp_other"], b["weight"], b["mask"], actions=5
-    ),
-    "clip_cov": lambda b: O.clip_cov(
-        b["logp"], b["logp_old"], b["advantage"], b["mask"], dropped=b["chosen"], clip_high=0.2
-    ),
-    "kl_cov": lambda b: O.kl_cov(
-        b["logp"], b["logp_old"], b["advantage"], b["mask"], penalised=b["chosen"], coef=0.1
-    ),
-    "kl_cov kl": lambda b: O.kl_cov(
-        b["logp"], b["logp_old"], b["advantage"], b["mask"], penalised=b["chosen"], penalty="kl"
-    ),
-    "entropy_shaped": lambda b: O.entropy_shaped(
-        b["logp"], b["logp_old"], b["entropy"], b["advantage"], b["mask"]
-    ),
-    "entropy_ratio_clip": lambda b: O.entropy_ratio_clip(
-        b["logp"], b["logp_old"], b["entropy"], b["weight"], b["advantage"], b["mask"], low=0.5, high=0.9
-    ),
-}
+LOSSES = {str(case): case for case in cases(functions("token_loss"))}
 # one number (or choice) per token, without gradient
-NUMBERS: dict[str, Callable[[Tokens], Tensor]] = {
-    "kl_in_reward": lambda b: O.kl_in_reward(b["logp"], b["logp_ref"], b["mask"], coef=0.1),
-    "high_entropy_tokens": lambda b: O.high_entropy_tokens(b["entropy"], b["mask"], fraction=0.3),
-    "low_entropy_tokens": lambda b: O.low_entropy_tokens(b["entropy"], b["mask"], fraction=0.7),
-    "random_tokens": lambda b: O.random_tokens(
-        b["mask"], fraction=0.3, generator=torch.Generator().manual_seed(0)
-    ),
-    "token_covariance": lambda b: O.token_covariance(b["logp"], b["advantage"], b["mask"]),
-    "gae": lambda b: O.gae(b["advantage"], b["entropy"], b["mask"], gamma=0.9, lam=0.8),
-    "reward_to_go": lambda b: O.reward_to_go(b["advantage"], b["mask"], gamma=0.9),
-    "clip_cov_tokens": lambda b: O.clip_cov_tokens(
-        b["logp"], b["advantage"], b["mask"], fraction=0.3, low=0, generator=torch.Generator().manual_seed(0)
-    ),
-    "kl_cov_tokens": lambda b: O.kl_cov_tokens(b["logp"], b["advantage"], b["mask"], fraction=0.3),
-    "importance_weight": lambda b: O.importance_weight(b["logp"], b["logp_old"], b["mask"], high=1.1),
-    "importance_weight sequence": lambda b: O.importance_weight(
-        b["logp"], b["logp_old"], b["mask"], ratio="sequence", low=0.5, outside="drop"
-    ),
-}
-IN_ORDER = {"gae", "reward_to_go"}  # these read a sequence from left to right
-# the order decides a draw, and between equals: the covariances of two tokens are one number
-ORDERED = {"clip_cov_tokens", "kl_cov_tokens", "random_tokens"}
-TRAINED = {"entropy_loss": {"entropy"}}  # the others train logp
-TRAINED |= {name: {"logp", "logp_other"} for name in ("weighted_cross_entropy", "uniform_cross_entropy")}
+NUMBERS = {str(case): case for case in cases(with_mask("selector", "token_reward", "advantage", "estimator"))}
+EVERY = LOSSES | NUMBERS
+IN_ORDER = {name for table in provided("IN_ORDER") for name in table}
+ORDERED = {name for table in provided("ORDERED") for name in table}
+LAYOUT_FREE = [
+    key
+    for key, case in EVERY.items()
+    if case.name not in ORDERED and "generator" not in inspect.signature(case.function).parameters
+]
 
-batches = st.builds(random_tokens, st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 6))
+sizes = st.tuples(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 6))
 law = settings(max_examples=15, deadline=None)
+
+
+def values_of(out: TokenLoss | Tensor) -> Tensor:
+    return out.loss if isinstance(out, TokenLoss) else out
 
 
 def loss_and_slopes(name: str, batch: Tokens) -> tuple[TokenLoss, list[Tensor]]:
     """A loss and its derivative in each tensor of the batch, 0 where it takes none."""
     inputs = {k: v.clone().requires_grad_() if v.is_floating_point() else v for k, v in batch.items()}
-    out = LOSSES[name](inputs)
+    out = LOSSES[name].call(inputs)
     wanted = [v for v in inputs.values() if v.is_floating_point()]
     slopes = torch.autograd.grad(out.loss.sum(), wanted, allow_unused=True)
     return out, [torch.zeros_like(v) if s is None else s for v, s in zip(wanted, slopes, strict=True)]
@@ -100,8 +55,13 @@ def spoiled(batch: Tokens, seed: int = 0) -> Tokens:
         if name != "mask":
             noise = junk[torch.randint(4, value.shape, generator=generator)]
             noise = noise if value.is_floating_point() else ~value
-            result[name] = torch.where(batch["mask"], value, noise)
+            result[name] = torch.where(over(batch["mask"], value), value, noise)
     return result
+
+
+def over(mask: Tensor, value: Tensor) -> Tensor:
+    """The mask as it broadcasts to ``value``, which may have coordinates."""
+    return mask[..., None] if value.ndim == 3 else mask
 
 
 def padded(batch: Tokens) -> Tokens:
@@ -109,7 +69,7 @@ def padded(batch: Tokens) -> Tokens:
     rows, columns = batch["mask"].shape
     result = {}
     for name, value in batch.items():
-        wide = torch.zeros(rows + 1, columns + 2, dtype=value.dtype)
+        wide = torch.zeros(rows + 1, columns + 2, *value.shape[2:], dtype=value.dtype)
         wide[:rows, :columns] = value
         result[name] = wide
     return spoiled(result)
@@ -121,8 +81,9 @@ def indexed(batch: Tokens, index: Any) -> Tokens:
 
 @pytest.mark.parametrize("name", LOSSES)
 @law
-@given(batch=batches)
-def test_losses_do_not_read_what_is_off_the_mask(name: str, batch: Tokens) -> None:
+@given(size=sizes)
+def test_losses_do_not_read_what_is_off_the_mask(name: str, size: tuple[int, int, int]) -> None:
+    batch = LOSSES[name].batch(*size)
     out, slopes = loss_and_slopes(name, batch)
     for other in (spoiled(batch), padded(batch)):
         again, other_slopes = loss_and_slopes(name, other)
@@ -133,7 +94,7 @@ def test_losses_do_not_read_what_is_off_the_mask(name: str, batch: Tokens) -> No
         assert not again.loss[~other["mask"]].any()
         for before, after in zip(slopes, other_slopes, strict=True):
             torch.testing.assert_close(after[:rows, :columns], before, rtol=slack, atol=slack)
-            assert not after[~other["mask"]].any()
+            assert not torch.where(over(other["mask"], after), 0, after).any()
         for key, (total, count) in out.metrics.items():
             assert_close(again.metrics[key][0], total)
             assert_close(again.metrics[key][1], count)
@@ -141,34 +102,40 @@ def test_losses_do_not_read_what_is_off_the_mask(name: str, batch: Tokens) -> No
 
 @pytest.mark.parametrize("name", NUMBERS)
 @law
-@given(batch=batches)
-def test_numbers_do_not_read_what_is_off_the_mask(name: str, batch: Tokens) -> None:
+@given(size=sizes)
+def test_numbers_do_not_read_what_is_off_the_mask(name: str, size: tuple[int, int, int]) -> None:
+    batch = NUMBERS[name].batch(*size)
     rows, columns = batch["mask"].shape
-    expected = NUMBERS[name](batch)
+    expected = NUMBERS[name].call(batch)
     assert not expected[~batch["mask"]].any()
     for other in (spoiled(batch), padded(batch)):
-        again = NUMBERS[name](other)
+        again = NUMBERS[name].call(other)
         assert_close(again[:rows, :columns].double(), expected.double())
         assert not again[~other["mask"]].any()
 
 
-@pytest.mark.parametrize("name", [name for name in [*LOSSES, *NUMBERS] if name not in ORDERED])
+@pytest.mark.parametrize("name", LAYOUT_FREE)
 @law
-@given(batch=batches, seed=st.integers(0, 100))
-def test_order_of_rows_and_columns_does_not_matter(name: str, batch: Tokens, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+@given(size=sizes, seed=st.integers(0, 100))
+def test_order_of_rows_and_columns_does_not_matter(name: str, size: tuple[int, int, int], seed: int) -> None:
+    case, generator = EVERY[name], torch.Generator().manual_seed(seed)
+    batch = case.batch(*size)
     rows, columns = batch["mask"].shape
     row = torch.randperm(rows, generator=generator)[:, None]
-    column = torch.arange(columns) if name in IN_ORDER else torch.randperm(columns, generator=generator)
-    evaluate = NUMBERS.get(name) or (lambda b: LOSSES[name](b).loss)
-    assert_close(evaluate(indexed(batch, (row, column))).double(), evaluate(batch)[row, column].double())
+    in_order = case.name in IN_ORDER
+    column = torch.arange(columns) if in_order else torch.randperm(columns, generator=generator)
+    moved = values_of(case.call(indexed(batch, (row, column))))
+    assert_close(moved.double(), values_of(case.call(batch))[row, column].double())
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("over", ["tokens", "sequences", "constant"])
 @law
-@given(batch=batches, cut=st.integers(0, 4))
-def test_parts_of_a_step_add_up_to_the_step(name: str, over: str, batch: Tokens, cut: int) -> None:
+@given(size=sizes, cut=st.integers(0, 4))
+def test_parts_of_a_step_add_up_to_the_step(
+    name: str, over: str, size: tuple[int, int, int], cut: int
+) -> None:
+    batch = LOSSES[name].batch(*size)
     mask = batch["mask"]
     lengths = mask.sum(dim=1)
     count = {"tokens": lengths.sum(), "sequences": (lengths > 0).sum(), "constant": torch.tensor(24.0)}[over]
@@ -180,7 +147,7 @@ def test_parts_of_a_step_add_up_to_the_step(name: str, over: str, batch: Tokens,
         denominator=count if over == "constant" else None,
     )
     parts = [indexed(batch, slice(None, cut)), indexed(batch, slice(cut, None))]
-    outs = [LOSSES[name](part) for part in parts]
+    outs = [LOSSES[name].call(part) for part in parts]
     reduced = [
         O.reduce_tokens(out.loss, part["mask"], over=over, denominator=count)
         for out, part in zip(outs, parts, strict=True)
@@ -193,21 +160,27 @@ def test_parts_of_a_step_add_up_to_the_step(name: str, over: str, batch: Tokens,
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_train_the_policy_and_nothing_else(name: str) -> None:
-    batch = random_tokens(0)
-    inputs = {k: v.requires_grad_() if v.is_floating_point() else v for k, v in batch.items()}
-    out = LOSSES[name](inputs)
+    case = LOSSES[name]
+    inputs = {k: v.requires_grad_() if v.is_floating_point() else v for k, v in case.batch(0).items()}
+    out = case.call(inputs)
     out.loss.sum().backward()
     trained = {name for name, value in inputs.items() if value.grad is not None}
-    assert trained == TRAINED.get(name, {"logp"})
+    assert trained == trained_by(case.function) != set()
     assert all(not value.requires_grad for pair in out.metrics.values() for value in pair)
     assert all(value.ndim == 0 for pair in out.metrics.values() for value in pair)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, *NUMBERS])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_carry_no_gradient(name: str) -> None:
+    batch = {k: v.requires_grad_() if v.is_floating_point() else v for k, v in NUMBERS[name].batch(0).items()}
+    assert not NUMBERS[name].call(batch).requires_grad
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_inputs_are_unchanged(name: str) -> None:
-    batch = random_tokens(0)
+    batch = EVERY[name].batch(0)
     before = {key: value.clone() for key, value in batch.items()}
-    (NUMBERS.get(name) or LOSSES[name])(batch)
+    EVERY[name].call(batch)
     assert all(torch.equal(batch[key], before[key]) for key in batch)
 
 
@@ -222,10 +195,10 @@ def test_group_estimators_and_reduction_leave_inputs_unchanged() -> None:
     assert math.isnan(loss[0, 1])
 
 
-@pytest.mark.parametrize("name", [*LOSSES, *NUMBERS])
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
-    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in random_tokens(0).items()}
-    out = (NUMBERS.get(name) or LOSSES[name])(batch)
-    values = out.loss if isinstance(out, TokenLoss) else out
-    assert values.dtype == (torch.bool if name.endswith("_tokens") else dtype)
+    case = EVERY[name]
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in case.batch(0).items()}
+    selects = case.name in functions("selector")
+    assert values_of(case.call(batch)).dtype == (torch.bool if selects else dtype)

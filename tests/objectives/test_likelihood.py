@@ -12,6 +12,8 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
+CASES = {"uniform_cross_entropy": [{"actions": 5}]}
+
 NAN = math.nan
 
 BEHAVIOUR = np.array([0.5, 0.3, 0.15, 0.05])

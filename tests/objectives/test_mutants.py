@@ -35,7 +35,7 @@ from objectives import test_regret as regret
 from objectives import test_semantic as semantic
 from objectives import test_surrogate as surrogate
 from objectives import test_tokens as choices
-from objectives.helpers import random_tokens
+from objectives.declared import functions
 
 
 class Mutant(NamedTuple):
@@ -49,15 +49,25 @@ class Mutant(NamedTuple):
 def off_mask(name: str) -> Callable[[], object]:
     """The law that values off the mask are never read, on one batch."""
     law = laws.test_numbers_do_not_read_what_is_off_the_mask
-    if name in laws.LOSSES:
+    if name in functions("token_loss"):
         law = laws.test_losses_do_not_read_what_is_off_the_mask
-    return partial(law.hypothesis.inner_test, name=name, batch=random_tokens(0))
+    return partial(law.hypothesis.inner_test, name=case_of(name), size=(0, 4, 6))
 
 
 def cut(name: str, over: str) -> Callable[[], object]:
     """The law that micro-batches add up, on one batch cut after its first row."""
     law = laws.test_parts_of_a_step_add_up_to_the_step.hypothesis.inner_test
-    return partial(law, name=name, over=over, batch=random_tokens(0), cut=1)
+    return partial(law, name=case_of(name), over=over, size=(0, 4, 6), cut=1)
+
+
+def trains(name: str) -> Callable[[], object]:
+    """The law that nothing but the policy is trained."""
+    return partial(laws.test_losses_train_the_policy_and_nothing_else, case_of(name))
+
+
+def case_of(name: str) -> str:
+    """The first case of a function in the tests of laws."""
+    return next(key for key, case in laws.EVERY.items() if case.name == name)
 
 
 MUTANTS = [
@@ -66,7 +76,7 @@ MUTANTS = [
     Mutant("forgotten mask", "likelihood.py", "(loss,) = on_mask(mask, -logp)", "loss = -logp", off_mask("cross_entropy")),
     # surrogate
     Mutant("flipped sign of A", "surrogate.py", "logp, cost = on_mask(mask, logp, -advantage", "logp, cost = on_mask(mask, logp, advantage", surrogate.test_reinforce_table),
-    Mutant("A carries gradient", "surrogate.py", "on_mask(mask, logp, -advantage.detach())", "on_mask(mask, logp, -advantage)", partial(laws.test_losses_train_the_policy_and_nothing_else, "reinforce")),
+    Mutant("A carries gradient", "surrogate.py", "on_mask(mask, logp, -advantage.detach())", "on_mask(mask, logp, -advantage)", trains("reinforce")),
     Mutant("masked after the product", "surrogate.py", "    logp, cost = on_mask(mask, logp, -advantage.detach())\n", "    cost = -advantage.detach() * mask\n", off_mask("reinforce")),
     Mutant("flipped sign of A", "surrogate.py", "-advantage * log_ratio.clamp", "advantage * log_ratio.clamp", surrogate.test_ppo_clip_table),
     Mutant("max for min", "surrogate.py", "masked_fill(advantage <= 0, floor)", "masked_fill(advantage >= 0, floor)", surrogate.test_ppo_clip_table),
@@ -143,7 +153,7 @@ MUTANTS = [
     Mutant("weights swapped", "likelihood.py", "-(weight * logp + (1 - weight) * logp_dummy)", "-((1 - weight) * logp + weight * logp_dummy)", likelihood.test_training_with_the_dummy_ends_at_weight_times_behaviour),
     Mutant("no dummy", "likelihood.py", "-(weight * logp + (1 - weight) * logp_dummy)", "-weight * logp + 0 * logp_dummy", likelihood.test_training_with_the_dummy_ends_at_weight_times_behaviour),
     Mutant("dummy at full weight", "likelihood.py", "(1 - weight) * logp_dummy)", "logp_dummy)", likelihood.test_a_random_weight_counts_by_its_mean),
-    Mutant("weight carries gradient", "likelihood.py", "on_mask(mask, logp, logp_dummy, weight.detach())", "on_mask(mask, logp, logp_dummy, weight)", partial(laws.test_losses_train_the_policy_and_nothing_else, "weighted_cross_entropy")),
+    Mutant("weight carries gradient", "likelihood.py", "on_mask(mask, logp, logp_dummy, weight.detach())", "on_mask(mask, logp, logp_dummy, weight)", trains("weighted_cross_entropy")),
     Mutant("spread over the token itself too", "likelihood.py", "(actions * logp_mean - logp) / (actions - 1)", "logp_mean", likelihood.test_uniform_cross_entropy_table),
     Mutant("divided by K", "likelihood.py", "(actions * logp_mean - logp) / (actions - 1)", "(actions * logp_mean - logp) / actions", likelihood.test_training_with_the_uniform_spread_ends_elsewhere),
     # qsft
@@ -263,8 +273,8 @@ MUTANTS = [
     Mutant("generator ignored", "tokens.py", "drawn(mask, generator), mask", "drawn(mask, None), mask", choices.test_random_tokens_follow_their_generator),
     Mutant("random: draw depends on the padding", "tokens.py", "largest(drawn(mask, generator), mask", "largest(torch.rand(mask.shape, generator=generator), mask", off_mask("random_tokens")),
     # exploration
-    Mutant("max for min", "exploration.py", "torch.minimum(alpha * entropy", "torch.maximum(alpha * entropy", exploration.test_entropy_shaped_table),
-    Mutant("no bound by |A|", "exploration.py", "torch.minimum(alpha * entropy, known.abs() / kappa)", "alpha * entropy", exploration.test_entropy_shaped_table),
+    Mutant("max for min", "exploration.py", "torch.minimum(alpha * entropy.clamp(min=0)", "torch.maximum(alpha * entropy.clamp(min=0)", exploration.test_entropy_shaped_table),
+    Mutant("no bound by |A|", "exploration.py", "torch.minimum(alpha * entropy.clamp(min=0), known.abs() / kappa)", "alpha * entropy", exploration.test_entropy_shaped_table),
     Mutant("A for |A|", "exploration.py", "known.abs() / kappa", "known / kappa", exploration.test_entropy_shaped_table),
     Mutant("shaping away from 0", "exploration.py", "known + shaping", "known + known.sign() * shaping", exploration.test_entropy_shaped_table),
     Mutant("shaping subtracted", "exploration.py", "known + shaping", "known - shaping", exploration.test_entropy_shaped_table),

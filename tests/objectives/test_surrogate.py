@@ -12,6 +12,11 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
+CASES = {
+    "ppo_clip": [{}, {"dual_clip": 1.3}, {"clip_low": 0.05, "clip_high": 0.05, "ratio": "sequence"}],
+    "cispo": [{"ratio_max": 1.2}],
+}
+
 NAN = math.nan
 
 # Probabilities, so that ratios can be read off: 1.5, 1.5, 0.5, 0.5, and a token off the mask.

@@ -9,6 +9,8 @@ from oracles import entropy as oracle
 from klent import objectives as O
 from objectives.helpers import mask_of, random_tokens, table
 
+CASES = {"low_entropy_tokens": [{"fraction": 0.7}], "random_tokens": [{"fraction": 0.3}]}
+
 NAN = math.nan
 
 

@@ -166,8 +166,10 @@ def _is_stream(parameter: inspect.Parameter) -> bool:
 
 def _refused_by(function: Function) -> set[str]:
     """Keys that a function takes to refuse them with a reason: ``**refused: Unpack[...]``; not settings."""
-    signature = inspect.signature(function, eval_str=True)
-    rest = [p.annotation for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    if not any(p.kind is p.VAR_KEYWORD for p in _parameters(function).values()):
+        return set()
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    rest = [p.annotation for p in parameters if p.kind is p.VAR_KEYWORD]
     typed = [key for annotation in rest for key in typing.get_args(annotation)]
     return {name for key in typed for name in getattr(key, "__annotations__", ())}
 

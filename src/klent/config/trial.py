@@ -72,7 +72,10 @@ def _wrong_gradient(
     declared = declaration(function)
     if declared is None or declared.idle is None:
         return None
-    idle = declared.idle(**data, **settings)
+    try:
+        idle = declared.idle(**data, **settings)
+    except Exception as error:  # a user's, too
+        return f"its `idle` raised {type(error).__name__}: {error}"
     if tuple(idle.shape) != _TOKENS or idle.dtype != torch.bool:
         return (
             f"its `idle` returned {idle.dtype} {list(idle.shape)}, expected True or False per token, [B, T]"
