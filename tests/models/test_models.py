@@ -14,9 +14,11 @@ from tiny import CONTEXT, END, PAD, TURN_END, tiny_folder, tiny_model, tiny_toke
 from transformers import AutoModelForCausalLM
 
 from klent.errors import DataError, ModelError
-from klent.models import load as models
 from klent.models import locate
-from klent.models.load import context_length, load_policy, render_prompt, resolve, save_model, stop_ids
+from klent.models.chat import context_length, render_prompt, stop_ids
+from klent.models.load import LoadedModel, load_policy
+from klent.models.locate import locate_model
+from klent.models.save import save_model
 
 TEXT = "What is 12 + 34?"
 
@@ -45,29 +47,29 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_an_alias_that_is_not_pulled_names_the_command() -> None:
     with pytest.raises(ModelError, match="run `klent models pull smollm2-135m`"):
-        resolve("smollm2-135m")
+        locate_model("smollm2-135m")
 
 
 def test_an_unknown_alias_gets_the_nearest_one() -> None:
     with pytest.raises(ModelError, match=r"'smollm-135m'. Did you mean 'smollm2-135m'"):
-        resolve("smollm-135m")
+        locate_model("smollm-135m")
     with pytest.raises(ModelError, match=r"no model is called 'zzz'. A model is an alias"):
-        resolve("zzz")
+        locate_model("zzz")
 
 
 def test_a_folder_and_a_hub_id_are_taken_as_they_are(folder: Path, monkeypatch) -> None:
-    assert resolve(str(folder)) == folder
+    assert locate_model(str(folder)) == folder
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert resolve("~/tiny") == folder
+    assert locate_model("~/tiny") == folder
     monkeypatch.chdir(folder.parent)
-    assert resolve("tiny") == Path("tiny")
-    assert resolve("org/name-1.5B") == "org/name-1.5B"
+    assert locate_model("tiny") == Path("tiny")
+    assert locate_model("org/name-1.5B") == "org/name-1.5B"
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "../a/b", "a/b/c", "folder/"])
 def test_a_missing_folder(name: str) -> None:
     with pytest.raises(ModelError, match=f"there is no model folder at {name}"):
-        resolve(name)
+        locate_model(name)
 
 
 def break_folder(folder: Path, how: str) -> Path:
@@ -168,7 +170,7 @@ def test_a_folder_that_may_not_be_read(folder: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(ModelError, match=r"cannot read the model folder .*: Permission denied"):
-        resolve(str(folder))
+        locate_model(str(folder))
 
 
 # --- the hub ------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ def test_a_pad_token_is_found_where_there_is_none(folder: Path) -> None:
 # --- LoRA ---------------------------------------------------------------------------------------
 
 
-def with_trained_adapter(folder: Path, **lora: object) -> models.LoadedModel:
+def with_trained_adapter(folder: Path, **lora: object) -> LoadedModel:
     """An adapter that is far from the zero it starts at."""
     loaded = load_policy(str(folder), lora={"rank": 4} | lora)
     generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from klent.errors import ModelError
 from klent.models import pull as module
-from klent.models.load import load_policy, render_prompt, resolve
+from klent.models.chat import render_prompt
+from klent.models.load import load_policy
+from klent.models.locate import locate_model
 from klent.models.pull import KNOWN, Source, cache_folder, list_models, pull, pulled, quiet
 
 GGUF = b"GGUF, or so it says"
@@ -88,7 +90,7 @@ def test_the_first_pull_makes_the_model_and_the_second_finds_it(shelf: Path, mon
     assert folder == cache_folder() / "models" / "tiny"
     assert [line.split()[0] for line in said] == ["downloading", "converting", "tiny"]
     assert left() == ["tiny"]
-    assert resolve("tiny") == folder
+    assert locate_model("tiny") == folder
     assert torch.equal(next(load_policy("tiny").model.parameters()), next(tiny_model().parameters()))
 
     monkeypatch.setattr(module, "_make", None)
@@ -150,7 +152,7 @@ def test_a_copy_that_lost_something_is_made_again(shelf: Path, damaged: str) -> 
     os.truncate(folder / damaged, 10)
     assert pulled("tiny") is None
     with pytest.raises(ModelError, match="run `klent models pull tiny`"):
-        resolve("tiny")
+        locate_model("tiny")
     assert pull("tiny") == folder
     assert torch.equal(next(load_policy("tiny").model.parameters()), next(tiny_model().parameters()))
     assert left() == ["tiny"]

@@ -7,7 +7,8 @@ from tiny import TURN_END, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from klent.config import Distill
-from klent.models.load import LoadedModel, render_prompt
+from klent.models.chat import render_prompt
+from klent.models.load import LoadedModel
 from klent.policies.causal_lm.distill import Distiller
 from klent.rollout.engine import Rollout
 from klent.rollout.mixture_engine import MixtureEngine

@@ -1,42 +1,21 @@
-"""Language models: load one for training, render a prompt for it, save it.
+"""Load a language model, its tokenizer and its stop tokens from an alias, a folder or a hub id."""
 
-A name is an alias (``klent models ls``), a folder, or a hub id. Whatever is wrong with it is said in plain
-words before training starts.
-"""
-
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from klent.errors import DataError, KlentError, ModelError
-from klent.io.folders import whole_folder
-from klent.models.locate import download, resolve
-from klent.models.pull import KNOWN, ModelInfo, list_models, pull, quiet
+from klent.errors import KlentError, ModelError, first_line
+from klent.models.chat import stop_ids
+from klent.models.locate import download, locate_model
+from klent.models.pull import quiet
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "KNOWN",
-    "LoadedModel",
-    "ModelInfo",
-    "context_length",
-    "list_models",
-    "load_policy",
-    "pull",
-    "render_prompt",
-    "resolve",
-    "save_model",
-    "stop_ids",
-]
 
 DTYPES = ("float32", "bfloat16", "float16")
 LORA_KEYS = ("rank", "alpha", "dropout", "target_modules")
-TURN = "klent-turn"  # stands for an answer when a chat template is asked how it ends one
 
 
 @dataclass(frozen=True)
@@ -72,7 +51,7 @@ def load_policy(
     sampler and every ratio would be noise. Weights are read from safetensors only, never from a pickle.
 
     Args:
-        name: alias, folder or hub id; see :func:`klent.models.locate.resolve`.
+        name: alias, folder or hub id; see :func:`klent.models.locate.locate_model`.
         dtype: of the weights, ``float32``, ``bfloat16`` or ``float16``. float32 is quickest on most CPUs.
         trust_remote_code: allow a model to run the Python code in its folder.
         lora: ``rank``, ``alpha``, ``dropout`` and ``target_modules`` of an adapter to train in place of the
@@ -91,7 +70,7 @@ def load_policy(
 
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    source = resolve(name)
+    source = locate_model(name)
     folder = source if isinstance(source, Path) else download(source, trust_remote_code=trust_remote_code)
     with quiet(), _plainly(f"cannot load the tokenizer of {name}"):
         tokenizer = _load_tokenizer(folder, trust_remote_code)
@@ -180,122 +159,8 @@ def _add_adapter(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
             torch.manual_seed(seed)
             return get_peft_model(model, config)
     except ValueError as error:
-        reason = f"lora: {_first_line(error)} Linear layers of this model: {', '.join(sorted(linear))}"
+        reason = f"lora: {first_line(error)} Linear layers of this model: {', '.join(sorted(linear))}"
         raise ModelError(reason) from error
-
-
-def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | list[dict[str, str]]) -> list[int]:
-    """The token ids that the policy sees for a prompt.
-
-    Text is tokenised as it is, with whatever the tokenizer itself puts in front. Messages go through the
-    model's chat template, which opens the assistant's turn; where the last message is the assistant's own, it
-    is left open to be continued.
-
-    Returns:
-        Token ids, at least one. They are not cut to the context length.
-
-    Raises:
-        ModelError: messages for a model without a chat template, or ones that its template refuses.
-        DataError: a prompt of no tokens.
-    """
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt).input_ids
-    elif not tokenizer.chat_template:
-        raise ModelError(
-            "the prompt is a list of messages and this model has no chat template. Give the prompt as plain "
-            "text, use the instruct version of the model, or put a chat_template.jinja into its folder"
-        )
-    else:
-        import jinja2
-
-        unfinished = bool(prompt) and prompt[-1].get("role") == "assistant"
-        try:
-            ids = tokenizer.apply_chat_template(
-                prompt,
-                add_generation_prompt=not unfinished,
-                continue_final_message=unfinished,
-                tokenize=True,
-                return_dict=False,
-            )
-        except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"the chat template refuses these messages: {_first_line(error)}") from error
-    if not ids:
-        raise DataError("the prompt is empty: it comes to no token at all")
-    return list(ids)
-
-
-def stop_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Tokens that end a completion: the generation config's, the tokenizer's, and the chat's end of turn."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = set(configured) if isinstance(configured, list | tuple) else {configured}
-    ids |= {tokenizer.eos_token_id, _turn_end(tokenizer)}
-    return tuple(sorted(i for i in ids if i is not None))
-
-
-def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The added token, such as ``<|im_end|>``, that the chat template writes right after an answer."""
-    if not tokenizer.chat_template:
-        return None
-    import jinja2
-
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": TURN}]
-    try:
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-    except (jinja2.TemplateError, ValueError, KeyError, TypeError):
-        return None
-    after = tokenizer(text[text.rfind(TURN) + len(TURN) :], add_special_tokens=False).input_ids
-    return after[0] if after and after[0] in tokenizer.added_tokens_decoder else None
-
-
-def context_length(model: Any) -> int:
-    """Most tokens, prompt and completion together; ``sys.maxsize`` where the model's config sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-
-
-def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write a plain Hugging Face folder: safetensors, config, tokenizer, chat template. Whole or not at all.
-
-    A LoRA adapter is merged into the written weights, and saved by itself in ``folder/adapter``. The model in
-    memory is not changed: its weights stay bit for bit what they were.
-
-    Raises:
-        ModelError: the folder cannot be written, such as on a full disk.
-    """
-    from safetensors import SafetensorError
-
-    adapted = hasattr(model, "peft_config")
-    base = model.get_base_model() if adapted else model
-    try:
-        with quiet(), whole_folder(folder) as made:
-            base.save_pretrained(made, state_dict=_merged_weights(base) if adapted else None)
-            tokenizer.save_pretrained(made)
-            if adapted:
-                model.save_pretrained(made / "adapter")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot write the model to {folder}: {_first_line(error)}. Nothing half-written is left; free "
-            "some space or choose another folder"
-        ) from error
-
-
-def _merged_weights(base: Any) -> "dict[str, Tensor]":
-    """Weights with the adapter added to them, under the names that they had before there was an adapter."""
-    import torch
-    from peft.tuners.lora import LoraLayer
-
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in base.state_dict().items()
-        if ".lora_" not in name
-    }
-    layers: list[tuple[str, Any]] = [
-        (name, part) for name, part in base.named_modules() if isinstance(part, LoraLayer)
-    ]
-    with torch.no_grad():
-        for name, layer in layers:
-            weight = weights[f"{name}.weight"]
-            weights[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight.dtype)
-    return weights
 
 
 @contextmanager
@@ -314,14 +179,9 @@ def _plainly(what: str) -> Iterator[None]:
         elif "Unrecognized configuration class" in said:
             plain = "it is not a causal language model"
         elif type(error).__name__ == "SafetensorError":
-            plain = f"its weights are damaged ({_first_line(error)}). Copy or pull it again"
+            plain = f"its weights are damaged ({first_line(error)}). Copy or pull it again"
         elif "Couldn't instantiate the backend tokenizer" in said:
             plain = "there is no usable tokenizer.json in its folder"
         else:
-            plain = _first_line(error)
+            plain = first_line(error)
         raise ModelError(f"{what}: {plain}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from klent.errors import ModelError
+from klent.errors import ModelError, first_line
 from klent.models.pull import KNOWN, pulled
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -18,7 +18,7 @@ HUB_COPIES = ["original/*", "consolidated*", "onnx/*"]  # the same weights again
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def resolve(name: str) -> Path | str:
+def locate_model(name: str) -> Path | str:
     """Where a model is: the folder of an alias, a folder that looks whole, or a hub id as it stands.
 
     An alias wins over a folder of the same name; write ``./name`` for the folder.
@@ -114,7 +114,6 @@ def download(hub_id: str, *, trust_remote_code: bool) -> Path:
             "of a local model folder, or one of `klent models ls`, which come from a package index"
         ) from error
     except Exception as error:  # the hub client passes on whatever its transport raised
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"cannot download {hub_id}: {reason}") from error
+        raise ModelError(f"cannot download {hub_id}: {first_line(error)}") from error
     check_folder(folder)
     return folder

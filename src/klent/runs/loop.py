@@ -31,7 +31,7 @@ from klent.measure.evaluate import eval_rewards, evaluate
 from klent.measure.metrics import rollout_metrics, time_metrics, update_metrics
 from klent.measure.roofline import Floor
 from klent.measure.watch import Watch
-from klent.models.load import save_model
+from klent.models.save import save_model
 from klent.report import write_report
 from klent.rollout.engine import Rollout
 from klent.runs.build import Parts, build_parts
