@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from klent.config import Mixture, Recipe
+from klent.config import MixtureSettings, Recipe
 from klent.errors import DataError, ModelError
 from klent.models.load import LoadedModel, load_policy
 from klent.objectives import importance_weight
@@ -19,7 +19,7 @@ MEMORY = 0.8  # of the policy's own reward, from one step to the next: a mean ov
 
 
 def build_target(
-    mixture: Mixture,
+    mixture: MixtureSettings,
     recipe: Recipe,
     loaded: LoadedModel,
     initial: Callable[[], LoadedModel],
@@ -88,7 +88,7 @@ class Mixer:
         reward: running mean of the policy's own reward, 0 at first; a checkpoint has to hold it.
     """
 
-    def __init__(self, settings: Mixture, engine: MixtureEngine) -> None:
+    def __init__(self, settings: MixtureSettings, engine: MixtureEngine) -> None:
         self.settings = settings
         self.engine = engine
         self.reward = 0.0
@@ -132,7 +132,7 @@ class Mixer:
         }
 
 
-def alpha_at(mixture: Mixture, step: int, *, reward: float) -> Share:
+def alpha_at(mixture: MixtureSettings, step: int, *, reward: float) -> Share:
     """The policy's share in training step ``step`` (from 1), or what decides it.
 
     Args:
@@ -141,10 +141,10 @@ def alpha_at(mixture: Mixture, step: int, *, reward: float) -> Share:
         reward: what the policy earns by itself, which ``until_reward`` follows.
 
     >>> from klent.config.mixture import Alpha
-    >>> ramp = Mixture(alpha=Alpha(start=0.2, end=1.0, steps=3))
+    >>> ramp = MixtureSettings(alpha=Alpha(start=0.2, end=1.0, steps=3))
     >>> [round(alpha_at(ramp, step, reward=0.0), 2) for step in (1, 2, 3, 9)]
     [0.2, 0.6, 1.0, 1.0]
-    >>> path = Mixture(alpha=Alpha(start=0.2, until_reward=0.8))
+    >>> path = MixtureSettings(alpha=Alpha(start=0.2, until_reward=0.8))
     >>> [round(alpha_at(path, 1, reward=reward), 2) for reward in (-1.0, 0.0, 0.4, 0.9)]
     [0.2, 0.2, 0.6, 1.0]
     """

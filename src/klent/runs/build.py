@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from klent.config import DatasetRollout, Mixture, Recipe, TransformersRollout
+from klent.config import DatasetRollout, MixtureSettings, Recipe, TransformersRollout
 from klent.control.mixing import Mixer, alpha_at, build_target
 from klent.control.schedule import learning_rate
 from klent.control.thermostat import Controller, knob
@@ -203,7 +203,12 @@ def _build_updater(
 
 
 def _build_distiller(
-    mixture: Mixture | None, target: Target | None, policy: Policy, loaded: LoadedModel, *, longest: int
+    mixture: MixtureSettings | None,
+    target: Target | None,
+    policy: Policy,
+    loaded: LoadedModel,
+    *,
+    longest: int,
 ) -> Distiller | None:
     if mixture is None or mixture.distill is None or target is None:
         return None

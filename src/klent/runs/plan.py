@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from klent.config import DatasetRollout, DataSettings, Mixture, Recipe, Thermostat, streams
+from klent.config import DatasetRollout, DataSettings, MixtureSettings, Recipe, Thermostat, streams
 from klent.config.binding import resolve, streams_of
 
 _GIVEN = {"mask", "rewards", "group"}
@@ -85,7 +85,7 @@ def _thermostat(thermostat: Thermostat) -> str:
     return f"thermostat: {aim}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
 
 
-def _mixture(mixture: Mixture) -> str:
+def _mixture(mixture: MixtureSettings) -> str:
     target, alpha, weights = mixture.target, mixture.alpha, mixture.weights
     told = [name for name in ("prompt", "system", "adapter", "temperature") if getattr(target, name)]
     who = f"{target.model} with its own {', '.join(told)}" if told else target.model

@@ -1,0 +1,16 @@
+"""Names that nearly are the right ones, for messages."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """``; did you mean `x`?`` for the closest of ``valid``, or nothing.
+
+    >>> nearest("temprature", ["temperature", "top_p"])
+    '; did you mean `temperature`?'
+    >>> nearest("zzz", ["temperature", "top_p"])
+    ''
+    """
+    close = difflib.get_close_matches(name.replace("-", "_").lower(), list(valid), n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""
