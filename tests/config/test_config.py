@@ -253,8 +253,8 @@ REFUSED_OVERRIDES = {
     "type": (["steps=many"], "command line: steps=many: should be a valid integer; got 'many'"),
     "lora switched on": (
         ["lora=true"],
-        "command line: lora=true: should be a mapping; got True. Write lora={} for the defaults, or set a key "
-        "of it: lora.KEY=VALUE",
+        "command line: lora=true: should be a mapping; got True. Write lora={} for the defaults, or set a "
+        "key of it: lora.KEY=VALUE",
     ),
     "peft's name of the rank": (["lora.r=8"], "lora.r=8: unknown key; klent calls it `lora.rank`"),
     "one tracker as text": (

