@@ -203,10 +203,11 @@ def main() -> None:
         encoded = json.loads(options.encoded.read_text())
         worker(options.worker, options.model, encoded, options.repeats, options.out)
         return
-    from klent.models.load import load_policy, render_prompt
-    from klent.models.locate import resolve
+    from klent.models.chat import render_prompt
+    from klent.models.load import load_policy
+    from klent.models.locate import locate_model
 
-    model = str(resolve(options.model))
+    model = str(locate_model(options.model))
     tokenizer = load_policy(model).tokenizer
     encoded = [render_prompt(tokenizer, p.prompt) for p in prompts()]
     results: dict[str, dict[str, Any]] = {}

@@ -61,7 +61,7 @@ def run_trl(steps: int, seed: int, model: str) -> Rows:
     from trl import GRPOConfig, GRPOTrainer
 
     from klent.config import load_recipe
-    from klent.models.locate import resolve
+    from klent.models.locate import locate_model
     from klent.tasks import load_task
     from klent.tasks.verifiers import last_number
 
@@ -115,7 +115,7 @@ def run_trl(steps: int, seed: int, model: str) -> Rows:
             report_to=[],
             disable_tqdm=True,
         )
-        source = str(resolve(model))
+        source = str(locate_model(model))
         policy = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
         trainer = GRPOTrainer(
             policy,

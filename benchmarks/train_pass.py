@@ -75,9 +75,9 @@ def plain(items: list[Completion]) -> Callable[[], int]:
     """The same quantities from the model as transformers loads it, on padded rows with full logits."""
     from transformers import AutoModelForCausalLM
 
-    from klent.models.locate import resolve
+    from klent.models.locate import locate_model
 
-    model = AutoModelForCausalLM.from_pretrained(str(resolve("smollm2-135m")), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(str(locate_model("smollm2-135m")), dtype=torch.float32)
     model.eval()
 
     def run() -> int:

@@ -23,3 +23,9 @@ class RunError(KlentError, RuntimeError):
 
 class CheckpointError(RunError):
     """A checkpoint that is missing, damaged or could not be written."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none: enough for one sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -214,7 +214,7 @@ def test_resume_finds_a_run_by_folder_and_by_name(run, trained):
 
 def test_a_missing_run_is_answered_with_those_there_are(run, trained):
     run("train", "my.yaml")
-    assert "in runs there are my" in run("resume", "mine").stderr
+    assert "runs holds my" in run("resume", "mine").stderr
 
 
 def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, here, trained):
@@ -230,7 +230,7 @@ def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, here, trained):
         "# reference model: the policy as it was at the start",
         "# update: 2 optimizer steps",
         "# log-probs at the start of the step: one more forward pass",
-        "# in all: 4 steps, 256 completions",
+        "# in total: 4 steps, 256 completions",
         "# first prompt: ",
         "# would write runs/my; this was a dry run",
     ):
@@ -338,7 +338,7 @@ def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, he
     (here / "runs" / "my" / "final").mkdir()
     result = run("eval", "my", "eval.problems=500")
     assert result.exit_code == 2
-    assert "eval.problems=500, but the run kept" in " ".join(result.stderr.split())
+    assert "eval.problems=500, but the run held out only" in " ".join(result.stderr.split())
 
 
 def test_eval_without_evaluation_in_the_recipe(run):

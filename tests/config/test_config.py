@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klent.config import DatasetRollout, DataSettings, GymSettings, dump_recipe, load_recipe, make_recipe
+from klent.config import (
+    DatasetRollout,
+    DataSettings,
+    GymSettings,
+    Thermostat,
+    TransformersRollout,
+    dump_recipe,
+    load_recipe,
+    make_recipe,
+)
+from klent.config.thermostat import STEERED
 from klent.errors import ConfigError
 
 BASE = """\
@@ -74,7 +84,7 @@ REFUSED = {
     ),
     "nothing like it": ("zzz: 4\n", "zzz: unknown key; valid here: name, model"),
     "wrong type": ("seed: ten\n", "my.yaml:6: seed: should be a valid integer; got 'ten'"),
-    "a number for a word": ("name: 3\n", "my.yaml:6: name: should be a valid string; got 3"),
+    "a number for a text": ("name: 3\n", "my.yaml:6: name: should be a valid string; got 3"),
     "true for a number": ("seed: true\n", "seed: should be a valid integer; got True"),
     "null where none is allowed": (
         "seed: null\n",
@@ -130,7 +140,7 @@ REFUSED = {
     "a thermostat without a target": ("thermostat: {steer: bonus}\n", "`target` is missing; set it"),
     "half a ramp": (
         "thermostat: {target: {start: 2.0, end: 1.0}}\n",
-        "my.yaml:6: thermostat.target: should be a number, {fraction:} or {start:, end:, steps:}",
+        "my.yaml:6: should be one of a number, {fraction:} or {start:, end:, steps:}; has end, start",
     ),
     "a target below 0": ("thermostat: {target: -1.0}\n", "should be greater than 0; got -1.0"),
     "a thermostat beside its term": (
@@ -139,15 +149,15 @@ REFUSED = {
     ),
     "clip_high with one update": (
         "thermostat: {target: 0.5, steer: clip_high}\n",
-        "thermostat.steer: clip_high changes nothing with one optimizer step a step",
+        "thermostat.steer: clip_high has no effect with one optimizer step per step",
     ),
     "clip_high without a clip": (
         "loss: {ppo_clip: null, reinforce: {}}\nthermostat: {target: 0.5, steer: clip_high}\n",
-        "clip_high cannot be turned: no term of the loss has such a setting; use ppo_clip",
+        "clip_high cannot be adjusted: no term of the loss has such a setting; use ppo_clip",
     ),
     "kl_cov_fraction without kl_cov_tokens": (
         "thermostat: {target: 0.5, steer: kl_cov_fraction}\n",
-        "kl_cov_fraction cannot be turned: there is none; add  select: {penalised: {kl_cov_tokens: {}}}",
+        "kl_cov_fraction cannot be adjusted: there is none; add  select: {penalised: {kl_cov_tokens: {}}}",
     ),
     "a thermostat's start out of bounds": (
         "thermostat: {target: 0.5, start: 2.0}\n",
@@ -155,7 +165,7 @@ REFUSED = {
     ),
     "a fraction above 1": (
         "thermostat: {target: 0.5, steer: temperature, low: 0.0}\n",
-        "thermostat.low: 0 cannot be: temperature is turned by a factor; above 0",
+        "thermostat.low: 0 must be > 0: temperature is scaled multiplicatively",
     ),
     "no such loss": ("loss: {ppo: {}}\n", "my.yaml:6: loss.ppo: klent.objectives has no such function"),
     "an estimator as a loss": (
@@ -203,9 +213,10 @@ REFUSED = {
         "advantage: takes one estimator",
     ),
     "no loss": ("loss: {ppo_clip: null}\n", "my.yaml:6: loss: has no term; name one"),
-    "taking out what is not there": (
+    "removing what does not exist": (
         "loss: {reinforce: null}\n",
-        "my.yaml:6: loss.reinforce is null, which takes it out",
+        "my.yaml:6: loss.reinforce is null, which removes it, but loss has no such entry "
+        "(it has ppo_clip); to add it, write reinforce: {}",
     ),
     "another engine": (
         "rollout: {engine: vllm}\n",
@@ -222,7 +233,7 @@ REFUSED = {
     ),
     "a tag": ("name: !!python/name:os.system x\n", "my.yaml:6: the YAML tag"),
     "broken YAML": ("stop: [a\n", "my.yaml:7: not valid YAML"),
-    "a list as a key": ("? [a]\n: 1\n", "my.yaml:6: a key must be a word"),
+    "a list as a key": ("? [a]\n: 1\n", "my.yaml:6: a key must be plain text"),
 }
 
 
@@ -240,6 +251,25 @@ REFUSED_OVERRIDES = {
     "no key": (["=3"], "command line: `=3` should be key=value"),
     "a flag": (["--steps=3"], "--steps=3: unknown key; did you mean `steps`?"),
     "type": (["steps=many"], "command line: steps=many: should be a valid integer; got 'many'"),
+    "lora switched on": (
+        ["lora=true"],
+        "command line: lora=true: should be a mapping; got True. Write lora={} for the defaults, or set a "
+        "key of it: lora.KEY=VALUE",
+    ),
+    "peft's name of the rank": (["lora.r=8"], "lora.r=8: unknown key; klent calls it `lora.rank`"),
+    "one tracker as text": (
+        ["track=tensorboard"],
+        "track=tensorboard: should be a list; got 'tensorboard'. Write track=[tensorboard]",
+    ),
+    "a device": (["device=cuda"], "device=cuda: unknown key; a run uses the GPU if there is one"),
+    "another program's engine": (
+        ["rollout.engine=vllm"],
+        "got 'vllm'. This version of klent samples with transformers; remove rollout.engine",
+    ),
+    "a section switched off by false": (
+        ["eval=false"],
+        "eval=false: should be a mapping; got False. Write eval=null to switch it off",
+    ),
     "broken YAML": (["rollout.stop=[a"], "command line: rollout.stop=[a: not valid YAML"),
     "method": (
         ["method=grppo"],
@@ -283,7 +313,7 @@ REFUSED_OVERRIDES = {
     ),
     "groups from a dataset": (
         ["method=sft", "task.data=a.jsonl", "reward=null", "group_size=4"],
-        "command line: group_size=4: 4 cannot be: engine dataset has one completion for each prompt; set 1",
+        "command line: group_size=4: 4 must be 1: engine dataset has one completion per prompt",
     ),
     "a dataset engine without data": (
         ["method=sft"],
@@ -331,10 +361,12 @@ def test_files_that_cannot_be_read(write, tmp_path):
         (write("", "empty.yaml"), "a recipe is a list of `key: value` lines; this file has none"),
         (write("- a\n", "list.yaml"), "a recipe is a list of `key: value` lines"),
         (tmp_path / "bytes.yaml", "bytes.yaml: cannot be read"),
-        (tmp_path / "run", "is a run folder; go on with `klent resume"),
+        (tmp_path / "run", "is a run folder; continue it with `klent resume"),
         (tmp_path, "is a folder; a recipe is a .yaml file"),
         ("quikstart", "quikstart: no such recipe; did you mean `quickstart`?"),
         (tmp_path / "none.yaml", "none.yaml: no such recipe"),
+        ("grpo", "grpo is a method, not a recipe: klent train quickstart method=grpo"),
+        ("methods/rloo.yaml", "rloo is a method, not a recipe"),
     ):
         with pytest.raises(ConfigError) as caught:
             load_recipe(path)
@@ -350,15 +382,15 @@ def test_numbers_are_those_of_yaml_1_2(write, text, value):
 
 
 @pytest.mark.parametrize("word", ["on", "off", "no", "yes", "12:30:00", "2024-01-01", "1_000", "0x1f"])
-def test_words_that_yaml_1_1_takes_for_something_else(write, word):
+def test_text_that_yaml_1_1_takes_for_something_else(write, word):
     assert load_recipe(write(BASE), [f"task.system={word}"]).task.system == word
 
 
-def test_packing_takes_on_and_off_as_words(write):
+def test_packing_takes_on_and_off_as_text(write):
     assert load_recipe(write(BASE + "update: {packing: off}\n")).update.packing == "off"
 
 
-def test_terms_are_added_and_taken_out(write):
+def test_terms_are_added_and_removed(write):
     path = write(BASE + "loss:\n  kl_in_loss: {coef: 0.1}\n")
     assert list(load_recipe(path).loss) == ["ppo_clip", "kl_in_loss"]
     recipe = load_recipe(path, ["loss.ppo_clip=null", "loss.reinforce={}", "loss.kl_in_loss.coef=0.2"])
@@ -393,6 +425,32 @@ def test_sft_replays_data(write):
     recipe = load_recipe(write("model: m\nmethod: sft\ntask: {data: a.jsonl}\nsteps: 3\n"))
     assert recipe.rollout == DatasetRollout(engine="dataset")
     assert (recipe.group_size, recipe.reward, recipe.eval) == (1, None, None)
+
+
+def test_sections_answer_for_themselves(write):
+    """Nobody outside the configuration asks for the class of a section."""
+    mixture = "rollout: {temperature: 0.7, max_tokens: 9, mixture: {target: {model: b/b}}}\n"
+    sampled = load_recipe(write(BASE + mixture))
+    replayed = load_recipe(write("model: m\nmethod: sft\ntask: {data: a.jsonl}\nsteps: 3\n"))
+    assert (sampled.rollout.sampled, replayed.rollout.sampled) == (True, False)
+    assert (sampled.rollout.needed_columns, replayed.rollout.needed_columns) == ((), ("completion",))
+    assert (sampled.rollout.temperature, replayed.rollout.temperature) == (0.7, 1.0)
+    assert (sampled.rollout.mixture.target.model, replayed.rollout.mixture) == ("b/b", None)
+    assert (sampled.task.source, replayed.task.source) == ("chain_sum", "a.jsonl")
+    assert (sampled.task.generated, replayed.task.generated) == (True, False)
+    alone = sampled.rollout.for_evaluation()
+    assert alone == TransformersRollout(temperature=0.7, max_tokens=9)
+    assert alone.for_evaluation() is alone
+    assert replayed.rollout.for_evaluation() == TransformersRollout(max_tokens=replayed.rollout.max_tokens)
+    assert set(replayed.rollout.model_dump()) == {"engine", "max_tokens"}
+
+
+def test_a_thermostat_has_the_defaults_of_what_it_steers():
+    assert Thermostat(target=0.5) == Thermostat(target={"value": 0.5}, steer="bonus")
+    for steer, defaults in STEERED.items():
+        thermostat = Thermostat(target=0.5, steer=steer)
+        assert {key: getattr(thermostat, key) for key in defaults} == defaults
+    assert Thermostat(target=0.5, steer="temperature", low=0.5, gain=None).gain == 0.1
 
 
 def test_a_method_of_ones_own(write, tmp_path):
@@ -466,7 +524,7 @@ def test_a_dumped_recipe_loads_as_itself(write, overrides):
 def test_any_text_and_number_survive_a_dump(text, number):
     import yaml
 
-    from klent.config.layers import RecipeDumper, RecipeLoader
+    from klent.config.yaml_text import RecipeDumper, RecipeLoader
 
     dumped = yaml.dump([text, number], Dumper=RecipeDumper, allow_unicode=True)
     assert yaml.load(dumped, RecipeLoader) == [text, number]

@@ -203,7 +203,7 @@ def test_evaluation_samples_from_the_policy(world):
         (
             {"alpha": {"column": "a"}},
             {"task": {"gym": "chain_sum"}},
-            "column: a cannot be: problems of task.gym",
+            "column: a does not exist: problems of task.gym",
         ),
         (
             {"alpha": {"start": 0.1, "until_reward": 1.0}},
@@ -211,7 +211,7 @@ def test_evaluation_samples_from_the_policy(world):
             "until_reward: needs a reward",
         ),
         ({"alpha": 1.5}, {}, "less than or equal to 1"),
-        ({}, {"loss": {"cross_entropy": {}}}, "weights: would weigh cross_entropy back"),
+        ({}, {"loss": {"cross_entropy": {}}}, "weights: would reweight cross_entropy to"),
     ],
 )
 def test_what_contradicts_itself_is_refused(mixture, changes, message):
@@ -336,17 +336,17 @@ def test_many_samples_of_the_mixture_find_the_policys_reward(world):
 def test_the_plan_says_what_is_sampled():
     ramp = {"start": 0.2, "end": 1.0, "steps": 9}
     for mixture, said in (
-        ({}, "target: reference, alpha: chernoff; weighted by policy/mixture of each token"),
+        ({}, "target: reference, alpha: chernoff; weighted by policy/mixture per token"),
         ({"target": HINT, "alpha": 0.5}, "target: policy with its own prompt, alpha: 0.5; weighted"),
         (
             {"alpha": {"criterion": "ess", "value": 0.5}, "weights": None},
-            "alpha: ess 0.5; learnt from as they",
+            "alpha: ess 0.5; used without weights",
         ),
         ({"alpha": ramp}, "alpha: 0.2 to 1.0 over 9 steps; weighted"),
-        ({"alpha": {"column": "a"}}, "alpha: each prompt's, from column a; weighted"),
+        ({"alpha": {"column": "a"}}, "alpha: per prompt, from column a; weighted"),
         (
             {"alpha": {"start": 0.2, "until_reward": 0.8}},
-            "alpha: 0.2 to 1 as the policy's own reward reaches 0.8; weighted",
+            "alpha: 0.2 to 1 as the policy's reward reaches 0.8; weighted",
         ),
     ):
         (line,) = [line for line in describe_plan(recipe(mixture)) if line.startswith("sampled from")]

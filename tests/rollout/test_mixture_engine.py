@@ -7,7 +7,8 @@ from oracles import mixture as oracle
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
 from klent.errors import ConfigError, DataError, ModelError
-from klent.models.load import LoadedModel, render_prompt
+from klent.models.chat import render_prompt
+from klent.models.load import LoadedModel
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine

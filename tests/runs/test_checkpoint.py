@@ -60,10 +60,10 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert (back.step, back.state, sorted(back.tensors)) == (3, state, ["model", "rng"])
     assert set(back.tensors["model"]) == set(group)
     for name, tensor in group.items():
-        found = back.tensors["model"][name]
-        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape), name
+        restored = back.tensors["model"][name]
+        assert (restored.dtype, restored.shape) == (tensor.dtype, tensor.shape), name
         assert (
-            found.reshape(-1)
+            restored.reshape(-1)
             .view(torch.uint8)
             .equal(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
         ), name
@@ -136,10 +136,10 @@ def replace_by_folder(folder: Path) -> None:
 
 DAMAGE = {
     "model.safetensors has the wrong hash": flip_byte,
-    "optimizer.safetensors has 40 bytes where": cut_short,
+    "optimizer.safetensors has 40 bytes, but": cut_short,
     "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
     "state.json is missing": lambda folder: (folder / "state.json").unlink(),
-    "state.json has 5 bytes where": lambda folder: (folder / "state.json").write_text("{}   "),
+    "state.json has 5 bytes, but": lambda folder: (folder / "state.json").write_text("{}   "),
     "state.json has the wrong hash": edit_manifest,
     "state.json cannot be read": replace_by_folder,
     "manifest.json is missing": lambda folder: (folder / "manifest.json").unlink(),
@@ -168,7 +168,7 @@ def test_when_all_are_damaged_each_is_reported(tmp_path: Path) -> None:
     lines: list[str] = []
     assert load_newest(tmp_path, on_damage=lines.append) is None
     assert [line[:18] for line in lines] == ["checkpoints/000020", "checkpoints/000010"]
-    assert all(line.endswith("; no whole checkpoint is left") for line in lines)
+    assert all(line.endswith("; no intact checkpoint is left") for line in lines)
 
 
 def test_a_damaged_one_from_the_future_goes_with_the_next_save(tmp_path: Path) -> None:

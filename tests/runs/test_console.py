@@ -62,7 +62,7 @@ def terminal() -> str:
     return console.file.getvalue()
 
 
-def test_a_log_has_one_plain_line_a_step(log):
+def test_a_log_has_one_plain_line_per_step(log):
     lines = [line for line in log.splitlines() if line.startswith("step ")]
     assert len(lines) == 3
     assert lines[1] == (
@@ -133,7 +133,7 @@ def test_values_that_are_missing_or_not_finite_are_left_out():
     assert "step 1/3 time/step=1.0s left=2.0s" in console.file.getvalue()
 
 
-def test_a_stop_says_which_step_is_finished_and_how_to_go_on():
+def test_a_stop_says_which_step_is_finished_and_how_to_continue():
     console = Console(file=io.StringIO(), width=100)
     train = TrainConsole(console)
     train.start(RECIPE)
@@ -142,7 +142,7 @@ def test_a_stop_says_which_step_is_finished_and_how_to_go_on():
     assert "finishing step 2, saving, then stopping; press again to stop now" in console.file.getvalue()
     train.step(row(2))
     train.finish(Path("runs/r"), None, None)
-    assert "stopped after step 2 of 3; go on with: klent resume runs/r" in console.file.getvalue()
+    assert "stopped after step 2 of 3; continue: klent resume runs/r" in console.file.getvalue()
     assert "runs/r/final" not in console.file.getvalue()
 
 

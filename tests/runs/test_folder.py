@@ -78,11 +78,11 @@ def test_an_existing_run_is_refused_with_three_ways_on(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(RunError, match="is not empty, and is no run"):
+    with pytest.raises(RunError, match="is not empty, and not a run"):
         RunFolder.create(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="is a file"):
+    with pytest.raises(RunError, match="is a file, not a folder"):
         RunFolder.create(tmp_path / "file")
     with pytest.raises(RunError, match="cannot make the run folder"):
         RunFolder.create(tmp_path / "file" / "run")
@@ -100,7 +100,7 @@ def test_opening_what_is_not_a_run(tmp_path: Path) -> None:
         RunFolder.open(tmp_path / "quickstrat")
     with pytest.raises(RunError, match=r"there is no run at .*nowhere; .* holds quickstart$"):
         RunFolder.open(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"holds no run at all$"):
+    with pytest.raises(RunError, match=r"holds no runs$"):
         RunFolder.open(tmp_path / "empty" / "run")
     with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):
         RunFolder.open(tmp_path)
@@ -173,8 +173,8 @@ def test_a_log_that_lost_rows_is_reported_and_keeps_its_whole_ones(tmp_path: Pat
         run.truncate_logs({"metrics.jsonl": 36, "eval.jsonl": 10}, on_damage=lines.append)
         assert run.metrics.read_bytes() == b'{"step": 1}\n'
     assert lines == [
-        "metrics.jsonl has 19 bytes where 36 were written: some of its rows are lost",
-        "eval.jsonl has 0 bytes where 10 were written: some of its rows are lost",
+        "metrics.jsonl has 19 bytes, but 36 were written: some of its rows are lost",
+        "eval.jsonl has 0 bytes, but 10 were written: some of its rows are lost",
     ]
 
 
@@ -184,4 +184,4 @@ def test_a_log_that_was_edited_is_reported_and_stays_whole_rows(tmp_path: Path) 
         run.metrics.write_bytes(b'{"step": 1}\n{"step": 2, "mine": 1}\n')
         run.truncate_logs({"metrics.jsonl": 24}, on_damage=lines.append)
         assert run.metrics.read_bytes() == b'{"step": 1}\n'
-    assert lines == ["metrics.jsonl was changed: the row across byte 24 is left out"]
+    assert lines == ["metrics.jsonl was edited: the row across byte 24 is removed"]

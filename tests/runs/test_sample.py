@@ -7,14 +7,10 @@ from klent.errors import ConfigError
 from klent.runs.sample import read_alpha, sample, sample_mixture
 
 
-@pytest.fixture(autouse=True)
-def world(tmp_path, monkeypatch):
+def test_between_two_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_folder(tmp_path / "a")
     tiny_folder(tmp_path / "b", seed=1)
-
-
-def test_between_two_models():
     settings = {"count": 2, "max_tokens": 9, "seed": 4}
     own, other = (sample(model, "Hi", **settings) for model in ("a", "b"))
     assert own != other
@@ -33,7 +29,7 @@ def test_between_two_models():
     [
         ("ess", "ess needs a value"),
         ("chernoff=1", "chernoff takes no value"),
-        ("2", r"share lies in \[0, 1\]"),
+        ("2", r"weight must lie in \[0, 1\]"),
         ("half", "expected a number in"),
         ("ess=x", "expected a number in"),
     ],

@@ -143,7 +143,7 @@ def test_the_released_positions_are_for_entropy_alone(world):
 
 
 def test_a_reward_that_knows_no_answer_does_not_judge(world):
-    with pytest.raises(ConfigError, match=r"eval.reward: is needed: empo knows no answer"):
+    with pytest.raises(ConfigError, match=r"eval.reward: is missing: empo knows no answer"):
         recipe("empo", eval={"problems": 4})
     with pytest.raises(ConfigError, match="leaves empo nothing to agree with"):
         recipe("empo", group_size=1, advantage=None)
@@ -276,9 +276,9 @@ def test_a_run_that_goes_on_getting_better_is_not_stopped(world):
 
 
 def test_what_early_stopping_needs(world):
-    with pytest.raises(ConfigError, match=r"eval.early_stop: needs evaluations to look at"):
+    with pytest.raises(ConfigError, match=r"eval.early_stop: needs evaluations during training"):
         recipe("em", eval={**STOPPING, "every": 0, "early_stop": {}})
-    with pytest.raises(ConfigError, match="needs to know which answers are the same for its signal, kept"):
+    with pytest.raises(ConfigError, match="needs to know which answers are equal for its signal, kept"):
         recipe("em", eval={**STOPPING, "same": None, "early_stop": {}})
     with pytest.raises(ConfigError, match="1 leaves agreement, the signal of early_stop, nothing to compare"):
         recipe("em", eval={**STOPPING, "samples": 1, "early_stop": {"signal": "agreement"}})

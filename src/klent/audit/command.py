@@ -17,7 +17,7 @@ from klent.audit.peers import PEERS, PeerAudit, audit_peer
 from klent.audit.rewards import in_reward
 from klent.audit.words import nearest, qualities, sentence, short, title
 from klent.config.binding import resolve
-from klent.config.layers import RecipeLoader
+from klent.config.yaml_text import RecipeLoader
 from klent.errors import ConfigError
 
 PICTURES = (".svg", ".png", ".pdf")

@@ -1,6 +1,6 @@
 """The command line: verbs that read their arguments, call one function, and print what it returns.
 
-Nothing heavy is imported until a verb needs it, so that ``klent --help`` answers at once.
+Nothing heavy is imported until a verb needs it: ``klent --help`` answers at once.
 """
 
 from typing import Annotated

@@ -1,9 +1,10 @@
-"""What every verb shares: where to print, the options, and errors shown as messages."""
+"""What every verb shares: consoles, common options, and errors shown as messages."""
 
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.panel import Panel
@@ -19,9 +20,9 @@ _debug = False
 
 
 class PlainErrors(TyperGroup):
-    """Prints a KlentError as a message for people; any other error is a bug and keeps its traceback."""
+    """Prints a KlentError as a plain message; any other error is a bug and keeps its traceback."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except KlentError as error:
@@ -41,17 +42,15 @@ def _set_debug(value: bool) -> None:
 
 
 def print_yaml(text: str) -> None:
-    """YAML in colours where there is a terminal, and as it is elsewhere."""
+    """YAML in colours in a terminal, and as it is elsewhere."""
     if out.is_terminal:
         out.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
     else:
         out.print(text, soft_wrap=True)
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", callback=_set_debug, help="Show where in the code an error arose.")
-]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that contains the runs.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -61,20 +60,23 @@ Overrides = Annotated[
 
 
 def find_run(path: Path, runs: Path) -> Path | None:
+    """The folder of a run, given as a path or as its name in ``runs``; None if there is no such run."""
     return next((folder for folder in (path, runs / path) if (folder / "config.yaml").is_file()), None)
 
 
 def run_folder(path: Path, runs: Path) -> Path:
+    """As `find_run`, but a run that does not exist is an error that lists those that do."""
     folder = find_run(path, runs)
     if folder is None:
-        known = sorted(item.parent.name for item in runs.glob("*/config.yaml"))
+        names = sorted(item.parent.name for item in runs.glob("*/config.yaml"))
         raise RunError(
-            f"{path} is not a run: it has no config.yaml; in {runs} there are {', '.join(known) or 'none'}"
+            f"{path} is not a run: it has no config.yaml; {runs} holds {', '.join(names) or 'no runs'}"
         )
     return folder
 
 
 def final_model(run: Path) -> Path:
+    """The folder of a finished run's model."""
     final = run / "final"
     if not final.is_dir():
         raise RunError(f"{run} has no final model yet; finish it with `klent resume {run}`")

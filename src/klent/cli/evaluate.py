@@ -1,9 +1,9 @@
-"""``klent eval`` and ``klent sample``: what a model can do, whether a run made it or not."""
+"""``klent eval`` and ``klent sample``: how good a model is, and what it writes."""
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -20,7 +20,9 @@ def evaluate(
     overrides: Overrides = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="Whose task, reward and sampling to use; a run has its own."),
+        typer.Option(
+            "--recipe", help="Recipe whose task, reward and sampling are used; default: the run's own."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
     runs: Runs = Path("runs"),
@@ -41,12 +43,12 @@ def evaluate(
     source = recipe or (folder / "config.yaml" if folder else None)
     if source is None:
         raise ConfigError(
-            f"{target} is not a run, so say which problems to solve: --recipe quickstart, or a file"
+            f"{target} is not a run: no problems are given. Pass --recipe quickstart, or a file"
         )
     model = str(final_model(folder)) if folder else target
     settings = load_recipe(source, [f"model={json.dumps(model)}", *(overrides or [])])
     if settings.eval is None:
-        raise ConfigError("the recipe has eval: null; say how many problems to solve: eval.problems=64")
+        raise ConfigError("the recipe has eval: null; set the number of problems: eval.problems=64")
     if folder:
         _refuse_trained_problems(settings, load_recipe(folder / "config.yaml"))
     from klent.runs.evaluate import evaluate_model
@@ -63,23 +65,21 @@ def evaluate(
 
 
 def _refuse_trained_problems(settings: "Recipe", trained: "Recipe") -> None:
-    """A generator's problems beyond those that a run kept out of training may be ones that it trained on."""
-    from klent.config import GymSettings
-
-    if settings.eval is None or not isinstance(settings.task, GymSettings):
+    """A run may have trained on the problems of a generator that it did not hold out."""
+    if settings.eval is None or not settings.task.generated:
         return
     kept = trained.eval.problems if trained.eval else 0
     same = (settings.task, settings.seed) == (trained.task, trained.seed)
     if same and settings.eval.problems > kept:
         raise ConfigError(
-            f"eval.problems={settings.eval.problems}, but the run kept {kept} problems out of its training; "
-            f"more than those would count problems that it was trained on. Lower eval.problems, or measure "
-            "on another task, such as task.config.max_terms=4"
+            f"eval.problems={settings.eval.problems}, but the run held out only {kept} problems: it may have "
+            "trained on the others. Lower eval.problems, or measure on another task, such as "
+            "task.config.max_terms=4"
         )
 
 
 def sample(
-    words: Annotated[
+    arguments: Annotated[
         list[str],
         typer.Argument(
             metavar="MODEL|RUN PROMPT",
@@ -88,28 +88,35 @@ def sample(
         ),
     ],
     policy: Annotated[
-        str | None, typer.Option("--policy", help="The model, where it is not the first word.")
+        str | None, typer.Option("--policy", help="The model, if it is not the first argument.")
     ] = None,
     target: Annotated[
         str | None, typer.Option("--target", help="Sample between the model and this model or run.")
     ] = None,
     alpha: Annotated[
         str,
-        typer.Option("--alpha", help="The model's share: 0.5, chernoff, snr, kl_budget=N, entropy=N, ess=F."),
+        typer.Option(
+            "--alpha", help="The model's weight: 0.5, chernoff, snr, kl_budget=N, entropy=N, ess=F."
+        ),
     ] = "chernoff",
     target_prompt: Annotated[
         str | None,
-        typer.Option("--target-prompt", help="What the target is asked instead; {prompt} is the prompt."),
+        typer.Option("--target-prompt", help="Prompt for the target instead; {prompt} is the prompt."),
     ] = None,
     target_temperature: Annotated[
-        float | None, typer.Option("--target-temperature", help="The target's own; default the same.")
+        float | None,
+        typer.Option("--target-temperature", help="Temperature of the target; default: the same."),
     ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many completions.")] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature, above 0.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this mass.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample among this many tokens; 0 = all.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same text.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the most likely tokens that hold this probability; 1 = all.")
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Sample among this many most likely tokens; 0 = all.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -123,15 +130,11 @@ def sample(
     klent sample smollm2-135m "What is 4 + 7?" --target-prompt "{prompt} (it is 11)" --alpha 0.5
     ```
 
-    With a target, alpha and KL of every token stand under the text, green where the mixture is the model.
+    With a target, the text is followed by alpha and KL per token, green where the mixture equals the model.
     """
-    named = [*([policy] if policy else []), *words]
-    if len(named) != 2:
-        raise ConfigError(
-            f"expected a model and a prompt, got {len(named)}: {', '.join(named)}; quote the prompt"
-        )
-    model, text = _model(named[0], runs), sys.stdin.read() if named[1] == "-" else named[1]
-    options: dict[str, Any] = {
+    name, text = _model_and_prompt([*([policy] if policy else []), *arguments])
+    model = _model(name, runs)
+    options: _Options = {
         "count": count,
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -143,9 +146,9 @@ def sample(
     if target is None and target_prompt is None and target_temperature is None:
         from klent.runs.sample import sample as write
 
-        for number, completion in enumerate(write(model, text, **options), start=1):
+        for number, written in enumerate(write(model, text, **options), start=1):
             _heading(number, count)
-            print(completion)
+            print(written)
         return
     from klent.runs.sample import sample_mixture
 
@@ -158,12 +161,33 @@ def sample(
         target_temperature=target_temperature,
         **options,
     )
-    for number, one in enumerate(mixed, start=1):
+    for number, completion in enumerate(mixed, start=1):
         _heading(number, count)
-        _show_mixed(one)
+        _show_mixed(completion)
+
+
+class _Options(TypedDict):
+    """Options that both ways of sampling take."""
+
+    count: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    system: str | None
+
+
+def _model_and_prompt(arguments: list[str]) -> tuple[str, str]:
+    if len(arguments) != 2:
+        given = f"{len(arguments)}: {', '.join(arguments)}"
+        raise ConfigError(f"expected a model and a prompt, got {given}; quote the prompt")
+    model, prompt = arguments
+    return model, sys.stdin.read() if prompt == "-" else prompt
 
 
 def _model(name: str, runs: Path) -> str:
+    """The final model of a run, or the name as it is."""
     folder = find_run(Path(name), runs)
     return str(final_model(folder)) if folder else name
 
@@ -173,19 +197,19 @@ def _heading(number: int, count: int) -> None:
         out.rule(f"{number}", style="dim")
 
 
-def _show_mixed(one: "MixedText") -> None:
+def _show_mixed(completion: "MixedText") -> None:
     """The text, its tokens with alpha and KL, and a line of means."""
     from klent.cli.tokens import show_tokens
 
-    print(one.text)
+    print(completion.text)
     print()
-    rows = (("alpha", one.alpha), ("KL", one.kl_policy))
-    show_tokens(out, one.tokens, rows, shade=one.kl_policy)
-    count = len(one.tokens)
-    means = [sum(values) / count for values in (one.alpha, one.kl_policy, one.kl_target)]
+    rows = (("alpha", completion.alpha), ("KL", completion.kl_policy))
+    show_tokens(out, completion.tokens, rows, shade=completion.kl_policy)
+    count, weight = len(completion.tokens), sum(completion.log_weight)
+    means = [sum(values) / count for values in (completion.alpha, completion.kl_policy, completion.kl_target)]
     out.print(
         f"{count} tokens: alpha {means[0]:.3f}, KL to the model {means[1]:.3f} and to the target "
-        f"{means[2]:.3f} nats a token, importance weight of the whole exp({sum(one.log_weight):.2f})",
+        f"{means[2]:.3f} nats per token, importance weight of the sequence exp({weight:.2f})",
         style="dim",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""``klent recipes``, ``models`` and ``doctor``: what there is, and what is missing."""
+"""``klent recipes``, ``models`` and ``doctor``: what is available, and what is missing."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from klent.cli.common import Debug, Runs, out, print_yaml
 from klent.errors import ConfigError, RunError
 
 recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
-models = typer.Typer(no_args_is_help=True, help="List and download models that klent knows by a short name.")
+models = typer.Typer(no_args_is_help=True, help="List and download models with a short name.")
 
 
 @recipes.command("ls")
@@ -41,7 +41,7 @@ def recipes_ls(debug: Debug = False) -> None:
 @recipes.command("show")
 def recipes_show(
     name: Annotated[str | None, typer.Argument(help="A recipe or a method.", show_default=False)] = None,
-    fields: Annotated[bool, typer.Option("--fields", help="Print every key that a recipe may have.")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="Print every key of a recipe.")] = False,
     debug: Debug = False,
 ) -> None:
     """Print a shipped recipe or method, or every key with its default and meaning.
@@ -64,12 +64,12 @@ def recipes_show(
 def recipes_cp(
     name: Annotated[str, typer.Argument(help="A recipe or a method.", show_default=False)],
     destination: Annotated[
-        Path | None, typer.Argument(help="File or folder; NAME.yaml here by default.")
+        Path | None, typer.Argument(help="File or folder; default NAME.yaml in the working folder.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a shipped recipe, with its data, to a file of your own.
+    """Copy a shipped recipe and its data to a file of your own.
 
     ```
     klent recipes cp quickstart mine.yaml
@@ -79,7 +79,7 @@ def recipes_cp(
     target = destination or Path(source.name)
     target = target / source.name if target.is_dir() else target
     if target.exists() and not force:
-        raise RunError(f"{target} exists; pass --force to write over it, or another name")
+        raise RunError(f"{target} exists; pass --force to overwrite it, or another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     _copy_data(source, target)
@@ -88,9 +88,9 @@ def recipes_cp(
 
 @models.command("ls")
 def models_ls(debug: Debug = False) -> None:
-    """List the models that klent knows by a short name, and where their copies are.
+    """List the models with a short name, and the folders of their copies.
 
-    A local folder or a hub id serves as `model` just as well.
+    `model` also takes a local folder or a hub id.
 
     ```
     klent models ls
@@ -99,17 +99,17 @@ def models_ls(debug: Debug = False) -> None:
     from klent.models.pull import list_models
 
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "what", "download", "folder"):
+    for column in ("name", "description", "download", "folder"):
         table.add_column(column)
     for model in list_models():
-        where = str(model.folder) if model.folder else f"klent models pull {model.alias}"
-        table.add_row(model.alias, model.description, f"{model.download_mb} MB", where)
+        folder = str(model.folder) if model.folder else f"klent models pull {model.alias}"
+        table.add_row(model.alias, model.description, f"{model.download_mb} MB", folder)
     out.print(table)
 
 
 @models.command("pull")
 def models_pull(
-    name: Annotated[str, typer.Argument(help="A name of `klent models ls`.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="A name from `klent models ls`.", show_default=False)],
     debug: Debug = False,
 ) -> None:
     """Download a model and convert it, once.
@@ -124,7 +124,7 @@ def models_pull(
 
 
 def doctor(runs: Runs = Path("runs"), debug: Debug = False) -> None:
-    """Say what this machine has, and what to install for what it lacks.
+    """Show what this machine has, and what to install for what it lacks.
 
     ```
     klent doctor
@@ -137,17 +137,17 @@ def doctor(runs: Runs = Path("runs"), debug: Debug = False) -> None:
         "missing": Text("missing", style="red"),
         "note": Text("-", style="yellow"),
     }
-    findings = examine(runs)
+    checks = examine(runs)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for finding in findings:
-        table.add_row(marks[finding.state], finding.name, finding.text)
+    for check in checks:
+        table.add_row(marks[check.state], check.name, check.text)
     out.print(table)
-    if any(finding.state == "missing" for finding in findings):
+    if any(check.state == "missing" for check in checks):
         raise typer.Exit(1)
 
 
 def _copy_data(source: Path, target: Path) -> None:
-    """The data file that lies beside a shipped recipe goes along with it."""
+    """Copy the data file beside a shipped recipe too."""
     import yaml
 
     data = ((yaml.safe_load(source.read_text()) or {}).get("task") or {}).get("data", "")

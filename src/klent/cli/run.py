@@ -1,4 +1,4 @@
-"""``klent train``, ``resume`` and ``report``: the verbs that have a run folder."""
+"""``klent train``, ``resume`` and ``report``: the verbs that write a run folder."""
 
 import json
 import shlex
@@ -22,21 +22,21 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe and the plan; write nothing.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on if the run folder exists.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run if its folder exists.")] = False,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Move a run folder that exists out of the way, to NAME.1, NAME.2, ..."),
+        typer.Option("--fresh", help="Rename an existing run folder to NAME.1, NAME.2, ... first."),
     ] = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Train a model by a recipe.
+    """Train a model with a recipe.
 
     Everything is checked before a model is loaded. Ctrl-C finishes the step, saves and stops; `klent resume`
-    goes on from there. The run's folder is RUNS/NAME, its page RUNS/NAME/report.html.
+    continues from there. The run's folder is RUNS/NAME, its report RUNS/NAME/report.html.
 
-    A method's settings lie under the recipe's, and KEY=VALUE over both. Terms of `loss` and `token_reward`
-    add up, and null takes one out; another `advantage`, `reward` or `task` replaces the one below.
+    The recipe overrides its method's settings, and KEY=VALUE overrides both. Terms of `loss` and
+    `token_reward` add up, and null removes one; another `advantage`, `reward` or `task` replaces the former.
 
     ```
     klent train quickstart
@@ -54,16 +54,16 @@ def train(
         _show_plan(settings, run)
         return
     if resume and fresh:
-        raise ConfigError("--resume goes on with the run that exists, --fresh starts another; choose one")
+        raise ConfigError("--resume continues the existing run, --fresh starts another; choose one")
     if fresh:
         _step_aside(run)
     resume = resume and (run / "config.yaml").is_file()
     if resume:
         _refuse_another_recipe(settings, run)
-    words = ["klent", "train", recipe, *(overrides or [])]
+    arguments = ["klent", "train", recipe, *(overrides or [])]
     if runs != Path("runs"):
-        words += ["--runs", str(runs)]
-    _train(settings, run, command=shlex.join(words), resume=resume)
+        arguments += ["--runs", str(runs)]
+    _train(settings, run, command=shlex.join(arguments), resume=resume)
 
 
 def resume(
@@ -71,9 +71,9 @@ def resume(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Go on with a run that was stopped, from its newest whole checkpoint.
+    """Continue a run that was stopped, from its newest intact checkpoint.
 
-    The weights and metrics at the end are those that the run would have had without the stop, bit for bit.
+    The final weights and metrics are those of a run without the stop, bit for bit.
 
     ```
     klent resume runs/quickstart
@@ -93,10 +93,10 @@ def report(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Write a run's page again, from its files; a run that is still going has one too.
+    """Write the report of a run again from its files, also while it is running.
 
     A log folder of TRL (trainer_state.json) or verl (its file logger's JSON Lines, or TensorBoard's files)
-    gets such a page as well, as far as its columns allow.
+    gets such a report too, as far as its columns allow.
 
     ```
     klent report runs/quickstart
@@ -105,8 +105,7 @@ def report(
     """
     from klent.report import write_report
 
-    known = find_run(run, runs)
-    foreign = known is None and run.is_dir() and any(run.iterdir())
+    foreign = find_run(run, runs) is None and run.is_dir() and any(run.iterdir())
     out.print(f"report: {write_report(run if foreign else run_folder(run, runs))}", soft_wrap=True)
 
 
@@ -132,12 +131,12 @@ def _show_plan(settings: "Recipe", run: Path) -> None:
     for line in describe_plan(settings):
         out.print(f"# {line}", soft_wrap=True)
     out.print(f"# first prompt: {json.dumps(task.train(0).prompt, ensure_ascii=False)}", soft_wrap=True)
-    exists = " (which exists)" if run.exists() else ""
+    exists = " (it exists)" if run.exists() else ""
     out.print(f"# would write {run}{exists}; this was a dry run", soft_wrap=True)
 
 
 def _step_aside(run: Path) -> None:
-    """Rename a run folder that exists, and that no process is using, to the first free NAME.1, NAME.2, ..."""
+    """Rename an existing run folder that no process is using to the first free NAME.1, NAME.2, ..."""
     if not (run / "config.yaml").is_file():
         return
     from klent.runs.folder import RunFolder
@@ -157,6 +156,6 @@ def _refuse_another_recipe(settings: "Recipe", run: Path) -> None:
     changed = [key for key, value in settings if value != getattr(before, key)]
     if changed:
         raise ConfigError(
-            f"{run} was started with other values of {', '.join(changed)}. Go on with it as it was by "
+            f"{run} was started with other values of {', '.join(changed)}. Continue it as it was with "
             f"`klent resume {run}`, or start another run with name=..."
         )

@@ -1,4 +1,4 @@
-"""Tokens with a number under each, as wide as the terminal is."""
+"""Tokens with numbers under each, wrapped to the width of the terminal."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,14 +18,14 @@ def show_tokens(console: Console, tokens: Sequence[str], rows: Rows, *, shade: S
     Args:
         console: where to print.
         tokens: pieces of text.
-        rows: a name and a number for each token.
-        shade: a number of each token that colours it: below 0.05, below 0.5, above.
+        rows: name and one number per token.
+        shade: one number per token that colours it: below 0.05, below 0.5, above.
     """
     for line in blocks(tokens, rows, width=console.width):
-        for name, cells, places in line:
+        for name, cells, indices in line:
             text = Text(f"{name:>{_margin(rows)}} ", style="dim")
-            for cell, place in zip(cells, places, strict=True):
-                colour = _SHADES[(shade[place] >= 0.05) + (shade[place] >= 0.5)]
+            for cell, index in zip(cells, indices, strict=True):
+                colour = _SHADES[(shade[index] >= 0.05) + (shade[index] >= 0.5)]
                 text.append(cell, style=colour if name == "" else "dim")
                 text.append(" ")
             console.print(text, soft_wrap=True)
@@ -36,7 +36,7 @@ Line = tuple[str, list[str], list[int]]
 
 
 def blocks(tokens: Sequence[str], rows: Rows, *, width: int) -> Iterator[list[Line]]:
-    """Lines of cells of one width, with the places of their tokens; a block is a line of tokens and its rows.
+    """Lines of aligned cells, with the indices of their tokens; a block is a line of tokens and its rows.
 
     >>> for block in blocks(["Hi", " you"], [("α", [0.5, 1.0])], width=80):
     ...     for name, cells, _ in block:
@@ -44,21 +44,28 @@ def blocks(tokens: Sequence[str], rows: Rows, *, width: int) -> Iterator[list[Li
      ['Hi  ', '·you']
     α ['0.50', '1.00']
     """
-    shown = [token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") for token in tokens]
-    columns = [[piece, *(f"{values[place]:.2f}" for _, values in rows)] for place, piece in enumerate(shown)]
+    pieces = [token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") for token in tokens]
+    columns = [[piece, *(f"{values[i]:.2f}" for _, values in rows)] for i, piece in enumerate(pieces)]
     widths = [max(map(cell_len, column)) for column in columns]
     room = width - _margin(rows) - 2
-    places: list[int] = []
-    for place in range(len(tokens) + 1):
-        full = places and place < len(tokens) and sum(widths[i] + 1 for i in [*places, place]) > room
-        if full or (places and place == len(tokens)):
-            names = ["", *(name for name, _ in rows)]
-            yield [
-                (name, [_padded(columns[i][k], widths[i]) for i in places], places)
-                for k, name in enumerate(names)
-            ]
-            places = []
-        places = [*places, place]
+    names = ["", *(name for name, _ in rows)]
+    for indices in _lines(widths, room):
+        yield [
+            (name, [_padded(columns[i][k], widths[i]) for i in indices], indices)
+            for k, name in enumerate(names)
+        ]
+
+
+def _lines(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """Indices of the cells of each line: as many as fit, at least one."""
+    indices: list[int] = []
+    for index, width in enumerate(widths):
+        if indices and sum(widths[i] + 1 for i in indices) + width + 1 > room:
+            yield indices
+            indices = []
+        indices.append(index)
+    if indices:
+        yield indices
 
 
 def _padded(text: str, width: int) -> str:

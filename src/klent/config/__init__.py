@@ -1,41 +1,32 @@
 """Typed recipes: read in layers, checked before anything is loaded, refused with the line that is wrong."""
 
-from klent.config.checks import describe_fields, streams
+from klent.config.checks import streams
+from klent.config.evaluation import EarlyStop, Eval, Limits, Reward
+from klent.config.fields import describe_fields
 from klent.config.load import dump_recipe, find_recipe, load_recipe, make_recipe, recipes_folder
-from klent.config.mixture import Distill, Mixture
-from klent.config.model import (
-    Checkpoint,
-    DatasetRollout,
-    DataSettings,
-    Eval,
-    GymSettings,
-    Limits,
-    Lora,
-    Optimizer,
-    Recipe,
-    Reduce,
-    Reward,
-    Target,
-    Thermostat,
-    TransformersRollout,
-    Update,
-)
+from klent.config.mixture import Distill, MixtureSettings
+from klent.config.recipe import Recipe
+from klent.config.rollout import DatasetRollout, TransformersRollout
+from klent.config.task import DataSettings, GymSettings
+from klent.config.thermostat import EntropyTarget, Thermostat
+from klent.config.training import Checkpoint, Lora, Optimizer, Reduce, Update
 
 __all__ = [
     "Checkpoint",
     "DataSettings",
     "DatasetRollout",
     "Distill",
+    "EarlyStop",
+    "EntropyTarget",
     "Eval",
     "GymSettings",
     "Limits",
     "Lora",
-    "Mixture",
+    "MixtureSettings",
     "Optimizer",
     "Recipe",
     "Reduce",
     "Reward",
-    "Target",
     "Thermostat",
     "TransformersRollout",
     "Update",

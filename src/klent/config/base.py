@@ -1,8 +1,11 @@
 """What every section of a recipe is built from."""
 
-from typing import Annotated, Any
+from typing import Annotated, TypeAlias, Union
 
 from pydantic import BaseModel, ConfigDict, Field
+
+#: whatever a YAML file can say
+Yaml: TypeAlias = Union[bool, int, float, str, list["Yaml"], dict[str, "Yaml"], None]  # noqa: UP007
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -10,8 +13,12 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Words = Annotated[tuple[str, ...], Field(strict=False)]
-Terms = dict[str, dict[str, Any]]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+#: arguments of a function; the function itself says which ones it takes
+Arguments = dict[str, object]
+#: functions by name, each with its arguments
+Terms = dict[str, Arguments]
+#: choices of tokens by name, each made by one function
 Choices = dict[str, Terms]
 
 

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 from pydantic import ValidationError
 
 import klent
-from klent.config import checks
+from klent.config.base import Yaml
+from klent.config.checks import bind_terms
 from klent.config.control_checks import control_problems
-from klent.config.layers import Layer, RecipeDumper, merge, parse_overrides, read_layer
+from klent.config.layers import Layer, merge
 from klent.config.mixture_checks import mixture_problems
-from klent.config.model import Recipe
+from klent.config.problems import Problem, refuse
+from klent.config.recipe import Recipe
+from klent.config.shape_checks import key_path, shape_problems, without
+from klent.config.usage_checks import usage_problems
+from klent.config.yaml_text import RecipeDumper, parse_overrides, read_layer
 from klent.errors import ConfigError
 from klent.kit.names import nearest
 
@@ -28,7 +33,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     """A recipe by path, or a shipped one by name.
 
     Raises:
-        ConfigError: neither exists; the message names the nearest shipped recipe.
+        ConfigError: neither exists; the message names the nearest shipped recipe, or the method so called.
     """
     path = Path(path_or_name)
     if path.is_file():
@@ -36,15 +41,18 @@ def find_recipe(path_or_name: str | Path) -> Path:
     if path.is_dir():
         if (path / "config.yaml").is_file():
             raise ConfigError(
-                f"{path} is a run folder; go on with `klent resume {path}`, or train its config.yaml"
+                f"{path} is a run folder; continue it with `klent resume {path}`, or train its config.yaml"
             )
         raise ConfigError(f"{path} is a folder; a recipe is a .yaml file (see `klent recipes ls`)")
+    name = path.name.removesuffix(".yaml")
     if path.parent in (Path(), Path("recipes")):
-        shipped = recipes_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
+        shipped = recipes_folder() / f"{name}.yaml"
         if shipped.is_file():
             return shipped
+    if path.parent in (Path(), Path("methods")) and name in _methods():
+        raise ConfigError(f"{name} is a method, not a recipe: klent train quickstart method={name}")
     near = nearest(path.stem, [file.stem for file in recipes_folder().glob("*.yaml")])
-    raise ConfigError(f"{path}: no such recipe{near}; `klent recipes ls` lists those that are shipped")
+    raise ConfigError(f"{path}: no such recipe{near}; `klent recipes ls` lists the shipped ones")
 
 
 def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -53,39 +61,76 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     Args:
         path_or_name: a YAML file, or the name of a shipped recipe. A relative path in it (data,
             ``file.py:function``) is looked up in the working folder, then beside the recipe.
-        overrides: ``dotted.key=value``, the value written as YAML. null takes out a term of ``loss`` or
+        overrides: ``dotted.key=value``, the value written as YAML. null removes a term of ``loss`` or
             ``token_reward``; elsewhere it is the value null.
 
     Returns:
-        The recipe with every default filled in, those of the objectives' settings too. No model is loaded.
+        The recipe with every default filled in, including those of the objectives' settings. No model is
+        loaded.
 
     Raises:
         ConfigError: every problem found, each with file, line, key and what to do.
     """
     file = find_recipe(path_or_name)
     layer = read_layer(file)
-    layer.values = _beside(layer.values, file.parent)
+    layer.values = {key: _beside(value, file.parent, key) for key, value in layer.values.items()}
     return _build(layer, parse_overrides(overrides), default_name=file.stem)
 
 
-def make_recipe(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+def make_recipe(values: Mapping[str, object], overrides: Iterable[str] = ()) -> Recipe:
     """As `load_recipe`, from a mapping in place of a file."""
-    return _build(Layer(dict(values)), parse_overrides(overrides), default_name="run")
+    layer = Layer(cast(dict[str, Yaml], dict(values)))
+    return _build(layer, parse_overrides(overrides), default_name="run")
 
 
-def _beside(value: Any, folder: Path, key: str = "") -> Any:
+def preset(method: str, origin: str = "recipe") -> Layer:
+    """The layer of a method: a shipped preset, or the user's file; ``origin`` is where it was asked for."""
+    if method in _methods():
+        layer = read_layer(recipes_folder() / "methods" / f"{method}.yaml", f"methods/{method}.yaml")
+    elif method.endswith((".yaml", ".yml")):
+        layer = read_layer(Path(method))
+    else:
+        shipped = ", ".join(_methods())
+        raise ConfigError(
+            f"{origin}: there is no method `{method}`{nearest(method, _methods())}; there are {shipped}"
+        )
+    return merge(Layer({}, source=layer.source), layer)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML with every value written out; loading it gives the same recipe.
+
+    The method keeps its name. A term or choice of its preset that the recipe removed is written as null,
+    which removes it again.
+    """
+    values = recipe.model_dump(mode="json")
+    if recipe.method is not None:
+        lower = preset(recipe.method).values
+        for section in ("loss", "token_reward", "select"):
+            terms, preset_terms = values[section], lower.get(section)
+            if isinstance(terms, dict) and isinstance(preset_terms, dict):
+                removed = {name: None for name in preset_terms if name not in terms}
+                values[section] = {**removed, **terms}
+    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _methods() -> list[str]:
+    return sorted(file.stem for file in (recipes_folder() / "methods").glob("*.yaml"))
+
+
+def _beside(value: Yaml, folder: Path, key: str = "") -> Yaml:
     """Relative paths that exist beside the recipe, and not in the working folder, from that folder."""
     if isinstance(value, dict):
-        return {_found(name, folder): _beside(item, folder, name) for name, item in value.items()}
+        return {_locate(name, folder): _beside(item, folder, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_beside(item, folder, key) for item in value]
     if isinstance(value, str) and (key in ("data", "heldout_data") or ".py:" in value):
-        return _found(value, folder, always=True)
+        return _locate(value, folder, is_path=True)
     return value
 
 
-def _found(text: str, folder: Path, always: bool = False) -> str:
-    if ".py:" not in text and not always:
+def _locate(text: str, folder: Path, is_path: bool = False) -> str:
+    if ".py:" not in text and not is_path:
         return text
     path, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
     if not Path(path).exists() and (folder / path).exists():
@@ -96,26 +141,12 @@ def _found(text: str, folder: Path, always: bool = False) -> str:
 def _build(recipe: Layer, overrides: Layer, default_name: str) -> Recipe:
     method = overrides.values.get("method", recipe.values.get("method"))
     if method is None:
-        below = Layer({}, source=recipe.source)
+        lowest = Layer({}, source=recipe.source)
     else:
-        below = preset(method, overrides.places.get(("method",)) or recipe.place(("method",)))
-        below.source = recipe.source
-    below.values = {"name": default_name, **below.values}
-    return _check(merge(merge(below, recipe), overrides))
-
-
-def preset(method: str, place: str = "recipe") -> Layer:
-    """The layer of a method: a shipped preset, or the user's file; ``place`` is where it was asked for."""
-    folder = recipes_folder() / "methods"
-    names = sorted(file.stem for file in folder.glob("*.yaml"))
-    if method in names:
-        layer = read_layer(folder / f"{method}.yaml", f"methods/{method}.yaml")
-    elif str(method).endswith((".yaml", ".yml")):
-        layer = read_layer(Path(method))
-    else:
-        near = nearest(str(method), names)
-        raise ConfigError(f"{place}: there is no method `{method}`{near}; there are {', '.join(names)}")
-    return merge(Layer({}, source=layer.source), layer)
+        lowest = preset(str(method), overrides.origins.get(("method",)) or recipe.origin(("method",)))
+        lowest.source = recipe.source
+    lowest.values = {"name": default_name, **lowest.values}
+    return _check(merge(merge(lowest, recipe), overrides))
 
 
 def _check(layer: Layer) -> Recipe:
@@ -123,46 +154,28 @@ def _check(layer: Layer) -> Recipe:
     for choice in ("advantage", "token_reward", "reward", "select"):
         if values.get(choice) == {}:  # its last entry was set to null
             values[choice] = None
-    problems: list[checks.Problem] = []
+    problems: list[Problem] = []
     if "loss" not in values:
-        problems.append(checks.Problem((), "`loss` is missing; name a method (method: grpo) or write a loss"))
+        problems.append(Problem((), "`loss` is missing; name a method (method: grpo) or write a loss"))
         values["loss"] = {}
-    checks.bind_terms(values, problems)
-    terms_hold = not problems
+    bind_terms(values, problems)
+    terms_are_valid = not problems
     recipe = _validate(values, problems)
-    if recipe is not None and terms_hold:
-        problems.extend(checks.usage_problems(recipe))
+    if recipe is not None and terms_are_valid:
+        problems.extend(usage_problems(recipe))
         problems.extend(control_problems(recipe))
         problems.extend(mixture_problems(recipe))
-    checks.refuse(problems, layer)
+    refuse(problems, layer)
     assert recipe is not None
     return recipe
 
 
-def _validate(values: dict[str, Any], problems: list[checks.Problem]) -> Recipe | None:
+def _validate(values: Mapping[str, Yaml], problems: list[Problem]) -> Recipe | None:
     """The recipe, without the keys that do not belong; None where a value is wrong or missing."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems.extend(checks.shape_problems(error))
+        problems.extend(shape_problems(error))
         if any(item["type"] != "extra_forbidden" for item in error.errors()):
             return None
-        return Recipe.model_validate(
-            checks.without(values, [checks.key_path(item) for item in error.errors()])
-        )
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """A recipe as YAML with every value written out; loading it gives the same recipe.
-
-    The method keeps its name. A term or choice of its preset that the recipe took out is written as null,
-    which takes it out again.
-    """
-    values = recipe.model_dump(mode="json")
-    if recipe.method is not None:
-        below = preset(recipe.method).values
-        for field in ("loss", "token_reward", "select"):
-            if isinstance(values[field], dict):
-                removed = {name: None for name in (below.get(field) or {}) if name not in values[field]}
-                values[field] = {**removed, **values[field]}
-    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=110)
+        return Recipe.model_validate(without(values, [key_path(item) for item in error.errors()]))

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from klent.config import Mixture
+from klent.config import MixtureSettings
 from klent.control.organ import Organ, StepRecord
 from klent.errors import DataError
 from klent.objectives import importance_weight
@@ -32,7 +32,7 @@ class Mixer(Organ):
 
     name = "mixture"
 
-    def __init__(self, settings: Mixture, engine: MixtureEngine) -> None:
+    def __init__(self, settings: MixtureSettings, engine: MixtureEngine) -> None:
         self.settings = settings
         self.engine = engine
         self.reward = 0.0
@@ -86,7 +86,7 @@ class Mixer(Organ):
         self.reward = float(str(state["reward"]))
 
 
-def alpha_at(mixture: Mixture, step: int, *, reward: float) -> Share:
+def alpha_at(mixture: MixtureSettings, step: int, *, reward: float) -> Share:
     """The policy's share in training step ``step`` (from 1), or what decides it.
 
     Args:
@@ -95,10 +95,10 @@ def alpha_at(mixture: Mixture, step: int, *, reward: float) -> Share:
         reward: what the policy earns by itself, which ``until_reward`` follows.
 
     >>> from klent.config.mixture import Alpha
-    >>> ramp = Mixture(alpha=Alpha(start=0.2, end=1.0, steps=3))
+    >>> ramp = MixtureSettings(alpha=Alpha(start=0.2, end=1.0, steps=3))
     >>> [round(alpha_at(ramp, step, reward=0.0), 2) for step in (1, 2, 3, 9)]
     [0.2, 0.6, 1.0, 1.0]
-    >>> path = Mixture(alpha=Alpha(start=0.2, until_reward=0.8))
+    >>> path = MixtureSettings(alpha=Alpha(start=0.2, until_reward=0.8))
     >>> [round(alpha_at(path, 1, reward=reward), 2) for reward in (-1.0, 0.0, 0.4, 0.9)]
     [0.2, 0.2, 0.6, 1.0]
     """
@@ -138,7 +138,7 @@ def alpha_of(prompt: Prompt, column: str) -> float:
     return float(found)
 
 
-def check_alpha(mixture: Mixture | None, task: Task) -> None:
+def check_alpha(mixture: MixtureSettings | None, task: Task) -> None:
     """Refuse data that lacks the alpha of a training prompt, before a model is loaded.
 
     Raises:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klent.config import Target, Thermostat
+from klent.config import EntropyTarget, Thermostat
 from klent.control.organ import Organ, StepRecord
 from klent.training.objective import Objective
 
@@ -120,10 +120,10 @@ class Controller(Organ):
         return start * math.exp(answer) if self.by_factor else start + answer
 
 
-def target_at(target: Target, step: int, initial: float) -> float:
+def target_at(target: EntropyTarget, step: int, initial: float) -> float:
     """The entropy to aim at in a step, nats; ``initial`` is the first step's.
 
-    >>> [target_at(Target(start=2.0, end=1.0, steps=3), step, 0.0) for step in (1, 2, 3, 9)]
+    >>> [target_at(EntropyTarget(start=2.0, end=1.0, steps=3), step, 0.0) for step in (1, 2, 3, 9)]
     [2.0, 1.5, 1.0, 1.0]
     """
     options: Any = target

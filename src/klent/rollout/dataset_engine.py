@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from klent.errors import DataError
-from klent.models.load import LoadedModel, context_length, render_prompt
+from klent.models.chat import context_length, render_prompt
+from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
 from klent.rollout.engine import SyncCertificate
 from klent.streams.episode import Episode

@@ -15,7 +15,8 @@ from torch import Tensor
 from klent.errors import ConfigError, DataError
 from klent.mixture.criteria import Criterion
 from klent.mixture.mixing import Mixed, mix
-from klent.models.load import LoadedModel, context_length
+from klent.models.chat import context_length
+from klent.models.load import LoadedModel
 from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
 from klent.rollout.sampling import LOG2_E, TILE, sample_tokens
 from klent.rollout.target import Target, check_tokenizers

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from klent.errors import DataError, ModelError
-from klent.models.load import LoadedModel, render_prompt
+from klent.models.chat import render_prompt
+from klent.models.load import LoadedModel
 from klent.streams.prompt import Prompt
 
 if TYPE_CHECKING:

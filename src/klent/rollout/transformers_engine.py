@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from klent.errors import DataError
-from klent.models.load import LoadedModel, context_length, render_prompt
+from klent.models.chat import context_length, render_prompt
+from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
 from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
 from klent.rollout.engine import SyncCertificate

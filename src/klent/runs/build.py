@@ -9,8 +9,7 @@ from functools import cache, partial
 
 import torch
 
-from klent.config import Mixture, Optimizer, Recipe
-from klent.config.model import DatasetRollout, TransformersRollout
+from klent.config import DatasetRollout, MixtureSettings, Optimizer, Recipe, TransformersRollout
 from klent.control.limits import Guard
 from klent.control.mixing import Mixer, alpha_at
 from klent.control.organ import Organ
@@ -22,7 +21,8 @@ from klent.measure.certainty import extra_measures
 from klent.measure.evaluate import evaluate
 from klent.measure.roofline import Floor
 from klent.models.adapters import with_adapter
-from klent.models.load import LoadedModel, load_policy, save_model
+from klent.models.load import LoadedModel, load_policy
+from klent.models.save import save_model
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy, takes_shared_prompt
 from klent.policies.causal_lm.teacher import Teacher
@@ -88,11 +88,11 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         recipe.model,
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
-        lora=recipe.lora.model_dump() if recipe.lora else None,
+        lora=recipe.lora,
         gradient_checkpointing=recipe.update.gradient_checkpointing,
         seed=recipe.seed,
+        device="auto",
     )
-    loaded.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     rollout = recipe.rollout
     policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
     if not policy.fused:
@@ -105,9 +105,12 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     def initial() -> LoadedModel:
         """The reference model, loaded once for all that ask for it."""
         name = recipe.reference or recipe.model
-        other = load_policy(name, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
-        other.model.to(loaded.model.device)
-        return other
+        return load_policy(
+            name,
+            dtype=recipe.dtype,
+            trust_remote_code=recipe.trust_remote_code,
+            device=loaded.model.device,
+        )
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     engine = build_engine(loaded, rollout, progress=progress, target=target)
@@ -256,7 +259,7 @@ def build_sampler(
 
 
 def build_target(
-    mixture: Mixture, recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]
+    mixture: MixtureSettings, recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]
 ) -> Target:
     """The target that a recipe names.
 
@@ -345,7 +348,12 @@ def _adamw(options: Optimizer, parameters: Sequence[torch.nn.Parameter]) -> torc
 
 
 def _build_teacher(
-    mixture: Mixture | None, target: Target | None, policy: CausalPolicy, loaded: LoadedModel, *, longest: int
+    mixture: MixtureSettings | None,
+    target: Target | None,
+    policy: CausalPolicy,
+    loaded: LoadedModel,
+    *,
+    longest: int,
 ) -> Teacher | None:
     if mixture is None or mixture.distill is None or target is None:
         return None

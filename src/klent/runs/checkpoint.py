@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a killed run needs to go on as if nothing had happened.
+"""Checkpoints: everything that a killed run needs to continue as if it had not been interrupted.
 
-``checkpoints/STEP/`` holds one safetensors file for each group of tensors, ``state.json`` for the rest, and
-``manifest.json`` with the size and SHA-256 of them all. The folder is filled under a hidden name and gets its
-own last, so a folder with a number is whole unless something damaged it later; the hashes find that.
+``checkpoints/STEP/`` holds one safetensors file per group of tensors, ``state.json`` for the rest, and
+``manifest.json`` with the size and SHA-256 of each. The folder is written under a hidden name and renamed
+last, so a folder with a number is complete unless it was damaged later, which the hashes detect.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +25,7 @@ from klent.io.files import sha256_file
 from klent.io.folders import remove_folder, sweep, whole_folder
 
 MANIFEST, STATE = "manifest.json", "state.json"
-SPARE_BYTES = 1 << 20  # for JSON, headers and the folder itself
+SPARE_BYTES = 1 << 20  # JSON, headers and the folder itself
 
 TensorGroups = Mapping[str, Mapping[str, Tensor]]
 
@@ -41,19 +41,19 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path, step: int, *, tensors: TensorGroups, state: Mapping[str, Any], keep: int = 2
+    run: Path, step: int, *, tensors: TensorGroups, state: Mapping[str, object], keep: int = 2
 ) -> Path:
-    """Write ``checkpoints/STEP``, whole or not at all, then remove all but the newest ``keep``.
+    """Write ``checkpoints/STEP`` completely or not at all, then remove all but the newest ``keep``.
 
     Args:
         run: the run's folder; this process must hold its lock.
-        step: steps done.
+        step: training steps done.
         tensors: name of a file -> name -> tensor, such as ``{"model": {...}, "optimizer": {...}}``.
-        state: anything JSON can hold; Python floats come back bit for bit.
-        keep: how many checkpoints stay, at least 1.
+        state: anything that JSON can hold; Python floats are restored bit for bit.
+        keep: how many checkpoints are kept, at least 1.
 
     Returns:
-        The checkpoint's folder, which is on the disk when this returns.
+        The checkpoint's folder, which is on disk when this returns.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written. Earlier checkpoints are untouched.
@@ -67,12 +67,12 @@ def save_checkpoint(
         sweep(folder.parent)
         if shutil.disk_usage(folder.parent).free < needed:
             raise OSError(ENOSPC, os.strerror(ENOSPC))
-        with whole_folder(folder) as made:
+        with whole_folder(folder) as scratch:
             files = {}
             for name, group in tensors.items():
-                files[f"{name}.safetensors"] = _write_tensors(made / f"{name}.safetensors", group)
-            files[STATE] = _write_json(made / STATE, dict(state))
-            _write_json(made / MANIFEST, {"step": step, "files": files})
+                files[f"{name}.safetensors"] = _write_tensors(scratch / f"{name}.safetensors", group)
+            files[STATE] = _write_json(scratch / STATE, dict(state))
+            _write_json(scratch / MANIFEST, {"step": step, "files": files})
     except OSError as error:
         raise CheckpointError(_cannot_save(run, folder, needed, error)) from error
     _prune(run, step, keep)
@@ -80,25 +80,25 @@ def save_checkpoint(
 
 
 def load_newest(run: Path, *, on_damage: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as it was written, or None where there is none.
+    """The newest checkpoint whose every byte is as it was written, or None if there is none.
 
     Args:
         run: the run's folder.
-        on_damage: called with one line for each damaged checkpoint that was passed over: what is wrong with
-            it, and which one is used instead.
+        on_damage: called with one line per damaged checkpoint that was skipped: what is wrong with it, and
+            which one is used instead.
     """
     damage: list[str] = []
-    found = None
+    checkpoint = None
     for folder in reversed(_numbered(run)):
         try:
-            found = _read(folder)
+            checkpoint = _read(folder)
             break
         except CheckpointError as error:
             damage.append(f"checkpoints/{folder.name} is damaged: {error}")
-    instead = f"using checkpoints/{found.path.name}" if found else "no whole checkpoint is left"
+    instead = f"using checkpoints/{checkpoint.path.name}" if checkpoint else "no intact checkpoint is left"
     for line in damage:
         on_damage(f"{line}; {instead}")
-    return found
+    return checkpoint
 
 
 def flatten_optimizer(
@@ -108,12 +108,12 @@ def flatten_optimizer(
 
     Args:
         optimizer: any whose state is tensors, such as AdamW.
-        parameters: name -> the parameter that the optimizer holds. One that never had a gradient has no
-            state yet, and nothing in the table.
+        parameters: name -> the parameter that the optimizer holds. A parameter that never had a gradient has
+            no state, and is not in the table.
 
     Returns:
-        The optimizer's own tensors, not copies. The learning rate and other settings are not among them: the
-        recipe has those.
+        The optimizer's own tensors, not copies. The learning rate and other settings are not included: they
+        are in the recipe.
     """
     return {
         f"{key}.{name}": value
@@ -125,13 +125,13 @@ def flatten_optimizer(
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what :func:`flatten_optimizer` took, bit for bit, step counters too. The tensors are copied.
+    """Restore what :func:`flatten_optimizer` returned, bit for bit, step counters too. Tensors are copied.
 
     Raises:
         CheckpointError: a name or a shape that this model does not have.
     """
-    places = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    index = {id(parameter): i for i, parameter in enumerate(places)}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index = {id(parameter): i for i, parameter in enumerate(ordered)}
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(".")
@@ -139,21 +139,28 @@ def restore_optimizer(
             raise CheckpointError(f"the checkpoint's optimizer has {name!r}, which this model does not have")
         parameter = parameters[name]
         if value.dim() > 0 and value.shape != parameter.shape:
-            shapes = f"{list(value.shape)}, and this model's is {list(parameter.shape)}"
+            shapes = f"{list(value.shape)}, but this model's is {list(parameter.shape)}"
             raise CheckpointError(f"the checkpoint's {full_name} has shape {shapes}")
         state.setdefault(index[id(parameter)], {})[key] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+class _FileEntry(TypedDict):
+    """One file in the manifest."""
+
+    sha256: str
+    bytes: int
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> _FileEntry:
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # it wraps what the file system said
+    except SafetensorError as error:  # it wraps an error of the file system
         raise OSError(str(error)) from error
     return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
-def _write_json(path: Path, content: Any) -> dict[str, Any]:
+def _write_json(path: Path, content: object) -> _FileEntry:
     data = (json.dumps(content, indent=1) + "\n").encode()
     with open(path, "wb") as file:
         file.write(data)
@@ -169,18 +176,20 @@ def _cannot_save(run: Path, folder: Path, needed: int, error: OSError) -> str:
         space = ""
     earlier = [other.name for other in _numbered(run)]
     if earlier:
-        after = f"checkpoints/{earlier[-1]} is untouched: free space and `klent resume {run}` goes on from it"
+        after = (
+            f"checkpoints/{earlier[-1]} is untouched: free space, and `klent resume {run}` continues from it"
+        )
     else:
-        after = f"There is no earlier one: free space and `klent resume {run}` starts over"
+        after = f"There is no earlier one: free space, and `klent resume {run}` starts over"
     reason = error.strerror or str(error)
-    return f"cannot write checkpoint {folder}: {reason}.{space} Nothing of it is left behind. {after}"
+    return f"cannot write checkpoint {folder}: {reason}.{space} No partial checkpoint is left. {after}"
 
 
 def _prune(run: Path, step: int, keep: int) -> None:
-    """Keep the newest ``keep``. One past this step is damaged, or the run would have gone on from it."""
+    """Keep the newest ``keep``. A later step's is damaged, or the run would have continued from it."""
     numbered = _numbered(run)
-    past = [folder for folder in numbered if int(folder.name) > step]
-    for folder in past + [folder for folder in numbered if folder not in past][:-keep]:
+    later = [folder for folder in numbered if int(folder.name) > step]
+    for folder in later + [folder for folder in numbered if folder not in later][:-keep]:
         remove_folder(folder)
 
 
@@ -220,9 +229,9 @@ def _read(folder: Path) -> Checkpoint:
 
 def _check_file(path: Path, size: int, sha256: str) -> None:
     try:
-        found = path.stat().st_size
-        if found != size:
-            raise CheckpointError(f"{path.name} has {found} bytes where {size} were written")
+        actual = path.stat().st_size
+        if actual != size:
+            raise CheckpointError(f"{path.name} has {actual} bytes, but {size} were written")
         if sha256_file(path) != sha256:
             raise CheckpointError(f"{path.name} has the wrong hash")
     except FileNotFoundError as error:

@@ -1,10 +1,9 @@
-"""What a run shows while it trains: a live line in a terminal, one plain line a step in a log."""
+"""What a run shows while it trains: a live line in a terminal, one plain line per step in a log."""
 
 import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -15,7 +14,9 @@ from rich.text import Text
 from klent.config import Recipe
 from klent.runs.plan import describe_plan
 
-# heading, width, metric (the first that the row has), format
+Row = Mapping[str, object]  # of metrics.jsonl or eval.jsonl
+
+# heading, width, metrics (the first that the row has is shown), format
 _COLUMNS = (
     ("reward", 8, ("reward/mean",), "{:.3f}"),
     ("entropy", 8, ("policy/entropy",), "{:.3f}"),
@@ -27,11 +28,11 @@ _COLUMNS = (
 
 
 class TrainConsole:
-    """Prints a run. The trainer calls its methods in the order in which they stand here.
+    """Prints a run. The training loop calls its methods in the order of their definition.
 
-    In a terminal a live line at the bottom says step, phase, reward, entropy, KL, speed and time left, and
-    every finished step leaves a row of a table above it. Elsewhere (a log file, a pipe) each step is one
-    plain line of ``name=value``.
+    In a terminal, a live line at the bottom shows step, phase, reward, entropy, KL, speed and time left, and
+    every finished step adds a row to the table above it. In a log file or a pipe, each step is one plain line
+    of ``name=value``.
 
     Args:
         console: where to print; standard output by default.
@@ -45,17 +46,17 @@ class TrainConsole:
         self._steps = 0
         self._done = 0
         self._phase = ""
-        self._last: Mapping[str, Any] = {}
+        self._last: Row = {}
         self._began = time.monotonic()
         self._timed: list[float] = []
 
     def start(self, recipe: Recipe, plan: Sequence[str] | None = None, *, done: int = 0) -> None:
-        """Say what is about to run.
+        """Print what is about to run.
 
         Args:
             recipe: what to run.
             plan: lines to show; by default those of `klent.runs.plan.describe_plan`.
-            done: steps done before, when a run is resumed.
+            done: steps done before, if the run is resumed.
         """
         self._steps, self._done, self._began = recipe.steps, done, time.monotonic()
         title = f"{recipe.name} · {recipe.method or 'own objective'} · {recipe.model}"
@@ -74,15 +75,15 @@ class TrainConsole:
                 self._print(f"  {line}")
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        """What the current step is doing: ``rollout``, ``score`` or ``train``, and how far it has come."""
+        """What the current step is doing: ``rollout``, ``score`` or ``train``, and its progress."""
         changed = self._phase.split(" ")[0] != name
         self._phase = f"{name} {done}/{total}" if total else name
         self._update_live(redraw=changed)
 
-    def step(self, row: Mapping[str, Any]) -> None:
+    def step(self, row: Row) -> None:
         """One finished step: a row of metrics.jsonl."""
-        self._done, self._last, self._phase = int(row["step"]), row, ""
-        self._timed.append(float(row.get("time/step", 0.0)))
+        self._done, self._last, self._phase = int(_number(row, "step") or 0), row, ""
+        self._timed.append(_number(row, "time/step") or 0.0)
         if self.live:
             if len(self._timed) == 1:
                 head = f"{'step':>9}" + "".join(f"{name:>{width}}" for name, width, *_ in _COLUMNS)
@@ -91,15 +92,15 @@ class TrainConsole:
             position = f"{self._done}/{self._steps}"
             self._print(f"{position:>9}{cells}{_clock(self._timed[-1]):>8}")
         else:
-            shown = [(keys, form) for _, _, keys, form in _COLUMNS]
+            metrics = [(key, form) for _, _, keys, form in _COLUMNS for key in keys]
             pairs = [
-                f"{key}={form.format(row[key])}" for keys, form in shown for key in keys if _has(row, key)
+                f"{key}={form.format(row[key])}" for key, form in metrics if _number(row, key) is not None
             ]
             pairs += [f"time/step={self._timed[-1]:.1f}s", f"left={_clock(self.seconds_left())}"]
             self._print(f"step {self._done}/{self._steps} {' '.join(pairs)}")
         self._update_live(redraw=True)
 
-    def eval(self, row: Mapping[str, Any]) -> None:
+    def eval(self, row: Row) -> None:
         """One evaluation: a row of eval.jsonl."""
         when = "before training" if row["step"] == 0 else f"after step {row['step']}"
         took = f", {row['seconds']:.0f} s" if "seconds" in row else ""
@@ -108,7 +109,7 @@ class TrainConsole:
         )
 
     def warn(self, text: str) -> None:
-        """Something that the user should know and that does not stop the run."""
+        """Something that the user should know, but that does not stop the run."""
         self._print(f"warning: {text}", style="yellow")
 
     def stopping(self) -> None:
@@ -117,7 +118,7 @@ class TrainConsole:
         self._print(f"finishing step {step}, saving, then stopping; press again to stop now", style="yellow")
 
     def close(self) -> None:
-        """Take the live line away; safe to call more than once, and after an error."""
+        """Remove the live line; safe to call more than once, and after an error."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -125,38 +126,30 @@ class TrainConsole:
     def finish(
         self,
         run: Path,
-        before: Mapping[str, Any] | None,
-        after: Mapping[str, Any] | None,
+        before: Row | None,
+        after: Row | None,
         *,
         early: bool = False,
     ) -> None:
-        """The end: accuracy before and after, and where the report lies; ``early`` by ``eval.early_stop``."""
+        """The end: accuracy before and after, and the report; ``early`` if ``eval.early_stop`` ended it."""
         self.close()
         self._print("")
         if before and after:
-            table = Table(
-                title="held-out accuracy", title_justify="left", title_style="bold", box=None, pad_edge=False
-            )
-            for column in ("", "accuracy", "95% interval", "entropy, nats"):
-                table.add_column(column, justify="right" if column else "left")
-            for name, row in (("before", before), ("after", after)):
-                interval = f"{row['low']:.3f} to {row['high']:.3f}" if "low" in row else "-"
-                table.add_row(name, f"{row['accuracy']:.3f}", interval, _cell(row, ("entropy",), "{:.3f}"))
-            self.console.print(table)
+            self.console.print(_accuracy_table(before, after))
             self._print("")
         took = _clock(time.monotonic() - self._began)
         if early and after:
             self._print(f"stopped early after step {self._done} of {self._steps}, {took}")
-            self._print(f"model:  {run / 'final'}, of step {after['step']}")
+            self._print(f"model:  {run / 'final'}, from step {after['step']}")
         elif self._done < self._steps:
-            self._print(f"stopped after step {self._done} of {self._steps}; go on with: klent resume {run}")
+            self._print(f"stopped after step {self._done} of {self._steps}; continue: klent resume {run}")
         else:
             self._print(f"{self._steps} steps, {took}")
             self._print(f"model:  {run / 'final'}")
         self._print(f"report: {run / 'report.html'}", style="bold")
 
     def seconds_left(self) -> float:
-        """Time that the steps to come will take, from the latest ten; NaN before the first."""
+        """Expected time of the remaining steps, from the latest ten; NaN before the first."""
         recent = self._timed[-10:]
         return sum(recent) / len(recent) * (self._steps - self._done) if recent else math.nan
 
@@ -176,10 +169,10 @@ class TrainConsole:
         if self._progress is None:
             return
         names = (("reward", 0), ("entropy", 1), ("KL", 2), ("tok/s", 5))
-        shown = [f"{name} {_cell(self._last, *_COLUMNS[index][2:])}" for name, index in names]
+        metrics = [f"{name} {_cell(self._last, *_COLUMNS[index][2:])}" for name, index in names]
         elapsed = _clock(time.monotonic() - self._began)
         numbers = " · ".join(
-            [*(shown if self._last else []), f"{elapsed} so far", f"{_clock(self.seconds_left())} left"]
+            [*(metrics if self._last else []), f"{elapsed} elapsed", f"{_clock(self.seconds_left())} left"]
         )
         what = f"step {min(self._done + 1, self._steps)}/{self._steps} {self._phase}".rstrip()
         self._progress.update(self._task, completed=self._done, what=what, numbers=numbers, refresh=redraw)
@@ -189,38 +182,51 @@ class TrainConsole:
 
 
 class QuietConsole(TrainConsole):
-    """Prints nothing and remembers what it was told, for tests and for use from Python."""
+    """Prints nothing and keeps its rows and warnings, for tests and for use from Python."""
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))
-        self.rows: list[Mapping[str, Any]] = []
-        self.evals: list[Mapping[str, Any]] = []
+        self.rows: list[Row] = []
+        self.evals: list[Row] = []
         self.warnings: list[str] = []
 
-    def step(self, row: Mapping[str, Any]) -> None:
+    def step(self, row: Row) -> None:
         self.rows.append(row)
         super().step(row)
 
-    def eval(self, row: Mapping[str, Any]) -> None:
+    def eval(self, row: Row) -> None:
         self.evals.append(row)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
 
-def accuracy(row: Mapping[str, Any]) -> str:
+def accuracy(row: Row) -> str:
     """``0.210 (95% interval 0.152 to 0.281)`` from a row of eval.jsonl."""
     interval = f" (95% interval {row['low']:.3f} to {row['high']:.3f})" if "low" in row else ""
     return f"{row['accuracy']:.3f}{interval}"
 
 
-def _has(row: Mapping[str, Any], key: str) -> bool:
+def _accuracy_table(before: Row, after: Row) -> Table:
+    table = Table(
+        title="held-out accuracy", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for column in ("", "accuracy", "95% interval", "entropy, nats"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in (("before", before), ("after", after)):
+        interval = f"{row['low']:.3f} to {row['high']:.3f}" if "low" in row else "-"
+        table.add_row(name, f"{row['accuracy']:.3f}", interval, _cell(row, ("entropy",), "{:.3f}"))
+    return table
+
+
+def _number(row: Row, key: str) -> float | None:
+    """A finite number of a row, or None."""
     value = row.get(key)
-    return isinstance(value, int | float) and math.isfinite(value)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _cell(row: Mapping[str, Any], keys: tuple[str, ...], form: str) -> str:
-    return next((form.format(row[key]) for key in keys if _has(row, key)), "-")
+def _cell(row: Row, keys: tuple[str, ...], form: str) -> str:
+    return next((form.format(row[key]) for key in keys if _number(row, key) is not None), "-")
 
 
 def _clock(seconds: float) -> str:

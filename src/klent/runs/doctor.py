@@ -25,36 +25,34 @@ EXTRAS = {
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's answer."""
+class Check:
+    """One line of ``klent doctor``."""
 
     name: str
     state: State
     text: str
 
 
-def examine(runs: Path = Path("runs")) -> list[Finding]:
+def examine(runs: Path = Path("runs")) -> list[Check]:
     """Look at Python, libraries, device, extras, models and disk; change nothing."""
     return [*_libraries(), *_device(), *_extras(), *_models(), *_disk(runs)]
 
 
-def _libraries() -> list[Finding]:
+def _libraries() -> list[Check]:
     python = platform.python_version()
     old = sys.version_info < (3, 11)
-    findings = [
-        Finding(
-            "python", "missing" if old else "ok", f"{python}{'; klent needs 3.11 or newer' if old else ''}"
-        )
+    checks = [
+        Check("python", "missing" if old else "ok", f"{python}{'; klent needs 3.11 or newer' if old else ''}")
     ]
     for name in ("torch", "transformers", "safetensors"):
         try:
-            findings.append(Finding(name, "ok", metadata.version(name)))
+            checks.append(Check(name, "ok", metadata.version(name)))
         except metadata.PackageNotFoundError:
-            findings.append(Finding(name, "missing", f"install it: pip install {name}"))
-    return findings
+            checks.append(Check(name, "missing", f"install it: pip install {name}"))
+    return checks
 
 
-def _device() -> list[Finding]:
+def _device() -> list[Check]:
     if importlib.util.find_spec("torch") is None:
         return []
     import torch
@@ -62,43 +60,43 @@ def _device() -> list[Finding]:
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} CPUs"
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return [Finding("device", "ok", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GB; {threads}")]
+        return [Check("device", "ok", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GB; {threads}")]
     return [
-        Finding(
-            "device", "ok", f"CPU, {threads} (set OMP_NUM_THREADS to change that); dtype float32 is fastest"
+        Check(
+            "device", "ok", f"CPU, {threads} (set OMP_NUM_THREADS to change this); dtype float32 is fastest"
         )
     ]
 
 
-def _extras() -> list[Finding]:
-    findings = []
+def _extras() -> list[Check]:
+    checks = []
     for extra, (module, purpose) in EXTRAS.items():
         if importlib.util.find_spec(module) is not None:
-            findings.append(Finding(f"extra {extra}", "ok", purpose))
+            checks.append(Check(f"extra {extra}", "ok", purpose))
         else:
-            findings.append(Finding(f"extra {extra}", "note", f"for {purpose}: pip install 'klent[{extra}]'"))
-    return findings
+            checks.append(Check(f"extra {extra}", "note", f"for {purpose}: pip install 'klent[{extra}]'"))
+    return checks
 
 
-def _models() -> list[Finding]:
+def _models() -> list[Check]:
     from klent.models.pull import cache_folder, list_models
 
-    findings = [Finding("cache", "ok", f"{cache_folder()} (set KLENT_CACHE to move it)")]
+    checks = [Check("cache", "ok", f"{cache_folder()} (set KLENT_CACHE to move it)")]
     for model in list_models():
         if model.folder:
-            findings.append(Finding(f"model {model.alias}", "ok", str(model.folder)))
+            checks.append(Check(f"model {model.alias}", "ok", str(model.folder)))
         else:
             how = f"klent models pull {model.alias} ({model.download_mb} MB to download)"
-            findings.append(Finding(f"model {model.alias}", "note", how))
-    return findings
+            checks.append(Check(f"model {model.alias}", "note", how))
+    return checks
 
 
-def _disk(runs: Path) -> list[Finding]:
+def _disk(runs: Path) -> list[Check]:
     folder = runs.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 2**30
     if free < 5:
         text = f"{free:.1f} GB free in {folder}; a checkpoint takes three times its model's size"
-        return [Finding("disk", "note", text)]
-    return [Finding("disk", "ok", f"{free:.0f} GB free in {folder}")]
+        return [Check("disk", "note", text)]
+    return [Check("disk", "ok", f"{free:.0f} GB free in {folder}")]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from klent.config.model import EarlyStop
+from klent.config import EarlyStop
 from klent.control.early_stop import best_row, is_over
 from klent.io.files import append_line, read_jsonl
 from klent.runs.folder import RunFolder

@@ -1,4 +1,4 @@
-"""The run folder: one run, one folder, one process in it."""
+"""The run folder: one run per folder, one process at a time."""
 
 import difflib
 import os
@@ -15,15 +15,15 @@ from klent.errors import RunError
 from klent.io.folders import sweep
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "forks.jsonl")
-LOCK, OWNER = ".lock", ".owner"  # not in the lock itself, which filelock may empty
-REWARDS_LOG = "rewards.log"  # written while rewards are tried out, before there is a run
-LOCK_SECONDS = 2.0  # a process that was just killed may take a moment to let go
+LOCK, OWNER = ".lock", ".owner"  # two files, because filelock may empty the first
+REWARDS_LOG = "rewards.log"  # written while rewards are tried out, before the run exists
+LOCK_SECONDS = 2.0  # a process that was just killed may take a moment to release it
 
 
 class RunFolder:
-    """``runs/NAME/`` held by this process until :meth:`close`, or until the process ends in any way.
+    """``runs/NAME/``, locked by this process until :meth:`close`, or until the process ends in any way.
 
-    Made by :meth:`create` or :meth:`open`; a context manager. Names of files are the attributes below.
+    Made by :meth:`create` or :meth:`open`; a context manager. Its attributes are the paths of its files.
     """
 
     def __init__(self, path: Path, lock: FileLock) -> None:
@@ -34,21 +34,21 @@ class RunFolder:
         self.metrics, self.eval, self.samples, self.forks = (path / name for name in LOGS)
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
-        self.best = path / "best"  # of a run that may stop early, until it becomes final/
+        self.best = path / "best"  # the best model of a run that may stop early, until it becomes final/
         self.report = path / "report.html"
         self.rewards_log = path / REWARDS_LOG
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
-        """A new run's folder, empty but for the lock and what rewards printed in an attempt that was refused.
+        """A new run's folder, empty except for the lock and what rewards printed in a refused attempt.
 
         Raises:
-            RunError: there is something in it already, or another process is at work there.
+            RunError: it is not empty, or another process uses it.
         """
         if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file, where the run's folder should be: choose another name=...")
+            raise RunError(f"{path} is a file, not a folder; choose another name=...")
         if path.exists() and not (path / LOCK).exists() and any(path.iterdir()):
-            raise RunError(_occupied(path))  # before a lock is left in somebody's folder
+            raise RunError(_occupied(path))  # before a lock is written into somebody's folder
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _take_lock(path)
@@ -62,10 +62,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """The folder of a run that was started before. What killed writers left half-made is removed.
+        """The folder of a run that was started before. Partial files of killed processes are removed.
 
         Raises:
-            RunError: it is not a run's folder, or another process is at work there.
+            RunError: it is not a run's folder, or another process uses it.
         """
         if not (path / "config.yaml").is_file():
             raise RunError(_not_a_run(path))
@@ -78,7 +78,7 @@ class RunFolder:
         return cls(path, lock)
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder to other processes."""
         if self._lock.is_locked:
             (self.path / OWNER).unlink(missing_ok=True)
             self._lock.release()
@@ -92,7 +92,7 @@ class RunFolder:
         self.close()
 
     def offsets(self) -> dict[str, int]:
-        """Bytes in each log, for a checkpoint to remember; they are on the disk when this returns."""
+        """Size of each log in bytes, for a checkpoint to store; they are on disk when this returns."""
         sizes = {}
         for name in LOGS:
             log = self.path / name
@@ -105,30 +105,30 @@ class RunFolder:
         return sizes
 
     def truncate_logs(self, offsets: Mapping[str, int], *, on_damage: Callable[[str], None]) -> None:
-        """Cut every log back to where it was at a checkpoint, so that the steps done again are written once.
+        """Cut every log back to its size at a checkpoint; the steps after it will be done again.
 
         Args:
             offsets: what :meth:`offsets` returned; ``{}`` empties the logs.
-            on_damage: called with one line where a log is shorter than it was, or was edited. The whole lines
-                that are left of it stay.
+            on_damage: called with one line of text for a log that is shorter than it was, or was edited. The
+                complete rows that remain are kept.
         """
         for name in LOGS:
             log, offset = self.path / name, offsets.get(name, 0)
             size = log.stat().st_size if log.exists() else 0
             if size < offset:
-                on_damage(f"{name} has {size} bytes where {offset} were written: some of its rows are lost")
+                on_damage(f"{name} has {size} bytes, but {offset} were written: some of its rows are lost")
             if size == 0:
                 continue
             with open(log, "r+b") as file:
                 end = min(size, offset)
                 whole = _end_of_row(file, end)
                 if whole < end and size >= offset:
-                    on_damage(f"{name} was changed: the row across byte {offset} is left out")
+                    on_damage(f"{name} was edited: the row across byte {offset} is removed")
                 file.truncate(whole)
 
 
 def _end_of_row(file: BinaryIO, end: int) -> int:
-    """Where the last whole row of the first ``end`` bytes ends."""
+    """The end of the last complete row within the first ``end`` bytes."""
     file.seek(max(end - 1, 0))
     if end == 0 or file.read(1) == b"\n":
         return end
@@ -152,12 +152,12 @@ def _take_lock(path: Path) -> FileLock:
 
 def _occupied(path: Path) -> str:
     if not (path / "config.yaml").exists():
-        return f"{path} exists, is not empty, and is no run: choose another name=..."
+        return f"{path} is not empty, and not a run; choose another name=..."
     number = 2
     while (path.with_name(f"{path.name}-{number}")).exists():
         number += 1
     return (
-        f"{path} already holds a run. Go on with it by `klent resume {path}`, or by the same command with "
+        f"{path} already holds a run. Continue it with `klent resume {path}`, or with the same command and "
         f"--resume; or start another one with name={path.name}-{number}"
     )
 
@@ -169,4 +169,4 @@ def _not_a_run(path: Path) -> str:
     near = difflib.get_close_matches(path.name, runs, n=1)
     if near:
         return f"there is no run at {path}; did you mean {path.parent / near[0]}?"
-    return f"there is no run at {path}; {path.parent} holds {', '.join(sorted(runs)[:8]) or 'no run at all'}"
+    return f"there is no run at {path}; {path.parent} holds {', '.join(sorted(runs)[:8]) or 'no runs'}"

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the step under way is finished and saved; a second one stops at once."""
+"""Ctrl-C as a request: the current step is finished and saved; a second Ctrl-C stops at once."""
 
 import signal
 import threading
@@ -7,10 +7,10 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into ``asked = True``; the second one acts as ever.
+    """Turns the first SIGINT or SIGTERM into ``asked = True``; the second one has its usual effect.
 
     Args:
-        on_first: called with nothing when the request comes, to tell the user what happens next.
+        on_first: called without arguments at the first signal, to tell the user what happens next.
     """
 
     def __init__(self, on_first: Callable[[], None]) -> None:
@@ -19,7 +19,9 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python allows no handlers in other threads
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
         return self

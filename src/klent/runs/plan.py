@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from klent.config import DatasetRollout, DataSettings, Mixture, Recipe, Thermostat, streams
+from klent.config import MixtureSettings, Recipe, Thermostat, streams
 from klent.config.binding import resolve, streams_of
 
-_GIVEN = {"mask", "rewards", "group"}
+_ALWAYS_READ = {"mask", "rewards", "group"}  # not worth a line of the plan
 
 
 @dataclass(frozen=True)
@@ -14,15 +14,15 @@ class Plan:
     """The work of a run.
 
     Attributes:
-        completions: in each step.
-        updates: optimizer steps in each step.
+        completions: per step.
+        updates: optimizer steps per step.
         terms: every function of the recipe with its settings, as ``kind: name(setting=value) reads a, b``.
         needs_reference: whether log-probs of a reference model are computed.
-        needs_old: whether log-probs at the start of the step are computed apart from those of the update.
-            With one update a step they are the same numbers.
-        selects_again: whether tokens are chosen by the log-probs or entropies of a policy that has moved
-            since it sampled, which takes a forward pass for each optimizer step but the first.
-        eval_completions: in each evaluation, 0 where there is none.
+        needs_old: whether log-probs at the start of the step are computed separately from those of the
+            update. With one update per step they are the same numbers.
+        selects_again: whether tokens are chosen by the log-probs or entropies of a policy that has changed
+            since it sampled, which takes one more forward pass per optimizer step after the first.
+        eval_completions: per evaluation; 0 without evaluation.
     """
 
     completions: int
@@ -56,12 +56,12 @@ def _reads_policy(choice: Mapping[str, object]) -> bool:
 def _terms(recipe: Recipe) -> list[str]:
     lines = []
     select = {f"select {stream}": choice for stream, choice in (recipe.select or {}).items()}
-    kinds = {kind: getattr(recipe, kind) or {} for kind in ("advantage", "token_reward")}
+    kinds = {"advantage": recipe.advantage or {}, "token_reward": recipe.token_reward or {}}
     for kind, terms in {**kinds, **select, "loss": recipe.loss}.items():
         for name, settings in terms.items():
             values = ", ".join(f"{key}={value}" for key, value in settings.items())
             nothing = "nothing" if kind in select else "rewards"
-            reads = ", ".join(sorted(streams_of(resolve(name)) - _GIVEN)) or nothing
+            reads = ", ".join(sorted(streams_of(resolve(name)) - _ALWAYS_READ)) or nothing
             lines.append(f"{kind}: {name}({values}) reads {reads}")
     return lines
 
@@ -85,37 +85,36 @@ def _thermostat(thermostat: Thermostat) -> str:
     return f"thermostat: {aim}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
 
 
-def _mixture(mixture: Mixture) -> str:
+def _mixture(mixture: MixtureSettings) -> str:
     target, alpha, weights = mixture.target, mixture.alpha, mixture.weights
-    told = [name for name in ("prompt", "system", "adapter", "temperature") if getattr(target, name)]
-    who = f"{target.model} with its own {', '.join(told)}" if told else target.model
+    changed = [name for name in ("prompt", "system", "adapter", "temperature") if getattr(target, name)]
+    model = f"{target.model} with its own {', '.join(changed)}" if changed else target.model
     if alpha.criterion:
         share = alpha.criterion + (f" {alpha.value:g}" if alpha.value else "")
     elif alpha.fixed is not None:
         share = f"{alpha.fixed:g}"
     elif alpha.column is not None:
-        share = f"each prompt's, from column {alpha.column}"
+        share = f"per prompt, from column {alpha.column}"
     elif alpha.until_reward is not None:
-        share = f"{alpha.start} to 1 as the policy's own reward reaches {alpha.until_reward:g}"
+        share = f"{alpha.start} to 1 as the policy's reward reaches {alpha.until_reward:g}"
     else:
         share = f"{alpha.start} to {alpha.end} over {alpha.steps} steps"
-    learnt = f"weighted by policy/mixture of each {weights.ratio}" if weights else "learnt from as they are"
-    return f"sampled from: policy^alpha x target^(1 - alpha), target: {who}, alpha: {share}; {learnt}"
+    use = f"weighted by policy/mixture per {weights.ratio}" if weights else "used without weights"
+    return f"sampled from: policy^alpha x target^(1 - alpha), target: {model}, alpha: {share}; {use}"
 
 
 def describe_plan(recipe: Recipe) -> list[str]:
     """The plan in sentences, for ``--dry-run`` and for the first lines of a run."""
     plan = make_plan(recipe)
-    source = recipe.task.data if isinstance(recipe.task, DataSettings) else recipe.task.gym
-    if isinstance(recipe.rollout, DatasetRollout):
-        made = f"{plan.completions} completions read from {source}"
+    if recipe.rollout.sampled:
+        work = f"{recipe.prompts_per_step} prompts of {recipe.task.source} x {recipe.group_size} completions"
     else:
-        made = f"{recipe.prompts_per_step} prompts of {source} x {recipe.group_size} completions"
+        work = f"{plan.completions} completions read from {recipe.task.source}"
     budget = f"at most {recipe.rollout.max_tokens} tokens each"
     reference = recipe.reference or "the policy as it was at the start"
-    mixture = None if isinstance(recipe.rollout, DatasetRollout) else recipe.rollout.mixture
+    mixture = recipe.rollout.mixture
     lines = [
-        f"each step: {made}, {budget}",
+        f"each step: {work}, {budget}",
         *([_mixture(mixture)] if mixture else []),
         *plan.terms,
         _reduction(recipe),
@@ -124,18 +123,18 @@ def describe_plan(recipe: Recipe) -> list[str]:
         f"reference model: {reference if plan.needs_reference else 'none (no term reads logp_ref)'}",
     ]
     if plan.needs_old:
-        lines.append("log-probs at the start of the step: one more forward pass (several updates reuse them)")
+        lines.append("log-probs at the start of the step: one more forward pass (several updates use them)")
     if plan.selects_again:
         lines.append(
-            "tokens are chosen anew at every optimizer step: one more forward pass for each but the first"
+            "tokens are chosen again at every optimizer step: one more forward pass per step after the first"
         )
     if recipe.eval is not None:
         when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
-        solved = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}"
-        lines.append(f"evaluation: {solved}, before, after{when}")
-    lines.append(f"in all: {recipe.steps} steps, {recipe.steps * plan.completions} completions")
+        size = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}"
+        lines.append(f"evaluation: {size}, before, after{when}")
+    lines.append(f"in total: {recipe.steps} steps, {recipe.steps * plan.completions} completions")
     return lines
 
 
-def _count(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,10 +1,9 @@
-"""run.json: which versions, which machine, which command, how long."""
+"""run.json: versions, machine, command and duration of a run."""
 
 import json
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from klent.io.files import write_atomic
 
 
 def start_record(run: Path, *, command: str) -> None:
-    """Write ``run.json`` at the start; a resumed run keeps its first start and adds to its time."""
+    """Write ``run.json`` at the start; a resumed run keeps its first start, and its durations are summed."""
     import transformers
 
     path = run / "run.json"
@@ -35,7 +34,7 @@ def start_record(run: Path, *, command: str) -> None:
     write_atomic(path, json.dumps(record, indent=2) + "\n")
 
 
-def finish_record(run: Path, model: Any) -> None:
+def finish_record(run: Path, model: torch.nn.Module) -> None:
     """Complete ``run.json`` when training ends."""
     path = run / "run.json"
     record = json.loads(path.read_text())
@@ -48,7 +47,7 @@ def finish_record(run: Path, model: Any) -> None:
 
 
 def device_name() -> str:
-    """The device in words, such as ``cpu, 2 threads``."""
+    """The name of the device, such as ``cpu, 2 threads``."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu, {torch.get_num_threads()} threads"

@@ -1,12 +1,10 @@
-"""Completions of one prompt, for a look at what a model says."""
+"""Completions of one prompt, from one model or from a mixture of two."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import cast
 
 from klent.errors import ConfigError
-from klent.mixture.criteria import CRITERIA
+from klent.mixture.criteria import CRITERIA, Criterion
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target
@@ -26,35 +24,36 @@ def sample(
     seed: int = 0,
     system: str | None = None,
 ) -> list[str]:
-    """Sample completions; a model with a chat template gets the prompt as a user's message.
+    """Sample completions; a model with a chat template gets the prompt as a user message.
 
     Args:
         model: alias, folder or hub id.
         prompt: what to complete.
         count: how many completions.
         max_tokens: longest completion, tokens.
-        temperature, top_p, top_k: see :func:`klent.rollout.sampling.sample_tokens`.
+        temperature: divides the logits; 0 is greedy.
+        top_p, top_k: see :func:`klent.rollout.sampling.sample_tokens`.
         seed: same seed, same text.
         system: system prompt; needs a chat template.
     """
-    loaded = _load(model)
+    loaded = load_policy(model, device="auto")
     options = SamplingOptions(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
     engine = TransformersEngine(loaded, options)
-    asked = _asked(loaded, prompt, system)
-    return [rollout.text for rollout in engine.generate([asked], group_size=count, seed=seed)]
+    prompts = [_as_prompt(loaded, prompt, system)]
+    return [rollout.text for rollout in engine.generate(prompts, group_size=count, seed=seed)]
 
 
 @dataclass(frozen=True)
 class MixedText:
-    """A completion drawn from a mixture, and a number of each of its tokens.
+    """A completion drawn from a mixture, with the numbers of each of its tokens.
 
     Attributes:
         text: the completion.
         tokens: its pieces.
-        alpha: share of the policy.
-        kl_policy: KL(q ‖ policy), nats.
-        kl_target: KL(q ‖ target), nats.
-        log_weight: log(policy/q) of the token, nats.
+        alpha: weight of the policy, per token.
+        kl_policy: KL(q ‖ policy), nats per token.
+        kl_target: KL(q ‖ target), nats per token.
+        log_weight: log(policy/q), nats per token.
     """
 
     text: str
@@ -81,29 +80,28 @@ def sample_mixture(
     seed: int = 0,
     system: str | None = None,
 ) -> list[MixedText]:
-    """The same from the mixture of ``model``, the policy, with a target.
+    """Sample completions from the mixture of ``model``, the policy, with a target.
 
     Args:
         model, prompt, count, max_tokens, temperature, top_p, top_k, seed, system: as of :func:`sample`.
-        target: alias, folder or hub id; the same as ``model`` is the same model.
+        target: alias, folder or hub id; where it equals ``model``, one model serves as both.
         alpha: as of :func:`read_alpha`.
-        target_prompt: what the target is asked instead; ``{prompt}`` stands for the prompt.
+        target_prompt: the target's prompt instead; ``{prompt}`` stands for the prompt.
         target_temperature: divides the target's logits; None is ``temperature``.
     """
     share, value = read_alpha(alpha)
-    loaded = _load(model)
-    other = loaded if target == model else _load(target)
+    loaded = load_policy(model, device="auto")
+    other = loaded if target == model else load_policy(target, device="auto")
     options = SamplingOptions(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
-    heat = temperature if target_temperature is None else target_temperature
-    engine = MixtureEngine(
-        loaded, Target(other, prompt=target_prompt, temperature=heat), options, alpha=share, value=value
-    )
-    asked = _asked(loaded, prompt, system)
-    found = []
-    for rollout in engine.generate([asked], group_size=count, seed=seed):
+    temperature_of_target = temperature if target_temperature is None else target_temperature
+    other_target = Target(other, prompt=target_prompt, temperature=temperature_of_target)
+    engine = MixtureEngine(loaded, other_target, options, alpha=share, value=value)
+    prompts = [_as_prompt(loaded, prompt, system)]
+    completions = []
+    for rollout in engine.generate(prompts, group_size=count, seed=seed):
         assert rollout.mixture is not None
         assert rollout.logp is not None
-        found.append(
+        completions.append(
             MixedText(
                 text=rollout.text,
                 tokens=[str(loaded.tokenizer.decode([token])) for token in rollout.tokens.tolist()],
@@ -113,38 +111,35 @@ def sample_mixture(
                 log_weight=(rollout.mixture.logp_policy - rollout.logp).tolist(),
             )
         )
-    return found
+    return completions
 
 
-def read_alpha(text: str) -> tuple[Any, float | None]:
-    """``0.5``, ``chernoff`` or ``ess=0.5``: the share of the policy or its criterion, and what that aims at.
+def read_alpha(text: str) -> tuple[float | Criterion, float | None]:
+    """``0.5``, ``chernoff`` or ``ess=0.5``: the policy's weight or a criterion, and the criterion's value.
 
     >>> read_alpha("0.5"), read_alpha("chernoff"), read_alpha("ess=0.5")
     ((0.5, None), ('chernoff', None), ('ess', 0.5))
     """
-    name, given, aim = text.partition("=")
-    criterion = name in CRITERIA
-    if criterion and bool(given) != (name in ("kl_budget", "entropy", "ess")):
-        raise ConfigError(f"--alpha {text}: {name} {'takes no value' if given else 'needs a value'}")
+    name, equals, value = text.partition("=")
+    if name in CRITERIA:
+        if bool(equals) != (name in ("kl_budget", "entropy", "ess")):
+            raise ConfigError(f"--alpha {text}: {name} {'takes no value' if equals else 'needs a value'}")
+        return cast(Criterion, name), _read_number(value, text) if equals else None
+    weight = _read_number(text, text)
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"--alpha {text}: the policy's weight must lie in [0, 1]")
+    return weight, None
+
+
+def _read_number(number: str, text: str) -> float:
     try:
-        number = float(aim if criterion else text) if given or not criterion else None
+        return float(number)
     except ValueError as error:
-        known = "a number in [0, 1], chernoff, snr, kl_budget=NATS, entropy=NATS or ess=FRACTION"
-        raise ConfigError(f"--alpha {text}: expected {known}") from error
-    if criterion:
-        return name, number
-    if number is None or not 0 <= number <= 1:
-        raise ConfigError(f"--alpha {text}: the policy's share lies in [0, 1]")
-    return number, None
+        valid = "a number in [0, 1], chernoff, snr, kl_budget=NATS, entropy=NATS or ess=FRACTION"
+        raise ConfigError(f"--alpha {text}: expected {valid}") from error
 
 
-def _load(model: str) -> LoadedModel:
-    loaded = load_policy(model)
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return loaded
-
-
-def _asked(loaded: LoadedModel, prompt: str, system: str | None) -> Prompt:
+def _as_prompt(loaded: LoadedModel, prompt: str, system: str | None) -> Prompt:
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     chat = system is not None or bool(loaded.tokenizer.chat_template)

@@ -1,25 +1,28 @@
-"""Rows of samples.jsonl: completions, with the sampler's entropy and the update's push on every token."""
+"""Rows of samples.jsonl: completions, with the sampler's entropy and the update's coefficient per token."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from klent.streams.batch import Batch
 from klent.streams.episode import Episode
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def sample_rows(
     step: int,
     batch: Batch,
     coefficient: Tensor,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     chosen: Mapping[str, Tensor] | None = None,
     prompts: int = 2,
     completions: int = 4,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """The first few completions of the first few prompts of a step.
 
     Args:
@@ -27,11 +30,11 @@ def sample_rows(
         batch: its completions.
         coefficient: ``c_t`` times the step's token count, ``[B, T]``; above 0 the token was pushed up.
         tokenizer: turns ids into the text pieces that are shown.
-        chosen: what each selector chose, bool ``[B, T]``; a row gets the places of its chosen tokens.
+        chosen: what each selector chose, bool ``[B, T]``; a row gets the positions of its chosen tokens.
         prompts: how many prompts.
-        completions: how many completions of each.
+        completions: how many completions per prompt.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for group in batch.group.unique()[:prompts]:
         for b in (batch.group == group).nonzero()[:completions, 0].tolist():
             rollout = batch.episodes[b]
@@ -51,7 +54,7 @@ def sample_rows(
                     "logp": _rounded(rollout.logp, count),
                     "coefficient": _rounded(coefficient[b, :count], count),
                 }
-                | _places(chosen, b)
+                | _positions(chosen, b)
             )
     return rows
 
@@ -63,7 +66,7 @@ def _shown(rollout: Episode) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _places(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, dict[str, list[int]]]:
+def _positions(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, object]:
     if not chosen:
         return {}
     return {"chosen": {name: value[row].nonzero()[:, 0].tolist() for name, value in chosen.items()}}

@@ -1,17 +1,22 @@
-"""Trackers beside metrics.jsonl: the rows go to whichever of them a recipe names."""
+"""Trackers besides metrics.jsonl: each row goes to the trackers that a recipe names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from klent.config import Recipe, dump_recipe
 from klent.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Row = Mapping[str, object]
+
 
 class Tracker(Protocol):
-    """Anything that takes rows."""
+    """Takes rows of metrics.jsonl."""
 
-    def log(self, row: dict[str, Any]) -> None: ...
+    def log(self, row: Row) -> None: ...
 
     def close(self) -> None: ...
 
@@ -21,7 +26,7 @@ class Trackers:
 
     Args:
         recipe: its ``track`` names the trackers.
-        run: the run folder; TensorBoard's files go into ``tensorboard/`` below it.
+        run: the run folder; TensorBoard's files go into its ``tensorboard/``.
 
     Raises:
         ConfigError: a tracker that is not installed.
@@ -35,22 +40,22 @@ class Trackers:
         }
         self.open = [open_tracker[name](recipe, run) for name in recipe.track]
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Row) -> None:
         """One row of metrics."""
         for tracker in self.open:
             tracker.log(row)
 
     def close(self) -> None:
-        """Flush and end."""
+        """Flush and close all of them."""
         for tracker in self.open:
             tracker.close()
 
 
 class _TensorBoard:
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: "SummaryWriter") -> None:
         self.writer = writer
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Row) -> None:
         for name, value in row.items():
             self.writer.add_scalar(name, value, row["step"])
 
@@ -58,14 +63,20 @@ class _TensorBoard:
         self.writer.close()
 
 
-class _Module:
-    """trackio and wandb speak the same language."""
+class _Logger(Protocol):
+    """What trackio and wandb have in common."""
 
-    def __init__(self, module: Any) -> None:
+    def log(self, data: dict[str, object], *, step: object) -> object: ...
+
+    def finish(self) -> object: ...
+
+
+class _Module:
+    def __init__(self, module: _Logger) -> None:
         self.module = module
 
-    def log(self, row: dict[str, Any]) -> None:
-        self.module.log(row, step=row["step"])
+    def log(self, row: Row) -> None:
+        self.module.log(dict(row), step=row["step"])
 
     def close(self) -> None:
         self.module.finish()
@@ -99,5 +110,5 @@ def _wandb(recipe: Recipe, run: Path) -> _Module:
 
 def _missing(name: str) -> ConfigError:
     return ConfigError(
-        f"track: {name} is not installed. `pip install 'klent[{name}]'`, or take it out of `track`."
+        f"track: {name} is not installed. Run pip install 'klent[{name}]', or remove it from `track`."
     )

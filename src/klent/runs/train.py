@@ -8,7 +8,8 @@ from klent.config import Recipe, dump_recipe
 from klent.control.mixing import check_alpha
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
-from klent.models.load import LoadedModel, save_model
+from klent.models.load import LoadedModel
+from klent.models.save import save_model
 from klent.report import write_report
 from klent.runs.build import build_loop, build_parts
 from klent.runs.console import TrainConsole

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from klent.config import load_recipe
-from klent.models.load import load_policy, render_prompt
+from klent.models.chat import render_prompt
+from klent.models.load import load_policy
 
 FOLDER = Path(__file__).parents[3] / "examples" / "small_model"
 

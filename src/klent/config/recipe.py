@@ -1,0 +1,77 @@
+"""A whole recipe: every section, each key with its meaning under it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from klent.config.base import Choices, Count, PositiveInt, Settings, Terms
+from klent.config.evaluation import Eval, Limits, Rewards, list_rewards
+from klent.config.rollout import ROLLOUTS, Rollout, TransformersRollout
+from klent.config.task import TASKS, Task
+from klent.config.thermostat import Thermostat
+from klent.config.training import Checkpoint, Lora, Optimizer, Reduce, Update
+
+#: the classes behind each tag of a union
+TAGS: dict[str, type[Settings]] = {**TASKS, **ROLLOUTS}
+
+
+class Recipe(Settings):
+    """Everything that determines a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run and of its folder; by default the recipe file's name."""
+    model: str
+    """An alias of `klent models ls`, a local folder, or a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights and of the arithmetic."""
+    trust_remote_code: bool = False
+    """Allow the model folder's own Python code to run."""
+    lora: Lora | None = None
+    """Train low-rank adapters; null = all weights."""
+    method: str | None = None
+    """Preset below this recipe: a name from recipes/methods/, or the path of your own."""
+    task: Task
+    """Where problems come from."""
+    reward: Rewards | None = None
+    """A name, `path/to/file.py:function`, {name: weight or {setting: value}, ...}, or a list."""
+    advantage: Terms | None = None
+    """One estimator of klent.objectives, e.g. {group_advantage: {scale: std}}; null = the reward itself."""
+    token_reward: Terms | None = None
+    """Terms added to the reward of each token, e.g. {kl_in_reward: {coef: 0.05}}."""
+    loss: Terms
+    """Sum of these terms: functions of klent.objectives or `path/to/file.py:function`, with settings."""
+    select: Choices | None = None
+    """Choices of tokens by name, e.g. {dropped: {clip_cov_tokens: {}}}; the loss is limited to `mask`."""
+    reduce: Reduce = Reduce()
+    """How the loss is averaged."""
+    thermostat: Thermostat | None = None
+    """Holds the policy's entropy at a target; null = entropy is left to the loss."""
+    steps: PositiveInt
+    """Training steps; each samples, scores and updates once."""
+    seed: Count = 0
+    """With the recipe it determines the run."""
+    prompts_per_step: PositiveInt = 8
+    """Prompts per step."""
+    group_size: PositiveInt = 8
+    """Completions per prompt."""
+    rollout: Rollout = TransformersRollout()
+    """How completions are made."""
+    optimizer: Optimizer = Optimizer()
+    """How weights move."""
+    update: Update = Update()
+    """How a step's completions are used."""
+    reference: str | None = None
+    """Model that log-probs are compared with; null = the policy as it was at the start."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When the state is saved."""
+    eval: Eval | None = Eval()
+    """Accuracy on held-out problems; null = never."""
+    limits: Limits = Limits()
+    """When to abort a failing run."""
+    track: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], Field(strict=False)] = ()
+    """Trackers besides metrics.jsonl."""
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _list_rewards(cls, value: object) -> object:
+        return list_rewards(value)

@@ -1,0 +1,79 @@
+"""The section `rollout`: where completions come from."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from klent.config.base import Count, Names, Positive, PositiveInt, Settings
+from klent.config.mixture import MixtureSettings
+
+
+class TransformersRollout(Settings):
+    """Completions sampled from the policy with transformers."""
+
+    sampled: ClassVar[bool] = True
+    needed_columns: ClassVar[tuple[str, ...]] = ()  # columns of the data that training cannot do without
+
+    engine: Literal["transformers"] = "transformers"
+    """What makes the completions."""
+    max_tokens: PositiveInt = 256
+    """Longest completion, in tokens."""
+    temperature: Positive = 1.0
+    """Sampling temperature; log-probs and entropies are those of the distribution at this temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the most likely tokens that hold this probability; 1 = all."""
+    top_k: Count = 0
+    """Sample among this many most likely tokens; 0 = all."""
+    stop: Names = ()
+    """Strings that end a completion, besides the model's own end token."""
+    mixture: MixtureSettings | None = None
+    """Sample between the policy and a target; evaluation samples from the policy all the same."""
+
+    def for_evaluation(self) -> "TransformersRollout":
+        """How held-out problems are answered: sampled as in training, from the policy alone."""
+        return self if self.mixture is None else self.model_copy(update={"mixture": None})
+
+
+class DatasetRollout(Settings):
+    """Completions read from the data's `completion` column: supervised fine-tuning."""
+
+    sampled: ClassVar[bool] = False
+    needed_columns: ClassVar[tuple[str, ...]] = ("completion",)
+    temperature: ClassVar[float] = 1.0  # log-probs are those of the model's own distribution
+    mixture: ClassVar[None] = None
+
+    engine: Literal["dataset"]
+    """What makes the completions."""
+    max_tokens: PositiveInt = 512
+    """Longest completion, in tokens; a longer one is refused, not cut."""
+
+    def for_evaluation(self) -> TransformersRollout:
+        """How held-out problems are answered: sampled from the policy, as long as training's completions."""
+        return TransformersRollout(max_tokens=self.max_tokens)
+
+
+#: the classes of the union, by tag
+ROLLOUTS: dict[str, type[Settings]] = {
+    "transformers engine": TransformersRollout,
+    "dataset engine": DatasetRollout,
+}
+
+
+def _tag(value: object) -> str | None:
+    if isinstance(value, TransformersRollout | DatasetRollout):
+        return f"{value.engine} engine"
+    if not isinstance(value, dict):
+        return None
+    tag = f"{value.get('engine', 'transformers')} engine"
+    return tag if tag in ROLLOUTS else None
+
+
+Rollout = Annotated[
+    Annotated[TransformersRollout, Tag("transformers engine")]
+    | Annotated[DatasetRollout, Tag("dataset engine")],
+    Discriminator(
+        _tag,
+        custom_error_type="rollout_engine",
+        custom_error_message="`engine` is transformers (sample) or dataset (replay completions)",
+    ),
+]

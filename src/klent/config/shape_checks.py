@@ -1,0 +1,147 @@
+"""Keys that a recipe does not have and values of the wrong type: said with the nearest valid key or value."""
+
+import difflib
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from klent.config.base import Settings, Yaml
+from klent.config.fields import field_paths, section_at, sections_in, up_to_field
+from klent.config.layers import KeyPath
+from klent.config.problems import Problem
+from klent.config.recipe import TAGS
+from klent.config.rollout import ROLLOUTS
+from klent.config.task import TASKS
+from klent.kit.names import nearest
+
+#: what other trainers, or peft, call it
+SYNONYMS = {
+    "learning_rate": "optimizer.lr",
+    "batch_size": "prompts_per_step",
+    "train_batch_size": "prompts_per_step",
+    "per_device_train_batch_size": "update.tokens_per_microbatch",
+    "gradient_accumulation_steps": "update.tokens_per_microbatch",
+    "num_generations": "group_size",
+    "num_iterations": "update.epochs",
+    "ppo_epochs": "update.epochs",
+    "max_steps": "steps",
+    "num_train_epochs": "steps",
+    "max_completion_length": "rollout.max_tokens",
+    "max_new_tokens": "rollout.max_tokens",
+    "beta": "loss.kl_in_loss.coef",
+    "kl_coef": "token_reward.kl_in_reward.coef",
+    "epsilon": "loss.ppo_clip.clip_low",
+    "epsilon_high": "loss.ppo_clip.clip_high",
+    "entropy_coeff": "loss.entropy_loss.coef",
+    "loss_type": "reduce.over",
+    "scale_rewards": "advantage.group_advantage.scale",
+    "report_to": "track",
+    "dataset": "task.data",
+    "model_name_or_path": "model",
+    "max_grad_norm": "optimizer.max_grad_norm",
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "torch_dtype": "dtype",
+    "bf16": "dtype",
+}
+#: what a recipe does not decide, and who does
+ELSEWHERE = {
+    "device": "a run uses the GPU if there is one; to use the CPU, set CUDA_VISIBLE_DEVICES= for the command",
+    "output_dir": "a run's folder is RUNS/NAME: set `name`, or pass --runs RUNS",
+}
+#: engines of other trainers that a recipe may ask for
+FOREIGN_ENGINES = ("vllm", "sglang", "hf", "tgi")
+
+
+def key_path(item: ErrorDetails) -> KeyPath:
+    """The key path of one of pydantic's errors, without the tags of unions."""
+    return tuple(part for part in item["loc"] if part not in TAGS)
+
+
+def without(values: Mapping[str, Yaml], paths: Iterable[KeyPath]) -> dict[str, Yaml]:
+    """A copy of nested dicts that lacks the given keys."""
+    copy = dict(values)
+    for head, *rest in paths:
+        inner = copy.get(str(head))
+        if not rest:
+            copy.pop(str(head), None)
+        elif isinstance(inner, dict):
+            copy[str(head)] = without(inner, [tuple(rest)])
+    return copy
+
+
+def shape_problems(error: ValidationError) -> Iterator[Problem]:
+    """Pydantic's errors: unknown keys with the nearest valid one, wrong values with the value."""
+    messages: dict[KeyPath, list[str]] = {}
+    values: dict[KeyPath, object] = {}
+    for item in error.errors():
+        path = key_path(item)
+        if item["type"] == "extra_forbidden":
+            yield Problem(path, _unknown_key(path, [str(part) for part in item["loc"] if part in TAGS]))
+        elif item["type"] == "missing":
+            yield Problem(path[:-1], f"`{path[-1]}` is missing; set it")
+        else:
+            path = up_to_field(path)
+            messages.setdefault(path, []).append(_plain(item))
+            values[path] = item["input"] if item["type"] != "value_error" else ...
+    for path, options in messages.items():  # a union gives one message for each of its members
+        yield Problem(path, " or ".join(options) + _value_and_hint(path, values[path]))
+
+
+def _plain(item: ErrorDetails) -> str:
+    if item["type"] == "string_pattern_mismatch":
+        return "should hold only letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
+    message = item["msg"].replace("Input should", "should")
+    message = message.removeprefix("Value error, ").removeprefix("reward: ")
+    message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+    return message.partition(" or instance of ")[0]
+
+
+def _value_and_hint(path: KeyPath, value: object) -> str:
+    """What was written instead, and what to write."""
+    if value is ...:
+        return ""
+    if value is None:
+        return "; got null (leave the key out to have its default)"
+    key = ".".join(map(str, path))
+    annotation = section_at(path[:-1], ()).model_fields[str(path[-1])].annotation if path else None
+    if value is True and sections_in(annotation):
+        return f"; got True. Write {key}={{}} for the defaults, or set a key of it: {key}.KEY=VALUE"
+    if value is False and sections_in(annotation) and type(None) in typing.get_args(annotation):
+        return f"; got False. Write {key}=null to switch it off"
+    if isinstance(value, str) and "tuple" in str(annotation) and not sections_in(annotation):
+        return f"; got {value!r}. Write {key}=[{value}]"
+    if key == "rollout" and isinstance(value, dict) and value.get("engine") in FOREIGN_ENGINES:
+        engine = value["engine"]
+        return f"; got {engine!r}. This version of klent samples with transformers; remove rollout.engine"
+    return f"; got {value!r}"
+
+
+def _unknown_key(path: KeyPath, tags: list[str]) -> str:
+    key = str(path[-1])
+    section = section_at(path[:-1], tags)
+    for tag, sibling in TAGS.items():
+        if tags and tag not in tags and section in _union_of(sibling) and key in sibling.model_fields:
+            return f"is not used by a {tags[0]}, only by a {tag}; remove it"
+    homonyms = [dotted for dotted, _ in field_paths() if dotted.rpartition(".")[2] == key]
+    if homonyms:
+        return f"unknown key here; did you mean `{homonyms[0]}`?"
+    if key in SYNONYMS:
+        return f"unknown key; klent calls it `{SYNONYMS[key]}`"
+    if key in ELSEWHERE:
+        return f"unknown key; {ELSEWHERE[key]}"
+    if near := nearest(key, section.model_fields):
+        return f"unknown key{near}"
+    dotted_keys = {dotted.rpartition(".")[2]: dotted for dotted, _ in field_paths()}
+    if close := difflib.get_close_matches(key, dotted_keys, n=1, cutoff=0.75):
+        return f"unknown key; did you mean `{dotted_keys[close[0]]}`?"
+    return f"unknown key; valid here: {', '.join(section.model_fields)}"
+
+
+def _union_of(section: type[Settings]) -> list[type[Settings]]:
+    """The members of the union that a tagged section belongs to."""
+    return list((TASKS if section in TASKS.values() else ROLLOUTS).values())

@@ -1,0 +1,76 @@
+"""Sections about the update: adapters, reduction, optimizer, and how a step's completions are used."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from klent.config.base import Count, Decay, Names, NonNegative, Positive, PositiveInt, Settings
+
+
+class Lora(Settings):
+    """Train low-rank adapters (through peft) instead of every weight."""
+
+    rank: PositiveInt = 16
+    """Rank of each adapter."""
+    alpha: Positive = 32.0
+    """Scale: an adapter's output is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on an adapter's input; anything above 0 makes log-probs noisy."""
+    target_modules: str | Names = "all-linear"
+    """Which layers get adapters: `all-linear`, or a list of module names."""
+
+
+class Reduce(Settings):
+    """How per-token losses become one number: the only place that divides."""
+
+    over: Literal["tokens", "sequences", "constant"] = "tokens"
+    """Mean over all `tokens`, or over `sequences` of their token means; or a sum divided by a `constant`."""
+    denominator: Positive | None = None
+    """With `constant`: what each completion adds to the divisor; null = rollout.max_tokens."""
+    count: Literal["selected", "all"] | None = None
+    """With `select.mask`: divide by the number of `selected` tokens, or of `all`; null = selected."""
+
+
+class Optimizer(Settings):
+    """AdamW."""
+
+    lr: Positive = 1e-6
+    """Learning rate after warm-up."""
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)
+    """Decay rates of the running means of the gradient and of its square."""
+    eps: Positive = 1e-8
+    """Added to the square root in the denominator."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay, on matrices only."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay constant, or decay to 0 at the last step."""
+    max_grad_norm: Positive | None = 1.0
+    """Gradients with a larger norm are scaled down to it; null = never."""
+
+
+class Update(Settings):
+    """How one step's completions are turned into optimizer steps."""
+
+    epochs: PositiveInt = 1
+    """Passes over a step's completions."""
+    minibatches: PositiveInt = 1
+    """Optimizer steps per pass; it must divide prompts_per_step."""
+    tokens_per_microbatch: PositiveInt = 4096
+    """Tokens per forward pass: trades memory for speed, the gradient is the same."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Pack a group's completions behind one shared prompt in one row; `auto` = where the model allows it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    released_code: bool = False
+    """Use the token positions of One-shot EM's released code: skip the first, add some past the end."""
+
+
+class Checkpoint(Settings):
+    """When the state is saved."""
+
+    every: Count = 10
+    """Steps between checkpoints; 0 = only at the end."""
+    keep: PositiveInt = 2
+    """How many of the newest are kept."""

@@ -1,0 +1,120 @@
+"""Keys that contradict each other, and keys that nothing would read."""
+
+from collections.abc import Iterator
+
+from klent.config import binding
+from klent.config.checks import streams
+from klent.config.problems import Problem
+from klent.config.recipe import Recipe
+from klent.config.rewards import WITHOUT_ANSWER
+from klent.config.task import DataSettings
+
+
+def usage_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What a valid recipe would do otherwise than its reader expects."""
+    yield from _term_problems(recipe)
+    yield from _rollout_problems(recipe)
+    yield from _early_stop_problems(recipe)
+    yield from _update_problems(recipe)
+    task = recipe.task
+    if isinstance(task, DataSettings) and task.heldout and (task.heldout_data or task.heldout_split):
+        yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")
+
+
+def _update_problems(recipe: Recipe) -> Iterator[Problem]:
+    update, reduce = recipe.update, recipe.reduce
+    if update.released_code and (streams(recipe) - {"entropy", "mask"} or recipe.select):
+        reason = "uses positions where nothing was sampled, which only a loss of the entropy can do"
+        yield Problem(("update", "released_code"), f"{reason}; remove it, or see method em_released")
+    if reduce.denominator is not None and reduce.over != "constant":
+        yield Problem(("reduce", "denominator"), f"is not used with over: {reduce.over}; remove it")
+    if recipe.prompts_per_step % update.minibatches:
+        yield Problem(
+            ("update", "minibatches"),
+            f"{update.minibatches} does not divide prompts_per_step ({recipe.prompts_per_step}); choose a "
+            "divisor: every optimizer step uses the same number of prompts",
+        )
+
+
+def _term_problems(recipe: Recipe) -> Iterator[Problem]:
+    mixture = recipe.rollout.mixture
+    if not recipe.loss and not (mixture and mixture.distill):
+        yield Problem(("loss",), "has no term; name one, e.g. loss: {ppo_clip: {}}, or a method")
+        return
+    if len(recipe.advantage or {}) > 1:
+        yield Problem(("advantage",), "takes one estimator; remove the others")
+    for name in recipe.advantage or {}:
+        if recipe.group_size < 2 and "group" in binding.streams_of(binding.resolve(name)):
+            reason = f"leaves {name} no other completion of the prompt to compare with"
+            fix = "set 2 or more, or advantage: null"
+            yield Problem(("group_size",), f"{recipe.group_size} {reason}; {fix}")
+    reads = streams(recipe)
+    mixed = mixture is not None and mixture.target.model == "reference"
+    if recipe.reference is not None and "logp_ref" not in reads and not mixed:
+        yield Problem(
+            ("reference",), "is not used: no term reads logp_ref; remove it, or add e.g. kl_in_loss"
+        )
+    yield from _unsure_problems(recipe)
+    yield from _reward_problems(recipe, weighted="advantage" in reads)
+
+
+def _unsure_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Rewards that know no answer."""
+    unsure = [reward.fn for reward in recipe.reward or () if reward.fn in WITHOUT_ANSWER and reward.weight]
+    if unsure and recipe.eval is not None and recipe.eval.reward is None:
+        reason = f"is missing: {unsure[0]} knows no answer, so it cannot measure accuracy"
+        yield Problem(("eval", "reward"), f"{reason}; set it, e.g. eval.reward: gym, or eval: null")
+    if recipe.group_size < 2 and "empo" in unsure:
+        yield Problem(
+            ("group_size",), f"{recipe.group_size} leaves empo nothing to agree with; set 2 or more"
+        )
+
+
+def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
+    """A reward or an advantage that is missing, or that nothing reads."""
+    terms = ", ".join(recipe.loss)
+    if weighted:
+        if recipe.reward is None:
+            reason = f"is missing: the loss ({terms}) weights tokens by an advantage"
+            yield Problem(("reward",), f"{reason}; e.g. reward: gym")
+        return
+    for field, value in (("advantage", recipe.advantage), ("token_reward", recipe.token_reward)):
+        if value:
+            yield Problem(
+                (field,), f"is not used: no term of the loss ({terms}) reads an advantage; remove it"
+            )
+    if recipe.reward is not None and recipe.eval is None and not recipe.rollout.sampled:
+        reason = f"no term of the loss ({terms}) reads an advantage, and eval is null"
+        yield Problem(("reward",), f"is not used: {reason}; remove it, or set eval: {{problems: 64}}")
+    if recipe.eval is not None and recipe.reward is None and recipe.eval.reward is None:
+        yield Problem(("eval",), "needs a reward to tell right from wrong; set `reward`, or eval: null")
+
+
+def _early_stop_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.eval is None or recipe.eval.early_stop is None:
+        return
+    signal = recipe.eval.early_stop.signal
+    if not recipe.eval.every:
+        yield Problem(("eval", "early_stop"), "needs evaluations during training; set eval.every, e.g. 2")
+    if signal in ("kept", "agreement") and recipe.eval.same is None:
+        reason = f"needs to know which answers are equal for its signal, {signal}"
+        yield Problem(("eval", "early_stop"), f"{reason}; set eval.same, e.g. number")
+    if signal in ("kept", "agreement") and recipe.eval.samples < 2:
+        reason = f"1 leaves {signal}, the signal of early_stop, nothing to compare"
+        yield Problem(("eval", "samples"), f"{reason}; set 2 or more")
+
+
+def _rollout_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.rollout.sampled:
+        return
+    if recipe.group_size != 1:
+        yield Problem(
+            ("group_size",), f"{recipe.group_size} must be 1: engine dataset has one completion per prompt"
+        )
+    if recipe.task.generated:
+        yield Problem(("task", "gym"), "has no completions that engine dataset could replay; use task.data")
+    if "logp_gen" in streams(recipe):
+        yield Problem(
+            ("rollout", "engine"),
+            "dataset has no sampler, but a term of the loss reads logp_gen; remove the term",
+        )

@@ -1,0 +1,149 @@
+"""Text to layers: every key of a recipe remembers the file and line that it was written on.
+
+YAML is read by the rules of version 1.2: ``2e-5`` is a number; ``on``, ``off``, ``yes`` and ``no`` are text.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from klent.config.base import Yaml
+from klent.config.layers import KeyPath, Layer
+from klent.errors import ConfigError
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """SafeLoader with the plain scalars of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+)
+_SCALARS = [
+    ("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789")),
+    ("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789")),
+    ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+]
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """SafeDumper that quotes every string which YAML 1.1 or 1.2 would read as something else."""
+
+
+RecipeDumper.yaml_implicit_resolvers = {
+    k: list(v) for k, v in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in _SCALARS:
+    RecipeLoader.add_implicit_resolver(_tag, _pattern, _first)
+    RecipeDumper.add_implicit_resolver(_tag, _pattern, _first)
+
+
+def read_layer(file: Path, shown: str | None = None) -> Layer:
+    """Read a recipe file; ``shown`` is the name that error messages use for it."""
+    shown = shown or str(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown}: cannot be read: {error}") from error
+    layer = Layer({}, source=shown)
+    value = parse_yaml(text, layer)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{shown}: a recipe is a list of `key: value` lines; this file has none")
+    layer.values = value
+    return layer
+
+
+def parse_yaml(text: str, layer: Layer, path: KeyPath = ()) -> Yaml:
+    """The value of a YAML text; ``layer`` gets the origins of its keys, which are below the key ``path``."""
+    try:
+        node = yaml.compose(text, Loader=RecipeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark and not path else ""
+        raise ConfigError(f"{layer.source}{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{layer.source}: not valid YAML: {error}") from error
+    return None if node is None else _value(node, path, layer)
+
+
+def _value(node: yaml.Node, path: KeyPath, layer: Layer) -> Yaml:
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, path, layer)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*path, index), layer) for index, item in enumerate(node.value)]
+    text, kind = str(node.value), node.tag.removeprefix("tag:yaml.org,2002:")
+    match kind:
+        case "str":
+            return text
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":
+            return int(text)
+        case "float":
+            return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
+    line = node.start_mark.line + 1
+    raise ConfigError(f"{layer.source}:{line}: the YAML tag {node.tag} has no meaning in a recipe; remove it")
+
+
+def _mapping(node: yaml.MappingNode, path: KeyPath, layer: Layer) -> dict[str, Yaml]:
+    result: dict[str, Yaml] = {}
+    lines: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{layer.source}:{line}: a key must be plain text, not a list or a mapping")
+        key = key_node.value
+        if key in result:
+            raise ConfigError(
+                f"{layer.source}:{line}: `{'.'.join(map(str, (*path, key)))}` is written twice "
+                f"(first on line {lines[key]}); keep one of them"
+            )
+        lines[key] = line
+        layer.origins[(*path, key)] = f"{layer.source}:{line}"
+        result[key] = _value(value_node, (*path, key), layer)
+    return result
+
+
+# A segment of a dotted key may itself hold dots where it names a function of the user's: loss.my.py:fn.coef
+_USER_FUNCTION = re.compile(
+    r"^(loss|token_reward|advantage|reward|select\.[^.]+)\.(.*?\.py:[^.]+)(?:\.(.+))?$"
+)
+
+
+def parse_overrides(overrides: Iterable[str]) -> Layer:
+    """``key=value`` arguments as one layer; of two for the same key the later one counts."""
+    layer = Layer({}, source="command line")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(_split(key)):
+            raise ConfigError(f"command line: `{override}` should be key=value, e.g. optimizer.lr=1e-5")
+        path = _split(key)
+        argument = Layer({}, source=f"command line: {override}")
+        _put(layer.values, path, parse_yaml(text, argument, path))
+        for depth in range(1, len(path) + 1):
+            layer.origins[path[:depth]] = argument.source
+        layer.origins.update(dict.fromkeys(argument.origins, argument.source))
+    return layer
+
+
+def _put(values: dict[str, Yaml], path: tuple[str, ...], value: Yaml) -> None:
+    """Set a value at a key path, with the mappings that lead to it."""
+    for segment in path[:-1]:
+        inner = values.get(segment)
+        if not isinstance(inner, dict):
+            inner = values[segment] = {}
+        values = inner
+    values[path[-1]] = value
+
+
+def _split(key: str) -> tuple[str, ...]:
+    if match := _USER_FUNCTION.match(key):
+        section, function, rest = match.groups()
+        return (*section.split("."), function, *(rest.split(".") if rest else ()))
+    return tuple(key.split("."))

@@ -1,0 +1,80 @@
+"""LoRA adapters: put on a model for training, merged into its weights for saving."""
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+from klent.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class LoraSettings(Protocol):
+    """What an adapter is made from; `klent.config.Lora` is one."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def target_modules(self) -> str | tuple[str, ...]: ...
+
+
+class _Layer(Protocol):
+    def get_delta_weight(self, adapter: str) -> "Tensor": ...
+
+
+def add_adapter(model: "PreTrainedModel", lora: LoraSettings, seed: int) -> "PreTrainedModel":
+    """peft's wrapper of the model, whose own weights are frozen.
+
+    Args:
+        model: the base model; its layers are replaced in place.
+        lora: what to add.
+        seed: of the adapter's first weights. The global random state is left as it was.
+
+    Raises:
+        ModelError: peft is missing or refuses the settings.
+    """
+    import torch
+
+    try:
+        from peft import LoraConfig, TaskType, get_peft_model
+    except ImportError as error:
+        raise ModelError("lora needs peft: pip install 'klent[lora]'") from error
+    modules = lora.target_modules
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides by the rank; a float is as good
+        lora_dropout=lora.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+    )
+    linear = {name.split(".")[-1] for name, part in model.named_modules() if type(part) is torch.nn.Linear}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)  # type: ignore[return-value]  # forwards to the model
+    except ValueError as error:
+        reason = f"lora: {first_line(error)} Linear layers of this model: {', '.join(sorted(linear))}"
+        raise ModelError(reason) from error
+
+
+def merged_weights(base: "PreTrainedModel") -> "dict[str, Tensor]":
+    """Weights with the adapter added to them, under the names that they had before there was an adapter."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    weights = {
+        name.replace(".base_layer.", "."): value
+        for name, value in base.state_dict().items()
+        if ".lora_" not in name
+    }
+    with torch.no_grad():
+        for name, layer in base.named_modules():
+            if isinstance(layer, LoraLayer):
+                weight = weights[f"{name}.weight"]
+                delta = cast("_Layer", layer).get_delta_weight("default")
+                weights[f"{name}.weight"] = weight + delta.to(weight.dtype)
+    return weights

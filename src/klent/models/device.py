@@ -1,0 +1,37 @@
+"""Which device a model runs on."""
+
+from typing import TYPE_CHECKING
+
+from klent.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_device(name: str = "auto") -> "torch.device":
+    """The device of a name.
+
+    Args:
+        name: ``auto`` (the GPU if there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ModelError: no such device on this machine.
+
+    Examples:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ModelError(
+            f"device {name!r} is not on this machine: it has {count} CUDA devices. Use auto or cpu"
+        )
+    return device

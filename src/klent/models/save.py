@@ -1,0 +1,39 @@
+"""Save a model as a plain Hugging Face folder, with a LoRA adapter merged into the written weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from klent.errors import ModelError, first_line
+from klent.io.folders import whole_folder
+from klent.models.adapter import merged_weights
+from klent.models.pull import quiet
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write a plain Hugging Face folder: safetensors, config, tokenizer, chat template. Whole or not at all.
+
+    A LoRA adapter is merged into the written weights, and saved by itself in ``folder/adapter``. The model in
+    memory is not changed: its weights stay the same, bit for bit.
+
+    Raises:
+        ModelError: the folder cannot be written, for example because the disk is full.
+    """
+    from safetensors import SafetensorError
+
+    adapter = cast("PeftModel", model) if hasattr(model, "peft_config") else None
+    base = model if adapter is None else adapter.get_base_model()
+    try:
+        with quiet(), whole_folder(folder) as scratch:
+            base.save_pretrained(scratch, state_dict=None if adapter is None else merged_weights(base))
+            tokenizer.save_pretrained(scratch)
+            if adapter is not None:
+                adapter.save_pretrained(scratch / "adapter")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot write the model to {folder}: {first_line(error)}. No partial folder is left; free some "
+            "space or choose another folder"
+        ) from error
