@@ -22,9 +22,9 @@ NAMES = ("hidden", "weight", "bias")
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 16 rows x 64 words, so that small problems have many, whole and cut."""
+    """Tiles of 16 rows x 64 tokens, so that small problems have many, whole and cut."""
     monkeypatch.setattr(chunked, "TILE_ROWS", 16)
-    monkeypatch.setattr(chunked, "TILE_WORDS", 64)
+    monkeypatch.setattr(chunked, "TILE_COLUMNS", 64)
 
 
 def close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -62,13 +62,13 @@ def test_any_shape_and_temperature_equal_the_reference(
     p = replace(problem(*shape, seed=seed), temperature=temperature)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "TILE_ROWS", 16)
-        patch.setattr(chunked, "TILE_WORDS", 64)
+        patch.setattr(chunked, "TILE_COLUMNS", 64)
         close(everything(p, implementation="chunked"), everything(p, implementation="reference"), 1e-9)
 
 
 def test_real_tiles_in_float32() -> None:
     """Tiles of the real size, several in both directions, the last ones cut."""
-    p = problem(chunked.TILE_ROWS + 37, 8, 2 * chunked.TILE_WORDS + 5, dtype=torch.float32)
+    p = problem(chunked.TILE_ROWS + 37, 8, 2 * chunked.TILE_COLUMNS + 5, dtype=torch.float32)
     close(everything(p), everything(p.to(torch.float64), implementation="reference"), 2e-5)
 
 

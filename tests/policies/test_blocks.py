@@ -4,9 +4,10 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from klent.policies.causal_lm.blocks import NAME, find_blocks
+from klent.policies.causal_lm.blocks import block_attention, find_blocks
 from klent.policies.causal_lm.packing import Completion, make_groups, pack
-from klent.policies.causal_lm.policy import Policy, takes_shared_prompt
+from klent.policies.causal_lm.policy import Policy
+from klent.policies.causal_lm.probe import takes_shared_prompt
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12]]
 LENGTHS = [[4, 1, 7], [3, 2, 1, 1]]  # completions of one token stand nowhere in the row
@@ -42,8 +43,8 @@ def test_blocks_hold_every_pair_that_sees_and_no_other():
         for i in range(counts[r]):
             found |= {(r, places[i] % length, places[j] % length) for j in range(i + 1)}
     for c, r in enumerate(blocks.row.tolist()):
-        keys = blocks.prompt[r].tolist() + blocks.own[c].tolist()
-        for t, place in enumerate(blocks.own[c].tolist()):
+        keys = blocks.prompt[r].tolist() + blocks.completion[c].tolist()
+        for t, place in enumerate(blocks.completion[c].tolist()):
             if t and place == 0:
                 continue  # padding
             found |= {
@@ -75,7 +76,7 @@ def test_the_models_own_attention_is_put_back():
     policy = Policy(tiny_model(), temperature=1.0)
     assert takes_shared_prompt(policy, longest=30)
     policy(rows())
-    assert policy.model.config._attn_implementation != NAME
+    assert policy.model.config._attn_implementation != block_attention.name
 
 
 def test_under_gradient_checkpointing_one_mask_is_used():

@@ -87,7 +87,7 @@ def load_policy(
     Raises:
         ModelError: whatever is wrong with the name, the folder, its files or an option.
     """
-    from klent.head.products import quicken
+    from klent.head.products import use_onednn_linears
 
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -107,7 +107,7 @@ def load_policy(
         model = _add_adapter(model, lora, seed)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    quicken(model)
+    use_onednn_linears(model)
     return LoadedModel(model.eval(), tokenizer, str(source), stops)
 
 

@@ -14,7 +14,8 @@ from klent.control.thermostat import Controller, knob
 from klent.errors import RunError
 from klent.models.load import LoadedModel, load_policy
 from klent.policies.causal_lm.distill import Distiller
-from klent.policies.causal_lm.policy import Policy, takes_shared_prompt
+from klent.policies.causal_lm.policy import Policy
+from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.policies.causal_lm.reference import Reference, adapter_free, separate_model
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine

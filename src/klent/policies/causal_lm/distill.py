@@ -10,7 +10,8 @@ from klent.errors import RunError
 from klent.head.divergence import token_divergence
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.packing import Completion, Group, pack
-from klent.policies.causal_lm.policy import Policy, takes_shared_prompt
+from klent.policies.causal_lm.policy import Policy
+from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.rollout.target import Target
 from klent.streams.batch import Batch
 
