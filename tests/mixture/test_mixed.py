@@ -6,7 +6,7 @@ import torch
 from oracles import mixture as oracle
 
 from klent import mixture as M
-from klent.mixture import mixing
+from klent.mixture import mixed as module
 
 ALPHAS = [0.0, 1e-3, 0.3, 0.5, 0.9, 1.0]
 
@@ -31,13 +31,13 @@ def check(policy: torch.Tensor, target: torch.Tensor, alpha, found: M.Mixed, ato
 @pytest.mark.parametrize("words", [1, 7, 3000])
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_one_alpha_for_all_rows(words, alpha, monkeypatch):
-    monkeypatch.setattr(mixing, "TILE", 6000)  # two rows of 3000 in a tile, five rows in all
+    monkeypatch.setattr(module, "TILE", 6000)  # two rows of 3000 in a tile, five rows in all
     policy, target = pair(5, words)
     check(policy, target, alpha, M.mix(policy, target, alpha=alpha))
 
 
 def test_an_alpha_for_each_row(monkeypatch):
-    monkeypatch.setattr(mixing, "TILE", 6000)
+    monkeypatch.setattr(module, "TILE", 6000)
     policy, target = pair(len(ALPHAS), 3000)
     given = torch.tensor(ALPHAS)
     check(policy, target, ALPHAS, M.mix(policy, target, alpha=given))
