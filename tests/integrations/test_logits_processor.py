@@ -42,9 +42,9 @@ def check(trace: MixtureTrace, row: int, completion: list[int], policy: np.ndarr
         alpha = trace.alpha[row, t].item()
         q = oracle.mixture(policy[t], target[t], alpha)
         assert trace.logp[row, t].item() == pytest.approx(np.log(q[token]), abs=5e-5)
-        own = oracle.normalise(policy[t])
-        assert trace.logp_policy[row, t].item() == pytest.approx(own[token], abs=5e-5)
-        assert trace.kl_policy[row, t].item() == pytest.approx(oracle.kl(q, np.exp(own)), abs=5e-5)
+        policy_logp = oracle.normalise(policy[t])
+        assert trace.logp_policy[row, t].item() == pytest.approx(policy_logp[token], abs=5e-5)
+        assert trace.kl_policy[row, t].item() == pytest.approx(oracle.kl(q, np.exp(policy_logp)), abs=5e-5)
         teacher = np.exp(oracle.normalise(target[t]))
         assert trace.kl_target[row, t].item() == pytest.approx(oracle.kl(q, teacher), abs=5e-5)
 
