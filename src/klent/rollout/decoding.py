@@ -43,7 +43,7 @@ class Decoder(Protocol):
 
 
 class PlainDecoder:
-    """Any model, with the cache of transformers: each row holds its own copy of the prompt."""
+    """For all models, with the cache of transformers: each row holds a copy of its prompt."""
 
     def __init__(
         self, model: CausalModel, prompts: Sequence[Sequence[int]], *, group_size: int, pad: int
