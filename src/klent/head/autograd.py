@@ -123,10 +123,10 @@ class _TokenStats(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, c: Tensor | None, e: Tensor | None) -> tuple[Tensor | None, ...]:
         check_first_derivative("token_stats", 'use token_stats(..., implementation="reference") there')
-        hidden, weight, bias, *saved = ctx.saved_tensors
-        c = torch.zeros_like(saved[-1]) if c is None else c
-        e = torch.zeros_like(saved[-1]) if e is None else e
-        rows, x = Rows(*saved, c, e), hidden
+        hidden, weight, bias, target, m, s, mean = ctx.saved_tensors
+        c = torch.zeros_like(mean) if c is None else c
+        e = torch.zeros_like(mean) if e is None else e
+        rows, x = Rows(target, m, s, mean, c, e), hidden
         active = ((c != 0) | (e != 0)).nonzero().squeeze(1)  # on a GPU the host waits here, once
         if active.numel() == 0:
             inputs = zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)

@@ -67,6 +67,11 @@ class CausalModel(Protocol):
         """Of its weights and hidden states."""
         ...
 
+    @property
+    def base_model(self) -> Body:
+        """Without the head; of peft's wrapper, something else: use :func:`body_of`."""
+        ...
+
     def __call__(self, **inputs: object) -> Output:
         """Logits of the next token at every position."""
         ...
@@ -87,7 +92,7 @@ class CausalModel(Protocol):
 def body_of(model: CausalModel) -> Body:
     """The model without its head; peft's layers live inside it, so peft's wrapper is not needed."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    body: Body = inner.base_model  # type: ignore[attr-defined]
+    body: Body = inner.base_model
     return body
 
 
