@@ -13,7 +13,7 @@ which is transformers' own cache.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -126,7 +126,8 @@ class GroupCache:
         length: tokens appended so far.
     """
 
-    def __init__(self, prefilled: DynamicCache, mask: Tensor, group_size: int) -> None:
+    def __init__(self, prefilled: Any, mask: Tensor, group_size: int) -> None:
+        # A DynamicCache; layers without keys and values (recurrent ones) raise: see takes_groups.
         self.prompts: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in prefilled.layers]
         dtype = self.prompts[0][0].dtype
         self.bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
@@ -250,7 +251,8 @@ def prefill(
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    cache = DynamicCache(config=model.config)
+    config: Any = model.config
+    cache = DynamicCache(config=config)
     output = model(
         input_ids=ids,
         attention_mask=mask,
