@@ -40,7 +40,7 @@ from torch import Tensor
 import klent
 from klent.head.products import product
 
-TILE = 2048, 512  # rows x words
+TILE = 2048, 512  # rows x tokens of the vocabulary
 TRL_CHUNKS = 4096, 16384, 32768  # the last one is what its trainer passes
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 RESULTS = Path(__file__).parent / "results" / "head_cpu.csv"
@@ -52,7 +52,7 @@ class Case:
 
     rows: int
     width: int
-    words: int
+    vocabulary: int
     share: float = 1.0
 
 
@@ -69,8 +69,8 @@ class Inputs:
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
         self.hidden = torch.randn(case.rows, case.width, requires_grad=True)
-        self.weight = torch.empty(case.words, case.width).normal_(std=0.05).requires_grad_()
-        self.target = torch.randint(case.words, (case.rows,))
+        self.weight = torch.empty(case.vocabulary, case.width).normal_(std=0.05).requires_grad_()
+        self.target = torch.randint(case.vocabulary, (case.rows,))
         self.c, self.e = torch.randn(case.rows), torch.randn(case.rows)
         idle = torch.randperm(case.rows)[round(case.rows * case.share) :]
         self.c[idle] = self.e[idle] = 0.0
@@ -78,7 +78,7 @@ class Inputs:
 
 
 def head(implementation: str) -> Callable[[Inputs], None]:
-    """A contender by its name; ``trl-4096`` is TRL's kernel with chunks of 4096 words."""
+    """A contender by its name; ``trl-4096`` is TRL's kernel with chunks of 4096 tokens."""
     if implementation.startswith("trl-"):
         return trl_head(int(implementation.removeprefix("trl-")))
 
@@ -140,7 +140,7 @@ def measure_times(
     """Median milliseconds by contender; ``chunks`` are the chunk sizes that TRL may choose from."""
     x = Inputs(case)
     contenders = {"floor": floor(product), "floor-mkl": floor(mkl), "chunked": head("chunked")}
-    if case.rows * case.words <= 2**27:  # the reference keeps about six [N, V] tensors
+    if case.rows * case.vocabulary <= 2**27:  # the reference keeps about six [N, V] tensors
         contenders["reference"] = head("reference")
 
     def measure(run: Callable[[Inputs], None]) -> float:
@@ -190,15 +190,15 @@ def measure_peak(case_name: str, implementation: str, threads: int) -> float | N
 
 def device_name() -> str:
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def rows_of(case_name: str, repeats: int, clock: str, chunks: Sequence[int]) -> list[dict[str, object]]:
     case, threads = CASES[case_name], torch.get_num_threads()
     times = measure_times(case, repeats, CLOCKS[clock], chunks)
     lowest = min(ms for name, ms in times.items() if name.startswith("floor"))
-    theirs = next((ms for name, ms in times.items() if name.startswith("trl")), None)
+    trl_ms = next((ms for name, ms in times.items() if name.startswith("trl")), None)
     out: list[dict[str, object]] = []
     for name, ms in times.items():
         peak = measure_peak(case_name, name, threads)
@@ -208,7 +208,7 @@ def rows_of(case_name: str, repeats: int, clock: str, chunks: Sequence[int]) -> 
                 "implementation": name,
                 "rows": case.rows,
                 "width": case.width,
-                "words": case.words,
+                "vocabulary": case.vocabulary,
                 "share": case.share,
                 "dtype": "float32",
                 "threads": threads,
@@ -216,7 +216,7 @@ def rows_of(case_name: str, repeats: int, clock: str, chunks: Sequence[int]) -> 
                 "clock": clock,
                 "ms": f"{ms:.0f}",
                 "ratio_to_floor": f"{ms / lowest:.3f}",
-                "faster_than_trl": "" if theirs is None else f"{theirs / ms:.2f}",
+                "faster_than_trl": "" if trl_ms is None else f"{trl_ms / ms:.2f}",
                 "peak_mb": "" if peak is None else f"{peak:.1f}",
                 "device": device_name(),
                 "torch": torch.__version__,
@@ -227,7 +227,16 @@ def rows_of(case_name: str, repeats: int, clock: str, chunks: Sequence[int]) -> 
     return out
 
 
-SHOWN = ("case", "implementation", "words", "share", "ms", "ratio_to_floor", "faster_than_trl", "peak_mb")
+SHOWN = (
+    "case",
+    "implementation",
+    "vocabulary",
+    "share",
+    "ms",
+    "ratio_to_floor",
+    "faster_than_trl",
+    "peak_mb",
+)
 
 
 def show(row: dict[str, object] | None) -> None:
@@ -256,7 +265,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--trl-chunks", nargs="+", type=int, default=TRL_CHUNKS, metavar="WORDS")
+    parser.add_argument("--trl-chunks", nargs="+", type=int, default=TRL_CHUNKS, metavar="TOKENS")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process; needs --threads 1"

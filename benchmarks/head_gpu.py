@@ -1,12 +1,12 @@
 """The head on a GPU: log-probability and entropy of every token, forward and backward, in bfloat16.
 
     python benchmarks/head_gpu.py                 # N = 16,384, H = 2048, V = 151,936; one GPU, a few minutes
-    TRITON_INTERPRET=1 python benchmarks/head_gpu.py --device cpu --rows 16 --width 16 --words 200
+    TRITON_INTERPRET=1 python benchmarks/head_gpu.py --device cpu --rows 16 --width 16 --vocabulary 200
 
 Compared, in one process, their repeats interleaved, median of the times:
 
     floor      the four matrix products that nothing can avoid, bare, as the library gives them for whole
-               tiles of 8192 words (bfloat16 in, float32 sums)
+               tiles of 8192 tokens (bfloat16 in, float32 sums)
     triton     klent.token_stats as it is used on a GPU
     chunked    klent.token_stats(implementation="chunked"): the same without Triton
     trl        TRL 1.16's ChunkedLogProbFunction with the entropy and its gradient, at the fastest of several
@@ -51,12 +51,12 @@ class Outcome:
 
 
 class Inputs:
-    def __init__(self, rows: int, width: int, words: int, device: str) -> None:
+    def __init__(self, rows: int, width: int, vocabulary: int, device: str) -> None:
         torch.manual_seed(0)
         like = {"device": device, "dtype": torch.bfloat16}
         self.hidden = torch.randn(rows, width, **like).requires_grad_()  # type: ignore[call-overload]
-        self.weight = torch.empty(words, width, **like).normal_(std=width**-0.5).requires_grad_()  # type: ignore[call-overload]
-        self.target = torch.randint(words, (rows,), device=device)
+        self.weight = torch.empty(vocabulary, width, **like).normal_(std=width**-0.5).requires_grad_()  # type: ignore[call-overload]
+        self.target = torch.randint(vocabulary, (rows,), device=device)
         self.c, self.e = torch.randn(2, rows, device=device)
 
 
@@ -132,15 +132,15 @@ def find(wanted: list[str]) -> dict[str, Contender]:
         "liger": liger_head,
         "cce": cce_head,
     }
-    found = {}
+    contenders = {}
     for name, make in makers.items():
         if wanted and name.split("-")[0] not in [*wanted, "floor"]:
             continue
         try:
-            found[name] = make()
+            contenders[name] = make()
         except ImportError as error:
             print(f"{name} left out: {error}")
-    return found
+    return contenders
 
 
 def truth(x: Inputs) -> Outcome:
@@ -195,18 +195,18 @@ def measure(x: Inputs, contenders: dict[str, Contender], repeats: int) -> list[d
         for name in results:
             times[name].append(timed(contenders[name], x))
     ms = {name: statistics.median(t) for name, t in times.items()}
-    theirs = min((t for name, t in ms.items() if name.startswith("trl")), default=None)
+    trl_ms = min((t for name, t in ms.items() if name.startswith("trl")), default=None)
     return [
         {
             "implementation": name,
             "rows": x.hidden.shape[0],
             "width": x.hidden.shape[1],
-            "words": x.weight.shape[0],
+            "vocabulary": x.weight.shape[0],
             "dtype": "bfloat16",
             "repeats": repeats,
             "ms": f"{ms[name]:.2f}",
             "share_of_floor": f"{ms['floor'] / ms[name]:.3f}",
-            "faster_than_trl": "" if theirs is None else f"{theirs / ms[name]:.2f}",
+            "faster_than_trl": "" if trl_ms is None else f"{trl_ms / ms[name]:.2f}",
             "peak_mb": peak(contenders[name], x),
             "error_logp": error(outcome.logp, exact.logp),
             "error_entropy": error(outcome.entropy, exact.entropy),
@@ -226,7 +226,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--words", type=int, default=151936)
+    parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="+", default=[], help="contenders besides the floor")
     parser.add_argument("--device", default="cuda")
@@ -236,7 +236,7 @@ def main() -> None:
         parser.error("no GPU here; the plumbing alone: TRITON_INTERPRET=1 ... --device cpu and small sizes")
     if options.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         parser.error("on a CPU the kernels run in Triton's interpreter: set TRITON_INTERPRET=1")
-    x = Inputs(options.rows, options.width, options.words, options.device)
+    x = Inputs(options.rows, options.width, options.vocabulary, options.device)
     table = measure(x, find(options.only), options.repeats)
     show(table, ["implementation", "ms", "share_of_floor", "faster_than_trl", "peak_mb", "error_logp",
                  "error_entropy", "error_dhidden"])  # fmt: skip

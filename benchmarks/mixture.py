@@ -38,20 +38,20 @@ ROWS = 64
 Solver = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def random_pair(words: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+def random_pair(vocabulary: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     """Two unrelated rows of normal logits, deviation 2."""
     generator = torch.Generator().manual_seed(0)
-    return 2 * torch.randn(rows, words, generator=generator), 2 * torch.randn(
-        rows, words, generator=generator
+    return 2 * torch.randn(rows, vocabulary, generator=generator), 2 * torch.randn(
+        rows, vocabulary, generator=generator
     )
 
 
-def language_pair(words: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+def language_pair(vocabulary: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     """Shaped as a language model's: Zipf's law in an order that both share, and noise on each."""
     generator = torch.Generator().manual_seed(1)
-    order = torch.stack([torch.randperm(words, generator=generator) for _ in range(rows)])
+    order = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(rows)])
     common = -1.5 * (order + 1.0).log()
-    noise = torch.randn(2, rows, words, generator=generator)
+    noise = torch.randn(2, rows, vocabulary, generator=generator)
     return common + 0.5 * noise[0], common + 1.5 * noise[1]
 
 
@@ -93,8 +93,8 @@ def solve_bisection(policy: Tensor, target: Tensor, out: Tensor) -> Tensor:
 
 
 def solve_brentq(policy: Tensor, target: Tensor, out: Tensor) -> Tensor:
-    found = [brentq_row(a, b, 1e-6) for a, b in zip(policy.numpy(), target.numpy(), strict=True)]
-    alpha = torch.tensor(found, dtype=torch.float32)
+    roots = [brentq_row(a, b, 1e-6) for a, b in zip(policy.numpy(), target.numpy(), strict=True)]
+    alpha = torch.tensor(roots, dtype=torch.float32)
     torch.log_softmax(torch.lerp(target.log_softmax(-1), policy.log_softmax(-1), alpha[:, None]), -1, out=out)
     return alpha
 
@@ -125,8 +125,10 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
-def measure(pair: str, words: int, repeats: int, clock: str, names: list[str]) -> list[dict[str, object]]:
-    policy, target = PAIRS[pair](words)
+def measure(
+    pair: str, vocabulary: int, repeats: int, clock: str, names: list[str]
+) -> list[dict[str, object]]:
+    policy, target = PAIRS[pair](vocabulary)
     out, now = torch.empty_like(policy), CLOCKS[clock]
     few = 8
     exact = [
@@ -148,7 +150,7 @@ def measure(pair: str, words: int, repeats: int, clock: str, names: list[str]) -
         {
             "pair": pair,
             "rows": ROWS,
-            "words": words,
+            "vocabulary": vocabulary,
             "solver": name,
             "dtype": "float32",
             "threads": torch.get_num_threads(),
@@ -168,18 +170,18 @@ def measure(pair: str, words: int, repeats: int, clock: str, names: list[str]) -
 
 def device_name() -> str:
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
-SHOWN = ("pair", "words", "threads", "solver", "ms", "log_softmax_passes", "error")
+SHOWN = ("pair", "vocabulary", "threads", "solver", "ms", "log_softmax_passes", "error")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--words", nargs="+", type=int, default=[49152, 151936])
+    parser.add_argument("--vocabulary", nargs="+", type=int, default=[49152, 151936])
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--repeats", type=int, default=15)
@@ -197,9 +199,9 @@ def main() -> None:
     table = []
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for words in options.words:
+        for vocabulary in options.vocabulary:
             for pair in options.pairs:
-                for row in measure(pair, words, options.repeats, options.clock, names):
+                for row in measure(pair, vocabulary, options.repeats, options.clock, names):
                     table.append(row)
                     print("  ".join(f"{row[name]!s:>18}" for name in SHOWN), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)

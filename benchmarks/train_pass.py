@@ -33,7 +33,8 @@ import klent  # noqa: E402
 from klent.head.products import product  # noqa: E402
 from klent.models.load import load_policy  # noqa: E402
 from klent.policies.causal_lm.packing import Completion, make_groups, make_microbatches, pack  # noqa: E402
-from klent.policies.causal_lm.policy import Policy, takes_shared_prompt  # noqa: E402
+from klent.policies.causal_lm.policy import Policy  # noqa: E402
+from klent.policies.causal_lm.probe import takes_shared_prompt  # noqa: E402
 
 RESULTS = HERE / "results" / "train_pass_cpu.csv"
 GROUP = 8

@@ -26,7 +26,7 @@ class Problem:
         return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
 
 
-def problem(rows: int, width: int, words: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Problem:
+def problem(rows: int, width: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Problem:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -34,9 +34,9 @@ def problem(rows: int, width: int, words: int, seed: int = 0, dtype: torch.dtype
 
     return Problem(
         hidden=normal(rows, width).to(dtype),
-        weight=normal(words, width).to(dtype),
-        bias=normal(words).to(dtype),
-        target=torch.randint(words, (rows,), generator=generator),
+        weight=normal(size, width).to(dtype),
+        bias=normal(size).to(dtype),
+        target=torch.randint(size, (rows,), generator=generator),
         c=normal(rows),
         e=normal(rows),
     )

@@ -9,59 +9,65 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from klent.head import divergence as module
 from klent.head.divergence import Head, token_divergence
-from klent.head.stats import Shape
+from klent.head.stats import LogitTransform
 
-ROWS, WORDS = 3, 11
+ROWS, VOCABULARY = 3, 11
 KINDS = [("forward", 0.0), ("reverse", 0.0), ("forward", 0.1), ("reverse", 0.3)]
-SHAPES = [Shape(), Shape(temperature=0.7, scale=1.3), Shape(temperature=1.4, softcap=2.0)]
+TRANSFORMS = [
+    LogitTransform(),
+    LogitTransform(temperature=0.7, scale=1.3),
+    LogitTransform(temperature=1.4, softcap=2.0),
+]
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch) -> None:
     monkeypatch.setattr(module, "TILE_ROWS", 2)
-    monkeypatch.setattr(module, "TILE_WORDS", 4)
+    monkeypatch.setattr(module, "TILE_COLUMNS", 4)
 
 
-def heads(shape: Shape = SHAPES[1], *, dtype: torch.dtype = torch.float64) -> tuple[Head, Head]:
+def heads(
+    transform: LogitTransform = TRANSFORMS[1], *, dtype: torch.dtype = torch.float64
+) -> tuple[Head, Head]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
 
-    policy = Head(draw(ROWS, 6), draw(WORDS, 6), draw(WORDS), shape)
-    return policy, Head(draw(ROWS, 4), draw(WORDS, 4), None, Shape(temperature=0.9))
+    policy = Head(draw(ROWS, 6), draw(VOCABULARY, 6), draw(VOCABULARY), transform)
+    return policy, Head(draw(ROWS, 4), draw(VOCABULARY, 4), None, LogitTransform(temperature=0.9))
 
 
 def distribution(head: Head) -> Tensor:
     logits = head.hidden.double() @ head.weight.double().T
-    logits = (logits if head.bias is None else logits + head.bias.double()) * head.shape.scale
-    if head.shape.softcap is not None:
-        logits = torch.tanh(logits / head.shape.softcap) * head.shape.softcap
-    return (logits / head.shape.temperature).softmax(-1)
+    logits = (logits if head.bias is None else logits + head.bias.double()) * head.transform.scale
+    if head.transform.softcap is not None:
+        logits = torch.tanh(logits / head.transform.softcap) * head.transform.softcap
+    return (logits / head.transform.temperature).softmax(-1)
 
 
 def reference(policy: Head, target: Head, divergence: str, skew: float) -> Tensor:
     p, t = distribution(policy), distribution(target).detach()
-    own, other = (t, p) if divergence == "forward" else (p, t)
-    return (own * (own / (skew * own + (1 - skew) * other)).log()).sum(-1)
+    first, second = (t, p) if divergence == "forward" else (p, t)
+    return (first * (first / (skew * first + (1 - skew) * second)).log()).sum(-1)
 
 
 def gradients(function: Any, policy: Head, target: Head, *kind: Any) -> tuple[Tensor, ...]:
     inputs = [x.clone().requires_grad_() for x in (policy.hidden, policy.weight, policy.bias)]
-    value = function(Head(*inputs, policy.shape), target, *kind)
+    value = function(Head(*inputs, policy.transform), target, *kind)
     coefficient = torch.linspace(-1, 2, ROWS, dtype=value.dtype)
     return value.detach(), *torch.autograd.grad(value, inputs, coefficient)
 
 
-def ours(policy: Head, target: Head, divergence: Any, skew: float) -> Tensor:
+def fused(policy: Head, target: Head, divergence: Any, skew: float) -> Tensor:
     return token_divergence(policy, target, divergence=divergence, skew=skew)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients_are_those_of_plain_torch(kind, shape) -> None:
-    found = gradients(ours, *heads(shape), *kind)
-    for left, right in zip(found, gradients(reference, *heads(shape), *kind), strict=True):
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_values_and_gradients_are_those_of_plain_torch(kind, transform) -> None:
+    actual = gradients(fused, *heads(transform), *kind)
+    for left, right in zip(actual, gradients(reference, *heads(transform), *kind), strict=True):
         torch.testing.assert_close(left, right, atol=1e-10, rtol=1e-8)
 
 
@@ -69,39 +75,39 @@ def test_values_and_gradients_are_those_of_plain_torch(kind, shape) -> None:
 def test_gradcheck(kind) -> None:
     policy, target = heads()
     inputs = [x.clone().requires_grad_() for x in (policy.hidden, policy.weight, policy.bias)]
-    assert torch.autograd.gradcheck(lambda *x: ours(Head(*x, policy.shape), target, *kind), inputs)
+    assert torch.autograd.gradcheck(lambda *x: fused(Head(*x, policy.transform), target, *kind), inputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_narrower_inputs(kind, dtype) -> None:
     policy, target = heads(dtype=dtype)
-    found, wanted = gradients(ours, policy, target, *kind), gradients(reference, policy, target, *kind)
-    assert found[0].dtype == torch.float32
-    assert found[1].dtype == dtype
-    for left, right in zip(found, wanted, strict=True):
-        tolerance = 1e-4 if dtype == torch.float32 or left is found[0] else 5e-2
+    actual, expected = gradients(fused, policy, target, *kind), gradients(reference, policy, target, *kind)
+    assert actual[0].dtype == torch.float32
+    assert actual[1].dtype == dtype
+    for left, right in zip(actual, expected, strict=True):
+        tolerance = 1e-4 if dtype == torch.float32 or left is actual[0] else 5e-2
         torch.testing.assert_close(left.double(), right.double(), atol=tolerance, rtol=tolerance)
 
 
 def test_equal_models_are_at_distance_zero_with_no_pull() -> None:
     policy, _ = heads()
     for kind in KINDS:
-        value, *slopes = gradients(ours, policy, policy, *kind)
+        value, *slopes = gradients(fused, policy, policy, *kind)
         assert value.abs().max() < 1e-12
         assert max(float(slope.abs().max()) for slope in slopes) < 1e-12
 
 
-def test_words_that_one_side_lacks() -> None:
-    policy, target = heads(Shape())
-    bias = torch.zeros(WORDS, dtype=torch.float64)
+def test_tokens_that_one_side_lacks() -> None:
+    policy, target = heads(LogitTransform())
+    bias = torch.zeros(VOCABULARY, dtype=torch.float64)
     bias[3] = -torch.inf
     without = target._replace(bias=bias)
-    assert ours(policy, without, "reverse", 0.0).isinf().all()
+    assert fused(policy, without, "reverse", 0.0).isinf().all()
     for kind in (("forward", 0.0), ("forward", 0.1), ("reverse", 0.3)):
-        found = gradients(ours, policy, without, *kind)
-        assert all(x.isfinite().all() for x in found)
-        assert found[0].max() < -torch.log(torch.tensor(kind[1])) if kind[1] else True
+        actual = gradients(fused, policy, without, *kind)
+        assert all(x.isfinite().all() for x in actual)
+        assert actual[0].max() < -torch.log(torch.tensor(kind[1])) if kind[1] else True
 
 
 class Largest(TorchDispatchMode):
@@ -123,7 +129,7 @@ def test_nothing_as_large_as_the_logits_is_made() -> None:
     policy = Head(torch.randn(40, 3, requires_grad=True), torch.randn(50, 3, requires_grad=True))
     target = Head(torch.randn(40, 2), torch.randn(50, 2))
     with Largest() as seen:
-        ours(policy, target, "reverse", 0.2).sum().backward()
+        fused(policy, target, "reverse", 0.2).sum().backward()
     assert 100 < seen.size <= 150  # the gradient of a weight, and not 40 x 50 logits
     with Largest() as all_of_them:
         reference(policy, target, "reverse", 0.2)
@@ -132,7 +138,7 @@ def test_nothing_as_large_as_the_logits_is_made() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     policy, target = heads()
-    with pytest.raises(ValueError, match="2 rows, 11 and 11 words"):
+    with pytest.raises(ValueError, match="2 rows, 11 and 11 tokens"):
         token_divergence(policy, target._replace(hidden=target.hidden[:2]))
     with pytest.raises(ValueError, match="target's hidden"):
         token_divergence(policy, target._replace(weight=policy.weight))

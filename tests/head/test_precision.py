@@ -33,20 +33,20 @@ def naive(p: Problem) -> dict[str, Tensor]:
 def test_error_is_at_most_that_of_the_naive_head(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     p = problem(*shape, dtype=dtype)
     exact = everything(p.to(torch.float64), implementation="reference")
-    ours, theirs = everything(p), naive(p)
+    fused, plain = everything(p), naive(p)
     for name, truth in exact.items():
         scale = float(truth.abs().max())
-        error = float((ours[name].double() - truth).abs().max()) / scale
-        limit = float((theirs[name].detach().double() - truth).abs().max()) / scale
+        error = float((fused[name].double() - truth).abs().max()) / scale
+        limit = float((plain[name].detach().double() - truth).abs().max()) / scale
         assert error <= limit + 2e-6, f"{name}: {error:.2e} where the naive head has {limit:.2e}"
-    assert ours["logp"].dtype == ours["entropy"].dtype == torch.float32
-    assert all(ours[f"d{name}"].dtype == dtype for name in NAMES)
+    assert fused["logp"].dtype == fused["entropy"].dtype == torch.float32
+    assert all(fused[f"d{name}"].dtype == dtype for name in NAMES)
 
 
 def test_sums_over_many_rows_are_float32_for_bfloat16() -> None:
     """4,000 equal contributions of 1/4096: bfloat16 sums would stop growing long before."""
-    rows, words = 4000, 4
-    weight = torch.zeros(words, 1, dtype=torch.bfloat16, requires_grad=True)
+    rows, size = 4000, 4
+    weight = torch.zeros(size, 1, dtype=torch.bfloat16, requires_grad=True)
     out = token_stats(torch.ones(rows, 1, dtype=torch.bfloat16), weight, torch.zeros(rows, dtype=torch.int64))
     (out.logp.sum() / 4096).backward()
     expected = torch.tensor([0.75, -0.25, -0.25, -0.25]).unsqueeze(1) * rows / 4096

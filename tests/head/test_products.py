@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from klent.head import products
-from klent.head.products import Linear, product, quicken
+from klent.head.products import Linear, product, use_onednn_linears
 
 SHAPES = [(1, 1, 1), (3, 5, 2), (64, 48, 17), (0, 4, 3), (130, 7, 256)]
 
@@ -42,7 +42,7 @@ def test_gradients_are_those_of_float64(bias: bool) -> None:
     plain = nn.Linear(24, 17, bias=bias, dtype=torch.float64)
     layer = nn.Linear(24, 17, bias=bias)
     layer.load_state_dict(plain.state_dict())
-    quicken(layer)
+    use_onednn_linears(layer)
     x = torch.randn(2, 9, 24, dtype=torch.float64, requires_grad=True)
     y = x.detach().float().requires_grad_()
     seed = torch.randn(2, 9, 17, dtype=torch.float64)
@@ -51,14 +51,14 @@ def test_gradients_are_those_of_float64(bias: bool) -> None:
     assert x.grad is not None
     assert y.grad is not None
     torch.testing.assert_close(y.grad.double(), x.grad, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
-        assert ours.grad is not None
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
+    for actual, exact in zip(layer.parameters(), plain.parameters(), strict=True):
+        assert actual.grad is not None
+        torch.testing.assert_close(actual.grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_weights_get_no_gradient_and_cost_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(6, 4, bias=False).requires_grad_(False)
-    quicken(layer)
+    use_onednn_linears(layer)
     count = 0
 
     def counted(*args: torch.Tensor) -> torch.Tensor:
@@ -74,11 +74,11 @@ def test_frozen_weights_get_no_gradient_and_cost_no_product(monkeypatch: pytest.
     assert count == 2
 
 
-def test_quicken_keeps_names_weights_and_ties() -> None:
+def test_use_onednn_linears_keeps_names_weights_and_ties() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    quicken(model)
+    use_onednn_linears(model)
     assert type(model[0]) is Linear
     assert isinstance(model[2], nn.Linear)
     assert model[2].weight is model[0].weight
@@ -92,7 +92,7 @@ def test_a_subclass_with_its_own_forward_is_left_alone() -> None:
             return 2 * super().forward(x)
 
     model = nn.Sequential(Scaled(4, 4))
-    quicken(model)
+    use_onednn_linears(model)
     assert type(model[0]) is Scaled
 
 

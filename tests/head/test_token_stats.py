@@ -22,9 +22,9 @@ NAMES = ("hidden", "weight", "bias")
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 16 rows x 64 words, so that small problems have many, whole and cut."""
+    """Tiles of 16 rows x 64 tokens, so that small problems have many, whole and cut."""
     monkeypatch.setattr(chunked, "TILE_ROWS", 16)
-    monkeypatch.setattr(chunked, "TILE_WORDS", 64)
+    monkeypatch.setattr(chunked, "TILE_COLUMNS", 64)
 
 
 def close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -62,13 +62,13 @@ def test_any_shape_and_temperature_equal_the_reference(
     p = replace(problem(*shape, seed=seed), temperature=temperature)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "TILE_ROWS", 16)
-        patch.setattr(chunked, "TILE_WORDS", 64)
+        patch.setattr(chunked, "TILE_COLUMNS", 64)
         close(everything(p, implementation="chunked"), everything(p, implementation="reference"), 1e-9)
 
 
 def test_real_tiles_in_float32() -> None:
     """Tiles of the real size, several in both directions, the last ones cut."""
-    p = problem(chunked.TILE_ROWS + 37, 8, 2 * chunked.TILE_WORDS + 5, dtype=torch.float32)
+    p = problem(chunked.TILE_ROWS + 37, 8, 2 * chunked.TILE_COLUMNS + 5, dtype=torch.float32)
     close(everything(p), everything(p.to(torch.float64), implementation="reference"), 2e-5)
 
 
@@ -184,14 +184,14 @@ def test_strided_inputs_and_unchanged_inputs() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.usefixtures("small_tiles")
 def test_logits_of_ten_thousand(implementation: str, dtype: torch.dtype) -> None:
-    """Exact integers as logits: 3 words tie at the top, everything else is e**-10000 or less likely."""
-    words = 200
-    logits = torch.full((words,), -1e4, dtype=dtype)
+    """Exact integers as logits: 3 tokens tie at the top, everything else is e**-10000 or less likely."""
+    size = 200
+    logits = torch.full((size,), -1e4, dtype=dtype)
     logits[torch.tensor([5, 70, 199])] = 1e4
     p = Problem(
         hidden=torch.ones(2, 1, dtype=dtype),
         weight=logits.unsqueeze(1),
-        bias=torch.zeros(words, dtype=dtype),
+        bias=torch.zeros(size, dtype=dtype),
         target=torch.tensor([70, 0]),
         c=torch.tensor([1.0, 2.0]),
         e=torch.tensor([1.0, -3.0]),
@@ -200,7 +200,7 @@ def test_logits_of_ten_thousand(implementation: str, dtype: torch.dtype) -> None
     out = everything(p, implementation=implementation)
     torch.testing.assert_close(out["logp"], torch.tensor([-math.log(3), -2e4 - math.log(3)], dtype=dtype))
     torch.testing.assert_close(out["entropy"], torch.full((2,), math.log(3), dtype=dtype))
-    expected = torch.zeros(words, dtype=dtype)  # of the bias: c ([v = target] - p) summed over the two rows
+    expected = torch.zeros(size, dtype=dtype)  # of the bias: c ([v = target] - p) summed over the two rows
     expected[torch.tensor([5, 199])] = -1.0
     expected[70] = 0.0
     expected[0] = 2.0
@@ -209,7 +209,7 @@ def test_logits_of_ten_thousand(implementation: str, dtype: torch.dtype) -> None
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_a_certain_word_has_no_entropy_and_no_gradient() -> None:
+def test_a_certain_token_has_no_entropy_and_no_gradient() -> None:
     p = problem(30, 4, 150, dtype=torch.float32)
     bias = torch.zeros(150)
     bias[77] = 3e4
@@ -236,18 +236,18 @@ def test_entropy_stays_in_its_range(seed: int, scale: float) -> None:
 )
 @pytest.mark.usefixtures("small_tiles")
 def test_masked_vocabulary(kept: range, dtype: torch.dtype) -> None:
-    """-inf in the bias equals a smaller vocabulary, also where whole tiles are masked ahead of the words."""
+    """-inf in the bias equals a smaller vocabulary, also where whole tiles are masked ahead of the others."""
     p = replace(problem(20, 4, 200, dtype=dtype), temperature=0.5)
-    words = torch.tensor(kept)
-    place = p.target % len(kept)
+    tokens = torch.tensor(kept)
+    index = p.target % len(kept)
     mask = torch.full((200,), -torch.inf, dtype=dtype)
-    mask[words] = p.bias[words]
-    p = replace(p, bias=mask, target=words[place], e=p.e * 100)
-    small = replace(p, bias=p.bias[words], weight=p.weight[words], target=place)
+    mask[tokens] = p.bias[tokens]
+    p = replace(p, bias=mask, target=tokens[index], e=p.e * 100)
+    small = replace(p, bias=p.bias[tokens], weight=p.weight[tokens], target=index)
     out, expected = everything(p), everything(small, implementation="reference")
     for name in ("dweight", "dbias"):
         full = torch.zeros_like(out[name])
-        full[words] = expected[name]
+        full[tokens] = expected[name]
         expected[name] = full
     close(out, expected, 1e-10 if dtype == torch.float64 else 2e-3)
 
@@ -331,7 +331,7 @@ BAD = {
     ),
     "width": ({"weight": torch.zeros(9, 2)}, ValueError, r"weight must be \[V, H\] with H = 3.*\[9, 2\]"),
     "weight of one axis": ({"weight": torch.zeros(9)}, ValueError, r"weight must be \[V, H\]"),
-    "no words": ({"weight": torch.zeros(0, 3), "bias": None}, ValueError, r"weight must be \[V, H\]"),
+    "no tokens": ({"weight": torch.zeros(0, 3), "bias": None}, ValueError, r"weight must be \[V, H\]"),
     "bias": ({"bias": torch.zeros(8)}, ValueError, r"bias must be \[V\] = \[9\].*\[8\]"),
     "target dtype": ({"target": torch.zeros(4, dtype=torch.int32)}, TypeError, "int64.*torch.int32"),
     "hidden dtype": ({"hidden": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "hidden must be.*int64"),
@@ -401,13 +401,13 @@ def naive_capped(p: Problem, scale: float, softcap: float | None) -> dict[str, T
     out = dict(zip(("logp", "entropy"), values(*inputs), strict=True))
     for k, name in enumerate(NAMES):
         slope = torch.zeros_like(inputs[k])
-        for place in range(slope.numel()):
+        for index in range(slope.numel()):
             sides = []
             for step in (1e-5, -1e-5):
                 moved = [x.clone() for x in inputs]
-                moved[k].view(-1)[place] += step
+                moved[k].view(-1)[index] += step
                 sides.append(loss(*moved))
-            slope.view(-1)[place] = (sides[0] - sides[1]) / 2e-5
+            slope.view(-1)[index] = (sides[0] - sides[1]) / 2e-5
         out[f"d{name}"] = slope
     return out
 

@@ -27,7 +27,7 @@ CAPS: list[dict[str, Any]] = [{}, {"softcap": 3.0}, {"softcap": 2.0, "scale": -0
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "TILE_ROWS", 8)
-    monkeypatch.setattr(gpu, "TILE_WORDS", 64)
+    monkeypatch.setattr(gpu, "TILE_COLUMNS", 64)
     monkeypatch.setattr(gpu, "BLOCK", 32)
 
 

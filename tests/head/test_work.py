@@ -50,20 +50,20 @@ class Work(TorchDispatchMode):
 
 
 @contextmanager
-def small_tiles(rows: int, words: int) -> Iterator[None]:
+def small_tiles(rows: int, columns: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "TILE_ROWS", rows)
-        patch.setattr(chunked, "TILE_WORDS", words)
+        patch.setattr(chunked, "TILE_COLUMNS", columns)
         yield
 
 
-ROWS, WIDTH, WORDS = 256, 4, 2048
-ONE_PRODUCT = ROWS * WIDTH * WORDS
+ROWS, WIDTH, VOCABULARY = 256, 4, 2048
+ONE_PRODUCT = ROWS * WIDTH * VOCABULARY
 
 
 def work(implementation: str = "chunked", *, c: Tensor, e: Tensor, frozen: tuple[str, ...] = ()) -> Work:
     """What the backward does for these coefficients."""
-    p = replace(problem(ROWS, WIDTH, WORDS, dtype=torch.float32), c=c, e=e)
+    p = replace(problem(ROWS, WIDTH, VOCABULARY, dtype=torch.float32), c=c, e=e)
     for name in {"hidden", "weight", "bias"} - set(frozen):
         getattr(p, name).requires_grad_()
     with small_tiles(64, 128):
@@ -75,26 +75,28 @@ def work(implementation: str = "chunked", *, c: Tensor, e: Tensor, frozen: tuple
 
 
 def test_logits_are_never_held() -> None:
-    p = problem(ROWS, WIDTH, WORDS, dtype=torch.float32)
+    p = problem(ROWS, WIDTH, VOCABULARY, dtype=torch.float32)
     tile = 64 * 128 * 4
     sizes = {}
     for implementation in ("chunked", "reference"):
         with small_tiles(64, 128), Work() as seen:
             everything(p, implementation=implementation)
         sizes[implementation] = seen.largest
-    assert sizes["reference"] == ROWS * WORDS * 4  # the probe sees logits where there are some
-    assert sizes["chunked"] <= max(2 * tile, WORDS * WIDTH * 4)  # two tiles, or the gradient of the weight
+    assert sizes["reference"] == ROWS * VOCABULARY * 4  # the probe sees logits where there are some
+    assert sizes["chunked"] <= max(
+        2 * tile, VOCABULARY * WIDTH * 4
+    )  # two tiles, or the gradient of the weight
 
 
 def test_bfloat16_gradients_take_no_float32_weight() -> None:
-    p = problem(ROWS, 64, WORDS, dtype=torch.bfloat16)
+    p = problem(ROWS, 64, VOCABULARY, dtype=torch.bfloat16)
     with small_tiles(64, 128), Work() as seen:
         everything(p)
-    assert seen.largest <= max(2 * 64 * 128 * 4, WORDS * 64 * 2, ROWS * 64 * 4)
+    assert seen.largest <= max(2 * 64 * 128 * 4, VOCABULARY * 64 * 2, ROWS * 64 * 4)
 
 
 def test_the_work_is_four_products() -> None:
-    p = problem(ROWS, WIDTH, WORDS, dtype=torch.float32)
+    p = problem(ROWS, WIDTH, VOCABULARY, dtype=torch.float32)
     with small_tiles(64, 128), Work() as seen:
         everything(p)
     assert seen.multiplications() == 4 * ONE_PRODUCT
@@ -106,7 +108,7 @@ def test_rows_without_a_coefficient_are_skipped() -> None:
     c[::10] = 1.0
     e[5::10] = -0.5
     rows = int(((c != 0) | (e != 0)).sum())
-    assert work(c=c, e=e).multiplications() == 3 * rows * WIDTH * WORDS
+    assert work(c=c, e=e).multiplications() == 3 * rows * WIDTH * VOCABULARY
 
 
 @pytest.mark.parametrize(

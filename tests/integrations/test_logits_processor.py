@@ -11,7 +11,7 @@ from tiny import tiny_model
 from torch import Tensor
 
 from klent import mixture as M
-from klent.mixture import MixtureLogitsProcessor
+from klent.integrations import MixtureLogitsProcessor, MixtureTrace
 
 PROMPTS = torch.tensor([[7, 11, 13, 40], [9, 8, 7, 60]])
 NEW = 6
@@ -37,14 +37,14 @@ def logits_of(model: torch.nn.Module, prompt: list[int], completion: list[int]) 
     return model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double().numpy()
 
 
-def check(trace: M.MixtureTrace, row: int, completion: list[int], policy: np.ndarray, target: np.ndarray):
+def check(trace: MixtureTrace, row: int, completion: list[int], policy: np.ndarray, target: np.ndarray):
     for t, token in enumerate(completion):
         alpha = trace.alpha[row, t].item()
         q = oracle.mixture(policy[t], target[t], alpha)
         assert trace.logp[row, t].item() == pytest.approx(np.log(q[token]), abs=5e-5)
-        own = oracle.normalise(policy[t])
-        assert trace.logp_policy[row, t].item() == pytest.approx(own[token], abs=5e-5)
-        assert trace.kl_policy[row, t].item() == pytest.approx(oracle.kl(q, np.exp(own)), abs=5e-5)
+        policy_logp = oracle.normalise(policy[t])
+        assert trace.logp_policy[row, t].item() == pytest.approx(policy_logp[token], abs=5e-5)
+        assert trace.kl_policy[row, t].item() == pytest.approx(oracle.kl(q, np.exp(policy_logp)), abs=5e-5)
         teacher = np.exp(oracle.normalise(target[t]))
         assert trace.kl_target[row, t].item() == pytest.approx(oracle.kl(q, teacher), abs=5e-5)
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_followed_is_refused() -> None:
         generate(MixtureLogitsProcessor(teacher, inputs=three), student)
     small = tiny_model(1)
     small.resize_token_embeddings(100)
-    with pytest.raises(ValueError, match="the target has 100 logits a token"):
+    with pytest.raises(ValueError, match="the target has 100 logits per token"):
         generate(MixtureLogitsProcessor(small, inputs={"input_ids": PROMPTS}), student)
     with pytest.raises(ValueError, match="needs a value"):
         MixtureLogitsProcessor(teacher, alpha="ess")
@@ -123,18 +123,25 @@ def test_what_cannot_be_followed_is_refused() -> None:
 
 
 def test_the_mathematics_is_imported_without_transformers() -> None:
-    code = "import sys; import klent.mixture; print('transformers' in sys.modules)"
+    code = "import sys; import klent.integrations, klent.mixture; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_old_name_says_where_it_has_moved() -> None:
+    with pytest.raises(AttributeError, match=r"Use klent\.integrations\.MixtureLogitsProcessor"):
+        M.MixtureLogitsProcessor  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'Mixtures'"):
+        M.Mixtures  # noqa: B018
 
 
 def test_a_fixed_mixture_of_rows_that_share_some_tokens() -> None:
     policy = torch.tensor([[0.0, 1.0, -torch.inf], [0.0, 0.0, 0.0]])
     target = torch.tensor([[-torch.inf, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    found = M.mix(policy, target, alpha=0.5)
-    assert found.log_q[0].exp().tolist() == [0.0, 1.0, 0.0]
-    np.testing.assert_allclose(found.kl_policy.numpy(), [np.log(1 + np.exp(-1)), 0.0], atol=1e-6)
-    np.testing.assert_allclose(found.kl_target.numpy(), [np.log(2), 0.0], atol=1e-6)
+    mixed = M.mix(policy, target, alpha=0.5)
+    assert mixed.log_q[0].exp().tolist() == [0.0, 1.0, 0.0]
+    np.testing.assert_allclose(mixed.kl_policy.numpy(), [np.log(1 + np.exp(-1)), 0.0], atol=1e-6)
+    np.testing.assert_allclose(mixed.kl_target.numpy(), [np.log(2), 0.0], atol=1e-6)
     alone = M.mix(policy, target, alpha=1.0)
     assert alone.kl_target[0] == torch.inf
     assert alone.kl_policy.tolist() == [0.0, 0.0]

@@ -35,19 +35,19 @@ def peaked(rows: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_chernoff_is_scipys_root(size: int, make: object, dtype: torch.dtype) -> None:
     policy, target = (x.to(dtype) for x in make(6, size))  # type: ignore[operator]
-    found = M.solve_alpha(policy, target)
+    solution = M.solve_alpha(policy, target)
     close = 1e-5 if dtype == torch.float32 else 1e-9
-    assert found.converged.all()
-    assert found.iterations.max() < 20
+    assert solution.converged.all()
+    assert solution.iterations.max() < 20
     for row in range(6):
         a, b = policy[row].double().numpy(), target[row].double().numpy()
         alpha = oracle.chernoff(a, b)
         q = oracle.mixture(a, b, alpha)
-        assert found.alpha[row].item() == pytest.approx(alpha, abs=20 * close)
-        np.testing.assert_allclose(found.log_q[row].exp().numpy(), q, atol=10 * close)
+        assert solution.alpha[row].item() == pytest.approx(alpha, abs=20 * close)
+        np.testing.assert_allclose(solution.log_q[row].exp().numpy(), q, atol=10 * close)
         information = -oracle.log_affinity(a, b, alpha)
-        assert found.kl_policy[row].item() == pytest.approx(information, abs=close * 10)
-        assert found.kl_target[row].item() == pytest.approx(information, abs=close * 10)
+        assert solution.kl_policy[row].item() == pytest.approx(information, abs=close * 10)
+        assert solution.kl_target[row].item() == pytest.approx(information, abs=close * 10)
 
 
 def test_chernoff_is_the_least_affinity() -> None:
@@ -61,10 +61,10 @@ def test_chernoff_is_the_least_affinity() -> None:
 @pytest.mark.parametrize("size", [17, 5000])
 def test_kl_budget(size: int) -> None:
     policy, target = pair(4, size, scale=1.0)
-    found = M.solve_alpha(policy, target, criterion="kl_budget", value=0.05)
-    assert found.converged.all()
+    solution = M.solve_alpha(policy, target, criterion="kl_budget", value=0.05)
+    assert solution.converged.all()
     for row in range(4):
-        q = oracle.mixture(policy[row].numpy(), target[row].numpy(), found.alpha[row].item())
+        q = oracle.mixture(policy[row].numpy(), target[row].numpy(), solution.alpha[row].item())
         assert oracle.kl(q, policy[row].double().softmax(-1).numpy()) == pytest.approx(0.05, abs=1e-4)
     too_much = M.solve_alpha(policy, target, criterion="kl_budget", value=1e3)
     assert not too_much.converged.any()
@@ -75,16 +75,16 @@ def test_kl_budget(size: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_ess(size: int) -> None:
     policy, target = pair(4, size, scale=1.0)
-    found = M.solve_alpha(policy, target, criterion="ess", value=0.7)
+    solution = M.solve_alpha(policy, target, criterion="ess", value=0.7)
     chi = M.chi_squared(policy.double().softmax(-1), target.double().softmax(-1))
     for row in range(4):
         if 1 / (1 + chi[row]) > 0.7:
-            assert found.alpha[row] == 0
-            assert not found.converged[row]
+            assert solution.alpha[row] == 0
+            assert not solution.converged[row]
             continue
-        q = oracle.mixture(policy[row].numpy(), target[row].numpy(), found.alpha[row].item())
+        q = oracle.mixture(policy[row].numpy(), target[row].numpy(), solution.alpha[row].item())
         second = np.sum(policy[row].double().softmax(-1).numpy() ** 2 / q)
-        assert found.converged[row]
+        assert solution.converged[row]
         assert 1 / second == pytest.approx(0.7, abs=1e-4)
     all_of_them = M.solve_alpha(policy, target, criterion="ess", value=1.0)
     torch.testing.assert_close(all_of_them.alpha, torch.ones(4), atol=0.01, rtol=0)
@@ -96,9 +96,9 @@ def test_entropy(size: int) -> None:
     target = 3 * target
     for p, t in zip(policy, target, strict=True):
         high, low = (-(x.log_softmax(-1) * x.softmax(-1)).sum() for x in (p, t))
-        found = M.solve_alpha(p, t, criterion="entropy", value=float(high + low) / 2)
-        assert found.converged
-        entropy = -(found.log_q.exp() * found.log_q).sum()
+        solution = M.solve_alpha(p, t, criterion="entropy", value=float(high + low) / 2)
+        assert solution.converged
+        entropy = -(solution.log_q.exp() * solution.log_q).sum()
         assert entropy.item() == pytest.approx(float(high + low) / 2, abs=1e-4)
     unreachable = M.solve_alpha(policy, target, criterion="entropy", value=50.0)
     assert not unreachable.converged.any()
@@ -106,27 +106,27 @@ def test_entropy(size: int) -> None:
 
 def test_entropy_takes_the_crossing_nearest_to_the_policy() -> None:
     policy, target = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 4.0]])
-    found = M.solve_alpha(policy, target, criterion="entropy", value=0.4)
-    assert found.converged.all()
-    assert found.alpha.item() > 0.5
-    assert -(found.log_q.exp() * found.log_q).sum().item() == pytest.approx(0.4, abs=1e-5)
+    solution = M.solve_alpha(policy, target, criterion="entropy", value=0.4)
+    assert solution.converged.all()
+    assert solution.alpha.item() > 0.5
+    assert -(solution.log_q.exp() * solution.log_q).sum().item() == pytest.approx(0.4, abs=1e-5)
 
 
 def test_snr_is_the_best_of_a_fine_grid() -> None:
     policy, target = (x.double() for x in pair(5, 8, scale=1.0))
     reward = torch.randn(5, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    found = M.solve_alpha(policy, target, criterion="snr", reward=reward)
+    solution = M.solve_alpha(policy, target, criterion="snr", reward=reward)
     p, t = policy.softmax(-1), target.softmax(-1)
     for alpha in torch.linspace(0, 1, 201):
         q = M.geometric_mixture(policy, target, float(alpha)).exp()
-        best = M.progress_terms(p, t, found.log_q.exp(), reward).snr
+        best = M.progress_terms(p, t, solution.log_q.exp(), reward).snr
         assert (M.progress_terms(p, t, q, reward).snr <= best + 1e-6).all()
-    assert len(found.alpha.unique()) > 1
+    assert len(solution.alpha.unique()) > 1
 
 
 def test_snr_of_the_log_ratio_is_on_policy() -> None:
-    found = M.solve_alpha(*pair(20, 30), criterion="snr")
-    torch.testing.assert_close(found.alpha, torch.ones(20))
+    solution = M.solve_alpha(*pair(20, 30), criterion="snr")
+    torch.testing.assert_close(solution.alpha, torch.ones(20))
 
 
 EDGES = {
@@ -147,15 +147,15 @@ def test_edges_have_the_documented_answer(name: str, size: int) -> None:
     policy, target, alpha, converged = EDGES[name]
     padding = [-INF] * max(size - len(policy), 0)
     a, b = torch.tensor([policy + padding]), torch.tensor([target + padding])
-    found = M.solve_alpha(a, b)
-    assert found.alpha.item() == pytest.approx(alpha)
-    assert found.converged.item() is converged
-    for value in (found.log_q, found.kl_policy, found.kl_target, found.residual):
+    solution = M.solve_alpha(a, b)
+    assert solution.alpha.item() == pytest.approx(alpha)
+    assert solution.converged.item() is converged
+    for value in (solution.log_q, solution.kl_policy, solution.kl_target, solution.residual):
         assert not value.isnan().any()
-    assert found.log_q.exp().sum().item() == pytest.approx(1)
+    assert solution.log_q.exp().sum().item() == pytest.approx(1)
     if name == "disjoint":
-        assert found.kl_target.item() == found.residual.item() == INF
-        torch.testing.assert_close(found.log_q, a.log_softmax(-1))
+        assert solution.kl_target.item() == solution.residual.item() == INF
+        torch.testing.assert_close(solution.log_q, a.log_softmax(-1))
 
 
 def test_partial_support_has_a_root_exactly_under_its_condition() -> None:
@@ -168,10 +168,10 @@ def test_partial_support_has_a_root_exactly_under_its_condition() -> None:
         common, a, b = slice(1, 3), t[1:3].sum(), p[1:3].sum()
         t_in, p_in = t[common] / a, p[common] / b
         inside = -oracle.kl(t_in, p_in) <= math.log(a / b) <= oracle.kl(p_in, t_in)
-        found = M.solve_alpha(policy, target)
-        assert found.converged.item() is bool(inside)
-        assert (found.alpha.item() in (0, 1)) is not bool(inside)
-        assert found.log_q[[0, 3]].tolist() == [-INF, -INF]
+        solution = M.solve_alpha(policy, target)
+        assert solution.converged.item() is bool(inside)
+        assert (solution.alpha.item() in (0, 1)) is not bool(inside)
+        assert solution.log_q[[0, 3]].tolist() == [-INF, -INF]
         seen.add(inside)
     assert len(seen) == 2
 
@@ -179,11 +179,11 @@ def test_partial_support_has_a_root_exactly_under_its_condition() -> None:
 @pytest.mark.parametrize(("criterion", "value"), [("kl_budget", 0.1), ("ess", 0.5)])
 def test_what_the_target_cannot_support_is_left_to_the_policy(criterion: str, value: float) -> None:
     policy, target = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, -INF]])
-    found = M.solve_alpha(policy, target, criterion=criterion, value=value)  # type: ignore[arg-type]
-    assert found.alpha.item() == 1
-    assert not found.converged.item()
-    torch.testing.assert_close(found.log_q, policy.log_softmax(-1))
-    assert found.kl_policy.item() == 0
+    solution = M.solve_alpha(policy, target, criterion=criterion, value=value)  # type: ignore[arg-type]
+    assert solution.alpha.item() == 1
+    assert not solution.converged.item()
+    torch.testing.assert_close(solution.log_q, policy.log_softmax(-1))
+    assert solution.kl_policy.item() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -209,12 +209,12 @@ def test_rows_of_a_batch_do_not_see_each_other() -> None:
 def test_rows_that_need_more_sweeps_lie_among_others() -> None:
     easy, hard = pair(6, 5000), peaked(6, 5000, seed=1)
     policy, target = (torch.stack([a, b], 1).view(12, 5000) for a, b in zip(easy, hard, strict=True))
-    found = M.solve_alpha(policy, target)
-    assert (found.iterations[::2] < found.iterations[1::2]).all()
+    solution = M.solve_alpha(policy, target)
+    assert (solution.iterations[::2] < solution.iterations[1::2]).all()
     exact = M.solve_alpha(policy.double(), target.double())
-    torch.testing.assert_close(found.alpha.double(), exact.alpha, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.kl_policy.double(), exact.kl_policy, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.log_q.double(), exact.log_q, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(solution.alpha.double(), exact.alpha, atol=1e-5, rtol=0)
+    torch.testing.assert_close(solution.kl_policy.double(), exact.kl_policy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(solution.log_q.double(), exact.log_q, atol=1e-4, rtol=1e-5)
 
 
 def test_cache_and_plain_way_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,11 +234,11 @@ def test_long_rows_keep_float32s_accuracy() -> None:
     common = -1.5 * (torch.randperm(150_000, generator=generator) + 1.0).log()
     noise = torch.randn(2, 150_000, generator=generator)
     policy, target = common + 0.5 * noise[0], common + 1.5 * noise[1]
-    found = M.solve_alpha(policy, target)
+    solution = M.solve_alpha(policy, target)
     a, b = policy.double().numpy(), target.double().numpy()
     alpha = oracle.chernoff(a, b)
-    assert found.alpha.item() == pytest.approx(alpha, abs=2e-6)
-    assert found.kl_policy.item() == pytest.approx(-oracle.log_affinity(a, b, alpha), abs=2e-6)
+    assert solution.alpha.item() == pytest.approx(alpha, abs=2e-6)
+    assert solution.kl_policy.item() == pytest.approx(-oracle.log_affinity(a, b, alpha), abs=2e-6)
 
 
 def test_output_is_written_where_asked() -> None:
@@ -270,11 +270,11 @@ def test_no_input_gives_nan(rows: list[list[tuple[float, float]]], criterion: st
     policy, target = logits[..., 0].contiguous(), logits[..., 1].contiguous()
     policy[:, 0], target[:, 3] = 0.0, 0.0
     value = {"kl_budget": 0.1, "entropy": 0.3, "ess": 0.5}.get(criterion)
-    found = M.solve_alpha(policy, target, criterion=criterion, value=value)  # type: ignore[arg-type]
-    for number in (found.alpha, found.log_q, found.kl_policy, found.kl_target, found.residual):
+    solution = M.solve_alpha(policy, target, criterion=criterion, value=value)  # type: ignore[arg-type]
+    for number in (solution.alpha, solution.log_q, solution.kl_policy, solution.kl_target, solution.residual):
         assert not number.isnan().any()
-    assert ((found.alpha >= 0) & (found.alpha <= 1)).all()
-    torch.testing.assert_close(found.log_q.exp().sum(-1), torch.ones(len(rows)))
+    assert ((solution.alpha >= 0) & (solution.alpha <= 1)).all()
+    torch.testing.assert_close(solution.log_q.exp().sum(-1), torch.ones(len(rows)))
 
 
 @settings(max_examples=25, deadline=None)
@@ -283,14 +283,14 @@ def test_laws(seed: int, shift: float, size: int) -> None:
     """Exchange turns alpha round; constants on the logits and the order of the tokens change nothing."""
     policy, target = pair(2, size, seed=seed)
     before = policy.clone()
-    found, turned = M.solve_alpha(policy, target), M.solve_alpha(target, policy)
-    torch.testing.assert_close(turned.alpha, 1 - found.alpha, atol=1e-4, rtol=0)
-    torch.testing.assert_close(M.solve_alpha(policy + shift, target).alpha, found.alpha, atol=1e-4, rtol=0)
+    solution, turned = M.solve_alpha(policy, target), M.solve_alpha(target, policy)
+    torch.testing.assert_close(turned.alpha, 1 - solution.alpha, atol=1e-4, rtol=0)
+    torch.testing.assert_close(M.solve_alpha(policy + shift, target).alpha, solution.alpha, atol=1e-4, rtol=0)
     flipped = M.solve_alpha(policy.flip(-1), target.flip(-1))
-    torch.testing.assert_close(flipped.alpha, found.alpha, atol=1e-4, rtol=0)
+    torch.testing.assert_close(flipped.alpha, solution.alpha, atol=1e-4, rtol=0)
     assert torch.equal(policy, before)
-    mixed = M.geometric_mixture(policy, target, found.alpha)
-    torch.testing.assert_close(mixed, found.log_q, atol=1e-4, rtol=0)
+    mixed = M.geometric_mixture(policy, target, solution.alpha)
+    torch.testing.assert_close(mixed, solution.log_q, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -342,9 +342,9 @@ def test_geometric_mixture_at_the_borders_of_support() -> None:
 def test_the_seeds_entry() -> None:
     policy, target = (x.softmax(-1) for x in pair(3, 6))
     q, alpha = M.optimal_sampling_distribution(policy, target)
-    found = M.solve_alpha(policy.log(), target.log())
-    torch.testing.assert_close(q, found.log_q.exp())
-    torch.testing.assert_close(alpha, found.alpha)
+    solution = M.solve_alpha(policy.log(), target.log())
+    torch.testing.assert_close(q, solution.log_q.exp())
+    torch.testing.assert_close(alpha, solution.alpha)
     _, on_policy = M.optimal_sampling_distribution(policy, target, method="snr")
     assert on_policy.tolist() == pytest.approx([1, 1, 1])
     with pytest.raises(ValueError, match="method is 'newton'"):

@@ -48,33 +48,33 @@ def on_chip(policy: Tensor, target: Tensor, **options: object) -> M.MixtureSolut
 @pytest.mark.parametrize("make", [pair, peaked])
 def test_chernoff_is_scipys_root(size: int, make: object) -> None:
     policy, target = make(4, size)  # type: ignore[operator]
-    found = on_chip(policy, target)
-    assert found.converged.all()
-    assert found.iterations.max() <= 12
-    assert found.residual.max() < 1e-4
+    solution = on_chip(policy, target)
+    assert solution.converged.all()
+    assert solution.iterations.max() <= 12
+    assert solution.residual.max() < 1e-4
     for row in range(4):
         a, b = policy[row].double().numpy(), target[row].double().numpy()
         alpha = oracle.chernoff(a, b)
         q = oracle.mixture(a, b, alpha)
         p, t = (np.exp(oracle.normalise(x)) for x in (a, b))
-        assert found.alpha[row].item() == pytest.approx(alpha, abs=2e-4)
-        np.testing.assert_allclose(found.log_q[row].exp().numpy(), q, atol=1e-4)
-        assert found.kl_policy[row].item() == pytest.approx(oracle.kl(q, p), abs=1e-4)
-        assert found.kl_target[row].item() == pytest.approx(oracle.kl(q, t), abs=1e-4)
+        assert solution.alpha[row].item() == pytest.approx(alpha, abs=2e-4)
+        np.testing.assert_allclose(solution.log_q[row].exp().numpy(), q, atol=1e-4)
+        assert solution.kl_policy[row].item() == pytest.approx(oracle.kl(q, p), abs=1e-4)
+        assert solution.kl_target[row].item() == pytest.approx(oracle.kl(q, t), abs=1e-4)
 
 
 @pytest.mark.parametrize("size", [17, 200])
 def test_kl_budget_is_scipys_root(size: int) -> None:
     policy, target = pair(4, size, scale=1.0)
-    found = on_chip(policy, target, criterion="kl_budget", value=0.05)
-    assert found.converged.all()
+    solution = on_chip(policy, target, criterion="kl_budget", value=0.05)
+    assert solution.converged.all()
     for row in range(4):
         a, b = policy[row].double().numpy(), target[row].double().numpy()
         p = np.exp(oracle.normalise(a))
         alpha = brentq(lambda x, a=a, b=b, p=p: oracle.kl(oracle.mixture(a, b, x), p) - 0.05, 0, 1)
-        assert found.alpha[row].item() == pytest.approx(alpha, abs=1e-4)
-        assert found.kl_policy[row].item() == pytest.approx(0.05, abs=1e-5)
-        np.testing.assert_allclose(found.log_q[row].exp().numpy(), oracle.mixture(a, b, alpha), atol=1e-5)
+        assert solution.alpha[row].item() == pytest.approx(alpha, abs=1e-4)
+        assert solution.kl_policy[row].item() == pytest.approx(0.05, abs=1e-5)
+        np.testing.assert_allclose(solution.log_q[row].exp().numpy(), oracle.mixture(a, b, alpha), atol=1e-5)
     too_much = on_chip(policy, target, criterion="kl_budget", value=1e3)
     assert not too_much.converged.any()
     assert (too_much.alpha == 0).all()
@@ -87,14 +87,14 @@ def test_edges_have_the_documented_answer(name: str, size: int) -> None:
     policy, target, alpha, converged = EDGES[name]
     padding = [-INF] * max(size - len(policy), 0)
     for a, b in ((policy + padding, target + padding), (padding + policy, padding + target)):
-        found = on_chip(torch.tensor([a]), torch.tensor([b]))
-        assert found.alpha.item() == pytest.approx(alpha)
-        assert found.converged.item() is converged
-        assert not any(getattr(found, number).isnan().any() for number in NUMBERS)
-        assert found.log_q.exp().sum().item() == pytest.approx(1)
+        solution = on_chip(torch.tensor([a]), torch.tensor([b]))
+        assert solution.alpha.item() == pytest.approx(alpha)
+        assert solution.converged.item() is converged
+        assert not any(getattr(solution, number).isnan().any() for number in NUMBERS)
+        assert solution.log_q.exp().sum().item() == pytest.approx(1)
         if name == "disjoint":
-            assert found.kl_target.item() == found.residual.item() == INF
-            torch.testing.assert_close(found.log_q, torch.tensor([a]).log_softmax(-1))
+            assert solution.kl_target.item() == solution.residual.item() == INF
+            torch.testing.assert_close(solution.log_q, torch.tensor([a]).log_softmax(-1))
 
 
 @pytest.mark.parametrize(("criterion", "value"), [("chernoff", None), ("kl_budget", 0.1), ("kl_budget", 1.5)])
@@ -107,31 +107,35 @@ def test_every_pattern_of_support_is_answered_as_by_torch(criterion: str, value:
     exact = M.solve_alpha(
         policy.double(), target.double(), criterion=criterion, value=value, tolerance=1e-6  # type: ignore[arg-type]
     )  # fmt: skip
-    found = on_chip(policy, target, criterion=criterion, value=value)
-    assert torch.equal(found.converged, exact.converged)
-    assert 10 < found.converged.sum() < 55
-    torch.testing.assert_close(found.log_q.exp().double(), exact.log_q.exp(), atol=1e-4, rtol=0)
-    assert torch.equal(found.log_q.isfinite(), exact.log_q.isfinite())
+    solution = on_chip(policy, target, criterion=criterion, value=value)
+    assert torch.equal(solution.converged, exact.converged)
+    assert 10 < solution.converged.sum() < 55
+    torch.testing.assert_close(solution.log_q.exp().double(), exact.log_q.exp(), atol=1e-4, rtol=0)
+    assert torch.equal(solution.log_q.isfinite(), exact.log_q.isfinite())
     # In two rows every alpha of an interval solves to within the tolerance.
-    assert ((found.alpha - exact.alpha).abs() < 1e-4).sum() >= 58
+    assert ((solution.alpha - exact.alpha).abs() < 1e-4).sum() >= 58
     for name in ("kl_policy", "kl_target"):
-        torch.testing.assert_close(getattr(found, name).double(), getattr(exact, name), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(
+            getattr(solution, name).double(), getattr(exact, name), atol=1e-4, rtol=1e-5
+        )
     missed = ~exact.converged
-    assert found.iterations.max() <= 20
-    torch.testing.assert_close(found.residual[missed].double(), exact.residual[missed], atol=1e-5, rtol=1e-5)
+    assert solution.iterations.max() <= 20
+    torch.testing.assert_close(
+        solution.residual[missed].double(), exact.residual[missed], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_extreme_logits_give_no_nan() -> None:
     least = torch.finfo(torch.float32).min
     rows = [([0.0, least], [0.0, 0.0]), ([0.0, least], [least, 0.0]), ([1e4, 0.0], [0.0, 1e4])]
     rows += [([0.0, -1e4], [-1e4, 0.0]), ([88.0, -88.0], [-88.0, -88.0]), ([1e29, 0.0], [0.0, 1e29])]
-    found = on_chip(*(torch.tensor([row[k] for row in rows]) for k in (0, 1)))
+    solution = on_chip(*(torch.tensor([row[k] for row in rows]) for k in (0, 1)))
     for number in NUMBERS:
-        assert not getattr(found, number).isnan().any()
-    torch.testing.assert_close(found.log_q[:5].exp().sum(-1), torch.ones(5), atol=1e-3, rtol=0)
+        assert not getattr(solution, number).isnan().any()
+    torch.testing.assert_close(solution.log_q[:5].exp().sum(-1), torch.ones(5), atol=1e-3, rtol=0)
     # The lowest number of float32, as masks write it, is no probability.
-    assert found.alpha[:2].tolist() == [0, 1]
-    assert found.log_q[0].tolist() == [0, -INF]
+    assert solution.alpha[:2].tolist() == [0, 1]
+    assert solution.log_q[0].tolist() == [0, -INF]
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float16, torch.float16), (torch.bfloat16, torch.float32)])
@@ -149,9 +153,9 @@ def test_batches_strides_and_output() -> None:
     expected = M.solve_alpha(policy, target)
     for a, b in ((policy, target), (policy.T.contiguous().T, target), (policy.clone(), target)):
         out = torch.empty(3, 100)
-        found = on_chip(a, b, out=out)
-        assert found.log_q is out
-        torch.testing.assert_close(found.alpha, expected.alpha)
+        solution = on_chip(a, b, out=out)
+        assert solution.log_q is out
+        torch.testing.assert_close(solution.alpha, expected.alpha)
         torch.testing.assert_close(out, expected.log_q)
     assert on_chip(both[0], both[1]).alpha.shape == (3, 4)
     assert on_chip(torch.zeros(0, 5), torch.zeros(0, 5)).log_q.shape == (0, 5)
@@ -159,8 +163,8 @@ def test_batches_strides_and_output() -> None:
 
 def test_newtons_method_takes_few_sweeps_where_rows_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "BLOCK", 512)
-    found = on_chip(*pair(3, 1500))
-    assert found.iterations.max() <= 5
+    solution = on_chip(*pair(3, 1500))
+    assert solution.iterations.max() <= 5
 
 
 def test_the_tolerance_is_heeded() -> None:
@@ -188,7 +192,7 @@ from triton.compiler import ASTSource
 from klent.mixture.triton import _solve
 
 types = dict(policy="*bf16", policy_stride="i32", target="*fp32", target_stride="i32", log_q="*fp32",
-             numbers="*fp32", words="i32", tolerance="fp32", eps="fp32", value="fp32")
+             numbers="*fp32", size="i32", tolerance="fp32", eps="fp32", value="fp32")
 constants = dict(BUDGET=True, LIMIT=60, BLOCK=64)
 source = ASTSource(fn=_solve, signature=types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
 assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["ptx"]

@@ -4,12 +4,13 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from klent.policies.causal_lm.blocks import NAME, find_blocks
+from klent.policies.causal_lm.blocks import block_attention, find_blocks
 from klent.policies.causal_lm.packing import Completion, make_groups, pack
-from klent.policies.causal_lm.policy import CausalPolicy, takes_shared_prompt
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.probe import takes_shared_prompt
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12]]
-LENGTHS = [[4, 1, 7], [3, 2, 1, 1]]  # completions of one token stand nowhere in the row
+LENGTHS = [[4, 1, 7], [3, 2, 1, 1]]  # a completion of one token is never an input
 
 
 def rows(lengths=LENGTHS):
@@ -24,32 +25,32 @@ def rows(lengths=LENGTHS):
 
 def seen(owner: torch.Tensor) -> set[tuple[int, int, int]]:
     """Who sees whom, by the rule and one pair at a time."""
-    found = set()
+    pairs = set()
     for r, line in enumerate(owner.tolist()):
         for i, mine in enumerate(line):
             for j, other in enumerate(line[: i + 1]):
                 if mine >= 0 and other in (0, mine):
-                    found.add((r, i, j))
-    return found
+                    pairs.add((r, i, j))
+    return pairs
 
 
 def test_blocks_hold_every_pair_that_sees_and_no_other():
     owner = rows().owner
     blocks, length = find_blocks(owner), owner.shape[1]
-    found = set()
+    pairs = set()
     counts = (owner == 0).sum(dim=1).tolist()
-    for r, places in enumerate(blocks.prompt.tolist()):
+    for r, positions in enumerate(blocks.prompt.tolist()):
         for i in range(counts[r]):
-            found |= {(r, places[i] % length, places[j] % length) for j in range(i + 1)}
+            pairs |= {(r, positions[i] % length, positions[j] % length) for j in range(i + 1)}
     for c, r in enumerate(blocks.row.tolist()):
-        keys = blocks.prompt[r].tolist() + blocks.own[c].tolist()
-        for t, place in enumerate(blocks.own[c].tolist()):
-            if t and place == 0:
+        keys = blocks.prompt[r].tolist() + blocks.completion[c].tolist()
+        for t, position in enumerate(blocks.completion[c].tolist()):
+            if t and position == 0:
                 continue  # padding
-            found |= {
-                (r, place % length, keys[j] % length) for j in (blocks.mask[c, 0, t] == 0).nonzero()[:, 0]
+            pairs |= {
+                (r, position % length, keys[j] % length) for j in (blocks.mask[c, 0, t] == 0).nonzero()[:, 0]
             }
-    assert found == seen(owner)
+    assert pairs == seen(owner)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_the_models_own_attention_is_put_back():
     policy = CausalPolicy(tiny_model(), temperature=1.0)
     assert takes_shared_prompt(policy, longest=30)
     policy(rows())
-    assert policy.model.config._attn_implementation != NAME
+    assert policy.model.config._attn_implementation != block_attention.name
 
 
 def test_under_gradient_checkpointing_one_mask_is_used():

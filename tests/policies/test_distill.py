@@ -10,7 +10,8 @@ from torch import Tensor
 
 from klent.models.load import LoadedModel, render_prompt
 from klent.policies.causal_lm.packing import Packing
-from klent.policies.causal_lm.policy import CausalPolicy, takes_shared_prompt
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.policies.causal_lm.teacher import Teacher
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from klent.policies.causal_lm.packing import Completion, make_groups, make_microbatches, pack
-from klent.policies.causal_lm.policy import CausalPolicy, head_is_linear, head_options, takes_shared_prompt
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.probe import head_is_linear, head_options, takes_shared_prompt
 
 SIZE = 40
 

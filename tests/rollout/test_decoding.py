@@ -22,7 +22,7 @@ DROPS = [
     [1, 2, 3],
     [2],
     None,
-]  # rows that stay after a step, by their place then
+]  # rows that stay after a step, by their index at that step
 
 
 @torch.no_grad()
@@ -40,8 +40,8 @@ def test_every_step_gives_the_logits_of_the_row_alone(kind, monkeypatch):
     logits = decoder.start()
     generator = torch.Generator().manual_seed(0)
     for kept in DROPS:
-        for row, found in zip(rows, logits, strict=True):
-            torch.testing.assert_close(found, alone(model, row), atol=2e-5, rtol=0)
+        for row, actual in zip(rows, logits, strict=True):
+            torch.testing.assert_close(actual, alone(model, row), atol=2e-5, rtol=0)
         token = torch.randint(5, 90, (len(rows),), generator=generator)
         if kept is not None:
             order = decoder.keep(kept)
@@ -69,8 +69,8 @@ def test_whole_groups_that_leave_do_not_mix_up_the_others(group_size, kept):
     for step in range(2):
         token = torch.arange(len(rows)) + 40 + step
         rows = [[*row, int(t)] for row, t in zip(rows, token, strict=True)]
-        for row, found in zip(rows, decoder.step(token), strict=True):
-            torch.testing.assert_close(found, alone(model, row), atol=2e-5, rtol=0)
+        for row, actual in zip(rows, decoder.step(token), strict=True):
+            torch.testing.assert_close(actual, alone(model, row), atol=2e-5, rtol=0)
 
 
 def test_a_prompt_that_nobody_answers_is_forgotten():
@@ -115,7 +115,7 @@ def test_a_window_and_a_capped_score_are_refused():
 
 
 def test_an_attention_that_differs_is_found_out(monkeypatch):
-    """The question is worth asking only if a wrong answer is noticed: here the prompt's padding is read."""
+    """The trial is worth something only if a wrong decoder fails it: here the prompt's padding is read."""
     usual = decoding.GroupCache.__init__
 
     def careless(self, *arguments):
@@ -126,14 +126,14 @@ def test_an_attention_that_differs_is_found_out(monkeypatch):
     assert not takes_groups(tiny_model())
 
 
-@pytest.mark.parametrize("own", [{}, {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "0"}])
-def test_the_switches_of_memory_are_set_unless_the_user_has_set_them(own):
+@pytest.mark.parametrize("set_by_user", [{}, {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "0"}])
+def test_the_switches_of_memory_are_set_unless_the_user_has_set_them(set_by_user):
     code = (
         "import os; from klent.runs.memory import keep_freed_memory; keep_freed_memory();"
         "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "THP_"))}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=clean | own, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=clean | set_by_user, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == own.get("THP_MEM_ALLOC_ENABLE", "1")
+    assert done.stdout.strip() == set_by_user.get("THP_MEM_ALLOC_ENABLE", "1")

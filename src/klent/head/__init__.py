@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klent.head.chunked import token_stats_chunked
 from klent.head.reference import token_stats_reference
-from klent.head.stats import Shape, TokenStats
+from klent.head.stats import Head, LogitTransform, TokenStats
 
 __all__ = ["TokenStats", "token_stats"]
 
@@ -42,8 +42,8 @@ def token_stats(
         hidden: last hidden states (after the final norm), ``[N, H]`` or ``[..., H]``; float16, bfloat16,
             float32 or float64. Receives a gradient.
         weight: output embedding, ``[V, H]``; tied or not. Receives a gradient unless it is frozen.
-        target: the word whose log-probability is wanted, in ``[0, V)``, ``[N]`` or ``[...]`` int64.
-        bias: ``[V]``; ``-inf`` takes a word out of the vocabulary. Receives a gradient.
+        target: the token whose log-probability is wanted, in ``[0, V)``, ``[N]`` or ``[...]`` int64.
+        bias: ``[V]``; ``-inf`` takes a token out of the vocabulary. Receives a gradient.
         temperature: dimensionless, > 0: the one that the tokens were sampled with.
         scale: dimensionless, what the model multiplies its logits with (``logit_scale`` of Cohere, 1 over
             the ``logits_scaling`` of Granite).
@@ -97,15 +97,15 @@ def token_stats(
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: use {', '.join(_IMPLEMENTATIONS)}")
     _check(hidden, weight, target, bias)
-    shape = Shape(temperature, scale, softcap)
-    _check_shape(shape)
+    transform = LogitTransform(temperature, scale, softcap)
+    _check_transform(transform)
     compute = _choose(implementation, hidden)
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    logp, ent = compute(rows, weight, target.reshape(-1), bias, shape, entropy)
+    head = Head(hidden.reshape(-1, hidden.shape[-1]), weight, bias, transform)
+    logp, ent = compute(head, target.reshape(-1), entropy)
     return TokenStats(logp.view(target.shape), None if ent is None else ent.view(target.shape))
 
 
-def _choose(implementation: str, hidden: Tensor) -> Callable[..., TokenStats]:
+def _choose(implementation: str, hidden: Tensor) -> Callable[[Head, Tensor, bool], TokenStats]:
     if implementation == "reference":
         return token_stats_reference
     installed = importlib.util.find_spec("triton") is not None
@@ -139,14 +139,14 @@ def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) 
         if low < 0 or high >= weight.shape[0]:
             raise ValueError(
                 f"target holds {low if low < 0 else high}, outside the vocabulary [0, {weight.shape[0]}): "
-                "select the positions to train on before the head (padding and -100 are not understood here)"
+                "select the positions to train on before the head; padding and -100 are not skipped"
             )
 
 
-def _check_shape(shape: Shape) -> None:
-    if not 0 < shape.temperature < math.inf:
-        raise ValueError(f"temperature must be a positive number, not {shape.temperature!r}")
-    if not 0 < abs(shape.scale) < math.inf:
-        raise ValueError(f"scale must be a finite number other than 0, not {shape.scale!r}")
-    if shape.softcap is not None and not 0 < shape.softcap < math.inf:
-        raise ValueError(f"softcap must be a positive number or None, not {shape.softcap!r}")
+def _check_transform(transform: LogitTransform) -> None:
+    if not 0 < transform.temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, not {transform.temperature!r}")
+    if not 0 < abs(transform.scale) < math.inf:
+        raise ValueError(f"scale must be a finite number other than 0, not {transform.scale!r}")
+    if transform.softcap is not None and not 0 < transform.softcap < math.inf:
+        raise ValueError(f"softcap must be a positive number or None, not {transform.softcap!r}")

@@ -1,46 +1,30 @@
 """KL divergence between two models at every token, over the whole vocabulary and without its logits.
 
-Both models' logits come in tiles (some rows x some words). A first sweep finds the normalisers, a second one
-the divergence and ``g``, the mean under p of dD/dp; the backward computes the policy's tiles a third time:
+Both models' logits come in tiles (some rows x some tokens of the vocabulary). A first sweep finds the
+normalisers, a second one the divergence and ``g``, the mean under p of dD/dp; the backward computes the
+policy's tiles a third time:
 
     dD/dz_v = p_v (dD/dp_v - g)
 
 The target gets no gradient. Memory is a handful of tiles, whatever the vocabulary.
+
+The node is not that of :mod:`klent.head.autograd`: it reads two heads and has one output, its sums come from
+two sweeps, and its logits stay in nats, because forward and reverse divergences mix both models' logits.
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from klent.head.autograd import Context, check_first_derivative
 from klent.head.products import product
-from klent.head.stats import Shape, accumulation_dtype
+from klent.head.stats import Head, LogitTransform, accumulation_dtype
 
-TILE_ROWS, TILE_WORDS = 1024, 1024
+__all__ = ["Head", "token_divergence"]
 
-
-class Head(NamedTuple):
-    """What turns hidden states into a distribution: ``softmax(cap(scale (W h + b)) / temperature)``.
-
-    Attributes:
-        hidden: last hidden states, ``[N, H]``.
-        weight: output embedding, ``[V, H]``.
-        bias: ``[V]`` or None.
-        shape: temperature, scale and soft cap.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-    shape: Shape = Shape()
-
-    def first(self, words: int) -> "Head":
-        """The same over the first words of the vocabulary."""
-        if words == len(self.weight):
-            return self
-        bias = None if self.bias is None else self.bias[:words]
-        return self._replace(weight=self.weight[:words], bias=bias)
+TILE_ROWS, TILE_COLUMNS = 1024, 1024
 
 
 def token_divergence(
@@ -106,30 +90,30 @@ def token_divergence(
     if len(policy.hidden) != len(target.hidden) or len(policy.weight) != len(target.weight):
         raise ValueError(
             f"policy and target must have the same rows and vocabulary: got {len(policy.hidden)} and "
-            f"{len(target.hidden)} rows, {len(policy.weight)} and {len(target.weight)} words"
+            f"{len(target.hidden)} rows, {len(policy.weight)} and {len(target.weight)} tokens"
         )
     kind = _Kind(divergence == "forward", skew)
-    found: Tensor = _Divergence.apply(policy.hidden, policy.weight, policy.bias, policy.shape, target, kind)
-    return found
+    nats: Tensor = _Divergence.apply(*policy, target, kind)
+    return nats
 
 
 class _Kind(NamedTuple):
-    """A divergence as a sum over words, and p times its derivative in p."""
+    """A divergence as a sum over the vocabulary, and p times its derivative in p."""
 
     forward: bool
     skew: float
 
     def terms(self, log_p: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
-        """What each word adds to D, and p dD/dp."""
-        own, other = (log_t, log_p) if self.forward else (log_p, log_t)
-        middle = other
+        """What each token adds to D, and p dD/dp."""
+        first, second = (log_t, log_p) if self.forward else (log_p, log_t)
+        middle = second
         if self.skew:
-            middle = torch.logaddexp(own + math.log(self.skew), other + math.log1p(-self.skew))
-        mass = own.exp()
-        value = torch.where(mass > 0, mass * (own - middle), 0.0)
+            middle = torch.logaddexp(first + math.log(self.skew), second + math.log1p(-self.skew))
+        mass = first.exp()
+        value = torch.where(mass > 0, mass * (first - middle), 0.0)
         if self.forward:
             return value, -(1 - self.skew) * torch.where(mass > 0, (log_p + log_t - middle).exp(), 0.0)
-        return value, value - self.skew * torch.where(mass > 0, mass * (own - middle).exp(), 0.0)
+        return value, value - self.skew * torch.where(mass > 0, mass * (first - middle).exp(), 0.0)
 
 
 class _Tiles:
@@ -140,79 +124,87 @@ class _Tiles:
         self.dtype = accumulation_dtype(head.hidden, head.weight)
         self.hidden = head.hidden.detach().to(self.dtype)
 
-    def logits(self, rows: slice, words: slice) -> tuple[Tensor, Tensor | None]:
+    def logits(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor | None]:
         """Nats, and the derivative of the soft cap where there is one."""
-        bias = None if self.head.bias is None else self.head.bias.detach()[words].to(self.dtype)
-        temperature, scale, softcap = self.head.shape
-        raw = product(self.hidden[rows], self.weight(words), bias) * scale
+        bias = None if self.head.bias is None else self.head.bias.detach()[columns].to(self.dtype)
+        temperature, scale, softcap = self.head.transform
+        raw = product(self.hidden[rows], self.weight(columns), bias) * scale
         if softcap is None:
             return raw / temperature, None
         bent = torch.tanh(raw / softcap)
         return bent * (softcap / temperature), 1 - bent.square()
 
-    def weight(self, words: slice) -> Tensor:
-        return self.head.weight.detach()[words].to(self.dtype)
+    def weight(self, columns: slice) -> Tensor:
+        return self.head.weight.detach()[columns].to(self.dtype)
 
     def normaliser(self) -> Tensor:
         """log Σ exp of every row, ``[N, 1]``."""
-        found = self.hidden.new_full((len(self.hidden), 1), -math.inf)
-        for rows, words in _grid(self.head):
-            tile = self.logits(rows, words)[0].logsumexp(-1, keepdim=True)
-            found[rows] = torch.logaddexp(found[rows], tile)
-        return found
+        log_z = self.hidden.new_full((len(self.hidden), 1), -math.inf)
+        for rows, columns in _grid(self.head):
+            tile = self.logits(rows, columns)[0].logsumexp(-1, keepdim=True)
+            log_z[rows] = torch.logaddexp(log_z[rows], tile)
+        return log_z
+
+
+class _Context(Context, Protocol):
+    transforms: tuple[LogitTransform, LogitTransform]  # of policy and target
+    kind: _Kind
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        shape: Shape,
+        transform: LogitTransform,
         target: Head,
         kind: _Kind,
     ) -> Tensor:
-        head = Head(hidden, weight, bias, shape)
-        ours, theirs = _Tiles(head), _Tiles(target)
-        log_zp, log_zt = ours.normaliser(), theirs.normaliser()
+        head = Head(hidden, weight, bias, transform)
+        policy_tiles, target_tiles = _Tiles(head), _Tiles(target)
+        log_zp, log_zt = policy_tiles.normaliser(), target_tiles.normaliser()
         total, mean = torch.zeros_like(log_zp[:, 0]), torch.zeros_like(log_zp[:, 0])
-        for rows, words in _grid(head):
-            log_p = ours.logits(rows, words)[0] - log_zp[rows]
-            log_t = (theirs.logits(rows, words)[0] - log_zt[rows]).to(log_p.dtype)
+        for rows, columns in _grid(head):
+            log_p = policy_tiles.logits(rows, columns)[0] - log_zp[rows]
+            log_t = (target_tiles.logits(rows, columns)[0] - log_zt[rows]).to(log_p.dtype)
             value, slope = kind.terms(log_p, log_t)
             total[rows] += value.sum(-1)
             mean[rows] += slope.sum(-1)
         saved = (hidden, weight, bias, target.hidden, target.weight, target.bias, log_zp, log_zt, mean)
         ctx.save_for_backward(*saved)
-        ctx.shape, ctx.target_shape, ctx.kind = shape, target.shape, kind
+        ctx.transforms, ctx.kind = (transform, target.transform), kind
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; staying silent would make the gradient a constant
-            raise RuntimeError("token_divergence is differentiable once, create_graph=True asks for a second")
+    def backward(ctx: _Context, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        check_first_derivative("token_divergence", "there is no second derivative; take it of full logits")
         hidden, weight, bias, t_hidden, t_weight, t_bias, log_zp, log_zt, mean = ctx.saved_tensors
-        head = Head(hidden, weight, bias, ctx.shape)
-        ours, theirs = _Tiles(head), _Tiles(Head(t_hidden, t_weight, t_bias, ctx.target_shape))
+        head = Head(hidden, weight, bias, ctx.transforms[0])
+        policy_tiles, target_tiles = _Tiles(head), _Tiles(Head(t_hidden, t_weight, t_bias, ctx.transforms[1]))
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        dhidden = torch.zeros_like(ours.hidden) if wants_hidden else None
-        dweight = torch.zeros(weight.shape, dtype=ours.dtype, device=weight.device) if wants_weight else None
-        dbias = ours.hidden.new_zeros(len(weight)) if wants_bias else None
-        gain = ctx.shape.scale / ctx.shape.temperature
-        for rows, words in _grid(head):
-            z, bend = ours.logits(rows, words)
+        dhidden = torch.zeros_like(policy_tiles.hidden) if wants_hidden else None
+        dweight = (
+            torch.zeros(weight.shape, dtype=policy_tiles.dtype, device=weight.device)
+            if wants_weight
+            else None
+        )
+        dbias = policy_tiles.hidden.new_zeros(len(weight)) if wants_bias else None
+        gain = head.transform.scale / head.transform.temperature
+        for rows, columns in _grid(head):
+            z, bend = policy_tiles.logits(rows, columns)
             log_p = z - log_zp[rows]
-            log_t = (theirs.logits(rows, words)[0] - log_zt[rows]).to(log_p.dtype)
+            log_t = (target_tiles.logits(rows, columns)[0] - log_zt[rows]).to(log_p.dtype)
             slope = ctx.kind.terms(log_p, log_t)[1]
             g = (slope - log_p.exp() * mean[rows, None]) * (upstream[rows, None] * gain)
             g = g if bend is None else g * bend
             if dhidden is not None:
-                dhidden[rows] += product(g, ours.weight(words).T)
+                dhidden[rows] += product(g, policy_tiles.weight(columns).T)
             if dweight is not None:
-                dweight[words] += product(g.T, ours.hidden[rows].T)
+                dweight[columns] += product(g.T, policy_tiles.hidden[rows].T)
             if dbias is not None:
-                dbias[words] += g.sum(0)
+                dbias[columns] += g.sum(0)
         return (
             None if dhidden is None else dhidden.to(hidden.dtype),
             None if dweight is None else dweight.to(weight.dtype),
@@ -225,7 +217,7 @@ class _Divergence(torch.autograd.Function):
 
 def _grid(head: Head) -> list[tuple[slice, slice]]:
     return [
-        (slice(row, row + TILE_ROWS), slice(word, word + TILE_WORDS))
-        for word in range(0, len(head.weight), TILE_WORDS)
+        (slice(row, row + TILE_ROWS), slice(column, column + TILE_COLUMNS))
+        for column in range(0, len(head.weight), TILE_COLUMNS)
         for row in range(0, len(head.hidden), TILE_ROWS)
     ]

@@ -2,24 +2,24 @@
 
 PyTorch hands float32 products on x86 to MKL, whose kernels for processors of other makers stop at AVX2.
 oneDNN is in the same wheel, uses whatever the processor has, and on an AMD processor with AVX-512 multiplies
-the matrices of a language model 2 to 2.5 times as fast (``benchmarks/products.py``). It is reached by the
-operation that ``torch.compile`` reaches it by; where that does not exist, or for other dtypes and devices,
-the ordinary product is taken. Both are float32 products with float32 sums: they differ by rounding.
+the matrices of a language model 2 to 2.5 times as fast (docs/log.md). It is reached by the operation that
+``torch.compile`` uses; where that does not exist, or for other dtypes and devices, the ordinary product is
+taken. Both are float32 products with float32 sums: they differ by rounding.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from klent.head.autograd import Context
+
 _ONEDNN = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
 
 
-def _takes(x: Tensor, weight: Tensor) -> bool:
+def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN takes this product; ``torch.backends.mkldnn.flags(enabled=False)`` switches it off."""
     float32_on_cpu = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
     return float32_on_cpu and _ONEDNN is not None and bool(torch.backends.mkldnn.enabled)
@@ -30,27 +30,28 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Args:
         x: ``[..., K]``.
-        weight: ``[N, K]``; a transposed view costs nothing extra, so that any of a linear layer's three
-            products can be asked for.
+        weight: ``[N, K]``; a transposed view costs nothing extra, so this function also computes the two
+            products of a linear layer's backward.
         bias: ``[N]``.
 
     Returns:
         ``[..., N]``, new memory.
     """
-    if _ONEDNN is None or not _takes(x, weight):
+    if _ONEDNN is None or not _uses_onednn(x, weight):
         return functional.linear(x, weight, bias)
-    return _ONEDNN(x, weight, bias, "none", [], "")
+    result: Tensor = _ONEDNN(x, weight, bias, "none", [], "")
+    return result
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])
@@ -65,13 +66,14 @@ class Linear(nn.Linear):
     """``nn.Linear`` whose three products, forward and backward, are those of :func:`product`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or not _takes(x, self.weight):
+        if not torch.is_grad_enabled() or not _uses_onednn(x, self.weight):
             return product(x, self.weight, self.bias)
-        return _Linear.apply(x, self.weight, self.bias)
+        result: Tensor = _Linear.apply(x, self.weight, self.bias)
+        return result
 
 
-def quicken(model: nn.Module) -> None:
-    """Give every plain ``nn.Linear`` of a model the products of this file; weights and names stay."""
+def use_onednn_linears(model: nn.Module) -> None:
+    """Make every plain ``nn.Linear`` of a model a :class:`Linear`; weights, names and ties stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear

@@ -1,18 +1,45 @@
-"""What every implementation of the head is asked, what it returns, and the precision in which it adds up."""
+"""Types that every implementation of the head shares: inputs, outputs, and the precision of sums."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+NATS = math.log(2)  # of one bit: the fused kernels hold logits in bits, because exp2 is faster than exp
+FLOOR = -1e30  # stands for -inf in the bias: exp is still exactly 0, and 0 * (z - m) is 0 instead of NaN
 
-class Shape(NamedTuple):
-    """What becomes of a product of the head before the softmax: ``cap(scale * product) / temperature``."""
+
+class LogitTransform(NamedTuple):
+    """From a product of the head to a logit of the softmax: ``cap(scale * product) / temperature``."""
 
     temperature: float = 1.0
     scale: float = 1.0
     softcap: float | None = None
     """``cap(x) = softcap * tanh(x / softcap)``; None leaves ``x`` as it is."""
+
+
+class Head(NamedTuple):
+    """What turns hidden states into distributions: ``softmax(cap(scale (W h + b)) / temperature)``.
+
+    Attributes:
+        hidden: last hidden states, ``[N, H]``.
+        weight: output embedding, ``[V, H]``.
+        bias: ``[V]`` or None.
+        transform: temperature, scale and soft cap.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    transform: LogitTransform = LogitTransform()
+
+    def first(self, size: int) -> "Head":
+        """The same head over the first ``size`` tokens of the vocabulary."""
+        if size == len(self.weight):
+            return self
+        bias = None if self.bias is None else self.bias[:size]
+        return self._replace(weight=self.weight[:size], bias=bias)
 
 
 class TokenStats(NamedTuple):

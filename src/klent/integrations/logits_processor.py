@@ -1,21 +1,22 @@
-"""The mixture inside ``generate`` of transformers, for whoever decodes there."""
+"""The mixture of policy and target inside ``generate`` of transformers."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from klent.mixture.criteria import Criterion
-from klent.mixture.mixing import mix
+from klent.mixture.mixed import mix
+from klent.policies.causal_lm.model import CausalModel
 from klent.rollout.decoding import PlainDecoder
 
 
 class MixtureTrace(NamedTuple):
-    """What a generation was drawn from, ``[R, L]`` each: a number for every token after the prompt.
+    """What a generation was drawn from, ``[R, L]`` each: one number per token after the prompt.
 
-    Rows that ended before others go on to be counted; mask what follows their stop token.
+    Rows that ended before others are padded; mask what follows their stop token.
     """
 
     alpha: Tensor
@@ -34,7 +35,7 @@ class MixtureLogitsProcessor(LogitsProcessor):
     r"""Samples from q ∝ policy^alpha · target^(1 - alpha) in any ``model.generate(...)``.
 
     The model that generates is the policy. The target is another model with its vocabulary, or the same model
-    behind another prompt; either keeps its own keys and values, so that a token costs one step of each.
+    behind another prompt; either keeps its own keys and values, so a token costs one step of each.
 
     Args:
         target: a transformers causal language model; may be the generating model itself.
@@ -42,7 +43,7 @@ class MixtureLogitsProcessor(LogitsProcessor):
             ``snr``, ``kl_budget``, ``entropy`` or ``ess``, see :func:`klent.mixture.solve_alpha`.
         value: what ``kl_budget``, ``entropy`` or ``ess`` aim at.
         inputs: the target's prompts as a tokenizer returns them, ``input_ids`` ``[P, L]`` and, where they are
-            padded, ``attention_mask``; a row for each prompt. None is the policy's prompts, which then must
+            padded, ``attention_mask``; one row per prompt. None is the policy's prompts, which then must
             not be padded.
         temperature: divides the policy's logits.
         target_temperature: divides the target's logits.
@@ -53,20 +54,20 @@ class MixtureLogitsProcessor(LogitsProcessor):
 
         *What comes after.* transformers applies its own temperature, top-k and top-p to what a processor
         returns, here q. Leave them at 1.0, 0 and 1.0 (``top_k`` is 50 unless set) where the recorded ``logp``
-        shall be that of the distribution sampled from.
+        is to be that of the distribution sampled from.
 
     Example:
-        >>> from klent.mixture import MixtureLogitsProcessor
-        >>> mixing = MixtureLogitsProcessor(teacher, alpha="chernoff")                     # doctest: +SKIP
-        >>> ids = student.generate(**inputs, logits_processor=[mixing], do_sample=True,    # doctest: +SKIP
+        >>> from klent.integrations import MixtureLogitsProcessor
+        >>> mixer = MixtureLogitsProcessor(teacher, alpha="chernoff")                     # doctest: +SKIP
+        >>> ids = student.generate(**inputs, logits_processor=[mixer], do_sample=True,    # doctest: +SKIP
         ...                        top_k=0, max_new_tokens=64)
-        >>> trace = mixing.trace(ids)                                                      # doctest: +SKIP
+        >>> trace = mixer.trace(ids)                                                      # doctest: +SKIP
         >>> weight = (trace.logp_policy - trace.logp).exp()                                # doctest: +SKIP
     """
 
     def __init__(
         self,
-        target: Any,
+        target: CausalModel,
         *,
         alpha: float | Criterion = "chernoff",
         value: float | None = None,
@@ -76,7 +77,7 @@ class MixtureLogitsProcessor(LogitsProcessor):
     ) -> None:
         if min(temperature, target_temperature) <= 0:
             raise ValueError(f"temperatures are {temperature} and {target_temperature}, expected above 0")
-        mix(torch.zeros(2), torch.zeros(2), alpha=alpha, value=value)  # refuses what cannot be
+        mix(torch.zeros(2), torch.zeros(2), alpha=alpha, value=value)  # raises for a bad alpha or value
         self.target = target
         self.alpha, self.value = alpha, value
         self.inputs = inputs
@@ -96,17 +97,17 @@ class MixtureLogitsProcessor(LogitsProcessor):
             logits = self._decoder.step(input_ids[:, -1].to(self.target.device))
         if logits.shape != scores.shape:
             raise ValueError(
-                f"the target has {logits.shape[-1]} logits a token, the policy {scores.shape[-1]}: a mixture "
-                "needs one vocabulary"
+                f"the target has {logits.shape[-1]} logits per token, the policy {scores.shape[-1]}. Use "
+                "models of one vocabulary."
             )
         policy = scores.float() / self.temperature
         target = logits.to(scores.device).float() / self.target_temperature
-        found = mix(policy, target, alpha=self.alpha, value=self.value)
+        mixed = mix(policy, target, alpha=self.alpha, value=self.value)
         self._seen = input_ids
-        self._log_q, self._log_policy = found.log_q, policy.log_softmax(-1)
-        self._numbers.append(torch.stack([found.alpha, found.kl_policy, found.kl_target]))
+        self._log_q, self._log_policy = mixed.log_q, policy.log_softmax(-1)
+        self._numbers.append(torch.stack([mixed.alpha, mixed.kl_policy, mixed.kl_target]))
         # A copy: later processors may write into what they get.
-        return found.log_q.clone()
+        return mixed.log_q.clone()
 
     def trace(self, sequences: Tensor) -> MixtureTrace:
         """The numbers of every token of what ``generate`` returned, ``[R, prompt + L]``, prompts included."""
@@ -135,7 +136,7 @@ class MixtureLogitsProcessor(LogitsProcessor):
         return PlainDecoder(self.target, prompts, group_size=len(input_ids) // len(ids), pad=0)
 
     def _follow(self, input_ids: Tensor) -> None:
-        """Note how likely the token was that has been drawn since; refuse anything but one token more."""
+        """Record the log-probability of the newest token; refuse rows that changed otherwise."""
         if not torch.equal(input_ids[:, :-1], self._seen):
             raise ValueError(
                 "the rows are not those of the last token with one token more: make a new "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from klent.config import Recipe, TransformersRollout
 from klent.models.load import LoadedModel
-from klent.policies.causal_lm.policy import _body, head_is_linear
+from klent.policies.causal_lm.probe import body_of, head_is_linear
 from klent.streams.episode import Episode
 from klent.tasks import Prompt, Scorer
 from klent.tasks.agreement import question
@@ -221,7 +221,7 @@ def _logit_tiles(model: Any, rollouts: Sequence[Episode]) -> Iterator[Tensor]:
             if not linear:
                 yield from model(input_ids=ids, use_cache=False).logits[0, start:].split(ROWS)
                 continue
-            hidden = _body(model)(input_ids=ids, use_cache=False).last_hidden_state[0, start:]
+            hidden = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, start:]
             for tile in hidden.split(ROWS):
                 yield head(tile)
     finally:

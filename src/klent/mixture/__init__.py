@@ -1,11 +1,6 @@
-"""Sampling between a policy and a target: q ∝ policy^alpha · target^(1 - alpha), and what it is worth."""
+"""Sampling between a policy and a target: q ∝ policy^alpha · target^(1 - alpha), and how much it gains."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from klent.mixture.geometric import geometric_mixture
-from klent.mixture.mixing import Mixed, mix
-from klent.mixture.progress import (
+from klent.mixture.efficiency import (
     ProgressTerms,
     chi_squared,
     progress,
@@ -14,16 +9,13 @@ from klent.mixture.progress import (
     snr_optimal,
     variance_optimal,
 )
+from klent.mixture.geometric import geometric_mixture
+from klent.mixture.mixed import Mixed, mix
 from klent.mixture.solve import MixtureSolution, optimal_sampling_distribution, solve_alpha
-
-if TYPE_CHECKING:
-    from klent.integrations.logits_processor import MixtureLogitsProcessor, MixtureTrace
 
 __all__ = [
     "Mixed",
-    "MixtureLogitsProcessor",
     "MixtureSolution",
-    "MixtureTrace",
     "ProgressTerms",
     "chi_squared",
     "geometric_mixture",
@@ -38,8 +30,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """What needs transformers is imported when it is asked for."""
+def __getattr__(name: str) -> object:
     if name in ("MixtureLogitsProcessor", "MixtureTrace"):
-        return getattr(importlib.import_module("klent.integrations.logits_processor"), name)
+        raise AttributeError(
+            f"klent.mixture.{name} has moved: it needs transformers. Use klent.integrations.{name}."
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

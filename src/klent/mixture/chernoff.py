@@ -1,9 +1,9 @@
-"""The Chernoff point of long rows, found while a few rows of logits lie in cache.
+"""The Chernoff point of long rows, computed while a few rows of logits are in cache.
 
 With A = exp(policy/2) and B = exp(target/2) the sums of A², A·B and B² are the partition functions at s = 0,
 1/2 and 1 for two exponentials a token. These and four moments of l at 1/2 fix a polynomial of degree 6 for
 log Z, whose minimum is the point to within rounding for rows that are roughly alike. Rows that are not take
-further sweeps, at the place where the last one points to.
+further sweeps, each at the point that the last one predicts.
 """
 
 import math
@@ -20,7 +20,7 @@ TILE = 250_000
 _HALF = math.log2(math.e) / 2
 _SWEEPS = 12
 _EPS = torch.finfo(torch.float32).eps
-_kept = threading.local()
+_reused = threading.local()
 
 
 class Ends(NamedTuple):
@@ -34,7 +34,7 @@ class Ends(NamedTuple):
 
 
 class Point:
-    """One row's search for the place where E_q[l] is 0.
+    """One row's search for the s at which E_q[l] is 0.
 
     Attributes:
         s: 1 - alpha, where the search stands.
@@ -104,10 +104,10 @@ def chernoff_points(policy: Tensor, target: Tensor, out: Tensor, tolerance: floa
     """Fill ``out`` with log q of float32 rows, ``[R, V]``; it means nothing for points that are not sure."""
     rows = torch.get_num_threads() * max(1, TILE // policy.shape[1])
     buffers = _buffers(min(rows, len(policy)), policy.shape[1])
-    found: list[Point] = []
+    points: list[Point] = []
     for p, t, q in zip(policy.split(rows), target.split(rows), out.split(rows), strict=True):
-        found += _tile(p, t, q, buffers[:, : len(p)], tolerance)
-    return found
+        points += _tile(p, t, q, buffers[:, : len(p)], tolerance)
+    return points
 
 
 def _tile(policy: Tensor, target: Tensor, out: Tensor, buffers: Tensor, tolerance: float) -> list[Point]:
@@ -137,7 +137,7 @@ def _tile(policy: Tensor, target: Tensor, out: Tensor, buffers: Tensor, toleranc
 
 
 def _search(points: list[Point], ends: list[Ends], a: Tensor, b: Tensor, gap: Tensor, w: Tensor) -> None:
-    """Sweeps over some rows until all of them are found."""
+    """Sweep over some rows until all of them are done."""
     for _ in range(_SWEEPS):
         torch.lerp(a, b, _column(point.s for point in points), out=w)
         w.exp2_().square_()
@@ -178,9 +178,9 @@ def _column(values: Iterable[float]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.float32).unsqueeze(-1)
 
 
-def _buffers(rows: int, words: int) -> Tensor:
-    """This thread's last ones, where their shape is right: fresh memory costs more than a sweep over it."""
-    buffers: Tensor | None = getattr(_kept, "buffers", None)
-    if buffers is None or buffers.shape[1:] != (rows, words):
-        buffers = _kept.buffers = torch.empty(4, rows, words)
+def _buffers(rows: int, width: int) -> Tensor:
+    """The last buffers of this thread if their shape fits: fresh memory costs more than a sweep over it."""
+    buffers: Tensor | None = getattr(_reused, "buffers", None)
+    if buffers is None or buffers.shape[1:] != (rows, width):
+        buffers = _reused.buffers = torch.empty(4, rows, width)
     return buffers

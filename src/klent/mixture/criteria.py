@@ -16,8 +16,8 @@ CRITERIA = ("chernoff", "snr", "kl_budget", "entropy", "ess")
 Equation = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class Place(NamedTuple):
-    """Where an equation is met, ``[R]`` each."""
+class Root(NamedTuple):
+    """Where an equation is met, or a maximum is, ``[R]`` each."""
 
     s: Tensor
     residual: Tensor
@@ -50,7 +50,7 @@ def equation(family: Family, criterion: Criterion, value: float) -> Equation:
     return equations[criterion]
 
 
-def increasing_root(f: Equation, rows: Tensor, tolerance: Tensor, limit: int) -> Place:
+def increasing_root(f: Equation, rows: Tensor, tolerance: Tensor, limit: int) -> Root:
     """Newton's method from 1/2 inside a bracket, for every row at once; an end where no s in [0, 1] solves.
 
     Args:
@@ -65,8 +65,8 @@ def increasing_root(f: Equation, rows: Tensor, tolerance: Tensor, limit: int) ->
 
 def bracketed_root(
     f: Equation, low: Tensor, high: Tensor, at_low: Tensor, at_high: Tensor, tolerance: Tensor, limit: int
-) -> Place:
-    """The same between two places whose left sides are known; ``high`` may lie below ``low``."""
+) -> Root:
+    """The same between two points whose left sides are given; ``high`` may be below ``low``."""
     s = (low + high) / 2
     flat = (at_low.abs() <= tolerance) & (at_high.abs() <= tolerance)
     below, above = (at_low >= 0) & ~flat, (at_high <= 0) & ~flat
@@ -87,10 +87,10 @@ def bracketed_root(
         s = torch.where(done, s, torch.where(inside, step, (low + high) / 2))
     s = torch.where(below, first, torch.where(above, last, s))
     residual = torch.where(below, at_low, torch.where(above, at_high, value)).abs()
-    return Place(s, residual, iterations)
+    return Root(s, residual, iterations)
 
 
-def nearest_crossing(f: Equation, rows: Tensor, tolerance: Tensor, limit: int, points: int = 17) -> Place:
+def nearest_crossing(f: Equation, rows: Tensor, tolerance: Tensor, limit: int, points: int = 17) -> Root:
     """A root, of those that a grid can see the nearest to s = 0; the best of the grid where there is none."""
     grid = torch.linspace(0, 1, points, dtype=rows.dtype, device=rows.device)
     values = torch.stack([f(s.expand_as(rows))[0] for s in grid])
@@ -102,13 +102,13 @@ def nearest_crossing(f: Equation, rows: Tensor, tolerance: Tensor, limit: int, p
     rising = at[0] <= at[1]
     # Turned around where the left side falls, so that it rises from ``low`` to ``high``.
     low, high = torch.where(rising, left, right), torch.where(rising, right, left)
-    found = bracketed_root(f, low, high, at.amin(0), at.amax(0), tolerance, limit)
+    root = bracketed_root(f, low, high, at.amin(0), at.amax(0), tolerance, limit)
     some = crosses.any(0)
-    residual = torch.where(some, found.residual, values.abs().amin(0))
-    return Place(torch.where(some, found.s, grid[best]), residual, found.iterations + points - 2)
+    residual = torch.where(some, root.residual, values.abs().amin(0))
+    return Root(torch.where(some, root.s, grid[best]), residual, root.iterations + points - 2)
 
 
-def snr_maximum(family: Family, reward: Tensor | None, points: int = 33, shrinks: int = 30) -> Place:
+def snr_maximum(family: Family, reward: Tensor | None, points: int = 33, shrinks: int = 30) -> Root:
     """The s in [0, 1] with the largest signal-to-noise ratio: a grid, then golden sections.
 
     Ties go to the smallest s, the policy. The residual is the width of the last section.
@@ -129,7 +129,7 @@ def snr_maximum(family: Family, reward: Tensor | None, points: int = 33, shrinks
     middle = (low + high) / 2
     better = _snr(family, r, middle) > _snr(family, r, best)
     s = torch.where(better, middle, best)
-    return Place(s, high - low, torch.full_like(s, points + 2 * shrinks + 2))
+    return Root(s, high - low, torch.full_like(s, points + 2 * shrinks + 2))
 
 
 def _snr(family: Family, r: Tensor, s: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mixtures of one pair of rows as an exponential family: what a sweep over the vocabulary finds out."""
+"""The mixtures of one pair of rows as an exponential family: what a sweep over the vocabulary computes."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from klent.mixture.geometric import in_working_precision
 
 
 class Sweep(NamedTuple):
-    """What one pass over the rows finds at a place ``s = 1 - alpha``; ``[R]`` each, float64, nats.
+    """What one pass over the rows computes at ``s = 1 - alpha``; ``[R]`` each, float64, nats.
 
     Attributes:
         log_z: log Σ policy^(1-s)·target^s.
@@ -27,7 +27,7 @@ class Sweep(NamedTuple):
 
 
 class Family:
-    """All mixtures of two rows on the tokens that both know.
+    """All mixtures of two rows on the tokens that both give some probability.
 
     Args:
         logits_policy, logits_target: ``[R, V]``.
@@ -36,7 +36,7 @@ class Family:
         log_policy: log-probabilities of the policy, ``[R, V]``; -inf outside the common support in ``base``.
         ratio: l = log target - log policy, 0 outside the common support.
         shared: rows with a common token, ``[R]`` bool.
-        covered: rows whose policy knows no token that the target does not, ``[R]`` bool.
+        covered: rows whose policy has no token that the target lacks, ``[R]`` bool.
     """
 
     def __init__(self, logits_policy: Tensor, logits_target: Tensor) -> None:

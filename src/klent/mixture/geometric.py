@@ -1,4 +1,4 @@
-"""The family between two distributions: every mixture has one number, its share of the policy."""
+"""The family between two distributions: each mixture is one number, its share of the policy."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""How much of the policy and how much of the target: one alpha a row, from what the mixture should have."""
+"""How much of the policy and how much of the target: one alpha per row, from a criterion for the mixture."""
 
 import importlib.util
 import math
@@ -12,7 +12,7 @@ from klent.mixture.chernoff import chernoff_points
 from klent.mixture.criteria import (
     CRITERIA,
     Criterion,
-    Place,
+    Root,
     equation,
     increasing_root,
     nearest_crossing,
@@ -22,7 +22,7 @@ from klent.mixture.family import Family
 from klent.mixture.geometric import check_pair, in_working_precision
 from klent.objectives.checks import check_choice, check_floating, check_number
 
-#: rows shorter than this are solved together; longer ones a cache's load at a time
+#: rows shorter than this are solved together; longer ones as many as fit in cache at a time
 _LONG = 4096
 _SWEEPS = 60
 _ON_CHIP = ("chernoff", "kl_budget")  # what klent.mixture.triton solves
@@ -31,7 +31,7 @@ _RANGES = {"kl_budget": (0, math.inf, "()"), "entropy": (0, math.inf, "[)"), "es
 
 @dataclass(frozen=True)
 class MixtureSolution:
-    """A mixture for every row, and how well it meets its criterion; ``[...]`` each, but for ``log_q``.
+    """One mixture per row, and how well it meets its criterion; ``[...]`` each except ``log_q``.
 
     Attributes:
         alpha: share of the policy, in [0, 1].
@@ -117,10 +117,10 @@ def solve_alpha(
         >>> import torch
         >>> from klent import mixture
         >>> policy, target = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.1, 0.4, 0.5]).log()
-        >>> found = mixture.solve_alpha(policy, target)
-        >>> round(found.alpha.item(), 3), found.log_q.exp()
+        >>> solution = mixture.solve_alpha(policy, target)
+        >>> round(solution.alpha.item(), 3), solution.log_q.exp()
         (0.524, tensor([0.3596, 0.3611, 0.2793]))
-        >>> round(found.kl_policy.item(), 4), round(found.kl_target.item(), 4)
+        >>> round(solution.kl_policy.item(), 4), round(solution.kl_target.item(), 4)
         (0.2607, 0.2607)
         >>> round(mixture.solve_alpha(policy, target, criterion="kl_budget", value=0.1).alpha.item(), 3)
         0.702
@@ -173,7 +173,7 @@ def optimal_sampling_distribution(
         kl_symmetry   KL(q* ‖ pi_theta) = KL(q* ‖ pi_t)
         snr           the largest signal-to-noise ratio of a small step
 
-    A thin face of :func:`solve_alpha`, which takes logits and says whether there is a solution.
+    A thin wrapper of :func:`solve_alpha`, which takes logits and reports whether there is a solution.
 
     Args:
         pi_theta: probabilities of the policy, ``[batch, vocab]``.
@@ -198,18 +198,18 @@ def optimal_sampling_distribution(
     check_floating("pi_t", pi_t)
     check_choice("method", method, ("kl_symmetry", "snr"))
     criterion: Criterion = "chernoff" if method == "kl_symmetry" else "snr"
-    found = solve_alpha(pi_theta.log(), pi_t.log(), criterion=criterion)
-    return found.log_q.exp(), found.alpha
+    solution = solve_alpha(pi_theta.log(), pi_t.log(), criterion=criterion)
+    return solution.log_q.exp(), solution.alpha
 
 
 def _solve_in_cache(policy: Tensor, target: Tensor, log_q: Tensor, numbers: Tensor, tolerance: float) -> None:
-    """All rows through :func:`chernoff_points`; those that it is not sure of go the plain way."""
+    """All rows through :func:`chernoff_points`; rows that it is not sure of are solved plainly."""
     policy, target = in_working_precision(policy, target)
-    found = chernoff_points(policy, target, log_q, tolerance)
-    if found:
-        table = [(1 - at.s, -at.log_z, -at.log_z, at.sweeps, at.sure, at.residual) for at in found]
+    points = chernoff_points(policy, target, log_q, tolerance)
+    if points:
+        table = [(1 - at.s, -at.log_z, -at.log_z, at.sweeps, at.sure, at.residual) for at in points]
         numbers.copy_(torch.tensor(table, dtype=torch.float64))
-    unsure = [i for i, at in enumerate(found) if not at.sure]
+    unsure = [i for i, at in enumerate(points) if not at.sure]
     if unsure:
         index = torch.tensor(unsure)
         again_q, again = log_q[index], numbers[index]
@@ -242,13 +242,13 @@ def _solve_family(
     middle = torch.full_like(family.base[:, 0], 0.5, dtype=torch.float64)
     allowed = _allowed(family, middle, tolerance)
     if criterion == "snr":
-        place = snr_maximum(family, reward)
+        root = snr_maximum(family, reward)
         allowed = torch.ones_like(allowed)
     elif criterion == "entropy":
-        place = nearest_crossing(equation(family, criterion, value), middle, allowed, _SWEEPS)
+        root = nearest_crossing(equation(family, criterion, value), middle, allowed, _SWEEPS)
     else:
-        place = increasing_root(equation(family, criterion, value), middle, allowed, _SWEEPS)
-    s, residual = place.s, place.residual
+        root = increasing_root(equation(family, criterion, value), middle, allowed, _SWEEPS)
+    s, residual = root.s, root.residual
     itself = ~family.shared  # rows whose answer is the policy, whatever it shares with the target
     if criterion in ("kl_budget", "ess"):
         itself = itself | ((s == 0) & ~family.covered)
@@ -264,7 +264,7 @@ def _solve_family(
     if criterion == "ess":
         residual = torch.where(family.covered, residual, math.inf)
     converged = (residual <= allowed) & ~(itself & (criterion != "snr"))
-    return log_q, _numbers(place, s, kl_policy, kl_target, converged, residual)
+    return log_q, _numbers(root, s, kl_policy, kl_target, converged, residual)
 
 
 def _allowed(family: Family, s: Tensor, tolerance: float) -> Tensor:
@@ -276,10 +276,10 @@ def _allowed(family: Family, s: Tensor, tolerance: float) -> Tensor:
 
 
 def _numbers(
-    place: Place, s: Tensor, kl_policy: Tensor, kl_target: Tensor, converged: Tensor, residual: Tensor
+    root: Root, s: Tensor, kl_policy: Tensor, kl_target: Tensor, converged: Tensor, residual: Tensor
 ) -> Tensor:
     return torch.stack(
-        [1 - s, kl_policy, kl_target, place.iterations.double(), converged.double(), residual], dim=-1
+        [1 - s, kl_policy, kl_target, root.iterations.double(), converged.double(), residual], dim=-1
     )
 
 

@@ -1,7 +1,7 @@
 """The mixture of every row on a GPU: one program solves a row from its first sweep to its log-probabilities.
 
 Nothing of ``[R, V]`` but log q is ever written, no number goes back to the host before the end, and a row
-stops when it is solved. The first ``BLOCK`` words of both rows stay in registers, which is the whole row for
+stops when it is solved. The first ``BLOCK`` tokens of both rows stay in registers, which is the whole row for
 small vocabularies; the rest is swept from the second-level cache, where the rows of the programs at work lie
 unless they are very many. Logits are read in their own dtype; sums are float32.
 
@@ -18,7 +18,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 CRITERIA = ("chernoff", "kl_budget")
-BLOCK = 8192  # words that one step holds: 16 of each row for every thread
+BLOCK = 8192  # tokens that one step holds: 16 of each row for every thread
 FLOOR = tl.constexpr(-1e30)  # logits below it are probability 0, as -inf is
 _SWEEPS = 60
 _EPS = torch.finfo(torch.float32).eps
@@ -43,25 +43,25 @@ def solve_on_chip(
         value: nats, of ``kl_budget``.
         tolerance: as of ``solve_alpha``.
     """
-    rows, words = policy.shape
+    rows, size = policy.shape
     if rows == 0:
         return
     policy, target = (x if x.stride(1) == 1 else x.contiguous() for x in (policy, target))
-    block = min(triton.next_power_of_2(words), BLOCK)
+    block = min(triton.next_power_of_2(size), BLOCK)
     warps = min(max(block // 512, 1), 16)
-    found = torch.empty(rows, 6, device=policy.device)
+    results = torch.empty(rows, 6, device=policy.device)
     with torch.cuda.device_of(policy):
         _solve[(rows,)](
-            policy, policy.stride(0), target, target.stride(0), log_q, found, words, tolerance, _EPS, value,
+            policy, policy.stride(0), target, target.stride(0), log_q, results, size, tolerance, _EPS, value,
             BUDGET=criterion == "kl_budget", LIMIT=_SWEEPS, BLOCK=block, num_warps=warps,
         )  # fmt: skip
-    numbers.copy_(found)
+    numbers.copy_(results)
 
 
 @triton.jit
-def _load(row, first, words, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load(row, first, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     columns = first + tl.arange(0, BLOCK)
-    x = tl.load(row + columns, mask=columns < words, other=FLOOR).to(tl.float32)
+    x = tl.load(row + columns, mask=columns < size, other=FLOOR).to(tl.float32)
     return tl.maximum(x, FLOOR)
 
 
@@ -75,7 +75,7 @@ def _add_mass(x, top, total):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _count(x, y, shared, only_policy, only_target):  # type: ignore[no-untyped-def]
-    """Tokens of a block that both know, and those that one of them knows alone."""
+    """Tokens of a block that both rows have, and those that only one of them has."""
     p, t = (x > FLOOR).to(tl.int32), (y > FLOOR).to(tl.int32)
     shared += tl.sum(p * t, axis=0)
     return shared, only_policy + tl.sum(p * (1 - t), axis=0), only_target + tl.sum(t * (1 - p), axis=0)
@@ -83,7 +83,7 @@ def _count(x, y, shared, only_policy, only_target):  # type: ignore[no-untyped-d
 
 @triton.jit
 def _mix(x, y, level_x, level_y, s):  # type: ignore[no-untyped-def]
-    """log(policy^(1-s)·target^s) of a block, FLOOR where not both know the token, and l, 0 there."""
+    """log(policy^(1-s)·target^s) of a block, FLOOR where one lacks the token, and l, 0 there."""
     common = (x > FLOOR) & (y > FLOOR)
     gap = tl.where(common, (y - level_y) - (x - level_x), 0.0)
     return tl.where(common, (x - level_x) + s * gap, FLOOR), gap
@@ -104,14 +104,14 @@ def _add_moments(x, y, level_x, level_y, s, top, total, first, second):  # type:
 
 
 @triton.jit
-def _sweep(policy, target, x, y, words, level_x, level_y, s, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sweep(policy, target, x, y, size, level_x, level_y, s, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """log Z, mean and variance of l at s; the first block is at hand."""
     none, zero = tl.full((), FLOOR, tl.float32), tl.full((), 0.0, tl.float32)
     top, total, first, second = _add_moments(x, y, level_x, level_y, s, none, zero, zero, zero)
-    for start in range(BLOCK, words, BLOCK):
-        here, there = _load(policy, start, words, BLOCK), _load(target, start, words, BLOCK)
+    for start in range(BLOCK, size, BLOCK):
+        x_block, y_block = _load(policy, start, size, BLOCK), _load(target, start, size, BLOCK)
         top, total, first, second = _add_moments(
-            here, there, level_x, level_y, s, top, total, first, second
+            x_block, y_block, level_x, level_y, s, top, total, first, second
         )  # fmt: skip
     mean = first / total
     variance = second / total - mean * mean
@@ -120,26 +120,26 @@ def _sweep(policy, target, x, y, words, level_x, level_y, s, BLOCK: tl.constexpr
 
 @triton.jit
 def _solve(  # type: ignore[no-untyped-def]
-    policy, policy_stride, target, target_stride, log_q, numbers, words, tolerance, eps, value,
+    policy, policy_stride, target, target_stride, log_q, numbers, size, tolerance, eps, value,
     BUDGET: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     policy += row * policy_stride
     target += row * target_stride
-    log_q += row * words
-    x, y = _load(policy, 0, words, BLOCK), _load(target, 0, words, BLOCK)
+    log_q += row * size
+    x, y = _load(policy, 0, size, BLOCK), _load(target, 0, size, BLOCK)
     none, zero = tl.full((), FLOOR, tl.float32), tl.full((), 0.0, tl.float32)
     top_x, mass_x = _add_mass(x, none, zero)
     top_y, mass_y = _add_mass(y, none, zero)
     shared, only_policy, only_target = _count(x, y, 0, 0, 0)
-    for start in range(BLOCK, words, BLOCK):
-        here, there = _load(policy, start, words, BLOCK), _load(target, start, words, BLOCK)
-        top_x, mass_x = _add_mass(here, top_x, mass_x)
-        top_y, mass_y = _add_mass(there, top_y, mass_y)
-        shared, only_policy, only_target = _count(here, there, shared, only_policy, only_target)
+    for start in range(BLOCK, size, BLOCK):
+        x_block, y_block = _load(policy, start, size, BLOCK), _load(target, start, size, BLOCK)
+        top_x, mass_x = _add_mass(x_block, top_x, mass_x)
+        top_y, mass_y = _add_mass(y_block, top_y, mass_y)
+        shared, only_policy, only_target = _count(x_block, y_block, shared, only_policy, only_target)
     level_x, level_y = top_x + tl.log(mass_x), top_y + tl.log(mass_y)
 
-    # An end that lies within the other's support is known to be on its side of the root without a look.
+    # An end that lies within the other's support is on its side of the root and need not be tried.
     low, high, s, at = zero, zero + 1, zero + 0.5, zero
     tried_low = only_policy == 0
     tried_high = (only_target == 0) & (not BUDGET)
@@ -147,7 +147,7 @@ def _solve(  # type: ignore[no-untyped-def]
     log_z, mean, residual, wanted, allowed = zero, zero, zero + float("inf"), zero, zero
     while (sweeps < LIMIT) & (not done):
         at = s
-        log_z, mean, variance = _sweep(policy, target, x, y, words, level_x, level_y, at, BLOCK)
+        log_z, mean, variance = _sweep(policy, target, x, y, size, level_x, level_y, at, BLOCK)
         left, reach = mean, zero + 1
         if BUDGET:
             left, reach = at * mean - log_z - value, at
@@ -168,7 +168,7 @@ def _solve(  # type: ignore[no-untyped-def]
         s = tl.where(s <= low, tl.where((low == 0) & (not tried_low), 0.0, middle), s)
         s = tl.where(s >= high, tl.where((high == 1) & (not tried_high), 1.0, middle), s)
 
-    # The policy itself, where no mixture has to do with both, or tokens of its own forbid any other.
+    # The policy itself, where the two share no token, or tokens that only it has rule out any mixture.
     itself = shared == 0
     if BUDGET:
         itself |= (at == 0) & (only_policy > 0)
@@ -181,16 +181,16 @@ def _solve(  # type: ignore[no-untyped-def]
     tl.store(numbers + 3, sweeps)
     tl.store(numbers + 4, ((residual <= allowed) & (not itself)).to(tl.float32))
     tl.store(numbers + 5, residual)
-    _write(log_q, x, y, 0, words, level_x, level_y, at, log_z, itself, BLOCK)
-    for start in range(BLOCK, words, BLOCK):
-        here, there = _load(policy, start, words, BLOCK), _load(target, start, words, BLOCK)
-        _write(log_q, here, there, start, words, level_x, level_y, at, log_z, itself, BLOCK)
+    _write(log_q, x, y, 0, size, level_x, level_y, at, log_z, itself, BLOCK)
+    for start in range(BLOCK, size, BLOCK):
+        x_block, y_block = _load(policy, start, size, BLOCK), _load(target, start, size, BLOCK)
+        _write(log_q, x_block, y_block, start, size, level_x, level_y, at, log_z, itself, BLOCK)
 
 
 @triton.jit
-def _write(log_q, x, y, start, words, level_x, level_y, s, log_z, itself, BLOCK: tl.constexpr):  # type: ignore
+def _write(log_q, x, y, start, size, level_x, level_y, s, log_z, itself, BLOCK: tl.constexpr):  # type: ignore
     columns = start + tl.arange(0, BLOCK)
     w, _ = _mix(x, y, level_x, level_y, s)
     w = tl.where(itself, x - level_x, w - log_z)
-    known = (x > FLOOR) & (itself | (y > FLOOR))
-    tl.store(log_q + columns, tl.where(known, w, float("-inf")), mask=columns < words)
+    present = (x > FLOOR) & (itself | (y > FLOOR))
+    tl.store(log_q + columns, tl.where(present, w, float("-inf")), mask=columns < size)

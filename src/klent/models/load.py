@@ -70,7 +70,7 @@ def load_policy(
     Raises:
         ModelError: the name, the folder, one of its files or an option cannot be used; the message says why.
     """
-    from klent.head.products import quicken
+    from klent.head.products import use_onednn_linears
 
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -91,7 +91,7 @@ def load_policy(
         model = add_adapter(model, lora, seed)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    quicken(model)
+    use_onednn_linears(model)
     if target is not None:
         model.to(target)
     return LoadedModel(model.eval(), tokenizer, str(source), stops)

@@ -3,13 +3,13 @@
 Two decoders with the same three calls. :class:`GroupDecoder` keeps the keys and values of a prompt once for
 its whole group, and those of the completions in memory laid out beforehand::
 
-    prompts      keys [P, heads, prompt length, D]    read once a prompt, by all of its rows together
-    completions  keys [R, heads, tokens so far, D]    each row's own
+    prompts      keys [P, heads, prompt length, D]    read once per prompt, by all of its rows together
+    completions  keys [R, heads, tokens so far, D]    one block per row
 
-so that a step neither copies what is known already nor reads a prompt once a row. It plugs into the
-attention of a transformers model by the library's own interface; a model whose attention does more than
-scores and a softmax (a window, a cap, sinks, recurrent layers) is found out by asking it
-(:func:`takes_groups`) and goes through :class:`PlainDecoder`, which is transformers' own cache.
+so a step neither copies earlier keys and values nor reads a prompt once per row. It uses the attention
+interface of transformers; a model whose attention does more than scores and a softmax (a window, a cap,
+sinks, recurrent layers) fails the test run of :func:`takes_groups` and goes through :class:`PlainDecoder`,
+which is transformers' own cache.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
 
-from klent.policies.causal_lm.attention import attending
+from klent.policies.causal_lm.attention import AttentionKernel, AttentionLayer, attending
+from klent.policies.causal_lm.model import CausalModel, attention_window
+from klent.policies.causal_lm.probe import agrees
 
-NAME = "klent_group"  # of the attention function, among those of transformers
-ROOM = 32  # tokens a completion that memory is laid out for at first; doubled whenever it is used up
+ROOM = 32  # tokens per completion that memory is laid out for at first; doubled whenever it is used up
 
 
 class Decoder(Protocol):
-    """Rows under way: ``group_size`` for each prompt, prompt by prompt, until some of them are dropped."""
+    """Unfinished rows: ``group_size`` per prompt, prompt by prompt, until some of them are dropped."""
 
     def start(self) -> Tensor:
         """Read the prompts; logits of every row's first token, ``[P * group_size, V]``."""
@@ -37,14 +38,16 @@ class Decoder(Protocol):
         ...
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Drop all rows but these; the order, in old numbers, in which they stand from now on."""
+        """Drop all rows but these; returns their new order, in old row numbers."""
         ...
 
 
 class PlainDecoder:
-    """Any model with a cache of its own: each row holds its prompt."""
+    """For all models, with the cache of transformers: each row holds a copy of its prompt."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], *, group_size: int, pad: int) -> None:
+    def __init__(
+        self, model: CausalModel, prompts: Sequence[Sequence[int]], *, group_size: int, pad: int
+    ) -> None:
         self.model = model
         self.prompts = prompts
         self.group_size = group_size
@@ -66,8 +69,7 @@ class PlainDecoder:
             past_key_values=self.cache,
             use_cache=True,
         )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        return output.logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         index = torch.tensor(rows, device=self.mask.device)
@@ -77,9 +79,11 @@ class PlainDecoder:
 
 
 class GroupDecoder:
-    """Models with plain attention: a prompt's keys and values stand once for its group."""
+    """Models with plain attention: a prompt's keys and values are stored once for its group."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], *, group_size: int, pad: int) -> None:
+    def __init__(
+        self, model: CausalModel, prompts: Sequence[Sequence[int]], *, group_size: int, pad: int
+    ) -> None:
         self.model = model
         self.prompts = prompts
         self.group_size = group_size
@@ -92,18 +96,17 @@ class GroupDecoder:
         return logits.repeat_interleave(self.group_size, dim=0)
 
     def step(self, token: Tensor) -> Tensor:
-        with attending(self.model, NAME):
+        with attending(self.model, group_attention, self.cache) as attention:
             output = self.model(
                 input_ids=token[:, None],
                 position_ids=self.length[:, None],
                 past_key_values=self.cache,
                 use_cache=True,
-                group_cache=self.cache,
+                **attention,
             )
         self.cache.length += 1
         self.length = self.length + 1
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        return output.logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         order = self.cache.keep(rows)
@@ -112,18 +115,20 @@ class GroupDecoder:
 
 
 class GroupCache:
-    """Keys and values of prompts and of completions; stands where transformers expects a ``Cache``.
+    """Keys and values of prompts and of completions; takes the place of a ``Cache`` of transformers.
 
     Attributes:
         prompts: keys and values of each layer, ``[P, K, L, D]``: prompts padded on the left to ``L``.
         bias: 0 on a prompt's tokens and -inf on its padding, ``[P, 1, 1, L]``.
-        slot: the place of each row in the grid of prompts times group, ``[R]``.
+        slot: the index of each row in the grid of prompts times group, ``[R]``.
         in_order: whether rows fill that grid one after the other: none is missing, and none has moved.
+        completions: keys and values of each layer, ``[R, K, room, D]``.
         length: tokens appended so far.
     """
 
     def __init__(self, prefilled: Any, mask: Tensor, group_size: int) -> None:
-        self.prompts = [(layer.keys, layer.values) for layer in prefilled.layers]
+        # A DynamicCache; layers without keys and values (recurrent ones) raise: see takes_groups.
+        self.prompts: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in prefilled.layers]
         dtype = self.prompts[0][0].dtype
         self.bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         self.bias.masked_fill_(mask == 0, float("-inf"))
@@ -132,29 +137,26 @@ class GroupCache:
         self.slot = torch.arange(len(mask) * group_size, device=mask.device)
         self.in_order = True
         self.length = 0
-        self.own: list[tuple[Tensor, Tensor]] = [
-            tuple(self._room(x, ROOM) for x in pair)  # type: ignore[misc]
-            for pair in self.prompts
+        self.completions = [
+            (self._room(keys, ROOM), self._room(values, ROOM)) for keys, values in self.prompts
         ]
 
     def _room(self, like: Tensor, tokens: int) -> Tensor:
         return like.new_empty(len(self.slot), like.shape[1], tokens, like.shape[3])
 
     def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Append one token a row, ``[R, K, 1, D]``; all of the rows' own tokens so far, ``[R, K, t, D]``."""
+        """Append one token per row, ``[R, K, 1, D]``; all tokens of the completions, ``[R, K, t, D]``."""
         if keys.shape[2] != 1:
-            raise ValueError("a group cache takes one token at a time")
+            raise ValueError(f"a group cache takes one token at a time, not {keys.shape[2]}")
         at, count = self.length, len(keys)
-        if at == self.own[layer_idx][0].shape[2]:
-            self.own[layer_idx] = tuple(
-                torch.cat([x, torch.empty_like(x)], dim=2) for x in self.own[layer_idx]
-            )  # type: ignore[assignment]
-        own = self.own[layer_idx]
-        for memory, new in zip(own, (keys, values), strict=True):
+        pair = self.completions[layer_idx]
+        if at == pair[0].shape[2]:
+            pair = self.completions[layer_idx] = (_doubled(pair[0]), _doubled(pair[1]))
+        for memory, new in zip(pair, (keys, values), strict=True):
             memory[:count, :, at] = new[:, :, 0]
-        return own[0][:count, :, : at + 1], own[1][:count, :, : at + 1]
+        return pair[0][:count, :, : at + 1], pair[1][:count, :, : at + 1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before the next one, padding included."""
@@ -168,7 +170,7 @@ class GroupCache:
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
         if gaps:
-            for pair in self.own:
+            for pair in self.completions:
                 for memory in pair:
                     memory[gaps, :, : self.length] = memory[movers, :, : self.length]
         self.slot = self.slot[order]
@@ -176,54 +178,48 @@ class GroupCache:
         return order
 
     def _drop_prompts(self) -> None:
-        """Forget prompts that no row answers any more."""
+        """Forget prompts whose rows are all gone."""
         prompt, k = self.slot // self.group_size, self.slot % self.group_size
-        left, place = prompt.unique(return_inverse=True)
+        left, index = prompt.unique(return_inverse=True)
         if len(left) < len(self.bias):
             self.prompts = [(keys[left], values[left]) for keys, values in self.prompts]
             self.bias = self.bias[left]
-            self.slot = place * self.group_size + k
-        # A count would not do: rows that moved may fill the grid again once the prompts of others are gone.
+            self.slot = index * self.group_size + k
+        # Counting is not enough: rows that moved may fill the grid again once other prompts are gone.
         grid = torch.arange(len(self.bias) * self.group_size, device=self.slot.device)
         self.in_order = torch.equal(self.slot, grid)
 
 
-def group_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    group_cache: GroupCache,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **unused: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one new token a row over its prompt, kept once a group, and its own tokens.
+def _doubled(memory: Tensor) -> Tensor:
+    return torch.cat([memory, torch.empty_like(memory)], dim=2)
+
+
+def _attend(
+    layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, cache: GroupCache, scaling: float
+) -> Tensor:
+    """Attention of one new token per row, over its prompt and the tokens of its completion.
 
     Args:
         query: ``[R, heads, 1, D]``.
-        key, value: of the rows' own tokens, the new one included, ``[R, K, t, D]``.
-        group_cache: where the prompts are.
+        key, value: of the completions, the new token included, ``[R, K, t, D]``.
+        cache: where the prompts are.
 
     Returns:
-        ``[R, 1, heads, D]``, and None for weights that nobody keeps.
+        ``[R, 1, heads, D]``.
     """
-    if attention_mask is not None or dropout or softcap is not None or s_aux is not None:
-        raise ValueError("group attention is scores and a softmax; this model's attention does more")
     rows, heads, _, width = query.shape
-    shared_keys, shared_values = group_cache.prompts[module.layer_idx]
+    shared_keys, shared_values = cache.prompts[layer.layer_idx]
     count, kv_heads, length, _ = shared_keys.shape
     q = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
-    grid = _Grid(group_cache.slot, count, group_cache.group_size, full=group_cache.in_order)
-    scores = grid.product(q, shared_keys.transpose(2, 3), bias=group_cache.bias)
-    own = torch.matmul(q, key.transpose(2, 3))
-    weight = torch.cat([scores, own], dim=-1).softmax(dim=-1)
+    grid = _Grid(cache.slot, count, cache.group_size, full=cache.in_order)
+    prompt_scores = grid.product(q, shared_keys.transpose(2, 3), bias=cache.bias)
+    completion_scores = torch.matmul(q, key.transpose(2, 3))
+    weight = torch.cat([prompt_scores, completion_scores], dim=-1).softmax(dim=-1)
     out = torch.matmul(weight[..., length:], value) + grid.product(weight[..., :length], shared_values)
-    return out.view(rows, 1, heads, width), None
+    return out.view(rows, 1, heads, width)
+
+
+group_attention: AttentionKernel[GroupCache] = AttentionKernel("klent_group", _attend)
 
 
 class _Grid:
@@ -231,14 +227,14 @@ class _Grid:
 
     def __init__(self, slot: Tensor, prompts: int, group_size: int, *, full: bool) -> None:
         self.slot, self.prompts, self.group_size = slot, prompts, group_size
-        self.full = full  # then rows stand as the grid does
+        self.full = full  # rows are in the order of the grid
 
     def product(self, x: Tensor, other: Tensor, *, bias: Tensor | None = None) -> Tensor:
         """``x[r] @ other[prompt of r] + bias``: ``[R, K, r, A]`` by ``[P, K, A, B]``."""
         _, kv_heads, repeat, inner = x.shape
         if not self.full:
-            laid = x.new_zeros(self.prompts * self.group_size, kv_heads, repeat, inner)
-            x = laid.index_copy_(0, self.slot, x)
+            grid = x.new_zeros(self.prompts * self.group_size, kv_heads, repeat, inner)
+            x = grid.index_copy_(0, self.slot, x)
         x = x.view(self.prompts, self.group_size, kv_heads, repeat, inner).transpose(1, 2)
         out = torch.matmul(x.reshape(self.prompts, kv_heads, self.group_size * repeat, inner), other)
         if bias is not None:
@@ -248,12 +244,15 @@ class _Grid:
         return out if self.full else out.index_select(0, self.slot)
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]], *, pad: int) -> tuple[Tensor, Tensor, Any]:
-    """Logits after each prompt, ``[P, V]``, the mask of its padding at the left, and the cache."""
+def prefill(
+    model: CausalModel, prompts: Sequence[Sequence[int]], *, pad: int
+) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Logits after each prompt, ``[P, V]``, the mask of its padding on the left, and the cache."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    cache = DynamicCache(config=model.config)
+    config: Any = model.config
+    cache = DynamicCache(config=config)
     output = model(
         input_ids=ids,
         attention_mask=mask,
@@ -265,35 +264,27 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], *, pad: int) -> tuple[
     return output.logits[:, -1], mask, cache
 
 
-@torch.no_grad()
-def takes_groups(model: Any) -> bool:
-    """Whether :class:`GroupDecoder` gives the model's own logits, asked on a few made-up tokens.
+def takes_groups(model: CausalModel) -> bool:
+    """Whether :class:`GroupDecoder` gives the logits of :class:`PlainDecoder`, tried on a few made-up tokens.
 
-    A model that looks at a window only is refused here, since the question is too short to find it out.
+    A model with a sliding window is refused: the trial is too short to show what it does.
     """
-    config = model.config.get_text_config()
-    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
+    if attention_window(model) is not None:
         return False
-    size = config.vocab_size
+    return agrees(
+        model, lambda: _trial(PlainDecoder, model), lambda: _trial(GroupDecoder, model), rounding=3e-2
+    )
+
+
+def _trial(kind: type[PlainDecoder] | type[GroupDecoder], model: CausalModel) -> Tensor:
+    """Logits of four steps over two prompts of different lengths, a row of which ends after the first."""
+    size = model.config.get_text_config().vocab_size
     prompts = [[(7 * i + k) % size for i in range(3 + 2 * k)] for k in range(2)]
     tokens = torch.tensor([[(11 * i + 5 * k + 1) % size for k in range(4)] for i in range(3)])
-    answers = []
-    try:
-        for kind in (PlainDecoder, GroupDecoder):
-            decoder: Decoder = kind(model, prompts, group_size=2, pad=0)
-            found = [decoder.start(), decoder.step(tokens[0].to(model.device))]
-            order = decoder.keep([0, 2, 3])
-            found += [decoder.step(t[order].to(model.device))[_inverse(order, [0, 2, 3])] for t in tokens[1:]]
-            answers.append(torch.cat(found).float())
-    except (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError):
-        return False
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 3e-2
-    apart = (answers[0] - answers[1]).abs().max()
-    return bool(apart <= tolerance * answers[0].abs().max().clamp_min(1.0))
-
-
-def _inverse(order: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    return [list(order).index(row) for row in wanted]
-
-
-AttentionInterface.register(NAME, group_attention)
+    tokens = tokens.to(model.device)
+    decoder = kind(model, prompts, group_size=2, pad=0)
+    steps = [decoder.start(), decoder.step(tokens[0])]
+    order = decoder.keep([0, 2, 3])
+    in_order = [order.index(row) for row in (0, 2, 3)]
+    steps += [decoder.step(token[order])[in_order] for token in tokens[1:]]
+    return torch.cat(steps).float()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from klent.errors import ConfigError, DataError
 from klent.mixture.criteria import Criterion
-from klent.mixture.mixing import Mixed, mix
+from klent.mixture.mixed import Mixed, mix
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
 from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
@@ -142,7 +142,7 @@ class MixtureDecoder:
         policy, target: decoders of one kind over the same rows.
         settings: of the target.
         temperature: of the policy.
-        alpha, value: see :func:`klent.mixture.mixing.mix`; a tensor has a number for each row.
+        alpha, value: see :func:`klent.mixture.mixed.mix`; a tensor has a number for each row.
 
     Attributes:
         mixed: of the newest token.

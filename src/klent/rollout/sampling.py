@@ -1,4 +1,4 @@
-"""One token for each row from its logits, with the numbers of the distribution really drawn from."""
+"""One token per row from its logits, with the numbers of the distribution that it was drawn from."""
 
 import math
 from typing import NamedTuple
@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WORDS = 256  # words summed together before the search; the search then reads one such block
+BLOCK = 256  # tokens of the vocabulary summed together before the search, which then reads one such block
 LOG2_E = 1 / math.log(2)
 TILE = 2**19  # logits worked on together on a CPU, 2 MB: they stay in the cache from one pass to the next
 
 
 class Sampled(NamedTuple):
-    """Tokens drawn, ``[R]`` each: their ids, and what is known of the distribution they came from, nats."""
+    """Tokens drawn, ``[R]`` each: their ids, and numbers of the distribution they came from, nats."""
 
     token: Tensor
     logp: Tensor
@@ -26,7 +26,7 @@ class Sampled(NamedTuple):
 def sample_tokens(
     logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
 ) -> Sampled:
-    r"""Draw one token a row by inverting the cumulative distribution at one uniform number.
+    r"""Draw one token per row by inverting the cumulative distribution at one uniform number.
 
     .. math::
         q = \mathrm{renormalise}(\mathrm{top\text{-}p}(\mathrm{top\text{-}k}(\mathrm{softmax}(z / T)))),
@@ -37,7 +37,7 @@ def sample_tokens(
 
     Args:
         logits: ``[R, V]``, any floating dtype. Not changed.
-        uniform: one number in [0, 1) a row, ``[R]``.
+        uniform: one number in [0, 1) per row, ``[R]``.
         temperature: :math:`T \ge 0`; 0 takes the most likely token (a distribution of entropy 0).
         top_p: keep the smallest set of most likely tokens whose probability reaches this, in (0, 1].
         top_k: keep this many most likely tokens; 0 keeps all. Applied before ``top_p``.
@@ -64,7 +64,7 @@ def sample_tokens(
 def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, top_k: int) -> Sampled:
     """:func:`sample_tokens` for a tile of rows."""
     count, size = logits.shape
-    scaled = torch.zeros(count, -(-size // WORDS) * WORDS, device=logits.device)
+    scaled = torch.zeros(count, -(-size // BLOCK) * BLOCK, device=logits.device)
     filled = scaled[:, :size]
     filled.copy_(logits).div_(temperature)
     filled -= filled.amax(dim=-1, keepdim=True)
@@ -72,20 +72,20 @@ def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, 
     if top_k or top_p < 1.0:
         filled.masked_fill_(~_kept(filled, top_p=top_p, top_k=top_k), float("-inf"))
     weight = torch.exp2(scaled * LOG2_E)  # a quarter of the time of exp on a CPU
-    # The block that the uniform number falls into, then the word in that block: a cumulative sum over all
-    # words would be the longest part of the draw.
-    blocks = weight.view(count, -1, WORDS)
+    # The block that the uniform number falls into, then the token in that block: a cumulative sum over the
+    # whole vocabulary would be the longest part of the draw.
+    blocks = weight.view(count, -1, BLOCK)
     cumulative = blocks.sum(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
     threshold = _below(uniform[:, None].to(total) * total, total)
     block = torch.searchsorted(cumulative, threshold, right=True)
     threshold = threshold - torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_min(0)), 0.0)
     within = blocks[torch.arange(count, device=block.device), block[:, 0]].cumsum(dim=-1)
-    word = torch.searchsorted(within, _below(threshold, within[:, -1:]), right=True)
-    token = block * WORDS + word
+    offset = torch.searchsorted(within, _below(threshold, within[:, -1:]), right=True)
+    token = block * BLOCK + offset
     log_total = total.log()
     logp = scaled.gather(1, token) - log_total
-    # 0 * -inf is NaN, and a word of weight 0 adds nothing to the entropy.
+    # 0 * -inf is NaN, and a token of weight 0 adds nothing to the entropy.
     mean = torch.linalg.vecdot(weight, scaled.clamp_min_(-1e4))[:, None] / total
     renyi = 2 * log_total - torch.linalg.vecdot(weight, weight)[:, None].log()
     numbers = (logp, (log_total - mean).clamp_min(0.0), renyi.clamp_min(0.0))
@@ -93,7 +93,7 @@ def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, 
 
 
 def _below(threshold: Tensor, total: Tensor) -> Tensor:
-    """The threshold, kept strictly below the total, or rounding could ask for a word behind the last one."""
+    """The threshold, kept strictly below the total, or rounding could ask for a token past the last one."""
     return torch.minimum(threshold, torch.nextafter(total, total.new_zeros(())))
 
 

@@ -24,7 +24,8 @@ from klent.models.adapters import with_adapter
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
 from klent.policies.causal_lm.packing import Packing
-from klent.policies.causal_lm.policy import CausalPolicy, takes_shared_prompt
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.policies.causal_lm.teacher import Teacher
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from klent.head.divergence import Head, token_divergence
+from klent.head.divergence import token_divergence
+from klent.head.stats import Head
 from klent.policies.causal_lm.packing import Group, pack
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt

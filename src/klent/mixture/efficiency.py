@@ -1,4 +1,4 @@
-"""What a sampling distribution is worth: expected progress of a step, its best, and the noise of sampling."""
+"""How efficient a sampling distribution is: expected progress of a step, its maximum, and sampling noise."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""One token's mixture for every row: alpha given or solved, and how far the result is from either side."""
+"""The mixture that one token per row is drawn from: alpha given or solved, and the KL to either side."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ TILE = 160_000  # logits worked on together on a CPU: they stay in its cache fro
 
 
 class Mixed(NamedTuple):
-    """A mixture for every row, ``[...]`` each but for ``log_q``; float32 (float64 for float64 inputs)."""
+    """One mixture per row, ``[...]`` each except ``log_q``; float32 (float64 for float64 inputs)."""
 
     log_q: Tensor
     """Log-probabilities, nats, ``[..., V]``."""
@@ -56,15 +56,15 @@ def mix(
         >>> import torch
         >>> from klent import mixture
         >>> policy, target = torch.tensor([0.5, 0.4, 0.1]).log(), torch.tensor([0.1, 0.4, 0.5]).log()
-        >>> found = mixture.mix(policy, target, alpha=0.5)
-        >>> found.log_q.exp(), round(found.kl_policy.item(), 4)
+        >>> mixed = mixture.mix(policy, target, alpha=0.5)
+        >>> mixed.log_q.exp(), round(mixed.kl_policy.item(), 4)
         (tensor([0.2639, 0.4721, 0.2639]), 0.1658)
         >>> round(mixture.mix(policy, target, alpha="kl_budget", value=0.1).alpha.item(), 4)
         0.6082
     """
     if isinstance(alpha, str):
-        found = solve_alpha(logits_policy, logits_target, criterion=alpha, value=value)
-        return Mixed(found.log_q, found.alpha, found.kl_policy, found.kl_target)
+        solution = solve_alpha(logits_policy, logits_target, criterion=alpha, value=value)
+        return Mixed(solution.log_q, solution.alpha, solution.kl_policy, solution.kl_target)
     if not isinstance(alpha, Tensor):
         check_number("alpha", alpha, 0, 1)
     if value is not None:
@@ -91,20 +91,20 @@ def _given(policy: Tensor, target: Tensor, alpha: Tensor) -> tuple[Tensor, Tenso
 
     With d = target - policy, both KLs follow from E_q[d] and the three normalisers.
     """
-    ours, theirs = (logits - logits.amax(-1, keepdim=True) for logits in (policy, target))
-    if not torch.isfinite(ours.amin() + theirs.amin()):
+    policy_below, target_below = (logits - logits.amax(-1, keepdim=True) for logits in (policy, target))
+    if not torch.isfinite(policy_below.amin() + target_below.amin()):
         return _given_supports(policy, target, alpha)
-    log_q = torch.lerp(theirs, ours, alpha.unsqueeze(-1))
+    log_q = torch.lerp(target_below, policy_below, alpha.unsqueeze(-1))
     # exp2 takes a quarter of the time of exp on a CPU.
     top = log_q.amax(-1)
     weight = torch.exp2((log_q - top.unsqueeze(-1)).mul_(LOG2_E))
     total = weight.sum(-1)
     log_total = total.log() + top
-    own, other = (torch.exp2(x * LOG2_E).sum(-1).log() for x in (ours, theirs))
-    mean = torch.linalg.vecdot(weight, theirs.sub_(ours)) / total
+    log_policy, log_target = (torch.exp2(x * LOG2_E).sum(-1).log() for x in (policy_below, target_below))
+    mean = torch.linalg.vecdot(weight, target_below.sub_(policy_below)) / total
     log_q -= log_total.unsqueeze(-1)
-    kl_policy = (1 - alpha) * mean + (own - log_total)
-    kl_target = (other - log_total) - alpha * mean
+    kl_policy = (1 - alpha) * mean + (log_policy - log_total)
+    kl_target = (log_target - log_total) - alpha * mean
     return log_q, kl_policy.clamp_min(0), kl_target.clamp_min(0)
 
 

@@ -1,4 +1,4 @@
-"""What a sampling distribution is worth, by tables and by counting."""
+"""How efficient a sampling distribution is, by tables and by counting."""
 
 import itertools
 import math

@@ -1,0 +1,147 @@
+"""The autograd node of the token statistics: what the CPU and GPU implementations share.
+
+An implementation brings two functions, :class:`Kernels`: one sweeps the vocabulary and returns sums, one
+turns the coefficients ``c = dL/dlogp`` and ``e = dL/dH`` into gradients. This file makes statistics of the
+sums, saves what the backward needs, and drops the rows that contribute nothing (``c = e = 0``) before the
+gradients are computed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from klent.head.stats import NATS, Head, LogitTransform, TokenStats
+
+
+class Context(Protocol):
+    """What torch passes to the forward and backward of an autograd function, as far as it is used here."""
+
+    needs_input_grad: tuple[bool, ...]
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]:
+        """What was saved; None comes back as None."""
+        ...
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep tensors for the backward."""
+        ...
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """False: the gradient of an output that the loss does not use is None instead of zeros."""
+        ...
+
+
+class Sums(NamedTuple):
+    """What a sweep over the vocabulary finds for each row, ``[N]`` each; logits ``z`` are in bits."""
+
+    m: Tensor
+    """The largest logit."""
+    s: Tensor
+    """``sum_v 2^(z_v - m)``."""
+    u: Tensor
+    """``sum_v 2^(z_v - m) (z_v - m)``; may be 0 where no entropy is asked for."""
+    at_target: Tensor
+    """The logit of the target."""
+
+
+class Rows(NamedTuple):
+    """The rows that need a gradient, ``[N]`` each."""
+
+    target: Tensor
+    m: Tensor
+    s: Tensor
+    mean: Tensor
+    """``u / s``, bits."""
+    c: Tensor
+    """dL/dlogp."""
+    e: Tensor
+    """dL/dH."""
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of hidden states and bias in the precision of the sums, of the weight in its own; None where not wanted."""
+Wanted = tuple[bool, bool, bool]
+
+
+class Kernels(NamedTuple):
+    """An implementation of the head.
+
+    Attributes:
+        sweep: (head, target, whether the entropy is wanted) -> sums of each row.
+        gradients: (head, rows, which of hidden, weight and bias need a gradient) -> their gradients.
+    """
+
+    sweep: Callable[[Head, Tensor, bool], Sums]
+    gradients: Callable[[Head, Rows, Wanted], Gradients]
+
+
+def fused_token_stats(kernels: Kernels, head: Head, target: Tensor, entropy: bool) -> TokenStats:
+    """Token statistics of a head, ``[N]``, by these kernels; differentiable once."""
+    return TokenStats(*_TokenStats.apply(*head, target, kernels, entropy))
+
+
+def check_first_derivative(name: str, fix: str) -> None:
+    """Refuse ``create_graph=True`` in a backward; staying silent would make the gradient a constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name} is differentiable once, and create_graph=True asks for a second time: {fix}"
+        )
+
+
+class _Context(Context, Protocol):
+    transform: LogitTransform
+    kernels: Kernels
+
+
+class _TokenStats(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: _Context,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        transform: LogitTransform,
+        target: Tensor,
+        kernels: Kernels,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        target = target.contiguous()
+        with torch.autocast(hidden.device.type, enabled=False):  # it would round products to bfloat16
+            m, s, u, at_target = kernels.sweep(Head(hidden, weight, bias, transform), target, entropy)
+        mean = u / s
+        logp = ((at_target - m) - s.log2()) * NATS
+        if bias is not None and transform.softcap is None:
+            logp = logp.masked_fill(bias[target] == -torch.inf, -torch.inf)
+        ctx.save_for_backward(hidden, weight, bias, target, m, s, mean)
+        ctx.transform, ctx.kernels = transform, kernels
+        ctx.set_materialize_grads(False)
+        return logp, (s.log2() - mean) * NATS if entropy else None
+
+    @staticmethod
+    def backward(ctx: _Context, c: Tensor | None, e: Tensor | None) -> tuple[Tensor | None, ...]:
+        check_first_derivative("token_stats", 'use token_stats(..., implementation="reference") there')
+        hidden, weight, bias, target, m, s, mean = ctx.saved_tensors
+        c = torch.zeros_like(mean) if c is None else c
+        e = torch.zeros_like(mean) if e is None else e
+        rows, x = Rows(target, m, s, mean, c, e), hidden
+        active = ((c != 0) | (e != 0)).nonzero().squeeze(1)  # on a GPU the host waits here, once
+        if active.numel() == 0:
+            inputs = zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+            return *(torch.zeros_like(x) if wanted else None for x, wanted in inputs), *[None] * 4
+        if active.numel() < c.numel():
+            x, rows = hidden.index_select(0, active), Rows(*(row.index_select(0, active) for row in rows))
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        with torch.autocast(hidden.device.type, enabled=False):
+            dhidden, dweight, dbias = ctx.kernels.gradients(
+                Head(x, weight, bias, ctx.transform), rows, wanted
+            )
+        if dhidden is not None:
+            dhidden = dhidden.to(hidden.dtype)
+            if active.numel() < c.numel():
+                dhidden = torch.zeros_like(hidden).index_copy_(0, active, dhidden)
+        if dbias is not None:
+            dbias = dbias.to(bias.dtype)
+        return dhidden, dweight, dbias, None, None, None, None

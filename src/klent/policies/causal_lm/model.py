@@ -1,0 +1,103 @@
+"""What klent uses of a transformers causal language model, or of peft's wrapper around one, as types."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class TextConfig(Protocol):
+    """The configuration of the language model, also inside a multimodal one."""
+
+    vocab_size: int
+    _attn_implementation: str
+
+
+class Config(Protocol):
+    """The configuration of the whole model."""
+
+    def get_text_config(self) -> TextConfig:
+        """The part that describes the language model."""
+        ...
+
+
+class BodyOutput(Protocol):
+    """What the layers return."""
+
+    last_hidden_state: Tensor
+
+
+class Output(Protocol):
+    """What the whole model returns."""
+
+    logits: Tensor
+
+
+class Body(Protocol):
+    """The model without its head."""
+
+    def __call__(self, **inputs: object) -> BodyOutput:
+        """Hidden states of the last layer, after the final norm."""
+        ...
+
+
+class OutputEmbedding(Protocol):
+    """The head: ``weight`` ``[V, H]``, and a ``bias`` ``[V]`` in some models."""
+
+    weight: Tensor
+
+
+class CausalModel(Protocol):
+    """The whole model."""
+
+    training: bool
+
+    @property
+    def config(self) -> Config:
+        """Its configuration."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights and hidden states."""
+        ...
+
+    @property
+    def base_model(self) -> Body:
+        """Without the head; of peft's wrapper, something else: use :func:`body_of`."""
+        ...
+
+    def __call__(self, **inputs: object) -> Output:
+        """Logits of the next token at every position."""
+        ...
+
+    def eval(self) -> object:
+        """Switch dropout off."""
+        ...
+
+    def train(self, mode: bool) -> object:
+        """Switch dropout on or off."""
+        ...
+
+    def get_output_embeddings(self) -> OutputEmbedding | None:
+        """The head; None where the model has none of its own."""
+        ...
+
+
+def body_of(model: CausalModel) -> Body:
+    """The model without its head; peft's layers live inside it, so peft's wrapper is not needed."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body: Body = inner.base_model
+    return body
+
+
+def attention_window(model: CausalModel) -> int | None:
+    """The sliding window of a model's attention, tokens; None where it looks at all of them."""
+    config = model.config.get_text_config()
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if getattr(config, "use_sliding_window", True) else None
