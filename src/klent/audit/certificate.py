@@ -13,6 +13,7 @@ from klent.audit.fit import EXACT, ROUNDED, Statement, cosines, fit
 from klent.audit.restoring import restoring_stiffness
 from klent.audit.sensitivity import Sensitivity, sensitivity
 from klent.audit.worlds import Scene, equal_lengths, far_apart, one_position, two_tokens, unequal_lengths
+from klent.kit.threads import one_thread
 
 UNKNOWN = Statement("unknown")
 #: relative error from which a statement is said not to hold far from the reference
@@ -144,6 +145,11 @@ def certify(loss: LossFunction, /, **params: object) -> Certificate:
 
 def audit_loss(loss: Loss, name: str) -> Certificate:
     """The certificate of a loss that has been matched with its arguments."""
+    with one_thread():
+        return _audit(loss, name)
+
+
+def _audit(loss: Loss, name: str) -> Certificate:
     reads = tuple(sorted(loss.reads))
     case = ""
     try:

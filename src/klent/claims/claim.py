@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from klent.kit.student import t_bound
+from klent.kit.threads import one_thread
 
 Word = Literal["holds", "holds when", "refuted"]
 Subject = Literal["kl", "preference", "qsft", "entropy", "unlabeled", "mixture"]
@@ -81,8 +82,9 @@ class Claim:
     judge: Callable[[Figures], Judgement]
 
     def verdict(self) -> Verdict:
-        """Run the experiment and judge its figures."""
-        figures = self.measure()
+        """Run the experiment, on one thread, and judge its figures."""
+        with one_thread():
+            figures = self.measure()
         word, reason = self.judge(figures)
         return Verdict(word, reason, figures)
 
