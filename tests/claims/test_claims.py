@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klent import mixture as M
 from klent import objectives as O
-from klent.claims import CLAIMS, Claim, Verdict
+from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict, sources
 from klent.claims.claim import Figure, number, over_seeds
 from klent.claims.command import claims_command
 from klent.claims.kl import k2_loss

@@ -258,7 +258,7 @@ def _same(given: Tensor, original: Tensor) -> bool:
     """Whether an argument still equals its stream after the call; NaN equals NaN."""
     if given.shape != original.shape:
         return False
-    return torch.equal(given.to(original.dtype).nan_to_num(0.5), original.nan_to_num(0.5))
+    return torch.equal(given.nan_to_num(0.5), original.to(given.dtype).nan_to_num(0.5))
 
 
 def _describe(error: Exception, function: LossFunction) -> str:
