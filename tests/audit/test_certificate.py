@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from klent.audit import Certificate, certify, in_reward
+from klent.audit.names import ALIASES, STREAMS
 
 
 def k2(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, mask: Tensor) -> Tensor:
@@ -142,6 +144,103 @@ def test_arguments_by_position() -> None:
         return k2(logp, old, ref, mask)
 
     assert "needs `old`" in (certify(swapped).problem or "")
+
+
+def trl_style(
+    per_token_logps: Tensor,
+    old_per_token_logps: Tensor,
+    ref_per_token_logps: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor,
+    *,
+    beta: float = 0.04,
+) -> Tensor:
+    gap = ref_per_token_logps - per_token_logps
+    ratio = (per_token_logps - old_per_token_logps).exp()
+    return (-ratio * advantages + beta * (gap.exp() - gap - 1)) * completion_mask
+
+
+def verl_style(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    ref_log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    entropies: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    assert entropies is not None
+    kept = log_prob * (1 - (1 - response_mask))  # a bool mask cannot be subtracted from
+    kl = (log_prob - ref_log_prob) ** 2 / 2
+    loss = -(kept - old_log_prob).exp() * advantages + 0.04 * kl - 0.1 * entropies
+    return loss * response_mask, {"actor/kl": 0.0}
+
+
+def test_names_of_trl_and_verl_need_no_renaming() -> None:
+    trl = certify(trl_style)
+    assert trl.problem is None
+    assert trl.reads == ("advantage", "logp", "logp_old", "logp_ref", "mask")
+    assert trl.on_policy.coefficients == pytest.approx({"forward_kl_token": 0.04, "expected_reward": -1})
+    assert "old_per_token_logps as logp_old" in trl.notes[0]
+    assert "completion_mask as mask" in trl.notes[0]
+    verl = certify(verl_style)
+    assert verl.on_policy.coefficients == pytest.approx(
+        {"reverse_kl_token": 0.04, "entropy": -0.1, "expected_reward": -1}
+    )
+    assert certify(trl_style, beta=0.0).on_policy.follows == "expected_reward"
+
+
+def test_names_of_both_vocabularies_give_the_same_certificate() -> None:
+    def renamed(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor) -> Tensor:
+        return k3(log_prob, ref_log_prob, response_mask.bool())
+
+    one, other = certify(k3), certify(renamed)
+    assert (one.on_policy, one.off_policy, one.stiffness) == (
+        other.on_policy,
+        other.off_policy,
+        other.stiffness,
+    )
+
+    def reward(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor) -> Tensor:
+        return -(log_prob - ref_log_prob) * (1 - (1 - response_mask))
+
+    assert certify(in_reward(reward)).on_policy.follows == "reverse_kl"
+
+
+def test_in_place_changes_are_seen_under_other_names() -> None:
+    def overwriting(log_prob: Tensor, ref_log_prob: Tensor, response_mask: Tensor) -> Tensor:
+        ref_log_prob -= 1.0
+        response_mask *= 2
+        return (log_prob - ref_log_prob) ** 2
+
+    known = certify(overwriting).sensitivity
+    assert known is not None
+    assert known.changed == ("logp_ref", "mask")
+
+
+def test_the_hint_for_an_unknown_name_works_when_it_is_followed() -> None:
+    def loss(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
+        return logp * (logp - old).detach()
+
+    problem = certify(loss).problem or ""
+    assert "if it is `logp_old`, give it that name" in problem
+    assert "(old=...)" in problem
+    assert certify(lambda logp, logp_old, mask: loss(logp, logp_old, mask)).problem is None
+    assert certify(loss, old=0.0).problem is None
+
+    def resembling(logp: Tensor, old: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
+        return k2(logp, old, ref, mask)
+
+    assert "each resembles the one in its place" in problem
+    assert certify(resembling).on_policy.follows == "reverse_kl_token"
+
+
+def test_every_alias_is_of_a_stream_and_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    for alias, stream in ALIASES.items():
+        assert stream in STREAMS
+        assert alias not in STREAMS
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{stream}` |"))
+        assert f"`{alias}`" in row
 
 
 def test_callables_of_every_kind() -> None:

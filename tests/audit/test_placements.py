@@ -1,5 +1,6 @@
 """Every place of a KL penalty, judged by the auditor and by hand: in another world, with separate logits."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from oracles import audit as oracle
 from oracles import world
 
 from klent import objectives as O
-from klent.audit import Finding, certify, in_reward
+from klent.audit import Certificate, Match, certify, in_reward
 from klent.audit.placements import penalty, plain, weighted, weighted_reward
 
 ESTIMATORS = ("k1", "k2", "k3")
@@ -39,8 +40,9 @@ NO_PULL = {place for place in EXPECTED if place.startswith(("k2 in reward", "k3 
 }
 
 
-def audited(place: str) -> Any:
-    """The certificate of a place."""
+@cache
+def audited(place: str) -> Certificate:
+    """The certificate of a place, computed once: three tests look at it."""
     estimator, _, where = place.partition(" in ")
     if where == "loss":
         return certify(plain, estimator=estimator)
@@ -68,10 +70,10 @@ def test_places_agree_with_the_oracle(place: str, where: str) -> None:
     sampler = logits if where == "on_policy" else logits + 0.4 * world.policy(2)
     coefficient = oracle.coefficients(place, logits, reference, sampler)
     gradient = oracle.expected_gradient(coefficient, logits, sampler)
-    finding: Finding = getattr(audited(place), where)
-    if finding.follows == "zero":
+    match: Match = getattr(audited(place), where)
+    if match.follows == "zero":
         assert np.abs(gradient).max() < 1e-12
-    elif finding.follows == "unknown":
+    elif match.follows == "unknown":
         names = ["reverse_kl", "reverse_kl_token", "forward_kl", "forward_kl_token", "entropy"]
         for name in names if where == "on_policy" else [*names, "forward_kl_old", "reverse_kl_old"]:
             for prefixes in "policy", "behaviour":
@@ -79,8 +81,8 @@ def test_places_agree_with_the_oracle(place: str, where: str) -> None:
                 assert oracle.leftover(gradient, true) > 1e-3, name
     else:
         stated = sum(
-            weight * oracle.true_gradient(name, logits, reference, sampler, finding.prefixes)
-            for name, weight in finding.coefficients.items()
+            weight * oracle.true_gradient(name, logits, reference, sampler, match.prefixes)
+            for name, weight in match.coefficients.items()
         )
         np.testing.assert_allclose(gradient, stated, atol=1e-8)
 

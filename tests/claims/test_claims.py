@@ -6,27 +6,23 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from klent import mixture as M
 from klent import objectives as O
-from klent.claims import (
-    CLAIMS,
-    Claim,
-    Verdict,
-    k2_loss,
-    majority_vote,
-    mixture_chernoff,
-    qsft_fixed_point,
-)
+from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict, sources
 from klent.claims.claim import Figure, number, over_seeds
 from klent.claims.command import claims_command
+from klent.claims.kl import k2_loss
+from klent.claims.mixture import chernoff
 from klent.claims.page import markdown
+from klent.claims.qsft import fixed_point
+from klent.claims.unlabeled import majority_vote
 from klent.errors import KlentError
 from klent.objectives.types import TokenLoss
 
 PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
+SOURCES = Path(__file__).parents[2] / "docs" / "sources.md"
 
 #: claim -> verdict, and the figures that decide it with their bounds
 EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
@@ -231,12 +227,7 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
 @cache
 def verdict_of(claim: Claim) -> Verdict:
     """Every experiment, once, in the test that first asks for it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return claim.verdict()
-    finally:
-        torch.set_num_threads(threads)
+    return claim.verdict()
 
 
 @pytest.fixture
@@ -268,6 +259,62 @@ def test_the_page_in_docs_is_generated(results: list[tuple[Claim, Verdict]]) -> 
     assert numbers.sub("#", written) == numbers.sub("#", generated), again
     for old, new in zip(numbers.findall(written), numbers.findall(generated), strict=True):
         assert float(old) == pytest.approx(float(new), rel=0.0101), again  # one unit of the third digit
+
+
+def test_every_claim_belongs_to_the_subject_that_holds_it() -> None:
+    assert {claim.subject for claim in CLAIMS} == set(SUBJECTS)
+    for claim in CLAIMS:
+        assert claim.measure.__module__.startswith(f"klent.claims.{claim.subject}."), claim.id
+
+
+def test_the_page_groups_claims_by_subject(results: list[tuple[Claim, Verdict]]) -> None:
+    sections = re.split(r"^## (.+)$", markdown(results), flags=re.M)[1:]
+    assert sections[::2] == list(SUBJECTS.values())
+    for subject, text in zip(SUBJECTS, sections[1::2], strict=True):
+        assert re.findall(r"^### (.+)$", text, re.M) == [c.id for c in CLAIMS if c.subject == subject]
+
+
+#: author, title, year, with or without an arXiv id
+PUBLISHED = re.compile(r"[A-Z][\w ,.]+, [A-Z0-9][^;]+, (?:19|20)\d\d(?:, arXiv:\d{4}\.\d{5})?")
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_every_source_can_be_found(claim: Claim) -> None:
+    documents = [document for document in sources.DOCUMENTS if str(document) in claim.source]
+    assert documents or PUBLISHED.search(claim.source), claim.source
+    assert claim.source.count("docs/sources.md") == len(documents)
+    for reference in claim.source.split("; "):
+        assert "docs/sources.md" in reference or PUBLISHED.search(reference), reference
+
+
+def source_sections() -> dict[str, str]:
+    """The sections of docs/sources.md by their titles."""
+    parts = re.split(r"^## (.+)$", SOURCES.read_text(encoding="utf-8"), flags=re.M)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_sources_page_has_every_document_with_its_claims() -> None:
+    sections = source_sections()
+    titles = [document.title for document in sources.DOCUMENTS]
+    assert list(sections) == [*titles, "Papers and books"]
+    for document in sources.DOCUMENTS:
+        rows = [line for line in sections[document.title].splitlines() if line.startswith("|")]
+        linked = set(re.findall(r"\(claims\.md#([\w-]+)\)", "\n".join(rows)))
+        assert linked == {claim.id for claim in CLAIMS if str(document) in claim.source}, document.title
+
+
+def test_sources_page_has_every_paper_with_its_claims() -> None:
+    for line in source_sections()["Papers and books"].splitlines():
+        _, *cells, _ = [cell.strip() for cell in line.split("|")] if line.startswith("|") else ["", ""]
+        if len(cells) != 2 or cells[0] in ("work", "---"):
+            continue
+        work, ids = cells
+        match = re.search(r"arXiv:\S+", work)
+        key = match[0] if match else work
+        assert ids.split(", ") == [claim.id for claim in CLAIMS if key in claim.source], work
+    listed = SOURCES.read_text(encoding="utf-8")
+    for claim in CLAIMS:
+        assert all(paper in listed for paper in re.findall(r"arXiv:[\d.]+\d", claim.source)), claim.id
 
 
 QUICK = ["gaussian-kl", "cross-entropy"]
@@ -325,13 +372,13 @@ def test_sabotage_of_qsft_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -
         return loss(logp, logp_dummy, 1 - weight, mask)
 
     monkeypatch.setattr(O, "weighted_cross_entropy", exchanged)
-    assert qsft_fixed_point.CLAIM.verdict().word == "refuted"
+    assert fixed_point.CLAIM.verdict().word == "refuted"
 
 
 def test_sabotage_of_the_mixture_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = M.geometric_mixture
     monkeypatch.setattr(M, "geometric_mixture", lambda p, t, alpha: mixed(p, t, 4 * alpha * (1 - alpha)))
-    assert mixture_chernoff.CLAIM.verdict().word == "refuted"
+    assert chernoff.CLAIM.verdict().word == "refuted"
 
 
 def test_other_figures_lead_to_another_verdict() -> None:

@@ -1,30 +1,28 @@
-"""Calling a loss that somebody else wrote: give it what it asks for and say plainly what is wrong with it."""
+"""Calling a loss of any author: supply the arguments that it names, and report what is wrong with it."""
 
 import contextlib
 import inspect
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-#: what the auditor can hand to a loss; ``mask`` is bool, the others float ``[B, T]``
-STREAMS = ("logp", "logp_old", "logp_gen", "logp_ref", "advantage", "entropy", "mask")
-#: what four unnamed arguments are
-POSITIONAL = ("logp", "logp_old", "logp_ref", "mask")
-#: parts of a name that fit a stream, where some of four arguments are named and some are not
-HINTS = {
-    "logp": ("log", "prob", "lp"),
-    "logp_old": ("old", "behav", "sampl", "gen"),
-    "logp_ref": ("ref",),
-    "mask": ("mask",),
-}
-#: streams with respect to which a loss is differentiated
-TRAINED = ("logp", "entropy")
+from klent.audit.names import (
+    ALIASES,
+    POSITIONAL,
+    STREAMS,
+    TRAINED,
+    readable_by_position,
+    stream_of,
+    suggested,
+)
+
+#: a function that is audited; what it returns is checked after the call
+LossFunction = Callable[..., object]
 
 _KIND = inspect.Parameter
 
@@ -35,12 +33,12 @@ class LossProblem(Exception):
 
 @dataclass(frozen=True)
 class Slopes:
-    """Derivatives of a loss, summed over the tokens of a batch, in what it was given for each token.
+    """Derivatives of a loss, summed over the tokens of a batch, in its two trained inputs at each token.
 
     Attributes:
         logp: in the log-probabilities, ``[B, T]``.
         entropy: in the entropies, ``[B, T]``.
-        dtype: of the loss itself.
+        dtype: dtype of the loss itself.
         changed: streams that the call changed in place.
     """
 
@@ -57,19 +55,24 @@ class Loss:
     Attributes:
         function: returns a loss per token, ``[B, T]``, or a ``TokenLoss``.
         settings: keyword arguments that are not streams.
-        wiring: its parameter -> the stream that it is given; by position where the key is a number.
-        rows: completions that it must be given in one call, or None if any number will do.
+        wiring: parameter -> the stream that it takes; an int key is the position of the parameter.
+        rows: number of completions that one call must be given, or None if any number will do.
     """
 
-    function: Callable[..., Any]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    function: LossFunction
+    settings: Mapping[str, object] = field(default_factory=dict)
     wiring: Mapping[str | int, str] = field(default_factory=dict)
     rows: int | None = None
 
     @property
     def by_position(self) -> bool:
-        """Whether its arguments were told apart by their place alone."""
+        """Whether its arguments were identified by position."""
         return any(isinstance(key, int) for key in self.wiring)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Its parameters with a name from another library -> the stream that they take."""
+        return {key: stream for key, stream in self.wiring.items() if isinstance(key, str) and key in ALIASES}
 
     @property
     def reads(self) -> frozenset[str]:
@@ -81,52 +84,66 @@ class Loss:
 
         Args:
             streams: name -> ``[B, T]``. The loss gets copies.
-            seed: of torch's global generator during the call, for losses that draw at random.
+            seed: seed of torch's global generator during the call, for losses that draw at random.
 
         Raises:
-            LossProblem: it raised, or returned something that is not a finite loss per token with a gradient.
+            LossProblem: it raised, or did not return a finite loss per token with a gradient.
         """
         shape = streams["mask"].shape
         leaves = {name: streams[name].clone().requires_grad_() for name in TRAINED}
         with warnings.catch_warnings(), _seeded(seed), torch.enable_grad():
             warnings.simplefilter("ignore")
-            # copies, so that a loss may work in place, as it may on a model's output
-            given = {name: (leaves.get(name, value)).clone() for name, value in streams.items()}
-            result = self._call(given)
+            arguments = {
+                key: as_argument(key, leaves.get(stream, streams[stream]))
+                for key, stream in self.wiring.items()
+            }
+            result = self._call(arguments)
             try:
                 values = check_values(result, shape, streams["mask"])
                 total = torch.where(streams["mask"], values, 0.0).sum()
             except (RuntimeError, NotImplementedError) as error:  # sparse, nested, on another device, ...
                 raise LossProblem(f"returned a tensor that cannot be read: {_first_line(error)}") from error
             slopes = self._differentiate(total, leaves)
-        changed = tuple(
-            name for name in STREAMS if name in self.reads and not _same(given[name].detach(), streams[name])
-        )
-        return Slopes(slopes["logp"], slopes["entropy"], values.dtype, changed)
+        changed = {
+            stream
+            for key, stream in self.wiring.items()
+            if not _same(arguments[key].detach(), streams[stream])
+        }
+        ordered = tuple(name for name in STREAMS if name in changed)
+        return Slopes(slopes["logp"], slopes["entropy"], values.dtype, ordered)
 
-    def _call(self, given: Mapping[str, Tensor]) -> Any:
-        positional = [given[self.wiring[key]] for key in sorted(k for k in self.wiring if isinstance(k, int))]
-        named = {key: given[stream] for key, stream in self.wiring.items() if isinstance(key, str)}
+    def _call(self, arguments: Mapping[str | int, Tensor]) -> object:
+        positional = [arguments[key] for key in sorted(key for key in arguments if isinstance(key, int))]
+        named = {key: value for key, value in arguments.items() if isinstance(key, str)}
         try:
             return self.function(*positional, **named, **self.settings)
-        except Exception as error:  # whatever somebody's loss raises is the finding
+        except Exception as error:  # any exception of the audited loss is reported, not raised
             raise LossProblem(f"raised {_describe(error, self.function)}") from error
 
     def _differentiate(self, total: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:
-            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         except RuntimeError as error:
             raise LossProblem(f"cannot be differentiated: {_first_line(error)}") from error
-        if all(slope is None for slope in found):
+        if all(gradient is None for gradient in gradients):
             raise LossProblem("does not depend on logp or entropy, so it trains nothing")
         return {
-            name: torch.zeros_like(leaf) if slope is None else slope.detach()
-            for (name, leaf), slope in zip(leaves.items(), found, strict=True)
+            name: torch.zeros_like(leaf) if gradient is None else gradient.detach()
+            for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
         }
 
 
-def wire(function: Callable[..., Any], settings: Mapping[str, Any]) -> Loss:
-    """Match a function's parameters with streams: by name, or four required ones by position.
+def as_argument(parameter: str | int, value: Tensor) -> Tensor:
+    """A copy of a stream for a parameter, so that a loss may work in place, as on the output of a model.
+
+    A mask under the name of another library is int64, as in that library, where ``1 - mask`` is allowed.
+    """
+    integers = parameter in ALIASES and value.dtype == torch.bool
+    return value.long() if integers else value.clone()
+
+
+def wire(function: LossFunction, settings: Mapping[str, object]) -> Loss:
+    """Match the parameters of a function with streams: by name, or four required ones by position.
 
     Raises:
         LossProblem: a required parameter is neither a stream nor set, or a setting is not taken.
@@ -138,35 +155,37 @@ def wire(function: Callable[..., Any], settings: Mapping[str, Any]) -> Loss:
             "has no signature that Python can read; wrap it in a function with named arguments"
         ) from None
     _check_settings(parameters, settings)
-    named = {name: name for name in STREAMS if name in parameters and name not in settings}
+    named = {
+        name: stream
+        for name in parameters
+        if name not in settings and (stream := stream_of(name)) is not None
+    }
     ordered = [
         p.name for p in parameters.values() if p.kind in (_KIND.POSITIONAL_ONLY, _KIND.POSITIONAL_OR_KEYWORD)
     ]
-    due = [name for name in ordered if parameters[name].default is _KIND.empty and name not in settings]
-    if all(name in STREAMS for name in due):
-        by_place = {p for p in named if parameters[p].kind is _KIND.POSITIONAL_ONLY}
-        wiring: dict[str | int, str] = {(ordered.index(n) if n in by_place else n): n for n in named}
-    elif len(due) == 4 and due == ordered[:4] and _by_position(due):
-        wiring = {**dict(enumerate(POSITIONAL)), **{n: n for n in named if n not in due}}
+    required = [name for name in ordered if parameters[name].default is _KIND.empty and name not in settings]
+    if all(name in named for name in required):
+        unnamed = {name for name in named if parameters[name].kind is _KIND.POSITIONAL_ONLY}
+        wiring: dict[str | int, str] = {
+            (ordered.index(name) if name in unnamed else name): stream for name, stream in named.items()
+        }
+    elif len(required) == 4 and required == ordered[:4] and readable_by_position(required):
+        optional = {name: stream for name, stream in named.items() if name not in required}
+        wiring = {**dict(enumerate(POSITIONAL)), **optional}
     else:
-        foreign = next(name for name in due if name not in STREAMS)
-        raise LossProblem(
-            f"needs `{foreign}`, which the auditor cannot supply: it supplies {', '.join(STREAMS)}, and "
-            f"takes settings by name ({foreign}=...). Four arguments with names of your own are read as "
-            f"({', '.join(POSITIONAL)})"
-        )
+        raise LossProblem(_unknown(next(name for name in required if name not in named), named.values()))
     missing = [
         p.name
         for p in parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in (*settings, *STREAMS)
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in (*settings, *named)
     ]
     if missing:
         raise LossProblem(f"needs `{missing[0]}`; set it: {missing[0]}=...")
     return Loss(function, settings, wiring)
 
 
-def check_values(result: Any, shape: torch.Size, mask: Tensor) -> Tensor:
-    """The loss per token out of what a loss returned.
+def check_values(result: object, shape: torch.Size, mask: Tensor) -> Tensor:
+    """The loss per token from the result of a loss.
 
     Raises:
         LossProblem: it is not finite floats ``[B, T]`` with a gradient.
@@ -184,8 +203,8 @@ def check_values(result: Any, shape: torch.Size, mask: Tensor) -> Tensor:
     if values.shape != shape:
         per_sequence = "; put a sequence's loss on one of its tokens" if values.shape == shape[:1] else ""
         raise LossProblem(
-            f"returned shape {list(values.shape)} for logp of shape {list(shape)}; one loss per token was "
-            f"due, [B, T]{per_sequence}"
+            f"returned shape {list(values.shape)} for logp of shape {list(shape)}; expected one loss per "
+            f"token, [B, T]{per_sequence}"
         )
     if not values.is_floating_point():
         raise LossProblem(f"returned {values.dtype}, not floating point")
@@ -201,28 +220,32 @@ def check_values(result: Any, shape: torch.Size, mask: Tensor) -> Tensor:
     return values
 
 
-def _check_settings(parameters: Mapping[str, inspect.Parameter], settings: Mapping[str, Any]) -> None:
+def _unknown(parameter: str, supplied: Collection[str]) -> str:
+    """What to do about a required argument that is neither a stream nor set."""
+    stream = suggested(parameter)
+    rename = f"if it is `{stream}`, give it that name; " if stream and stream not in supplied else ""
+    return (
+        f"needs `{parameter}`, which the auditor cannot supply: {rename}if it is a setting, set it "
+        f"({parameter}=...). The auditor supplies {', '.join(STREAMS)}, also under their names in TRL and "
+        f"verl. Four required arguments are read by position, as ({', '.join(POSITIONAL)}), if none of them "
+        "names a stream or each resembles the one in its place"
+    )
+
+
+def _check_settings(parameters: Mapping[str, inspect.Parameter], settings: Mapping[str, object]) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for key in settings:
         if key not in parameters:
-            own = [name for name in parameters if name not in STREAMS]
-            raise LossProblem(f"takes no `{key}`; it takes {', '.join(own) if own else 'no settings'}")
-
-
-def _by_position(names: list[str]) -> bool:
-    """Whether four names can be ``POSITIONAL``: none of them says anything, or none says otherwise."""
-    if not set(names) & set(STREAMS):
-        return True
-    return all(
-        name == due or (name not in STREAMS and any(hint in name for hint in HINTS[due]))
-        for name, due in zip(names, POSITIONAL, strict=True)
-    )
+            accepted = [name for name in parameters if stream_of(name) is None]
+            raise LossProblem(
+                f"takes no `{key}`; it takes {', '.join(accepted) if accepted else 'no settings'}"
+            )
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The CPU's generator seeded, and afterwards as it was. (``torch.manual_seed`` is slow without a GPU.)"""
+    """The CPU generator seeded, and restored afterwards. (``torch.manual_seed`` is slow without a GPU.)"""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
@@ -231,17 +254,20 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.nan_to_num(0.5), other.nan_to_num(0.5))
+def _same(given: Tensor, original: Tensor) -> bool:
+    """Whether an argument still equals its stream after the call; NaN equals NaN."""
+    if given.shape != original.shape:
+        return False
+    return torch.equal(given.nan_to_num(0.5), original.to(given.dtype).nan_to_num(0.5))
 
 
-def _describe(error: Exception, function: Callable[..., Any]) -> str:
-    """``ValueError: coef is negative (my.py:12)``: the innermost line of the function's own file."""
+def _describe(error: Exception, function: LossFunction) -> str:
+    """``ValueError: coef is negative (my.py:12)``: the innermost line in the file of the function."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if code is not None and f.filename == code.co_filename]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {_first_line(error)}{place}"
+    in_file = [f for f in frames if code is not None and f.filename == code.co_filename]
+    line = f" ({Path(in_file[-1].filename).name}:{in_file[-1].lineno})" if in_file else ""
+    return f"{type(error).__name__}: {_first_line(error)}{line}"
 
 
 def _first_line(error: Exception) -> str:

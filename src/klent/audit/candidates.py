@@ -1,8 +1,8 @@
-"""What a loss may be following: exact functionals of the policy, and their gradients by autograd.
+"""The objectives that a loss may follow: exact functionals of the policy, with gradients by autograd.
 
-A name ending in ``_token`` is a sum over tokens with the prefixes taken as given: that a token changes what
-comes after it is left out, as in any loss written per token. Off-policy such a sum can run over the
-prefixes that the behaviour policy met (``@behaviour``) or over those that the policy itself would meet.
+A name ending in ``_token`` is a sum over tokens with the prefixes taken as given: the effect of a token on
+later prefixes is left out, as in any loss written per token. Off-policy such a sum can run over the
+prefixes of the behaviour policy (``@behaviour``) or over those of the policy itself.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from klent.audit.worlds import Scene
 
 Functional = Callable[[Tensor], Tensor]
 
-#: candidate -> what lowering it does, in words
+#: candidate -> what is lowered by minimising it
 MEANING = {
     "reverse_kl": "KL(policy ‖ reference) of whole sequences",
     "reverse_kl_token": "KL(policy ‖ reference), token by token",
@@ -34,12 +34,12 @@ MEANING = {
 
 
 def candidate_gradients(scene: Scene, reads: Iterable[str]) -> dict[str, Tensor]:
-    """Gradient of every candidate at the scene's policy, by name, ``[P]``.
+    """Gradient of every candidate at the policy of the scene, by name, ``[P]``.
 
     Args:
-        scene: where.
-        reads: streams that the loss takes; a candidate that it cannot know of (the reference, the reward) is
-            left out.
+        scene: world and policies.
+        reads: streams that the loss takes; candidates that need others (the reference, the reward) are left
+            out.
     """
     gradients = {}
     for name, value in functionals(scene, set(reads)).items():
@@ -50,26 +50,28 @@ def candidate_gradients(scene: Scene, reads: Iterable[str]) -> dict[str, Tensor]
 
 
 def functionals(scene: Scene, reads: set[str]) -> dict[str, Functional]:
-    """The candidates of a scene, simplest claim first."""
-    found: dict[str, Functional] = {}
+    """The candidates of a scene, the simplest first."""
+    candidates: dict[str, Functional] = {}
     one_position = len(scene.features) == 1
     if "logp_ref" in reads:
-        found |= _divergences(scene, scene.reference, "")
-        found |= _by_token(scene, "total_variation_token", _total_variation, scene.reference)
-    found |= _by_token(scene, "entropy", _entropy, None)
+        candidates |= _divergences(scene, scene.reference, "")
+        candidates |= _by_token(scene, "total_variation_token", _total_variation, scene.reference)
+    candidates |= _by_token(scene, "entropy", _entropy, None)
     if not one_position:
-        found["entropy_sequence"] = partial(_sequence_entropy, scene)
+        candidates["entropy_sequence"] = partial(_sequence_entropy, scene)
     if "advantage" in reads:
-        found["expected_reward"] = partial(_expected_reward, scene)
+        candidates["expected_reward"] = partial(_expected_reward, scene)
         if scene.off_policy and not one_position:
-            found["expected_reward_token"] = partial(_local_reward, scene)
+            candidates["expected_reward_token"] = partial(_local_reward, scene)
     if scene.off_policy:
-        found |= _divergences(scene, scene.behaviour, "_old")
-        # the behaviour's own prefixes are the ones that a likelihood of its samples runs over
-        found.pop("forward_kl_token_old@behaviour", None)
+        candidates |= _divergences(scene, scene.behaviour, "_old")
+        # a likelihood of the samples already runs over the prefixes of the behaviour policy
+        candidates.pop("forward_kl_token_old@behaviour", None)
     if one_position:
-        found = {name: f for name, f in found.items() if "_kl_token" not in name and "@" not in name}
-    return found
+        candidates = {
+            name: f for name, f in candidates.items() if "_kl_token" not in name and "@" not in name
+        }
+    return candidates
 
 
 def _divergences(scene: Scene, other: Tensor, suffix: str) -> dict[str, Functional]:
@@ -132,11 +134,11 @@ def _expected_reward(scene: Scene, parameters: Tensor) -> Tensor:
 
 
 def _local_reward(scene: Scene, parameters: Tensor) -> Tensor:
-    """Σ over the behaviour's prefixes of what it earns after one token of the policy's: TRPO's surrogate."""
-    world, chance = scene.world, scene.sequence_logp(scene.behaviour).exp()
-    earned = torch.zeros(len(scene.features), world.words, dtype=chance.dtype)
-    place = (world.prefix[world.mask], world.tokens[world.mask])
-    of_row = (chance * scene.reward)[:, None].expand(world.mask.shape)[world.mask]
-    earned.index_put_(place, of_row, accumulate=True)  # P(prefix, word)·E[reward | prefix, word]
+    """Reward expected when one token is drawn from the policy, the others from the behaviour (TRPO)."""
+    world, probability = scene.world, scene.sequence_logp(scene.behaviour).exp()
+    earned = torch.zeros(len(scene.features), world.vocabulary, dtype=probability.dtype)
+    index = (world.prefix[world.mask], world.tokens[world.mask])
+    of_row = (probability * scene.reward)[:, None].expand(world.mask.shape)[world.mask]
+    earned.index_put_(index, of_row, accumulate=True)  # P(prefix, token)·E[reward | prefix, token]
     p, behaviour = scene.log_probs(parameters), scene.log_probs(scene.behaviour)
     return ((p - behaviour).exp() * earned).sum()

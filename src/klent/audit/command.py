@@ -1,18 +1,18 @@
-"""``klent audit``: certificates on the command line."""
+"""``klent audit``: parse a target and its settings, certify it, print the certificate."""
 
 import importlib
 import json as json_format
-from collections.abc import Callable
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from klent.audit.call import LossProblem, wire
-from klent.audit.certificate import Certificate, Finding, certify
+from klent.audit.call import LossFunction, LossProblem, wire
+from klent.audit.certificate import Certificate, Match, certify
 from klent.audit.peers import PEERS, PeerAudit, audit_peer
 from klent.audit.rewards import in_reward
 from klent.audit.words import nearest, qualities, sentence, short, title
@@ -28,14 +28,14 @@ FORMS = (
 
 
 def audit_command(target: str, settings: list[str], json: bool, picture: Path | None) -> int:
-    """Certify a loss, or the losses of an installed package, and print what was found.
+    """Certify a loss, or the losses of an installed package, and print the certificates.
 
     Args:
         target: ``path/to/file.py:function`` (the file is executed), ``module:function``, the name of a
             function of ``klent.objectives``, or a package: ``trl``, ``verl``.
         settings: ``key=value`` for the loss, or for the package's configuration; values are YAML.
         json: print one JSON object instead of tables.
-        picture: where to draw the gradient field on the 3-simplex; svg, png or pdf.
+        picture: file for a drawing of the gradient field on the 3-simplex; svg, png or pdf.
 
     Returns:
         Exit status: 0, or 1 if a loss could not be audited.
@@ -69,13 +69,13 @@ def audit_command(target: str, settings: list[str], json: bool, picture: Path | 
     return int(certificate.problem is not None)
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
+def parse_settings(settings: list[str]) -> dict[str, object]:
     """``key=value`` strings as a dict, values read as YAML 1.2.
 
     >>> parse_settings(["coef=1e-3", "divergence=forward"])
     {'coef': 0.001, 'divergence': 'forward'}
     """
-    values = {}
+    values: dict[str, object] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.isidentifier():
@@ -87,8 +87,8 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return values
 
 
-def find_loss(target: str) -> tuple[Callable[..., Any], bool]:
-    """The function that a target names, and whether it is a reward, turned into its policy gradient."""
+def find_loss(target: str) -> tuple[LossFunction, bool]:
+    """The function that a target names, and whether it is a reward (then its policy gradient loss)."""
     module, colon, name = target.rpartition(":")
     if ".py:" in target:
         return resolve(target), False
@@ -115,7 +115,7 @@ def show(certificate: Certificate, console: Console, *, as_reward: bool = False)
         return
     console.print(f"reads {', '.join(certificate.reads)}", style="dim")
     console.print()
-    console.print(_findings(certificate))
+    console.print(_matches(certificate))
     console.print()
     console.print(_cosines(certificate))
     console.print()
@@ -129,7 +129,7 @@ def show(certificate: Certificate, console: Console, *, as_reward: bool = False)
 
 
 def show_peer(audit: PeerAudit, console: Console) -> None:
-    """Print the certificates of a package, a line each."""
+    """Print the certificates of a package, one line each."""
     console.print(Text(f"{audit.package} {audit.version}", style="bold"))
     table = _table("loss", "on-policy", "off-policy", "pull to ref")
     for certificate in audit.certificates:
@@ -151,17 +151,17 @@ def show_peer(audit: PeerAudit, console: Console) -> None:
                 console.print(f"  {note}")
 
 
-def _findings(certificate: Certificate) -> Table:
+def _matches(certificate: Certificate) -> Table:
     table = _table("", "follows", "which says that it", "relative error", "variance", "for one token")
-    for where, finding in (("on-policy", certificate.on_policy), ("off-policy", certificate.off_policy)):
-        known = finding.follows not in ("unknown", "zero")
+    for case, match in (("on-policy", certificate.on_policy), ("off-policy", certificate.off_policy)):
+        named = match.follows not in ("unknown", "zero")
         table.add_row(
-            where,
-            Text(short(finding), style="green" if known else "yellow"),
-            sentence(finding),
-            f"{finding.relative_error:.1e}",
-            f"{finding.variance:.3g}",
-            short(finding.one_position),
+            case,
+            Text(short(match), style="green" if named else "yellow"),
+            sentence(match),
+            f"{match.relative_error:.1e}",
+            f"{match.variance:.3g}",
+            short(match.one_position),
         )
     return table
 
@@ -172,14 +172,13 @@ def _cosines(certificate: Certificate) -> Table:
         column.justify = "right"
     on, off = certificate.on_policy.cosine, certificate.off_policy.cosine
     for name in (*on, *(name for name in off if name not in on)):
-        table.add_row(
-            name, *(f"{c[name]:.4f}" if name in c and c[name] == c[name] else "-" for c in (on, off))
-        )
+        cosines = (side.get(name, math.nan) for side in (on, off))
+        table.add_row(name, *("-" if math.isnan(cosine) else f"{cosine:.4f}" for cosine in cosines))
     return table
 
 
-def _or_nearest(finding: Finding) -> str:
-    return f"unknown, near {nearest(finding.cosine)}" if finding.follows == "unknown" else short(finding)
+def _or_nearest(match: Match) -> str:
+    return f"unknown, near {nearest(match.cosine)}" if match.follows == "unknown" else short(match)
 
 
 def _table(*columns: str) -> Table:
@@ -189,23 +188,22 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _imported(module: str, name: str) -> Callable[..., Any]:
+def _imported(module: str, name: str) -> LossFunction:
     try:
-        found = getattr(importlib.import_module(module), name)
+        function: object = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{module}:{name}: {error}; {FORMS}") from error
-    if not callable(found):
+    if not callable(function):
         raise ConfigError(f"{module}:{name} is not a function")
-    function: Callable[..., Any] = found
     return function
 
 
-def _draw(loss: Callable[..., Any], values: dict[str, Any], certificate: Certificate, picture: Path) -> None:
+def _draw(loss: LossFunction, values: dict[str, object], certificate: Certificate, picture: Path) -> None:
     from klent.audit.picture import draw
 
     wired = wire(loss, values)
     rows = 2 if certificate.completions == "2" else None
     try:
-        draw(type(wired)(wired.function, wired.settings, wired.wiring, rows), certificate, picture)
+        draw(replace(wired, rows=rows), certificate, picture)
     except LossProblem as problem:
         raise ConfigError(f"no picture: {certificate.target} {problem} somewhere on the simplex") from problem

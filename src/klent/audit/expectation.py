@@ -1,4 +1,4 @@
-"""What a loss does in expectation: its gradient at every sample, weighed by how often that sample comes."""
+"""The expected gradient of a loss: the gradients at all samples, weighted by their probabilities."""
 
 import itertools
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from klent.audit.worlds import Sample, Scene, sample
 
 @dataclass(frozen=True)
 class Expectation:
-    """The mean of a loss's gradient, and how it scatters.
+    """The mean of the gradient of a loss, and its variance.
 
     Attributes:
-        gradient: expected gradient of a completion's loss, summed over its tokens, ``[P]``.
-        variance: of one completion's gradient about that mean, summed over parameters.
-        scale: root mean square norm of one completion's gradient.
-        dtype: of the loss.
+        gradient: expected gradient of the loss of a completion, summed over its tokens, ``[P]``.
+        variance: variance of the gradient of one completion, summed over parameters.
+        scale: root mean square norm of the gradient of one completion.
+        dtype: dtype of the loss.
     """
 
     gradient: Tensor
@@ -41,7 +41,7 @@ def expected_gradient(loss: Loss, scene: Scene) -> Expectation:
         kind = "NaN" if gradients.isnan().any() else "inf"
         raise LossProblem(f"has a gradient that is {kind}, though its values are finite")
     mean = weight @ gradients
-    size = 2 if loss.rows == 2 else 1  # the mean of two scatters half as much as one
+    size = 2 if loss.rows == 2 else 1  # the mean of two has half the variance of one
     variance = (weight @ (gradients - mean).square().sum(dim=1)).item() * size
     return Expectation(mean, variance, (variance + mean.square().sum().item()) ** 0.5, dtype)
 
@@ -54,20 +54,20 @@ def _rows(loss: Loss, listed: Sample) -> tuple[Tensor, Tensor, torch.dtype]:
 def _pairs(loss: Loss, listed: Sample) -> tuple[Tensor, Tensor, torch.dtype]:
     """Gradient of the mean loss of two completions, for each pair of them."""
     pairs = list(itertools.product(range(len(listed.probability)), repeat=2))
-    found = [
+    pair_slopes = [
         loss.slopes({name: stream[list(pair)] for name, stream in listed.streams.items()}) for pair in pairs
     ]
     index = torch.tensor(pairs)
     gradients = sum(
         _in_parameters(
-            _take(listed, index[:, place]),
-            torch.stack([slopes.logp[place] for slopes in found]),
-            torch.stack([slopes.entropy[place] for slopes in found]),
+            _take(listed, index[:, member]),
+            torch.stack([slopes.logp[member] for slopes in pair_slopes]),
+            torch.stack([slopes.entropy[member] for slopes in pair_slopes]),
         )
-        for place in (0, 1)
+        for member in (0, 1)
     )
     assert isinstance(gradients, Tensor)
-    return gradients / 2, listed.probability[index].prod(dim=1), found[0].dtype
+    return gradients / 2, listed.probability[index].prod(dim=1), pair_slopes[0].dtype
 
 
 def _in_parameters(listed: Sample, logp: Tensor, entropy: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a gradient to a statement: which candidate is it, with which coefficient?"""
+"""From a gradient to a statement: which candidates it is made of, with which coefficients."""
 
 import itertools
 import math
@@ -9,9 +9,9 @@ from torch import Tensor
 
 #: relative error below which a gradient is what the statement says, for a loss computed in float64
 EXACT = 1e-6
-#: the same for a loss that computes in less, whatever it is given
+#: the same for a loss that computes in a smaller dtype
 ROUNDED = 1e-4
-#: candidates in a combination; a gradient that needs more is called unknown
+#: largest number of candidates in a combination; a gradient that needs more is unknown
 MOST = 4
 
 
@@ -22,9 +22,9 @@ class Statement:
     Attributes:
         follows: a candidate's name, ``combination``, ``zero`` or ``unknown``.
         coefficients: candidate -> weight with which the loss minimises it; negative is maximising.
-        relative_error: what the statement leaves unexplained, over the gradient's norm; for ``zero`` the
-            gradient's norm over that of a single sample; for ``unknown`` what the nearest candidate leaves.
-        prefixes: whose prefixes the candidates named token by token run over, ``policy`` or ``behaviour``.
+        relative_error: norm of the unexplained part over the norm of the gradient; for ``zero`` the norm of
+            the gradient over that of a single sample; for ``unknown`` what the nearest candidate leaves.
+        prefixes: the policy whose prefixes token-by-token candidates run over, ``policy`` or ``behaviour``.
     """
 
     follows: str
@@ -39,7 +39,7 @@ def fit(gradient: Tensor, scale: float, candidates: dict[str, Tensor], tolerance
     Args:
         gradient: the expected gradient in every draw, joined, ``[M]``.
         scale: norm of a single sample's gradient (root mean square), which zero is measured against.
-        candidates: name -> the candidate's gradient in the same draws, ``[M]``.
+        candidates: name -> gradient of the candidate in the same draws, ``[M]``.
         tolerance: largest relative error of a statement.
     """
     norm = gradient.norm().item()
@@ -59,16 +59,16 @@ def fit(gradient: Tensor, scale: float, candidates: dict[str, Tensor], tolerance
 
 
 def cosines(gradient: Tensor, candidates: dict[str, Tensor]) -> dict[str, float]:
-    """Between the gradient and each candidate's; NaN where one of the two is zero."""
-    found: dict[str, float] = {}
+    """Cosine between the gradient and that of each candidate; NaN where one of the two is zero."""
+    result: dict[str, float] = {}
     for name, candidate in candidates.items():
         norms = (gradient.norm() * candidate.norm()).item()
-        found[name] = (gradient @ candidate).item() / norms if norms > 0 else math.nan
-    return found
+        result[name] = (gradient @ candidate).item() / norms if norms > 0 else math.nan
+    return result
 
 
 def _fewest(gradient: Tensor, candidates: dict[str, Tensor], tolerance: float) -> list[str]:
-    """The smallest set of candidates, of at most ``MOST``, that explains the gradient; else nothing.
+    """The smallest set of at most ``MOST`` candidates that explains the gradient; else an empty list.
 
     Every set is tried. The span of all candidates together is small, so the search is done within it.
     """
@@ -84,8 +84,8 @@ def _fewest(gradient: Tensor, candidates: dict[str, Tensor], tolerance: float) -
         sets = list(itertools.combinations(range(len(names)), size))
         columns = inside[:, torch.tensor(sets)].movedim(1, 0)
         weights = torch.linalg.lstsq(columns, goal.expand(len(sets), -1)[..., None]).solution
-        left = (columns @ weights)[..., 0].sub(goal).norm(dim=1)
-        fitting = (left <= tolerance * goal.norm()).nonzero()
+        residuals = (columns @ weights)[..., 0].sub(goal).norm(dim=1)
+        fitting = (residuals <= tolerance * goal.norm()).nonzero()
         if len(fitting):
             return [names[index] for index in sets[int(fitting[0])]]
     return []
@@ -101,7 +101,7 @@ def _leftover(gradient: Tensor, candidates: dict[str, Tensor], names: list[str])
 def _statement(gradient: Tensor, candidates: dict[str, Tensor], names: list[str]) -> Statement:
     solution, error = _leftover(gradient, candidates, names)
     plain = [name.removesuffix("@behaviour") for name in names]
-    if len(set(plain)) < len(plain):  # the same functional over both kinds of prefixes: keep them apart
+    if len(set(plain)) < len(plain):  # the same functional over both kinds of prefixes: keep the suffix
         plain = names
     met = any(name.endswith("@behaviour") or name == "expected_reward_token" for name in names)
     prefixes = "behaviour" if met else "policy"

@@ -1,42 +1,51 @@
-"""Every place where a KL penalty is put, and klent's objectives, as losses to be audited side by side."""
+"""Every place where a KL penalty is put, and the objectives of klent, as losses to compare in an audit."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from klent import objectives as O
+from klent.audit.call import LossFunction
 from klent.audit.certificate import Certificate, certify
 from klent.audit.rewards import in_reward
+
+Estimator = Literal["k1", "k2", "k3"]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A loss and what to call it.
+    """A loss with its settings and a name.
 
     Attributes:
-        name: as a table shows it.
-        loss: what `certify` takes.
-        settings: its keyword arguments.
+        name: its name in tables.
+        loss: the argument of `certify`.
+        settings: keyword arguments of the loss.
     """
 
     name: str
-    loss: Callable[..., Any]
-    settings: tuple[tuple[str, Any], ...] = ()
+    loss: LossFunction
+    settings: tuple[tuple[str, object], ...] = ()
 
     def certificate(self) -> Certificate:
+        """The certificate of the loss with these settings."""
         return certify(self.loss, **dict(self.settings))
 
 
-def plain(logp: Tensor, logp_ref: Tensor, mask: Tensor, *, estimator: Any) -> Tensor:
+def plain(logp: Tensor, logp_ref: Tensor, mask: Tensor, *, estimator: Estimator) -> Tensor:
     """The estimator as a loss, as if the policy had just sampled the tokens."""
     return O.kl_estimate(logp, logp_ref, estimator=estimator)
 
 
 def weighted(
-    logp: Tensor, logp_old: Tensor, logp_ref: Tensor, mask: Tensor, *, estimator: Any, differentiated: bool
+    logp: Tensor,
+    logp_old: Tensor,
+    logp_ref: Tensor,
+    mask: Tensor,
+    *,
+    estimator: Estimator,
+    differentiated: bool,
 ) -> Tensor:
     """The estimator times each token's ratio, which is differentiated or taken as a number."""
     log_ratio = torch.where(mask, logp - logp_old, 0.0)
@@ -44,7 +53,7 @@ def weighted(
     return log_ratio.exp() * O.kl_estimate(logp, logp_ref, estimator=estimator)
 
 
-def penalty(logp: Tensor, logp_ref: Tensor, mask: Tensor, *, estimator: Any) -> Tensor:
+def penalty(logp: Tensor, logp_ref: Tensor, mask: Tensor, *, estimator: Estimator) -> Tensor:
     """The estimator as a cost per token; `in_reward` makes a loss of it."""
     return -O.kl_estimate(logp, logp_ref, estimator=estimator)
 
@@ -73,7 +82,7 @@ def kl_cov(logp: Tensor, logp_old: Tensor, advantage: Tensor, mask: Tensor) -> O
     return O.kl_cov(logp, logp_old, advantage, mask, penalised=penalised)
 
 
-def _of(name: str, loss: Callable[..., Any], **settings: Any) -> Placement:
+def _of(name: str, loss: LossFunction, **settings: object) -> Placement:
     return Placement(name, loss, tuple(settings.items()))
 
 

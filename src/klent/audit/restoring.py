@@ -17,16 +17,16 @@ NOISE = {torch.float64: 1e-12}
 
 
 def restoring_stiffness(loss: Loss) -> float:
-    """The pull towards the reference per unit of distance, close to it; the KL's own is 1.
+    """The pull towards the reference per unit of distance, close to it; that of the KL is 1.
 
         k(ε) = u·[g(ref + εu; ref) - g(ref + εu; ref + εu)] / (ε·uᵀFu)
 
-    ``g`` is the expected gradient on-policy, ``F`` the Fisher information. What the loss would do anyway,
-    with a reference equal to the policy, is subtracted, so that a reward or an entropy term does not count.
+    ``g`` is the expected gradient on-policy, ``F`` the Fisher information. The gradient for a reference equal
+    to the policy is subtracted, so that a reward or an entropy term does not count.
 
     Returns:
         The smallest k over several directions u. 0 if for one of them k falls with ε (a force of second
-        order or higher) or is not positive; inf if for all of them it grows (a force that does not fade).
+        order or higher) or is not positive; inf if k grows for all of them (a force that does not fade).
     """
     if "logp_ref" not in loss.reads:
         return 0.0
@@ -43,10 +43,10 @@ def restoring_stiffness(loss: Loss) -> float:
 def _pull(loss: Loss, scene: Scene, direction: Tensor, distance: float) -> float:
     moved = scene.reference + distance * direction
     away = replace(scene, policy=moved, behaviour=moved)
-    there = replace(away, reference=moved)
-    here = expected_gradient(loss, away)
-    force = here.gradient - expected_gradient(loss, there).gradient
-    if force.norm().item() <= NOISE.get(here.dtype, 1e-7) * here.scale:
+    without_pull = replace(away, reference=moved)
+    total = expected_gradient(loss, away)
+    force = total.gradient - expected_gradient(loss, without_pull).gradient
+    if force.norm().item() <= NOISE.get(total.dtype, 1e-7) * total.scale:
         return 0.0
     listed = sample(away)
     score = listed.score.sum(dim=1)

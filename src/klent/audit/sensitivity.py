@@ -1,4 +1,4 @@
-"""What a loss should not depend on (padding, how a batch is cut, the dtype), and if it changes inputs."""
+"""Whether a loss depends on what it should not (padding, batch split, dtype), or changes its inputs."""
 
 import math
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ Streams = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How a loss reacts to what should not matter.
+    """How a loss reacts to changes that should not matter.
 
     Attributes:
         padding: ``ignored``; ``nan`` if a NaN off the mask reaches the gradient, though other values there do
             not matter; ``read`` if other values, or more padding, change the gradient of a token on the mask.
         split: ``additive`` if the completions of a batch can be passed in any number of parts,
-            ``dependent`` if one completion's gradient depends on the others in the call.
+            ``dependent`` if the gradient of a completion depends on the others in the call.
         random: two calls on the same numbers differ.
         changed: inputs that it overwrites.
         float32: relative error of its gradient when computed in float32, against float64 at the same
             numbers; NaN if that fails.
         bfloat16: the same for bfloat16.
-        dtype: what it returns for float64, if that is not float64.
+        dtype: dtype of its result for float64 inputs, if that is not float64.
     """
 
     padding: Literal["ignored", "nan", "read"]
@@ -44,7 +44,7 @@ class Sensitivity:
 
 
 def sensitivity(loss: Loss, scene: Scene) -> Sensitivity:
-    """Call a loss on the completions of a scene with padding, and again with what should not matter changed.
+    """Call a loss on the completions of a scene with padding, and again with changes that should not matter.
 
     Raises:
         LossProblem: it cannot be evaluated at all.
@@ -71,22 +71,21 @@ def _padding(loss: Loss, streams: Streams, plain: Slopes) -> Literal["ignored", 
     }
     wider = {name: torch.nn.functional.pad(stream, (0, 2)) for name, stream in junk.items()}
     for changed in (junk, wider):
-        found = _try(loss, changed)
-        width = plain.logp.shape[1]
-        if found is None or not _close(plain, _on_mask(found, streams["mask"], width)):
+        slopes = _try(loss, changed)
+        if slopes is None or not _close(plain, _cut(slopes, plain.logp.shape[1])):
             return "read"
     missing = {name: _off_mask(streams, stream, math.nan) for name, stream in streams.items()}
-    found = _try(loss, missing)
-    return "ignored" if found is not None and _close(plain, found) else "nan"
+    slopes = _try(loss, missing)
+    return "ignored" if slopes is not None and _close(plain, slopes) else "nan"
 
 
 def _split(loss: Loss, streams: Streams, plain: Slopes) -> Literal["additive", "dependent"]:
     """Each row alone, in the original order, against all rows at once; then the first two together."""
     count = len(streams["mask"])
     for parts in ([slice(n, n + 1) for n in range(count)], [slice(0, 2), slice(2, count)]):
-        found = [_try(loss, {name: stream[part] for name, stream in streams.items()}) for part in parts]
-        slopes = [part for part in found if part is not None]
-        if len(slopes) < len(found):
+        results = [_try(loss, {name: stream[part] for name, stream in streams.items()}) for part in parts]
+        slopes = [result for result in results if result is not None]
+        if len(slopes) < len(results):
             return "dependent"
         joined = replace(
             plain, logp=torch.cat([s.logp for s in slopes]), entropy=torch.cat([s.entropy for s in slopes])
@@ -99,18 +98,18 @@ def _split(loss: Loss, streams: Streams, plain: Slopes) -> Literal["additive", "
 def _rounding(loss: Loss, streams: Streams, dtype: torch.dtype) -> float:
     low = {name: s.to(dtype) if s.is_floating_point() else s for name, s in streams.items()}
     same = {name: s.double() if s.is_floating_point() else s for name, s in low.items()}
-    found, exact = _try(loss, low), _try(loss, same)
-    if found is None or exact is None:
+    rounded, exact = _try(loss, low), _try(loss, same)
+    if rounded is None or exact is None:
         return math.nan
-    return _distance(exact, replace(found, logp=found.logp.double(), entropy=found.entropy.double()))
+    return _distance(exact, replace(rounded, logp=rounded.logp.double(), entropy=rounded.entropy.double()))
 
 
 def _off_mask(streams: Streams, stream: Tensor, value: float) -> Tensor:
     return stream if stream.dtype == torch.bool else stream.masked_fill(~streams["mask"], value)
 
 
-def _on_mask(slopes: Slopes, mask: Tensor, width: int) -> Slopes:
-    """Slopes on the mask alone; a gradient at padding is what makes padding read."""
+def _cut(slopes: Slopes, width: int) -> Slopes:
+    """The first ``width`` positions."""
     return replace(slopes, logp=slopes.logp[:, :width], entropy=slopes.entropy[:, :width])
 
 
@@ -126,7 +125,7 @@ def _close(one: Slopes, other: Slopes) -> bool:
 
 
 def _distance(one: Slopes, other: Slopes) -> float:
-    """Largest relative to the largest slope; NaN in either is infinitely far."""
+    """Largest difference relative to the largest slope; inf if either has a NaN."""
     expected = torch.stack([one.logp, one.entropy])
     gap = (expected - torch.stack([other.logp, other.entropy])).abs().max().item()
     largest = expected.abs().max().item()

@@ -1,6 +1,6 @@
 """Writes the tables of ``docs/audit.md``: ``python -m klent.audit.table``.
 
-A table stands between two comments that name it. Those of other packages need them installed.
+Each table is between two comments that name it. Tables of other packages need those packages installed.
 """
 
 import re
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from klent.audit.certificate import Certificate, Finding
+from klent.audit.certificate import Certificate, Match
 from klent.audit.peers import PEERS, audit_peer
 from klent.audit.placements import KL_PLACEMENTS, OBJECTIVES, Placement
 from klent.audit.words import nearest, short
@@ -19,7 +19,7 @@ HEAD = ("on-policy", "off-policy", "off-policy, one token", "variance", "pull")
 
 
 def own_tables() -> dict[str, str]:
-    """The tables of what is in this package, by name."""
+    """The tables of klent itself, by name."""
     return {"placements": _placements(KL_PLACEMENTS), "objectives": _placements(OBJECTIVES)}
 
 
@@ -35,32 +35,32 @@ def peer_table(package: str) -> str:
 
 
 def markdown(rows: Sequence[tuple[str, Certificate]]) -> str:
-    """Certificates as a table, a row each."""
+    """Certificates as a table, one row per certificate."""
     lines = [f"| loss | {' | '.join(HEAD)} |", f"|---|{'---|' * len(HEAD)}"]
-    for name, known in rows:
-        if known.problem is not None:
-            lines.append(f"| {name} | {known.problem} |{' |' * (len(HEAD) - 1)}")
+    for name, certificate in rows:
+        if certificate.problem is not None:
+            lines.append(f"| {name} | {certificate.problem} |{' |' * (len(HEAD) - 1)}")
             continue
-        off = known.off_policy
+        off = certificate.off_policy
         cells = (
-            _cell(known.on_policy),
+            _cell(certificate.on_policy),
             _cell(off),
             f"`{short(off.one_position)}`" if off.one_position.follows != "unknown" else "-",
-            f"{known.on_policy.variance:.3g}",
-            "yes" if known.restoring_force else "-",
+            f"{certificate.on_policy.variance:.3g}",
+            "yes" if certificate.restoring_force else "-",
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def replace_table(page: str, name: str, table: str) -> str:
-    """A page with the table between ``<!-- table: name -->`` and ``<!-- end -->`` exchanged.
+    """A page with the table between ``<!-- table: name -->`` and ``<!-- end -->`` replaced.
 
     >>> replace_table("<!-- table: x -->\\nold\\n<!-- end -->", "x", "new")
     '<!-- table: x -->\\nnew\\n<!-- end -->'
     """
     pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.S)
-    changed, count = pattern.subn(lambda found: found[1] + table + found[2], page)
+    changed, count = pattern.subn(lambda match: match[1] + table + match[2], page)
     if count != 1:
         raise ValueError(f"the page has {count} tables named {name}, expected 1")
     return changed
@@ -81,13 +81,13 @@ def main(path: Path) -> None:
 
 
 def _placements(placements: tuple[Placement, ...]) -> str:
-    return markdown([(each.name, each.certificate()) for each in placements])
+    return markdown([(placement.name, placement.certificate()) for placement in placements])
 
 
-def _cell(finding: Finding) -> str:
-    if finding.follows == "unknown":
-        return f"unknown; nearest {nearest(finding.cosine)}"
-    return f"`{short(finding)}`"
+def _cell(match: Match) -> str:
+    if match.follows == "unknown":
+        return f"unknown; nearest {nearest(match.cosine)}"
+    return f"`{short(match)}`"
 
 
 if __name__ == "__main__":

@@ -1,28 +1,28 @@
-"""Certificates in words."""
+"""Certificates as text."""
 
 import math
 from collections.abc import Mapping
 
 from klent.audit.candidates import MEANING
-from klent.audit.certificate import Certificate, Finding
+from klent.audit.certificate import Certificate, Match
 from klent.audit.fit import Statement
 
 
-def sentence(known: Finding | Statement) -> str:
+def sentence(statement: Match | Statement) -> str:
     """What a statement says: ``minimises KL(policy ‖ reference), token by token``."""
-    if known.follows == "zero":
+    if statement.follows == "zero":
         return "nothing: the mean gradient is zero"
-    if known.follows == "unknown":
+    if statement.follows == "unknown":
         return "none of the listed objectives"
-    return "; ".join(_term(name, weight) for name, weight in known.coefficients.items())
+    return "; ".join(_term(name, weight) for name, weight in statement.coefficients.items())
 
 
-def short(known: Finding | Statement) -> str:
+def short(statement: Match | Statement) -> str:
     """A statement in one cell of a table: ``0.3 reverse_kl_token - 0.1 entropy``."""
-    if not known.coefficients:
-        return known.follows
+    if not statement.coefficients:
+        return statement.follows
     text = ""
-    for name, weight in known.coefficients.items():
+    for name, weight in statement.coefficients.items():
         size = "" if _number(abs(weight)) == "1" else f"{_number(abs(weight))} "
         sign = (" - " if weight < 0 else " + ") if text else ("-" if weight < 0 else "")
         text += f"{sign}{size}{name}"
@@ -36,33 +36,33 @@ def title(certificate: Certificate) -> str:
 
 
 def nearest(cosine: Mapping[str, float]) -> str:
-    """The candidate that points most nearly where the loss does, ``reverse_kl (cosine 0.981)``."""
-    known = {name: value for name, value in cosine.items() if value == value}
-    if not known:
+    """The candidate with the largest absolute cosine, ``reverse_kl (cosine 0.981)``."""
+    defined = {name: value for name, value in cosine.items() if not math.isnan(value)}
+    if not defined:
         return "-"
-    name = max(known, key=lambda key: abs(known[key]))
-    return f"{name} (cosine {known[name]:.3f})"
+    name = max(defined, key=lambda key: abs(defined[key]))
+    return f"{name} (cosine {defined[name]:.3f})"
 
 
 def describe(certificate: Certificate) -> str:
-    """A certificate as plain text, a line for each thing known."""
+    """A certificate as plain text, one line per property."""
     lines = [f"certificate of {title(certificate)}"]
     if certificate.problem is not None:
         return "\n".join([*lines, f"  problem     {certificate.problem}"])
-    for where, finding in (("on-policy", certificate.on_policy), ("off-policy", certificate.off_policy)):
-        lines.append(f"  {where:<11} {short(finding)}: {sentence(finding)}")
-        detail = f"nearest: {nearest(finding.cosine)}" if finding.follows == "unknown" else ""
-        error = f"relative error {finding.relative_error:.1e}, variance {finding.variance:.3g}"
+    for case, match in (("on-policy", certificate.on_policy), ("off-policy", certificate.off_policy)):
+        lines.append(f"  {case:<11} {short(match)}: {sentence(match)}")
+        detail = f"nearest: {nearest(match.cosine)}" if match.follows == "unknown" else ""
+        error = f"relative error {match.relative_error:.1e}, variance {match.variance:.3g}"
         lines.append(f"  {'':<11} {'; '.join(part for part in (error, detail) if part)}")
-        lines.append(f"  {'':<11} for one token: {short(finding.one_position)}")
+        lines.append(f"  {'':<11} for one token: {short(match.one_position)}")
     lines += [f"  {name:<11} {value}" for name, value in qualities(certificate)]
     return "\n".join([*lines, *(f"  note        {note}" for note in certificate.notes)])
 
 
 def qualities(certificate: Certificate) -> list[tuple[str, str]]:
-    """What a loss does besides, as (what, in words)."""
-    known = certificate.sensitivity
-    if known is None:
+    """Further properties of a loss, as (name, in words)."""
+    sensitivity = certificate.sensitivity
+    if sensitivity is None:
         return []
     pull = "none of first order"
     if certificate.restoring_force:
@@ -74,14 +74,14 @@ def qualities(certificate: Certificate) -> list[tuple[str, str]]:
         "ignored": "ignored",
         "nan": "ignored, but a NaN there reaches the gradient",
         "read": "READ: values off the mask change the gradient on it",
-    }[known.padding]
-    split = {"additive": "any", "dependent": "changes the gradient"}[known.split]
-    rounding = f"float32 {_rounding(known.float32)}, bfloat16 {_rounding(known.bfloat16)}"
+    }[sensitivity.padding]
+    split = {"additive": "any", "dependent": "changes the gradient"}[sensitivity.split]
+    rounding = f"float32 {_rounding(sensitivity.float32)}, bfloat16 {_rounding(sensitivity.bfloat16)}"
     return [
         ("pull to ref", pull),
         ("padding", padding),
         ("batch split", split),
-        ("inputs", f"CHANGED: {', '.join(known.changed)}" if known.changed else "left alone"),
+        ("inputs", f"CHANGED: {', '.join(sensitivity.changed)}" if sensitivity.changed else "left alone"),
         ("rounding", rounding),
     ]
 
@@ -97,4 +97,4 @@ def _number(value: float) -> str:
 
 
 def _rounding(error: float) -> str:
-    return f"{error:.0e}" if error == error else "fails"
+    return f"{error:.0e}" if not math.isnan(error) else "fails"

@@ -1,35 +1,28 @@
-"""The ledger of claims: one small file each; experiment, control, and a verdict by the figures."""
+"""The ledger of claims: one small file per claim, with an experiment, a control and a computed verdict."""
 
-from klent.claims import (
+from klent.claims.claim import Claim, Figure, Subject, Verdict
+from klent.claims.entropy import (
     collision,
     covariance_methods,
-    cross_entropy,
-    dpo_optimum,
     eighty_twenty,
     entropy_covariance,
-    entropy_minimisation,
+    rare_actions,
+    reward_entropy_law,
+)
+from klent.claims.kl import (
+    cross_entropy,
     gaussian,
     k1_loss,
     k1_reward,
     k2_loss,
     k3_loss,
-    majority_vote,
-    mixture_chernoff,
-    mixture_efficiency,
-    mixture_expansion,
-    mixture_family,
-    mixture_robust,
-    mixture_snr,
     positive_reward,
-    ppl_conditions,
-    qsft_fixed_point,
-    qsft_uniform,
-    rare_actions,
-    reward_entropy_law,
-    semantic_thresholds,
     token_ratio,
 )
-from klent.claims.claim import Claim, Figure, Verdict
+from klent.claims.mixture import chernoff, efficiency, expansion, family, robust, snr
+from klent.claims.preference import dpo_optimum, ppl_conditions
+from klent.claims.qsft import fixed_point, uniform
+from klent.claims.unlabeled import entropy_minimisation, majority_vote, semantic_thresholds
 
 CLAIMS: tuple[Claim, ...] = (
     k1_reward.CLAIM,
@@ -40,8 +33,8 @@ CLAIMS: tuple[Claim, ...] = (
     token_ratio.CLAIM,
     gaussian.CLAIM,
     dpo_optimum.CLAIM,
-    qsft_fixed_point.CLAIM,
-    qsft_uniform.CLAIM,
+    fixed_point.CLAIM,
+    uniform.CLAIM,
     cross_entropy.CLAIM,
     entropy_covariance.CLAIM,
     rare_actions.CLAIM,
@@ -56,12 +49,22 @@ CLAIMS: tuple[Claim, ...] = (
     entropy_minimisation.SHIFT,
     entropy_minimisation.ORDER,
     ppl_conditions.CLAIM,
-    mixture_expansion.CLAIM,
-    mixture_robust.CLAIM,
-    mixture_family.CLAIM,
-    mixture_chernoff.CLAIM,
-    mixture_snr.CLAIM,
-    mixture_efficiency.CLAIM,
+    expansion.CLAIM,
+    robust.CLAIM,
+    family.CLAIM,
+    chernoff.CLAIM,
+    snr.CLAIM,
+    efficiency.CLAIM,
 )
 
-__all__ = ["CLAIMS", "Claim", "Figure", "Verdict"]
+#: subject -> its title, in the order in which subjects are shown
+SUBJECTS: dict[Subject, str] = {
+    "kl": "KL divergence and its estimators",
+    "preference": "Learning from preferences",
+    "qsft": "Q-SFT",
+    "entropy": "Entropy",
+    "unlabeled": "Training without labels",
+    "mixture": "Sampling from a mixture of policy and teacher",
+}
+
+__all__ = ["CLAIMS", "SUBJECTS", "Claim", "Figure", "Subject", "Verdict"]

@@ -1,20 +1,22 @@
-"""What a claim is: a statement, an experiment beside its control, and a rule that judges the figures."""
+"""What a claim is: a statement, an experiment with its control, and a rule that judges the figures."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+from klent.kit.student import t_bound
+from klent.kit.threads import one_thread
 
 Word = Literal["holds", "holds when", "refuted"]
+Subject = Literal["kl", "preference", "qsft", "entropy", "unlabeled", "mixture"]
 
-#: an error below this is taken for the rounding of float64
+#: an error below this is the rounding of float64
 ROUNDING = 1e-9
 #: a number below this is shown as 0: the digits of a rounding error differ between machines
 _SHOWN = 1e-6
 #: every sampled experiment is repeated with these seeds
 SEEDS = range(5)
-#: Student's t for 95 % and ``len(SEEDS) - 1`` degrees of freedom
-_T95 = 2.776
 
 
 class Figure(NamedTuple):
@@ -28,6 +30,12 @@ class Figure(NamedTuple):
         if self.low is None or self.high is None:
             return number(self.value)
         return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+
+    def to_dict(self) -> dict[str, float]:
+        """The value, and the ends of the interval where there is one."""
+        if self.low is None or self.high is None:
+            return {"value": self.value}
+        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 Figures = Mapping[str, Figure]
@@ -51,19 +59,21 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the field and how it is tried.
+    """A statement of the field and how it is tested.
 
     Attributes:
         id: short name, for the command line.
-        statement: what is claimed, in the words of its source (translated).
-        source: who says so, and where.
+        subject: the subpackage that it belongs to; the page and the command group claims by it.
+        statement: what is claimed, in the terms of its source (translated).
+        source: the paper or the document of docs/sources.md that makes the claim, and where in it.
         experiment: what is measured.
-        control: what stands beside it, so that the figure means something.
+        control: what it is compared with, so that the figures mean something.
         measure: runs the experiment; deterministic.
-        judge: the verdict that figures lead to; a pure function, so that other figures lead to another.
+        judge: the verdict that follows from the figures; a pure function, so other figures can give another.
     """
 
     id: str
+    subject: Subject
     statement: str
     source: str
     experiment: str
@@ -72,32 +82,29 @@ class Claim:
     judge: Callable[[Figures], Judgement]
 
     def verdict(self) -> Verdict:
-        """Run the experiment and judge it."""
-        figures = self.measure()
+        """Run the experiment, on one thread, and judge its figures."""
+        with one_thread():
+            figures = self.measure()
         word, reason = self.judge(figures)
         return Verdict(word, reason, figures)
 
-    def to_dict(self, verdict: Verdict) -> dict[str, Any]:
+    def to_dict(self, verdict: Verdict) -> dict[str, object]:
         """The claim and its verdict, JSON-able."""
         return {
             "id": self.id,
+            "subject": self.subject,
             "statement": self.statement,
             "source": self.source,
             "experiment": self.experiment,
             "control": self.control,
             "verdict": verdict.word,
             "reason": verdict.reason,
-            "figures": {
-                name: {"value": f.value}
-                if f.low is None
-                else {"value": f.value, "low": f.low, "high": f.high}
-                for name, f in verdict.figures.items()
-            },
+            "figures": {name: figure.to_dict() for name, figure in verdict.figures.items()},
         }
 
 
 def number(value: float) -> str:
-    """Three significant digits, and 0 for what is below a millionth.
+    """Three significant digits, and 0 for anything below a millionth.
 
     Example:
         >>> number(0.123456), number(1234.6), number(3e-17), number(1.5e-5)
@@ -114,10 +121,10 @@ def number(value: float) -> str:
 
 def over_seeds(values: Sequence[float]) -> Figure:
     """The mean over ``SEEDS`` and the 95 % interval of that mean, by Student's t."""
-    n = len(values)
-    if n != len(SEEDS):
-        raise ValueError(f"{n} values, expected one for each of the {len(SEEDS)} seeds")
-    mean = math.fsum(values) / n
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = _T95 * deviation / math.sqrt(n)
+    count = len(values)
+    if count != len(SEEDS):
+        raise ValueError(f"{count} values, expected one for each of the {len(SEEDS)} seeds")
+    mean = math.fsum(values) / count
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = t_bound(0.05, count - 1) * deviation / math.sqrt(count)
     return Figure(mean, mean - half, mean + half)

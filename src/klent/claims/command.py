@@ -8,18 +8,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from klent.claims import CLAIMS, Claim, Verdict
+from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict
 from klent.errors import ConfigError
 
 _COLOURS = {"holds": "green", "holds when": "yellow", "refuted": "red"}
 
 
 def claims_command(ids: list[str], as_json: bool) -> int:
-    """Run the experiments behind claims and print what they say.
+    """Run the experiments of claims and print their verdicts.
 
     Args:
-        ids: which claims; none is all of them. One or a few are shown with every figure.
-        as_json: print one JSON list instead of a table.
+        ids: which claims, shown with every figure; an empty list is all of them, as a table by subject.
+        as_json: print one JSON list instead.
 
     Returns:
         Exit status, 0: a refuted claim is a result, not a failure.
@@ -49,13 +49,13 @@ def claims_command(ids: list[str], as_json: bool) -> int:
 def _find(name: str) -> Claim:
     by_id = {claim.id: claim for claim in CLAIMS}
     if name not in by_id:
-        near = get_close_matches(name, by_id, n=1, cutoff=0.0)
-        raise ConfigError(f"{name}: no such claim; the nearest is {near[0]}. All: {', '.join(by_id)}")
+        nearest = get_close_matches(name, by_id, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{name}: no such claim; the nearest is {nearest}. All: {', '.join(by_id)}")
     return by_id[name]
 
 
 def _run(claims: list[Claim]) -> list[tuple[Claim, Verdict]]:
-    """Every verdict, behind a bar on standard error."""
+    """Every verdict, with a progress bar on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results = []
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -73,8 +73,11 @@ def _table(results: list[tuple[Claim, Verdict]]) -> Table:
     table.add_column("verdict", no_wrap=True)
     table.add_column("statement", ratio=2)
     table.add_column("what the figures say", ratio=3)
-    for claim, verdict in results:
-        table.add_row(claim.id, _word(verdict), claim.statement, verdict.reason)
+    for subject, title in SUBJECTS.items():
+        table.add_row(Text(title, style="bold"))
+        for claim, verdict in results:
+            if claim.subject == subject:
+                table.add_row(claim.id, _word(verdict), claim.statement, verdict.reason)
     return table
 
 

@@ -1,4 +1,4 @@
-"""``klent audit`` and ``klent claims``: what a loss really follows, which statements of the field hold."""
+"""``klent audit`` and ``klent claims``: which objective a loss follows, which claims of the field hold."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,9 +27,10 @@ def audit(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Certify which divergence a loss really follows.
+    """Certify which divergence a loss follows.
 
-    Small worlds are enumerated exactly, on-policy and off-policy; nothing is sampled and nothing is trained.
+    Small worlds are enumerated exactly, on-policy and off-policy; nothing is sampled or trained. Arguments
+    may have the names that TRL and verl use.
 
     ```
     klent audit my_loss.py:loss beta=0.1
@@ -51,7 +52,8 @@ def claims(
 ) -> None:
     """Test statements of the field, each with its control.
 
-    Every claim is a small experiment that runs here and now; the verdict is computed from its figures.
+    Every claim is a small experiment that runs now; the verdict is computed from its figures. docs/sources.md
+    says who makes the claims.
 
     ```
     klent claims

@@ -1,9 +1,8 @@
-"""Certificates of other packages' losses: their installed code is called as it is, with its own defaults."""
+"""Certificates of the losses of other packages: their installed code is called with its own defaults."""
 
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from klent.audit.certificate import Certificate
 
@@ -15,16 +14,16 @@ class PeerAudit:
     """The certificates of one package.
 
     Attributes:
-        package: its name.
-        version: the installed one.
-        certificates: one for each loss.
+        package: name of the package.
+        version: installed version.
+        certificates: one per loss.
     """
 
     package: str
     version: str
     certificates: tuple[Certificate, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As nested dicts, lists, strings and numbers that JSON can hold."""
         return {
             "package": self.package,
@@ -33,18 +32,18 @@ class PeerAudit:
         }
 
 
-def audit_peer(package: str, settings: Mapping[str, Any] | None = None) -> PeerAudit:
+def audit_peer(package: str, settings: Mapping[str, object] | None = None) -> PeerAudit:
     """Audit the losses of an installed package.
 
     Args:
         package: one of ``PEERS``.
-        settings: of its configuration (TRL's ``GRPOConfig`` and ``RLOOConfig``, verl's ``ActorConfig``),
-            over its defaults.
+        settings: settings that replace the defaults of its configuration (TRL: ``GRPOConfig`` and
+            ``RLOOConfig``; verl: ``ActorConfig``).
 
     Raises:
         KlentError: it is not installed, or klent does not know this version.
         ConfigError: its configuration refuses a setting.
     """
     module = importlib.import_module(f"klent.audit.peers.{package}")
-    audit: Callable[[Mapping[str, Any]], PeerAudit] = module.audit
+    audit: Callable[[Mapping[str, object]], PeerAudit] = module.audit
     return audit(settings or {})

@@ -7,29 +7,30 @@ log-probabilities come from the auditor instead of a model. What is computed fro
 import importlib
 from collections import defaultdict
 from collections.abc import Mapping
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from klent.audit.call import STREAMS, Loss
+from klent.audit.call import Loss, LossFunction
 from klent.audit.certificate import Certificate, audit_loss
+from klent.audit.names import STREAMS
 from klent.audit.peers import PeerAudit
 from klent.audit.peers.linear import per_token
 from klent.errors import ConfigError, KlentError
 
 INSTALL = "pip install 'trl>=1.16'"
-#: weight of the KL term where the defaults leave it out
+#: weight of the KL term where the defaults omit it
 BETA = 0.04
 #: settings that let a configuration be made on any machine
 QUIET = {"output_dir": "unused", "report_to": "none", "bf16": False, "use_cpu": True}
 
 
-def audit(settings: Mapping[str, Any]) -> PeerAudit:
+def audit(settings: Mapping[str, object]) -> PeerAudit:
     """The certificates of GRPO and RLOO, as configured by default and with their KL term alone."""
     trl = load()
-    grpo = [
+    grpo: list[tuple[Mapping[str, object], bool]] = [
         (settings, False),
         ({"beta": BETA, **settings}, False),
         ({**settings, "beta": 1.0}, True),
@@ -44,11 +45,11 @@ def audit(settings: Mapping[str, Any]) -> PeerAudit:
     return PeerAudit("trl", trl.__version__, tuple(certificates))
 
 
-def load() -> Any:
+def load() -> ModuleType:
     """The installed TRL.
 
     Raises:
-        KlentError: there is none, or it cannot be imported.
+        KlentError: it is not installed, or cannot be imported.
     """
     try:
         trl = importlib.import_module("trl")
@@ -58,14 +59,14 @@ def load() -> Any:
     return trl
 
 
-def audit_grpo(trl: Any, settings: Mapping[str, Any], *, kl_alone: bool) -> Certificate:
+def audit_grpo(trl: ModuleType, settings: Mapping[str, object], *, kl_alone: bool) -> Certificate:
     """``GRPOTrainer._compute_loss``; with ``kl_alone`` on advantages of 0."""
     trainer = _bare(trl.GRPOTrainer, _config(trl.GRPOConfig, settings))
     shown = dict(settings)
     if kl_alone and hasattr(trainer.args, "use_bias_correction_kl"):
         shown.setdefault("use_bias_correction_kl", trainer.args.use_bias_correction_kl)
 
-    def loss(logp: Tensor, entropy: Tensor, mask: Tensor, **known: Tensor) -> Tensor:
+    def loss(logp: Tensor, entropy: Tensor, mask: Tensor, **streams: Tensor) -> Tensor:
         trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logp, entropy, None)
         ones = torch.ones_like(mask, dtype=torch.long)
         inputs = {
@@ -73,9 +74,9 @@ def audit_grpo(trl: Any, settings: Mapping[str, Any], *, kl_alone: bool) -> Cert
             "prompt_mask": ones[:, :1],
             "completion_ids": ones,
             "completion_mask": mask.long(),
-            "advantages": known["advantage"] * (not kl_alone),
-            "old_per_token_logps": known["logp_old"],
-            "ref_per_token_logps": known["logp_ref"],
+            "advantages": streams["advantage"] * (not kl_alone),
+            "old_per_token_logps": streams["logp_old"],
+            "ref_per_token_logps": streams["logp_ref"],
             "num_items_in_batch": torch.tensor(1.0),  # the divisor of the default loss: a sum over tokens
         }
         return per_token(trainer._compute_loss(None, inputs), logp, entropy)
@@ -83,23 +84,21 @@ def audit_grpo(trl: Any, settings: Mapping[str, Any], *, kl_alone: bool) -> Cert
     return audit_loss(_wired(loss), _title("GRPOTrainer", shown, kl_alone))
 
 
-def audit_rloo(trl: Any, settings: Mapping[str, Any], *, kl_alone: bool) -> Certificate:
+def audit_rloo(trl: ModuleType, settings: Mapping[str, object], *, kl_alone: bool) -> Certificate:
     """``RLOOTrainer``, from the rewards of two completions to the loss; ``kl_alone``: rewards of 0."""
     trainer = _bare(trl.RLOOTrainer, _config(trl.RLOOConfig, settings))
     trainer.num_generations = trainer.num_generations_eval = 2
 
-    def loss(logp: Tensor, entropy: Tensor, mask: Tensor, **known: Tensor) -> Tensor:
+    def loss(logp: Tensor, entropy: Tensor, mask: Tensor, **streams: Tensor) -> Tensor:
         length = int(mask.sum(dim=1).max())
         kept = slice(0, length)
         rows = [[1] * int(count) for count in mask.sum(dim=1)]
         trainer._generate = lambda prompts: ([[1]] * len(prompts), rows, [""] * len(prompts))
-        rewards = known["advantage"][:, :1] * (
-            not kl_alone
-        )  # a baseline of the group's makes any shift of it fall out
+        rewards = streams["advantage"][:, :1] * (not kl_alone)  # the baseline of the group cancels any shift
         trainer._calculate_rewards = lambda *_, **__: rewards
-        known_of = {id(trainer.model): known["logp_old"], id(trainer.ref_model): known["logp_ref"]}
+        logp_of = {id(trainer.model): streams["logp_old"], id(trainer.ref_model): streams["logp_ref"]}
         trainer._get_per_token_logps_and_entropies = lambda model, *_, **__: (
-            known_of[id(model)][:, kept],
+            logp_of[id(model)][:, kept],
             None,
             None,
         )
@@ -110,20 +109,20 @@ def audit_rloo(trl: Any, settings: Mapping[str, Any], *, kl_alone: bool) -> Cert
     return audit_loss(_wired(loss, rows=2), _title("RLOOTrainer", settings, kl_alone))
 
 
-def _wired(loss: Any, rows: int | None = None) -> Loss:
+def _wired(loss: LossFunction, rows: int | None = None) -> Loss:
     names = [name for name in STREAMS if name != "logp_gen"]
     return Loss(loss, {}, {name: name for name in names}, rows)
 
 
-def _config(config: Any, settings: Mapping[str, Any]) -> Any:
+def _config(config: type[Any], settings: Mapping[str, object]) -> Any:
     try:
         return config(**{**QUIET, **settings})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{config.__name__}: {error}") from error
 
 
-def _bare(trainer: Any, args: Any) -> Any:
-    """A trainer of one process, without a model, with what its loss reads set as its ``__init__`` would."""
+def _bare(trainer: type[Any], args: Any) -> Any:
+    """A trainer of one process without a model, with the attributes that its loss reads."""
     bare = trainer.__new__(trainer)
     model = SimpleNamespace(training=True, is_gradient_checkpointing=False)
     attributes = {
@@ -139,7 +138,7 @@ def _bare(trainer: Any, args: Any) -> Any:
         "_step": 0,
         "aux_loss_enabled": False,
         "_entropy_bonus_enabled": getattr(args, "entropy_coef", 0.0) != 0.0,
-        # of RLOO's way from rewards to advantages
+        # read by RLOO between rewards and advantages
         "_tokenizer": SimpleNamespace(pad_token_id=0),
         "eos_token_ids": [0],
         "pad_to_multiple_of": None,
@@ -174,6 +173,6 @@ def _one_process() -> SimpleNamespace:
     )
 
 
-def _title(name: str, settings: Mapping[str, Any], kl_alone: bool) -> str:
+def _title(name: str, settings: Mapping[str, object], kl_alone: bool) -> str:
     shown = ", ".join(f"{key}={value}" for key, value in settings.items() if not (kl_alone and key == "beta"))
     return f"{name} {'KL term alone' if kl_alone else 'loss'}, {shown or 'defaults'}"

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from types import ModuleType
 
 from torch import Tensor
 
@@ -19,30 +19,32 @@ INSTALL = (
     "pip install --no-deps verl && pip install ray tensordict omegaconf hydra-core codetiming orjson "
     "(with its own pins verl asks for an older transformers than klent)"
 )
+#: a registered policy loss: the mean over tokens, and metrics
+PolicyLoss = Callable[..., tuple[Tensor, object]]
 #: kinds of ``kl_loss_type`` and ``kl_penalty``; those with + have k2's gradient
 ESTIMATORS = ("k1", "abs", "k2", "k3", "low_var_kl", "k1+", "abs+", "k3+", "low_var_kl+")
-#: policy losses that average as they are told, so that their tokens can be told apart
+#: policy losses that obey ``loss_agg_mode``, so that the shares of tokens can be recovered
 POLICY_LOSSES = ("vanilla", "dppo_tv", "dppo_kl", "gspo", "gpg", "clip_cov", "kl_cov", "cispo")
-#: what a configuration cannot be made without
+#: settings that a configuration requires
 REQUIRED = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 1}
 
 
-def audit(settings: Mapping[str, Any]) -> PeerAudit:
+def audit(settings: Mapping[str, object]) -> PeerAudit:
     """The certificates of every KL estimator, in the loss and in the reward, and of the policy losses."""
     core = load()
     config = _config(settings)
     certificates = [audit_kl(core.kl_penalty, estimator) for estimator in ESTIMATORS]
     certificates += [audit_kl(core.kl_penalty, name, reward=True) for name in ("k1", "k2", "k3")]
-    known = [name for name in POLICY_LOSSES if name in core.POLICY_LOSS_REGISTRY]
-    certificates += [audit_policy_loss(core.POLICY_LOSS_REGISTRY[name], config, name) for name in known]
+    registered = [name for name in POLICY_LOSSES if name in core.POLICY_LOSS_REGISTRY]
+    certificates += [audit_policy_loss(core.POLICY_LOSS_REGISTRY[name], config, name) for name in registered]
     return PeerAudit("verl", _version(), tuple(certificates))
 
 
-def load() -> Any:
+def load() -> ModuleType:
     """The module of the installed verl that holds its losses.
 
     Raises:
-        KlentError: there is none, or it cannot be imported.
+        KlentError: it is not installed, or cannot be imported.
     """
     try:
         return importlib.import_module("verl.trainer.ppo.core_algos")
@@ -60,12 +62,12 @@ def audit_kl(kl_penalty: Callable[..., Tensor], estimator: str, *, reward: bool 
         return -penalty(logp, logp_ref, mask)
 
     function = in_reward(paid) if reward else penalty
-    place = "in the reward" if reward else "in the loss"
+    placement = "in the reward" if reward else "in the loss"
     wiring: dict[str | int, str] = {name: name for name in ("logp", "logp_ref", "mask")}
-    return audit_loss(Loss(function, {}, wiring), f"kl_penalty {estimator}, {place}")
+    return audit_loss(Loss(function, {}, wiring), f"kl_penalty {estimator}, {placement}")
 
 
-def audit_policy_loss(function: Callable[..., Any], config: Any, name: str) -> Certificate:
+def audit_policy_loss(function: PolicyLoss, config: object, name: str) -> Certificate:
     """A registered policy loss, its mean over tokens multiplied by their number."""
     return audit_loss(
         Loss(
@@ -78,8 +80,8 @@ def audit_policy_loss(function: Callable[..., Any], config: Any, name: str) -> C
 
 
 def _policy_loss(
-    function: Callable[..., Any],
-    config: Any,
+    function: PolicyLoss,
+    config: object,
     *,
     logp: Tensor,
     logp_old: Tensor,
@@ -99,8 +101,8 @@ def _policy_loss(
     return per_token(mean * response_mask.sum(), logp, entropy)
 
 
-def _config(settings: Mapping[str, Any]) -> Any:
-    config = importlib.import_module("verl.workers.config").ActorConfig
+def _config(settings: Mapping[str, object]) -> object:
+    config: Callable[..., object] = importlib.import_module("verl.workers.config").ActorConfig
     try:
         return config(**{**REQUIRED, **settings})
     except (TypeError, ValueError) as error:

@@ -1,0 +1,1 @@
+"""Claims about KL divergence: its estimators in rewards and losses, and closed forms."""

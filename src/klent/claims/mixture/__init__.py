@@ -1,0 +1,1 @@
+"""Claims about sampling from a geometric mixture of policy and teacher."""

@@ -1,0 +1,1 @@
+"""Claims about learning from preferences: DPO and policy-labeled preference learning."""

@@ -1,0 +1,1 @@
+"""Claims about Q-SFT, which learns values by weighted cross-entropy."""

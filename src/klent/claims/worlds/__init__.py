@@ -1,0 +1,1 @@
+"""The small worlds that experiments run in, apart from the claims that they test."""
