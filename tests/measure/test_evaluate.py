@@ -6,7 +6,8 @@ import pytest
 import torch
 from oracles.wilson import wilson_by_root
 
-from klent.measure.evaluate import evaluate, wilson
+from klent.kit.statistics import wilson
+from klent.measure.evaluate import evaluate
 from klent.rollout.engine import Rollout
 from klent.streams.prompt import Prompt
 from klent.tasks.scorer import Scores

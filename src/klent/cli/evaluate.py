@@ -49,7 +49,7 @@ def evaluate(
         raise ConfigError("the recipe has eval: null; say how many problems to solve: eval.problems=64")
     if folder:
         _refuse_trained_problems(settings, load_recipe(folder / "config.yaml"))
-    from klent.measure.evaluate import evaluate_model
+    from klent.runs.evaluate import evaluate_model
 
     row = evaluate_model(model, settings)
     if as_json:

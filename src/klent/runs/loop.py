@@ -24,10 +24,8 @@ from klent.control.thermostat import State
 from klent.errors import RunError
 from klent.io.files import append_line, read_jsonl, write_atomic
 from klent.io.folders import replace_folder
-from klent.measure.certainty import extra_measures
 from klent.measure.change import distribution_change, probe_rows
 from klent.measure.diagnostics import fork_words
-from klent.measure.evaluate import eval_rewards, evaluate
 from klent.measure.metrics import rollout_metrics, time_metrics, update_metrics
 from klent.measure.roofline import Floor
 from klent.measure.watch import Watch
@@ -37,6 +35,7 @@ from klent.rollout.engine import Rollout
 from klent.runs.build import Parts, build_parts
 from klent.runs.checkpoint import flatten_optimizer, load_newest, restore_optimizer, save_checkpoint
 from klent.runs.console import TrainConsole
+from klent.runs.evaluate import eval_rewards, evaluate_policy
 from klent.runs.folder import RunFolder
 from klent.runs.interrupt import StopRequest
 from klent.runs.record import finish_record, start_record
@@ -294,20 +293,16 @@ class Trainer:
         ):
             return
         start = next((row.get("vote") for row in read_jsonl(path) if row["step"] == 0), None)
-        row = evaluate(
-            self.parts.sampler,
-            self.judge,
-            self.task.heldout(self.recipe.eval.problems),
-            samples=self.recipe.eval.samples,
-            seed=derive_seed(self.recipe.seed, "eval"),
+        row = evaluate_policy(
+            self.parts.loaded,
+            self.recipe.rollout,
+            self.recipe.eval,
+            scorer=self.judge,
+            task=self.task,
+            seed=self.recipe.seed,
             step=step,
-            more=extra_measures(
-                self.recipe,
-                self.parts.loaded,
-                self.judge,
-                derive_seed(self.recipe.seed, "eval"),
-                start=start,
-            ),
+            start=start,
+            engine=self.parts.sampler,
         )
         append_line(path, row)
         self.console.eval(row)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from klent.studies.compare.page import page, table, what_can_be_told, write_page
+from klent.studies.compare.page import page, table, resolution, write_page
 from klent.studies.compare.results import collect
 from studies.compare.fake import fake_plan, finish
 
@@ -111,7 +111,7 @@ def test_one_seed_is_told_as_one_seed(tmp_path):
     finish(plan, lambda arm, seed: CHANCE[arm])
     results = collect(plan)
     assert {item.verdict for item in results.contrasts["pass@1"]} == {"one seed"}
-    assert "nothing can be told about the methods" in what_can_be_told(results)
+    assert "nothing can be told about the methods" in resolution(results)
     assert "better</span>" not in page(results)
 
 

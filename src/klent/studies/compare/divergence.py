@@ -1,0 +1,42 @@
+"""``compare_eval.json`` of a finished run: how far its final policy is from the base model."""
+
+import json
+import time
+from pathlib import Path
+
+from klent.config import Recipe, TransformersRollout
+from klent.control.schedule import derive_seed
+from klent.io.files import write_atomic
+from klent.measure.divergence import measure_divergence
+from klent.runs.build import build_sampler
+from klent.runs.evaluate import load_on_device
+from klent.tasks import load_task
+
+FILE = "compare_eval.json"
+PROBLEMS, SAMPLES = 64, 4
+
+
+def write_divergence(recipe: Recipe, run: Path, *, problems: int = PROBLEMS, samples: int = SAMPLES) -> None:
+    """Sample completions of held-out problems from the final policy and measure its KL to the base model.
+
+    Args:
+        recipe: of the run; its ``reference``, or else its ``model``, is the base model.
+        run: the run folder, with ``final/``.
+        problems: at most this many held-out problems.
+        samples: completions per problem.
+    """
+    assert isinstance(recipe.rollout, TransformersRollout)
+    assert recipe.eval is not None
+    started = time.perf_counter()
+    name = recipe.reference or recipe.model
+    policy, base = (load_on_device(source, recipe) for source in (str(run / "final"), name))
+    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    prompts = task.heldout(min(problems, recipe.eval.problems))
+    seed = derive_seed(recipe.seed, "compare")
+    rollouts = build_sampler(policy, recipe.rollout).generate(prompts, group_size=samples, seed=seed)
+    divergence = measure_divergence(
+        policy, base, rollouts, samples=samples, temperature=recipe.rollout.temperature
+    )
+    seconds = time.perf_counter() - started
+    row = {"step": recipe.steps, "base": name, **divergence, "seconds": seconds}
+    write_atomic(run / FILE, json.dumps(row, indent=2) + "\n")
