@@ -114,7 +114,7 @@ class Forecast:
     r2: float | None
     floor_step: int | None
 
-    def words(self) -> str:
+    def sentence(self) -> str:
         """One line: what is spent, when entropy reaches the floor, and what reward to expect."""
         parts = [f"{100 * self.spent:.0f}% of the entropy spent, {self.entropy:.2g} nats per token left"]
         if self.floor_step is not None:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from klent.kit.text import fixed, mean, number, plural, share, signed, signed_fixed
+from klent.kit.statistics import ends, mean, mean_and_margin
+from klent.kit.text import fixed, number, plural, share, signed, signed_fixed
 from klent.measure.law import Fit, points
 from klent.report.read import RunData, finite
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from klent.kit.svg import BOTTOM, FONT, HEIGHT, TOP, Figure, Key, canvas, colour, horizontal, render, unit
-from klent.kit.text import duration, fixed, mean, number, plural
+from klent.kit.statistics import mean
+from klent.kit.text import duration, fixed, number, plural
 from klent.report.curves import Line, Panel, curves, parts, pixels, sizes, step_axis
 from klent.report.read import RunData, finite
 

@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from klent.kit.text import count, duration, fixed, mean, number, plural, share
+from klent.kit.statistics import ends, mean
+from klent.kit.text import count, duration, fixed, number, plural, share
 from klent.report.certainty import stopped
 from klent.report.facts import ends
 from klent.report.read import RunData, finite

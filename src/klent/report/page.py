@@ -99,7 +99,7 @@ def _content(run: RunData) -> dict[str, Any]:
         "relation": reward_entropy(run, fit),
         "fit": _fit_facts(fit) if fit else [],
         "law": found.text if found else "",
-        "forecast": (ahead.words() if (ahead := forecast(run.rows, fit)) and ahead.spent > 0 else ""),
+        "forecast": (ahead.sentence() if (ahead := forecast(run.rows, fit)) and ahead.spent > 0 else ""),
         "entropy": entropy.figures(run),
         "ways": entropy.ways(run),
         "forks": entropy.fork_tables(run),
