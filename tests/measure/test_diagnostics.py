@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers_training import batch
 
+from klent.kit.statistics import pass_at_k
 from klent.measure.diagnostics import (
     collision_metrics,
     covariance_tails,
@@ -14,7 +15,6 @@ from klent.measure.diagnostics import (
     repetition,
     selected_and_rest,
 )
-from klent.kit.statistics import pass_at_k
 
 
 def test_tails_are_means_over_the_largest_tokens_on_the_mask():

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from klent.studies.compare.page import page, table, resolution, write_page
+from klent.studies.compare.page import page, resolution, table, write_page
 from klent.studies.compare.results import collect
 from studies.compare.fake import fake_plan, finish
 
