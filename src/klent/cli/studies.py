@@ -1,4 +1,4 @@
-"""``klent select`` and ``klent controls``: which prompts to learn from, and baselines that need no training."""
+"""``klent select`` and ``klent controls``: prompts to learn from, and baselines that need no training."""
 
 from pathlib import Path
 from typing import Annotated
@@ -65,7 +65,8 @@ def controls(
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train every arm with this many seeds.")] = 1,
     train: Annotated[
-        bool, typer.Option("--train/--no-train", help="Train the arms, or only measure the model before training.")
+        bool,
+        typer.Option("--train/--no-train", help="Train the arms, or only measure the model before training."),
     ] = True,
     rl: Annotated[
         str | None, typer.Option(help="Recipe that trains with right answers before and after this one.")

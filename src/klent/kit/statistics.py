@@ -1,4 +1,4 @@
-"""Statistics of runs and evaluations: pass@k, intervals, Holm's correction, the two ends of a noisy series."""
+"""Statistics of runs and evaluations: pass@k, intervals, Holm's correction, the ends of a noisy series."""
 
 import math
 from collections.abc import Sequence
@@ -78,8 +78,8 @@ def pass_at_k(correct: Sequence[Sequence[float]], k: int) -> list[float]:
     .. math::
         \mathrm{pass@}k = 1 - \binom{n - c}{k} \Big/ \binom{n}{k}
 
-    The mean over all choices of k among a problem's n samples; no other unbiased estimate from the samples has
-    less variance.
+    The mean over all choices of k among a problem's n samples; no other unbiased estimate from the samples
+    has less variance.
 
     Args:
         correct: ``[P, n]``, for each of P problems 1 or True where a sample is correct.

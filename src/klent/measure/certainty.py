@@ -109,8 +109,7 @@ def winners(answers: Sequence[Answers], relation: Equivalence) -> list[str | Non
     """The most frequent answer to each problem, the first one on a tie; None if there is no answer."""
     labels = [_winner(label_answers(problem, relation)) for problem in answers]
     return [
-        None if label == NO_ANSWER else problem[label]
-        for problem, label in zip(answers, labels, strict=True)
+        None if label == NO_ANSWER else problem[label] for problem, label in zip(answers, labels, strict=True)
     ]
 
 

@@ -37,10 +37,10 @@ def evaluate(
 ) -> dict[str, object]:
     """Sample every held-out problem and score it; one row of ``eval.jsonl``.
 
-    ``accuracy`` is the share of completions that are correct, see :func:`is_correct`; ``reward`` is their mean
-    reward. The interval is Wilson's at 95% with the number of *problems* as its sample size: samples of one
-    problem are not independent, and counting them as such would make it too narrow. ``pass@k``, for every ``k``
-    up to ``samples``, is the chance that at least one of k completions of a problem is correct, by
+    ``accuracy`` is the share of completions that are correct, see :func:`is_correct`; ``reward`` is their
+    mean reward. The interval is Wilson's at 95% with the number of *problems* as its sample size: samples of
+    one problem are not independent, and counting them as such would make it too narrow. ``pass@k``, for every
+    ``k`` up to ``samples``, is the chance that at least one of k completions of a problem is correct, by
     :func:`klent.kit.statistics.pass_at_k`; ``pass@1`` is the accuracy.
 
     Args:

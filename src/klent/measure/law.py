@@ -1,7 +1,7 @@
 """The law R = -a exp(H) + b on the steps of a run: its fit, how far to trust it, and where entropy is going.
 
-Everything here is a function of the rows of metrics.jsonl, so a resumed run reports exactly what it would have
-reported without the stop, and so does a report of the same rows.
+Everything here is a function of the rows of metrics.jsonl, so a resumed run reports exactly what it would
+have reported without the stop, and so does a report of the same rows.
 """
 
 import math
@@ -217,12 +217,12 @@ def law_metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _floor_step(rows: Sequence[Row], pairs: Sequence[tuple[int, float]]) -> int | None:
-    """When entropy reaches ``FLOOR``, at the mean of two rates: the recent one, and the one updates predict.
+    """When entropy reaches ``FLOOR``, at the mean of two rates: the recent one, and the predicted one.
 
     Entropy is assumed to fall by the same factor at every step. The first rate is the slope of log H over the
     latest third of the steps, from 5 to 20 of them. The second is the change that the covariance theorem
-    predicts for the latest three updates, scaled by the ratio of measured to predicted change over the run; it
-    shows a turn before the entropy does.
+    predicts for the latest three updates, scaled by the ratio of measured to predicted change over the run;
+    it shows a turn before the entropy does.
     """
     window = pairs[-max(5, min(20, len(pairs) // 3)) :]
     slope, error, level = _line([step for step, _ in window], [math.log(h) for _, h in window])

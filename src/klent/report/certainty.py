@@ -1,4 +1,4 @@
-"""Draws certainty against truth: accuracy over training with its peak, over temperatures, and logit skewness."""
+"""Draws certainty against truth: accuracy over training with its peak, over temperatures; logit skewness."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -148,7 +148,7 @@ def temperatures(run: RunData) -> Figure | None:
     panel.set_ylim(0, 1.02)
     unit(panel, "held-out accuracy", left=LEFT)
     horizontal(panel, "T", left=LEFT)
-    caption = f"n = {_sizes(rows)}; greedy (T = 0) is one sample. Training sampled at T = {number(trained_at)}."
+    caption = f"n = {_sizes(rows)}; greedy (T = 0) is one sample. Trained at T = {number(trained_at)}."
     return Figure("temperatures", "Sampling temperature", render(figure, "temperatures"), keys, caption)
 
 

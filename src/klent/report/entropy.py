@@ -1,4 +1,4 @@
-"""Draws where entropy goes: covariance, forks, selected tokens, predicted against measured change; tables too."""
+"""Draws where entropy goes: covariance, forks, selected tokens, predicted change; with two tables."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -148,9 +148,7 @@ def law(run: RunData, fit: Fit | None) -> Fact | None:
         return Fact("Ceiling", text)
     if fit.poor:
         why = f"R² = {fixed(fit.r2)}, a = {number(fit.a)} ± {number(2 * fit.slope_error, 2)}"
-        return Fact(
-            "Ceiling", f"The fit of reward against entropy is poor ({why}): it predicts no ceiling."
-        )
+        return Fact("Ceiling", f"The fit of reward against entropy is poor ({why}): it predicts no ceiling.")
     last, margin = ends(run.series("reward/mean")[1]).end, fit.margin
     text = (
         f"The fit of reward against entropy (R² = {fixed(fit.r2)}, {fit.n} steps) predicts a ceiling of "

@@ -1,7 +1,7 @@
 """Logs of other trainers as a run: TRL's trainer_state.json, verl's JSON Lines, TensorBoard's event files.
 
-Columns with the same meaning get klent's names, so figures and findings read them like klent's own; the others
-are listed in a note and left out.
+Columns with the same meaning get klent's names, so figures and findings read them like klent's own; the
+others are listed in a note and left out.
 """
 
 import json
@@ -60,7 +60,6 @@ VERL = {
 
 NOT_METRICS = {"step", "epoch", "training/global_step", "training/epoch", "num_tokens", "total_flos"}
 NAMED_AT_MOST = 30
-
 
 
 class Log(NamedTuple):

@@ -201,7 +201,9 @@ def _evaluation(run: RunData) -> list[tuple[str, str]]:
     names = [
         name
         for name in last
-        if re.fullmatch(r"pass@\d+", name) and finite(last[name]) is not None and _is_shown(int(name[5:]), last)
+        if re.fullmatch(r"pass@\d+", name)
+        and finite(last[name]) is not None
+        and _is_shown(int(name[5:]), last)
     ]
     rows = [(name, change(name)) for name in names]
     rows += (

@@ -202,7 +202,7 @@ def _object(line: bytes) -> Row | None:
 
 
 def _samples(path: Path, notes: list[str]) -> list[Sample]:
-    """Completions of three steps. The file may be huge, so the first pass only records each step's offsets."""
+    """Completions of three steps. The file may be huge, so the first pass only records offsets."""
     if not path.exists():
         return []
     offsets: dict[int, list[int]] = {}
@@ -265,9 +265,7 @@ def _chosen(selected: object, count: int) -> list[bool]:
     """Whether any selector chose each token, from the positions that each selector lists."""
     if not isinstance(selected, Mapping):
         return []
-    positions = {
-        index for chosen in selected.values() for index in _list(chosen) if isinstance(index, int)
-    }
+    positions = {index for chosen in selected.values() for index in _list(chosen) if isinstance(index, int)}
     return [index in positions for index in range(count)]
 
 

@@ -28,9 +28,7 @@ def sampler_at(loaded: LoadedModel, rollout: RolloutSection) -> Callable[[float]
     """Temperature -> the engine that samples as ``rollout`` says, but at that temperature."""
     if isinstance(rollout, DatasetRollout):
         rollout = TransformersRollout(max_tokens=rollout.max_tokens)
-    return lambda temperature: build_sampler(
-        loaded, rollout.model_copy(update={"temperature": temperature})
-    )
+    return lambda temperature: build_sampler(loaded, rollout.model_copy(update={"temperature": temperature}))
 
 
 def evaluate_policy(
@@ -67,9 +65,7 @@ def evaluate_policy(
         samples=settings.samples,
         seed=seed,
         step=step,
-        more=extra_measures(
-            settings, loaded.model, scorer, seed, sampler_at=at_temperature, start=start
-        ),
+        more=extra_measures(settings, loaded.model, scorer, seed, sampler_at=at_temperature, start=start),
     )
 
 

@@ -1,4 +1,4 @@
-"""What training without labels gains, compared with what needs no training: the arms of ``klent controls``."""
+"""What training without labels gains over what needs no training: the arms of ``klent controls``."""
 
 import csv
 import io
@@ -141,8 +141,8 @@ class Exam:
 def arms(recipe: Recipe, task: Task, rl: Recipe | None = None) -> dict[str, Arm]:
     """Every arm: the recipe, right answers, chance, another prompt, RL before and after a recipe without it.
 
-    All keep the held-out problems of ``task`` out of training, whatever their seed, which decides only what is
-    sampled. Only the recipe as written, and arms that stop early, are evaluated during training.
+    All keep the held-out problems of ``task`` out of training, whatever their seed, which decides only what
+    is sampled. Only the recipe as written, and arms that stop early, are evaluated during training.
     """
     assert recipe.eval is not None
     early = recipe.eval.early_stop is not None
@@ -187,7 +187,7 @@ def chosen(every_arm: dict[str, Arm], names: Sequence[str] | None) -> dict[str, 
 
 
 def _pinned(recipe: Recipe, to: Recipe) -> Recipe:
-    """A recipe with another's model and held-out problems, and with a task seed that the run's does not change."""
+    """A recipe with another's model and held-out problems, and with its task's seed fixed."""
     seed = to.seed if to.task.seed is None else to.task.seed
     task = recipe.task.model_copy(update={"seed": seed})
     return recipe.model_copy(update={"model": to.model, "task": task, "eval": to.eval})

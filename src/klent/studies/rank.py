@@ -122,9 +122,7 @@ def _chunks(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         yield list(prompts[start : start + AT_ONCE])
 
 
-def _measure(
-    rollouts: Sequence[Rollout], outcomes: Sequence[bool] | None, relation: Equivalence
-) -> Scores:
+def _measure(rollouts: Sequence[Rollout], outcomes: Sequence[bool] | None, relation: Equivalence) -> Scores:
     """The scores of one prompt."""
     texts = [rollout.text for rollout in rollouts]
     labels = find_clusters(texts, relation, question(rollouts[0].prompt.prompt))
@@ -168,9 +166,7 @@ def _read_scores(path: Path, header: Row) -> dict[str, Scores]:
     return {row.pop("id"): row for row in rows[1:]}
 
 
-def _write(
-    out: Path, prompts: Sequence[Prompt], scores: dict[str, Scores], by: str, seed: int
-) -> list[Row]:
+def _write(out: Path, prompts: Sequence[Prompt], scores: dict[str, Scores], by: str, seed: int) -> list[Row]:
     if by == "random":
         ranked = random.Random(f"{seed}/select").sample(list(prompts), len(prompts))
     else:

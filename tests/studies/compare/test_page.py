@@ -38,8 +38,8 @@ def test_the_better_arm_is_found_and_the_equal_one_is_not(plan):
 def test_numbers_of_the_table_are_those_of_the_runs(plan):
     results = collect(plan)
     shown = table(results)
-    assert shown["heads"] == ["arm", "seeds", "pass@1", "pass@2", "pass@4", "entropy", "KL to base", "time"]
-    grpo = next(row for row in shown["rows"] if row[0][0] == "grpo")
+    assert shown.heads == ["arm", "seeds", "pass@1", "pass@2", "pass@4", "entropy", "KL to base", "time"]
+    grpo = next(row for row in shown.rows if row[0][0] == "grpo")
     tables = [
         np.array(json.loads(line)["correct"])
         for run in plan.runs

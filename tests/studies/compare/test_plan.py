@@ -34,8 +34,8 @@ def test_commas_inside_brackets_and_quotes_stay():
     [
         ("method", "write --over KEY=VALUE,VALUE"),
         ("method=grpo,", "write --over KEY=VALUE,VALUE"),
-        ("seed=1,2", "--seeds says how many"),
-        ("name=a,b", "named after their arm"),
+        ("seed=1,2", "use --seeds for the number of seeds"),
+        ("name=a,b", "named by their arm"),
         ("method=grpo,grpo", "two arms would be called grpo"),
         ("method=grpo,gprlo", "there is no method `gprlo`"),
         ("optimizer.lr=2e-5,0.00002", "resolve to the same recipe"),

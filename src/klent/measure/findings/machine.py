@@ -23,7 +23,7 @@ def nonfinite(table: Table) -> Finding | None:
         ended,
         f"in {plural(len(bad), 'step')} of {len(steps)} the loss or the gradient was not finite"
         f"{f', most recently at step {last}' if len(bad) > 1 else ''}.",
-        "Such updates must be skipped, as klent does. Look for the exp of a log-ratio in the loss (a KL term, "
+        "Such updates must be skipped, as klent does. Look for exp of a log-ratio in the loss (a KL term, "
         "an unclipped ratio) or float16, and lower optimizer.lr.",
         (0.95 if len(bad) >= 3 else 0.7) * (1.0 if ended is None else 0.6),
     )
@@ -76,6 +76,6 @@ def _slower_steps(table: Table) -> Finding | None:
         "The run gets slower",
         *span,
         f"a step takes {number(latest(seconds))} s, up from {number(usual)} s early on.",
-        "Check whether memory grows, whether another process shares the machine, and what each step waits for.",
+        "Check whether memory grows, whether another process shares the machine, and what steps wait for.",
         0.45,
     )

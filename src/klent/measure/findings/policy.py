@@ -88,9 +88,9 @@ def clip_saturation(table: Table) -> Finding | None:
         "clip_saturation",
         "Clip saturation",
         *span,
-        f"up to {share(max(values))} of the tokens are clipped and give no gradient; a few percent are normal.",
-        "Take fewer or smaller steps per batch (update.epochs, update.minibatches, optimizer.lr). If the first "
-        "step already clips, sampler and trainer disagree.",
+        f"up to {share(max(values))} of the tokens are clipped and give no gradient; a few % are normal.",
+        "Take fewer or smaller steps per batch (update.epochs, update.minibatches, optimizer.lr). If the "
+        "first step already clips, sampler and trainer disagree.",
         0.6 if span[1] is None else 0.35,
     )
 

@@ -1,4 +1,4 @@
-"""Methods side by side: same data, same budget, several seeds, and one page that says which differences are real.
+"""Methods side by side: same data, same budget, several seeds, one page that says which differences are real.
 
 plan (which runs) -> run (train, measure) -> results (read back) -> statistics -> figures, page
 """

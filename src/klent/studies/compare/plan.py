@@ -183,8 +183,8 @@ def _refuse_same(block: Sequence[PlannedRun]) -> None:
     for one, other in itertools.combinations(block, 2):
         if not set(differences(one.recipe, other.recipe)) - {"name", "method"}:
             raise ConfigError(
-                f"arms {one.arm} and {other.arm} resolve to the same recipe: they set the same values, or the "
-                "recipe overrides both. Remove one of them, or remove the setting from the recipe"
+                f"arms {one.arm} and {other.arm} resolve to the same recipe: they set the same values, or "
+                "the recipe overrides both. Remove one of them, or remove the setting from the recipe"
             )
 
 
@@ -220,7 +220,7 @@ def _flat(value: object, path: str = "") -> dict[str, str]:
 
 
 def describe(plan: ComparisonPlan) -> list[str]:
-    """The plan in lines: arms, runs, work, and an estimate of the time if a run is finished."""
+    """The plan in lines: arms, runs, work, and the time once a run is finished."""
     recipe = plan.runs[0].recipe
     assert recipe.eval is not None
     states = [run.state for run in plan.runs]
@@ -228,7 +228,7 @@ def describe(plan: ComparisonPlan) -> list[str]:
     completions = sum(run.recipe.steps * make_plan(run.recipe).completions for run in unfinished)
     lines = [
         f"{plural(len(plan.arms), 'arm')}, compared with the first: {', '.join(a.name for a in plan.arms)}",
-        f"{plural(len(plan.seeds), 'seed')}: {', '.join(map(str, plan.seeds))}; arms with the same seed share their data",
+        f"{plural(len(plan.seeds), 'seed')}: {', '.join(map(str, plan.seeds))}; arms share a seed's data",
         f"each run: {recipe.steps} steps of {recipe.prompts_per_step} × {recipe.group_size} completions, "
         f"{recipe.eval.problems} held-out problems × {recipe.eval.samples}",
         f"{plural(len(plan.runs), 'run')}: {states.count('done')} done, {states.count('started')} started, "

@@ -1,4 +1,4 @@
-"""Runs of a comparison, one after another: finished ones are skipped, stopped ones resumed, the page updated."""
+"""Trains the runs of a comparison: finished ones are skipped, stopped ones resumed, the page updated."""
 
 import time
 from collections.abc import Sequence
@@ -30,7 +30,9 @@ class ShortConsole(TrainConsole):
 
     def start(self, recipe: Recipe, plan: Sequence[str] | None = None, *, done: int = 0) -> None:
         self._steps, self._done, self._began = recipe.steps, done, time.monotonic()
-        self._print(f"{self._label}: " + (f"continues after step {done}" if done else f"{recipe.steps} steps"))
+        self._print(
+            f"{self._label}: " + (f"continues after step {done}" if done else f"{recipe.steps} steps")
+        )
         if self.live:
             self._open_progress()
 

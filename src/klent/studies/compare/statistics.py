@@ -36,7 +36,7 @@ class Contrast:
         p: two-sided, for "the method makes no difference"; NaN with one seed.
         p_holm: the same, corrected for the number of arms.
         df: degrees of freedom of ``p`` and of the interval; 0 with one seed.
-        own: whether the noise is estimated from this arm alone, because its differences vary more than others'.
+        own: whether the noise is estimated from this arm alone, because it varies more than the others.
         runs_low, runs_high: 95% interval for these runs alone.
         runs_p: two-sided, for "these policies do equally well on such problems".
     """
