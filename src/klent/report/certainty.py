@@ -216,7 +216,7 @@ def stopped(run: RunData) -> list[str]:
     step = step_of(best_row(run.heldout, signal, margin))
     last = run.steps[-1] if run.rows else 0
     return [
-        f"By {signal}, which uses no label, step {step} of {last} was the best: final/ holds its weights."
+        f"By {signal}, which uses no label, step {step} was the best of {last}: final/ holds its weights."
     ]
 
 

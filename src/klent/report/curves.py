@@ -1,5 +1,6 @@
 """Draws metrics over the steps: panels of lines, of which most figures consist."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,9 +144,11 @@ def limits(values: Sequence[float], full: float | None = None) -> tuple[float, f
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Running mean over the last ``window`` values, NaN left out; NaN if all of them are."""
+    numbers = [value for value in values if not math.isnan(value)]
+    counts = [0, *itertools.accumulate(not math.isnan(value) for value in values)]
     means = []
     for end in range(1, len(values) + 1):
-        recent = [value for value in values[max(0, end - window) : end] if not math.isnan(value)]
+        recent = numbers[counts[max(0, end - window)] : counts[end]]
         means.append(sum(recent) / len(recent) if recent else math.nan)
     return means
 

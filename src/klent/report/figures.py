@@ -170,7 +170,8 @@ def time(run: RunData) -> Figure | None:
     if not seconds:
         return None
     groups = parts(len(run.rows))
-    steps = [run.steps[group[-1]] for group in groups]
+    all_steps = run.steps
+    steps = [all_steps[group[-1]] for group in groups]
     figure, (panel,) = canvas()
     base = [0.0] * len(steps)
     keys = []
