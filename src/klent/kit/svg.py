@@ -22,13 +22,6 @@ ROLES = ("ink", "muted", "rule", "reward", "entropy", "down", "tone1", "tone2", 
 """What a colour is used for. The style sheet defines how it looks."""
 
 _STAND_IN = {role: f"#0000{index + 1:02x}" for index, role in enumerate(ROLES)}
-_RC = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "klent",
-    "axes.unicode_minus": True,
-    "text.usetex": False,
-    "text.parse_math": False,
-}
 
 
 @dataclass(frozen=True)
@@ -160,7 +153,16 @@ def render(figure: "Canvas", name: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = StringIO()
-    with matplotlib.rc_context(_RC):
+    settings = matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "klent",
+            "axes.unicode_minus": True,
+            "text.usetex": False,
+            "text.parse_math": False,
+        }
+    )
+    with settings:
         FigureCanvasSVG(figure).print_svg(
             buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )

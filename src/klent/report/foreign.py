@@ -6,7 +6,7 @@ others are listed in a note and left out.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ class Log(NamedTuple):
 
     source: str
     file: Path
-    rows: list[Row]
+    rows: Sequence[Row]
 
 
 def read_foreign(path: Path) -> RunData | None:
@@ -97,7 +97,7 @@ def read_foreign(path: Path) -> RunData | None:
     return None
 
 
-def _renamed(raw: list[Row]) -> tuple[list[Row], list[str]]:
+def _renamed(raw: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """Rows under klent's names, each step once and in order, and the columns without such a name."""
     rows: dict[int, dict[str, object]] = {}
     unknown: dict[str, None] = {}
@@ -180,4 +180,4 @@ def _events(path: Path) -> Log | None:
         for event in log.Scalars(tag):
             rows.setdefault(event.step, {"step": event.step})[tag] = event.value
     in_order = [rows[step] for step in sorted(rows)]
-    return Log("TensorBoard's event files", files[-1], [*in_order]) if rows else None
+    return Log("TensorBoard's event files", files[-1], in_order) if rows else None
