@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from klent.measure.evaluate import wilson
+from klent.kit.statistics import wilson
 from klent.studies.controls import BEFORE, Rows, read_csv
 
 SAMPLED, GREEDY, VOTE = "#2b6cb0", "#c05621", "#718096"

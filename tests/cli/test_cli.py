@@ -316,7 +316,7 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
         seen.append((model, recipe))
         return {"accuracy": 0.5, "low": 0.4, "high": 0.6, "problems": 9, "samples": 2, "entropy": 1.25}
 
-    monkeypatch.setattr("klent.measure.evaluate.evaluate_model", evaluate_model, raising=False)
+    monkeypatch.setattr("klent.runs.evaluate.evaluate_model", evaluate_model, raising=False)
     run("train", "my.yaml")
     assert "has no final model yet; finish it with `klent resume runs/my`" in run("eval", "my").stderr
     (here / "runs" / "my" / "final").mkdir()
@@ -331,9 +331,7 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
 
 
 def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, here, monkeypatch):
-    monkeypatch.setattr(
-        "klent.measure.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured")
-    )
+    monkeypatch.setattr("klent.runs.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured"))
     run("train", "my.yaml")
     (here / "runs" / "my" / "final").mkdir()
     result = run("eval", "my", "eval.problems=500")

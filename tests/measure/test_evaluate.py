@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from oracles.wilson import wilson_by_root
 
-from klent.measure.evaluate import evaluate, wilson
+from klent.kit.statistics import wilson
+from klent.measure.evaluate import evaluate, is_correct
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.tasks.scorer import Scores
@@ -49,7 +49,7 @@ def test_a_row_of_eval_jsonl():
     assert (row["low"], row["high"]) == wilson(row["accuracy"], 2)
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.0, 20), (0.3, 50), (0.5, 7), (1.0, 100)])
-def test_wilson_solves_its_equation(share, count):
-    low, high = wilson(share, count)
-    assert (low, high) == pytest.approx(wilson_by_root(share, count), abs=1e-9)
+@pytest.mark.parametrize(("reward", "correct"), [(1.0, True), (1 - 1e-7, True), (0.999, False), (2.0, True)])
+def test_a_reward_of_one_up_to_rounding_is_correct(reward, correct):
+    assert is_correct(reward) is correct
+    assert not is_correct(math.nan)

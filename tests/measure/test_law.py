@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from klent.measure.law import FLOOR, fit_law, forecast, law_metrics, student
+from klent.kit.student import t_bound
+from klent.measure.law import FLOOR, fit_law, forecast, law_metrics
 
 
 def rows(steps, noise=0.01, rate=0.9, start=2.0, seed=0, **more):
@@ -38,8 +39,10 @@ def test_the_floor_is_where_the_same_rate_leads():
     assert found.floor_step == 37
     assert FLOOR == 0.05
     assert found.spent == pytest.approx(1 - (0.9**18 + 0.9**19) / (1 + 0.9))
-    assert found.words().startswith("85% of the entropy spent, 0.29 nats per token left; at this rate 0.05")
-    assert "predicted ceiling 0.80 (0.80 to 0.80)" in found.words()
+    spent, rate, ceiling = found.sentence().split("; ")
+    assert spent == "85% of the entropy spent, 0.29 nats per token left"
+    assert rate == "at this rate 0.05 nats by step 37"
+    assert ceiling == "predicted ceiling 0.80 (0.80 to 0.80)"
 
 
 def test_the_covariance_sees_a_turn_before_the_entropy_does():
@@ -72,10 +75,12 @@ def test_the_interval_is_wider_when_residuals_follow_one_another():
     one, other = fit_law(flicker), fit_law(drift)
     assert one.echo == 0.0
     assert other.echo > 0.3
-    assert other.margin > 1.3 * other.error * student(22)
-    assert one.margin == pytest.approx(one.error * student(22))
+    assert other.margin > 1.3 * other.error * t_bound(0.05, 22)
+    assert one.margin == pytest.approx(one.error * t_bound(0.05, 22))
 
 
-@pytest.mark.parametrize(("freedom", "exact"), [(4, 2.7764), (6, 2.4469), (10, 2.2281), (30, 2.0423)])
-def test_student_against_the_tables(freedom, exact):
-    assert student(freedom) == pytest.approx(exact, rel=3e-3)
+@pytest.mark.parametrize(("freedom", "exact"), [(2, 4.3027), (4, 2.7764), (6, 2.4469), (30, 2.0423)])
+def test_the_margin_is_a_tabled_quantile_times_the_standard_error(freedom, exact):
+    fit = fit_law(rows(freedom + 2, noise=0.01, rate=0.8))
+    widened = math.sqrt((1 + fit.echo) / (1 - fit.echo))
+    assert fit.margin == pytest.approx(exact * fit.error * widened, rel=2e-5)

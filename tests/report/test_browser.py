@@ -6,15 +6,11 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from klent.report import write_report
-
-from .fake_run import write_run
-from .ugly import hostile, killed
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -75,8 +71,8 @@ def contrast(a: list[int], b: list[int]) -> float:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(write_run(tmp_path_factory.mktemp("runs") / "quickstart"))
+def report(plain_page: Path) -> Path:
+    return plain_page
 
 
 def test_it_renders_and_the_console_is_silent(report: Path) -> None:
@@ -105,9 +101,9 @@ def test_a_foreign_script_and_a_foreign_picture_are_refused(report: Path) -> Non
     assert sum("Content Security Policy" in line for line in console) == 2
 
 
-@pytest.mark.parametrize("make", [hostile, killed])
-def test_nothing_written_on_the_page_runs(tmp_path: Path, make: Any) -> None:
-    document, console = browse(write_report(make(tmp_path / "r")))
+@pytest.mark.parametrize("name", ["hostile", "killed"])
+def test_nothing_written_on_the_page_runs(ugly_page: Callable[[str], Path], name: str) -> None:
+    document, console = browse(ugly_page(name))
     assert console == []
     assert document.count("<script>") == 1
     assert not re.search(r"<(img|iframe|u)\b|<b>run", document)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from klent.report import write_report
-from klent.report.certainty import figures, peak_said, stopped
+from klent.report.certainty import figures, peak_sentence, stopped
 from klent.report.read import RunData, read_run
 
 from .fake_run import write_lines, write_run
@@ -63,11 +63,11 @@ def test_the_peak_is_marked_at_the_highest_accuracy(tmp_path: Path) -> None:
 def test_what_is_said_of_the_peak(tmp_path: Path) -> None:
     rows = read_run(unlabelled(tmp_path / "run")).heldout
     # 2 of 10 problems are solved at the peak and not at the end (6 against round(4.5) = 4)
-    assert peak_said(rows) == (
+    assert peak_sentence(rows) == (
         "Accuracy was highest at step 5, 0.60, and ended at 0.45: −0.20 ± 0.26 on the same problems. The "
         "highest of 4 evaluations is in part luck."
     )
-    assert peak_said(rows[:2]) == "Accuracy is highest at the end, step 5."
+    assert peak_sentence(rows[:2]) == "Accuracy is highest at the end, step 5."
 
 
 def test_temperatures_before_at_the_peak_and_after(tmp_path: Path) -> None:
@@ -86,11 +86,10 @@ def test_skewness_before_during_and_after(tmp_path: Path) -> None:
     assert heights == sorted(heights, reverse=True)
 
 
-def test_a_run_with_right_answers_and_two_evaluations_has_no_such_section(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    assert figures(read_run(folder)) == []
-    assert "certainty-section" not in write_report(folder).read_text()
-    assert figures(RunData(tmp_path)) == []
+def test_a_run_with_right_answers_and_two_evaluations_has_no_such_section(plain_page: Path) -> None:
+    assert figures(read_run(plain_page.parent)) == []
+    assert "certainty-section" not in plain_page.read_text()
+    assert figures(RunData(plain_page)) == []
 
 
 def test_the_page_shows_the_section_and_its_facts(tmp_path: Path) -> None:

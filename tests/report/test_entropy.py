@@ -103,6 +103,6 @@ def test_what_goes_wrong_comes_first_with_its_onset_and_remedy(folder: Path) -> 
     text = write_report(folder).read_text()
     words = " ".join(Page(text).texts)
     assert text.index('id="diagnosis"') < text.index('id="findings"')
-    assert "Gradients that are no numbers" in words
+    assert "Loss or gradient not finite" in words
     assert "since step 10" in words
     assert "updates were skipped" not in words  # said once

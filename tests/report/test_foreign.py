@@ -80,7 +80,8 @@ def test_trl_is_read_from_its_furthest_state(tmp_path: Path) -> None:
     assert last["objective/clip"] == 0.03
     assert last["reward/format_reward"] == 0.5
     assert run.notes[0] == "Read from TRL's trainer state: checkpoint-20/trainer_state.json."
-    assert run.notes[1] == "Columns without a name here: completions/min_length, rewards/format_reward/std."
+    unknown = "completions/min_length, rewards/format_reward/std"
+    assert run.notes[1] == f"Columns that klent does not know: {unknown}."
     assert [found.name for found in diagnose(Table(run.rows))] == ["entropy_collapse"]
 
 
@@ -88,7 +89,7 @@ def test_verl_is_read_from_its_file_logger(tmp_path: Path) -> None:
     run = read_foreign(verl(tmp_path / "out"))
     assert len(run.rows) == 20
     assert run.rows[0]["tokens/per_second"] == 5000.0
-    assert run.notes[1] == "Columns without a name here: critic/vf_loss."
+    assert run.notes[1] == "Columns that klent does not know: critic/vf_loss."
     found = {finding.name: finding for finding in diagnose(Table(run.rows))}
     assert set(found) == {"clip_saturation", "nonfinite"}
     assert found["clip_saturation"].onset in (9, 10)
@@ -105,7 +106,7 @@ def test_tensorboard_files_are_read_where_it_is_installed(tmp_path: Path) -> Non
             writer.add_scalar("own/thing", 1.0, step)
     run = read_foreign(tmp_path)
     assert [row["reward/mean"] for row in run.rows] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert run.notes[1] == "Columns without a name here: own/thing."
+    assert run.notes[1] == "Columns that klent does not know: own/thing."
 
 
 @pytest.mark.parametrize("make", [trl, verl])
@@ -113,7 +114,7 @@ def test_it_gets_a_page(tmp_path: Path, make) -> None:
     folder = make(tmp_path / "out")
     text = write_report(folder).read_text()
     assert (folder / "report.html").exists()
-    assert "Columns without a name here" in text
+    assert "Columns that klent does not know" in text
     assert "has not finished" not in text
     assert 'id="diagnosis"' in text
 

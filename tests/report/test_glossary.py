@@ -42,8 +42,9 @@ def test_every_pinned_metric_is_described() -> None:
 
 
 def test_every_metric_that_training_writes_is_described() -> None:
-    training = Path(klent.__file__).parent / "training"
-    source = "".join(path.read_text() for path in training.glob("*.py"))
+    package = Path(klent.__file__).parent
+    folders = ("measure", "control", "training", "runs", "rollout", "streams")
+    source = "".join(path.read_text() for folder in folders for path in (package / folder).glob("*.py"))
     families = "|".join(sorted({name.split("/")[0] for name in GLOSSARY if "/" in name}))
     written = set(re.findall(rf'"((?:{families})/[a-z_0-9]+)"', source))
     assert len(written) > 15, "the pattern no longer finds the names"
@@ -51,8 +52,8 @@ def test_every_metric_that_training_writes_is_described() -> None:
 
 
 def test_every_key_of_an_evaluation_is_described() -> None:
-    known = {name.replace("<k>", "2") for name in EVALUATION} | {"split"}
-    assert set(evaluation(0, 0.5, random.Random(0))) <= known
+    described = {name.replace("<k>", "2") for name in EVALUATION} | {"split"}
+    assert set(evaluation(0, 0.5, random.Random(0))) <= described
 
 
 @pytest.mark.parametrize("name", [*GLOSSARY, *EVALUATION])

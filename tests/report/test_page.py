@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,33 +17,31 @@ from klent.report.page import ROWS_SHOWN
 
 from .fake_run import write_lines, write_run
 from .svg_data import Page
-from .ugly import HOSTILE, UGLY, hostile, long
+from .ugly import HOSTILE, UGLY, long
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs") / "quickstart")
+def folder(plain_page: Path) -> Path:
+    return plain_page.parent
 
 
 @pytest.fixture(scope="module")
-def text(folder: Path) -> str:
-    return write_report(folder).read_text()
-
-
-def test_the_report_is_one_file_in_the_run_folder(folder: Path) -> None:
-    before = {path.name for path in folder.iterdir()} - {"report.html"}
-    assert write_report(folder) == folder / "report.html"
-    assert {path.name for path in folder.iterdir()} == before | {"report.html"}
+def text(plain_page: Path) -> str:
+    return plain_page.read_text()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_run_gives_the_same_bytes(folder: Path, text: str) -> None:
-    assert write_report(folder).read_text() == text
+def test_the_report_is_one_file_in_the_run_folder_and_the_same_every_time(tmp_path: Path, text: str) -> None:
+    folder = write_run(tmp_path / "quickstart")
+    before = {path.name for path in folder.iterdir()}
+    assert write_report(folder) == folder / "report.html"
+    assert {path.name for path in folder.iterdir()} == before | {"report.html"}
+    assert (folder / "report.html").read_text() == text
 
 
 def test_every_section_is_there_and_linked(text: str) -> None:
@@ -138,8 +137,8 @@ def test_the_page_is_whole_and_closed(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", UGLY)
-def test_ugly_runs_have_whole_and_closed_pages(tmp_path: Path, name: str) -> None:
-    text = write_report(UGLY[name](tmp_path / "r")).read_text()
+def test_ugly_runs_have_whole_and_closed_pages(ugly_page: Callable[[str], Path], name: str) -> None:
+    text = ugly_page(name).read_text()
     assert_closed(text)
     assert_whole(text)
 
@@ -152,8 +151,8 @@ def test_only_the_pages_own_script_may_run(text: str) -> None:
     assert "default-src 'none'" in policy
 
 
-def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
-    text = write_report(hostile(tmp_path / "r")).read_text()
+def test_what_a_model_wrote_is_text(ugly_page: Callable[[str], Path]) -> None:
+    text = ugly_page("hostile").read_text()
     assert "<script>alert" not in text
     assert "<img" not in text
     assert "<iframe" not in text

@@ -28,7 +28,7 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_said(tmp_path: Path) -> None:
         file.write('{"step": 6, "reward/me')
     run = read_run(folder)
     assert len(run.rows) == 5
-    assert run.notes == ["metrics.jsonl: left out 1 damaged line."]
+    assert run.notes == ["metrics.jsonl: skipped 1 damaged line."]
 
 
 def test_a_step_written_twice_counts_once_with_its_last_row(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_broken_config_and_record_are_said_and_shown(tmp_path: Path) -> None:
     assert run.config == {}
     assert run.config_text == "name: [quickstart\n"
     assert run.notes == [
-        "config.yaml could not be read: it is not whole.",
-        "run.json could not be read: it is not whole.",
+        "config.yaml could not be read: it is incomplete.",
+        "run.json could not be read: it is incomplete.",
     ]
 
 

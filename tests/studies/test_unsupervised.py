@@ -300,7 +300,7 @@ def test_ranked_prompts_are_a_task_and_scores_are_kept(world, monkeypatch):
     assert task.train(0).prompt == rows[0]["prompt"]
     assert task.train(0).columns["number"] == rows[0]["number"]
 
-    monkeypatch.setattr(rank, "load_policy", None)  # nothing is sampled again
+    monkeypatch.setattr(rank, "load_on_device", None)  # nothing is sampled again
     again = rank_prompts(recipe("em"), by="entropy", **options)
     values = [row["selection"]["entropy"] for row in again]
     assert values == sorted(values, reverse=True)
@@ -374,7 +374,7 @@ def test_controls_measure_every_arm(world):
     assert summary(again) == summary(rows)
     said: list[str] = []
     assert run_controls(settings, runs=world / "runs", seeds=1, say=said.append) == rows
-    assert sum("is there" in line for line in said) == 7
+    assert sum("already complete" in line for line in said) == 7
     other = recipe("em", task=task, steps=2, prompts_per_step=1)
     with pytest.raises(RunError, match=r"as_written-0 is a run of another recipe; move it away"):
         run_controls(other, runs=world / "runs", seeds=1, say=said.append)

@@ -1,4 +1,4 @@
-"""``klent compare``: methods beside one another, under one budget, with seeds and controls."""
+"""``klent compare``: methods side by side, under one budget, with seeds and controls."""
 
 import shlex
 from pathlib import Path
@@ -20,29 +20,29 @@ def compare(
         typer.Option(
             "--over",
             metavar="KEY=V1,V2",
-            help="What to compare; given again, every combination. The first is what the others are compared "
-            "with. Default: the shipped methods with their controls.",
+            help="What to compare; repeat it for every combination. The others are compared with the first. "
+            "Default: the shipped methods with their controls.",
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of every arm.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of runs per arm.")] = 3,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs and the time they take; write nothing.")
+        bool, typer.Option("--dry-run", help="Show the runs and their estimated time; write nothing.")
     ] = False,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Write the page again from the runs that are done.")
+        bool, typer.Option("--report-only", help="Rewrite the page from the finished runs.")
     ] = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
     """Compare methods or settings: same data, same budget, several seeds, one page.
 
-    Runs lie in RUNS/NAME-compare/ARM-seedN (NAME is the recipe's; name=... sets the folder's whole name).
-    Those that are done are skipped and those that were stopped go on, so the same command, or one with more
-    seeds or more arms, continues. Ctrl-C finishes the step, saves and stops.
+    Runs are in RUNS/NAME-compare/ARM-seedN (NAME is the recipe's; name=... sets the folder's whole name).
+    Finished runs are skipped and stopped ones are resumed, so the same command, or one with more seeds or
+    arms, continues. Ctrl-C finishes the step, saves and stops.
 
     The page RUNS/NAME-compare/compare.html has curves, final pass@1 and pass@k, entropy, KL to the base model
-    and time, and says which differences are more than noise, if any.
+    and time, and says which differences, if any, are more than noise.
 
     ```
     klent compare quickstart --over method=grpo,rloo,dr_grpo --seeds 3
@@ -50,11 +50,11 @@ def compare(
     klent compare quickstart --dry-run
     ```
     """
-    from klent.studies.compare.plan import describe, make_plan
+    from klent.studies.compare.plan import describe, plan_comparison
 
     if dry_run and report_only:
         raise ConfigError("--dry-run writes nothing and --report-only writes the page; choose one")
-    plan = make_plan(recipe, overrides or [], over or [], seeds, runs)
+    plan = plan_comparison(recipe, overrides or [], over or [], seeds, runs)
     command = _command(recipe, overrides or [], over or [], seeds, runs)
     if dry_run:
         for line in describe(plan):

@@ -1,4 +1,4 @@
-"""``klent select`` and ``klent controls``: which prompts to learn from, and what was there for nothing."""
+"""``klent select`` and ``klent controls``: prompts to learn from, and baselines that need no training."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,20 +16,20 @@ def select(
     recipe: Target,
     overrides: Overrides = None,
     prompts: Annotated[int, typer.Option(min=1, help="How many training prompts to score.")] = 64,
-    samples: Annotated[int, typer.Option(min=2, help="Completions of each.")] = 8,
+    samples: Annotated[int, typer.Option(min=2, help="Completions per prompt.")] = 8,
     by: Annotated[
         str,
         typer.Option(help="pass_variance (needs labels), cluster_variance or entropy (do not), or random."),
     ] = "pass_variance",
     same: Annotated[
-        str, typer.Option(help="Which answers are the same: text, number, math, meaning, or file.py:fn.")
+        str, typer.Option(help="When two answers are the same: text, number, math, meaning, or file.py:fn.")
     ] = "text",
     output: Annotated[Path, typer.Option("--out", help="JSON Lines file to write.")] = Path("ranked.jsonl"),
     debug: Debug = False,
 ) -> None:
-    """Rank training prompts by what there is to learn from them.
+    """Rank training prompts by how much they can teach.
 
-    The file serves as `task.data`, best prompt first. Interrupted, the same command goes on.
+    The file can be used as `task.data`, best prompt first. If interrupted, the same command continues.
 
     ```
     klent select quickstart --by cluster_variance --same number --out ranked.jsonl
@@ -65,7 +65,8 @@ def controls(
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train every arm with this many seeds.")] = 1,
     train: Annotated[
-        bool, typer.Option("--train/--no-train", help="Train arms, or measure the model before alone.")
+        bool,
+        typer.Option("--train/--no-train", help="Train the arms, or only measure the model before training."),
     ] = True,
     rl: Annotated[
         str | None, typer.Option(help="Recipe that trains with right answers before and after this one.")
@@ -78,11 +79,11 @@ def controls(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Say what a recipe without labels gains, beside what could be had for nothing.
+    """Measure what a recipe without labels gains, compared with baselines that need no training.
 
     Measured on held-out problems: the model before training, greedy, at lower temperatures and by majority
     vote; then the recipe as written, with random rewards, with right answers, and on another prompt. A
-    recipe that knows no reward is put before and after one that does, too.
+    recipe that uses no reward is also trained before and after one that does.
 
     ```
     klent controls empo --seeds 3
@@ -108,7 +109,7 @@ def controls(
         table.add_column(name)
     for line in lines:
         table.add_row(*line.values())
-    if not out.is_terminal:  # in a file a column that is cut short is lost
+    if not out.is_terminal:  # a column cut short would be lost in a file
         out.width = max(out.width, WIDE)
     out.print(table)
     out.print(f"wrote {path}", soft_wrap=True)

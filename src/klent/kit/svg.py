@@ -1,30 +1,27 @@
-"""Drawing: matplotlib figures as inline SVG whose colours are the page's own and whose text stays text.
+"""SVG drawings for pages: matplotlib figures with the page's own colours and with text that stays text.
 
-Every colour is drawn as a stand-in and replaced by a CSS variable, so that one drawing serves light, dark and
-paper. Figures are laid out in pixels of their own view box; the page scales them.
+Each colour is drawn as a stand-in and then replaced by a CSS variable, so one drawing serves light, dark and
+print. Figures are laid out in pixels of their own view box; the page scales them.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 WIDTH, HEIGHT = 420, 250
 FONT = 10.5
 LEFT, RIGHT, TOP, BOTTOM, GAP = 38, 8, 22, 18, 34
 
 ROLES = ("ink", "muted", "rule", "reward", "entropy", "down", "tone1", "tone2", "tone3", "tone4", "page")
-"""What a colour is for. The style sheet says what it looks like."""
+"""What a colour is used for. The style sheet defines how it looks."""
 
 _STAND_IN = {role: f"#0000{index + 1:02x}" for index, role in enumerate(ROLES)}
-_RC: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "klent",
-    "axes.unicode_minus": True,
-    "text.usetex": False,
-    "text.parse_math": False,
-}
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,8 @@ class Key:
     Attributes:
         label: what is drawn.
         role: its colour.
-        mark: ``line``, ``dash``, ``fill`` or ``dot``; the shape says what the colour says.
-        metric: the metric's name, for its definition; empty where it is none.
+        mark: ``line``, ``dash``, ``fill`` or ``dot``, so that the colour is not the only cue.
+        metric: the metric's name, for its definition; empty if it is no metric.
         values: its value at each step, as text, in the order of ``Figure.steps``.
     """
 
@@ -57,7 +54,7 @@ class Figure:
         keys: the legend.
         caption: how it was measured, with n.
         steps: the steps of the horizontal axis; empty where the axis is something else.
-        x: where those steps stand, in view box pixels.
+        x: positions of those steps, in view box pixels.
     """
 
     name: str
@@ -70,13 +67,13 @@ class Figure:
 
 
 def colour(role: str) -> str:
-    """The stand-in of a role, to be given to matplotlib."""
+    """The stand-in for a role, to pass to matplotlib."""
     return _STAND_IN[role]
 
 
 def canvas(
     ratios: Sequence[float] = (1.0,), *, width: int = WIDTH, height: int = HEIGHT, left: int = LEFT
-) -> tuple[Any, list[Any]]:
+) -> tuple["Canvas", list["Axes"]]:
     """A figure of ``width`` x ``height`` pixels with panels above one another, and its axes from the top."""
     from matplotlib.figure import Figure as Canvas
 
@@ -89,7 +86,7 @@ def canvas(
         panel = figure.add_axes(
             (left / width, (top - tall) / height, (width - left - RIGHT) / width, tall / height)
         )
-        _restrain(panel)
+        _restrain(panel, height)
         axes.append(panel)
         top -= tall + GAP
     for panel in axes[:-1]:
@@ -97,8 +94,8 @@ def canvas(
     return figure, axes
 
 
-def _restrain(panel: Any) -> None:
-    """No box, no ticks: a base line, pale lines to read heights by, quiet numbers."""
+def _restrain(panel: "Axes", height: int) -> None:
+    """No box, no ticks: a base line, pale lines to read heights by, quiet numbers; ``height`` in pixels."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     panel.patch.set_visible(False)
@@ -109,7 +106,7 @@ def _restrain(panel: Any) -> None:
     panel.grid(axis="y", color=colour("rule"), linewidth=0.8)
     panel.set_axisbelow(True)
     panel.tick_params(length=0, labelcolor=colour("muted"), labelsize=FONT, pad=4)
-    tall = panel.get_position().height * panel.figure.bbox.height
+    tall = panel.get_position().height * height
     panel.yaxis.set_major_locator(
         MaxNLocator(nbins=4 if tall > 100 else 3 if tall > 70 else 2, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2)
     )
@@ -123,8 +120,8 @@ def _tick(value: float, _position: int) -> str:
     return re.sub(r"e-0?", "e−", text).replace("-", "−").replace("e+0", "e")
 
 
-def unit(panel: Any, text: str, *, left: int = LEFT) -> None:
-    """The unit of the vertical axis, lying above it where it is read without turning the head."""
+def unit(panel: "Axes", text: str, *, left: int = LEFT) -> None:
+    """The unit of the vertical axis, written horizontally above it."""
     panel.annotate(
         text,
         (0, 1),
@@ -136,7 +133,7 @@ def unit(panel: Any, text: str, *, left: int = LEFT) -> None:
     )
 
 
-def horizontal(panel: Any, text: str, *, left: int = LEFT) -> None:
+def horizontal(panel: "Axes", text: str, *, left: int = LEFT) -> None:
     """The quantity of the horizontal axis, in the margin on the line of its numbers."""
     panel.annotate(
         text,
@@ -150,13 +147,22 @@ def horizontal(panel: Any, text: str, *, left: int = LEFT) -> None:
     )
 
 
-def render(figure: Any, name: str) -> str:
+def render(figure: "Canvas", name: str) -> str:
     """A figure as SVG: ids prefixed by ``name``, colours as CSS variables, fonts inherited, no metadata."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = StringIO()
-    with matplotlib.rc_context(_RC):
+    settings = matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "klent",
+            "axes.unicode_minus": True,
+            "text.usetex": False,
+            "text.parse_math": False,
+        }
+    )
+    with settings:
         FigureCanvasSVG(figure).print_svg(
             buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
@@ -183,4 +189,4 @@ def render(figure: Any, name: str) -> str:
 
 def _short(attribute: re.Match[str]) -> str:
     """An attribute with its coordinates to a hundredth of a pixel."""
-    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", attribute[0])
+    return re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", attribute[0])

@@ -1,15 +1,15 @@
-"""Rows of a log as columns: what judges a run reads it through here, whoever wrote the log."""
+"""Rows of a log as typed columns: whatever judges a run reads its log here, whichever program wrote it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
+"""One line of a log: metric name -> value. Every row has a whole-number ``step``."""
 
 
-def finite(value: Any) -> float | None:
+def finite(value: object) -> float | None:
     """``value`` as a float where it is a finite number; otherwise None.
 
-    What no float32 computation can give counts as not finite, so that squares of the rest are finite.
+    A value that no float32 computation can give counts as not finite, so squares of the rest are finite.
 
     >>> finite(0.5), finite(float("nan")), finite("0.5"), finite(True), finite(1e300)
     (0.5, None, None, None, None)
@@ -19,18 +19,30 @@ def finite(value: Any) -> float | None:
     return float(value)
 
 
+def step_of(row: Row) -> int:
+    """The step of a row.
+
+    >>> step_of({"step": 3, "reward/mean": 0.5})
+    3
+    """
+    step = row["step"]
+    if not isinstance(step, int):
+        raise TypeError(f"the step of a row must be a whole number, not {step!r}")
+    return step
+
+
 class Table:
     """Metric name -> its value at every step that has one.
 
     Args:
-        rows: in order of their ``step``; a value that is None or not finite was measured and is no number.
+        rows: in order of their ``step``. A value that is None or not finite was measured, but is no number.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
 
     @classmethod
-    def of(cls, columns: Mapping[str, Sequence[Any]]) -> "Table":
+    def of(cls, columns: Mapping[str, Sequence[object]]) -> "Table":
         """From columns of equal length; steps are counted from 1 unless ``step`` is among them.
 
         >>> Table.of({"reward/mean": [0.1, None, 0.3]}).series("reward/mean")
@@ -38,26 +50,30 @@ class Table:
         """
         count = max((len(values) for values in columns.values()), default=0)
         numbered = {"step": list(range(1, count + 1)), **columns}
-        return cls([{name: values[place] for name, values in numbered.items()} for place in range(count)])
+        return cls([{name: values[i] for name, values in numbered.items()} for i in range(count)])
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values, without the steps where it is absent or not finite."""
-        known = [(row["step"], value) for row in self.rows if (value := finite(row.get(name))) is not None]
-        return [step for step, _ in known], [value for _, value in known]
+        pairs = [(step_of(row), v) for row in self.rows if (v := finite(row.get(name))) is not None]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+    def has(self, name: str) -> bool:
+        """Whether a metric has at least one finite value."""
+        return any(finite(row.get(name)) is not None for row in self.rows)
 
     def pairs(self, *names: str) -> list[tuple[float, ...]]:
         """The step and the values of these metrics, at the steps that have all of them."""
-        found = []
+        complete = []
         for row in self.rows:
-            values = [finite(row.get(name)) for name in names]
-            if None not in values:
-                found.append((float(row["step"]), *(value for value in values if value is not None)))
-        return found
+            values = [value for name in names if (value := finite(row.get(name))) is not None]
+            if len(values) == len(names):
+                complete.append((float(step_of(row)), *values))
+        return complete
 
     def nonfinite(self, name: str) -> list[int]:
         """Steps at which it was measured and was no number."""
-        return [row["step"] for row in self.rows if name in row and finite(row[name]) is None]
+        return [step_of(row) for row in self.rows if name in row and finite(row[name]) is None]
 
     def names(self) -> list[str]:
-        """Every metric that some row has, in order of appearance."""
+        """Every metric that any row has, in order of appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row if name != "step"))

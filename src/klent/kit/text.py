@@ -1,13 +1,12 @@
-"""Numbers as a reader wants them: few digits, true minus signs, units that people think in."""
+"""Numbers as text for pages and messages: few digits, true minus signs, everyday units."""
 
 import math
-from collections.abc import Sequence
 
 MINUS = "−"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """``value`` to some significant digits, never in a spelling longer than it is worth.
+    """``value`` to some significant digits, in its shortest spelling.
 
     >>> number(0.123456), number(-2), number(0.9), number(12345.6), number(0.000012), number(None)
     ('0.123', '−2', '0.900', '12,346', '1.2e−5', '–')
@@ -38,7 +37,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def fixed(value: float | None, decimals: int = 2) -> str:
-    """``value`` with a fixed number of decimals, for numbers that stand under one another.
+    """``value`` with a fixed number of decimals, for numbers in a column.
 
     >>> fixed(0.7), fixed(-0.25, 1), fixed(-0.001)
     ('0.70', '−0.2', '0.00')
@@ -76,7 +75,7 @@ def share(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as hours, minutes and seconds, whichever matter.
+    """Seconds in the two largest units that matter.
 
     >>> duration(4.21), duration(252), duration(7384), duration(None)
     ('4.2 s', '4 min 12 s', '2 h 3 min', '–')
@@ -104,13 +103,9 @@ def count(value: float | None) -> str:
 
 
 def plural(amount: int, noun: str) -> str:
-    """
+    """A count with its noun.
+
     >>> plural(1, "step"), plural(1500, "step")
     ('1 step', '1,500 steps')
     """
     return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
-
-
-def mean(values: Sequence[float]) -> float:
-    """Plain mean; NaN of nothing."""
-    return sum(values) / len(values) if values else math.nan

@@ -1,4 +1,4 @@
-"""What an evaluation adds where a policy learns from its own certainty: votes, temperatures, logits."""
+"""What an evaluation adds for a policy that learns from its own certainty: votes, temperatures, logits."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klent.config import Recipe, TransformersRollout
-from klent.models.load import LoadedModel
+from klent.config import Eval
+from klent.measure.evaluate import Correct, More, is_correct, score
 from klent.policies.causal_lm.probe import body_of, head_is_linear
+from klent.rollout.engine import Engine
 from klent.streams.episode import Episode
-from klent.tasks import Prompt, Scorer
+from klent.streams.prompt import Prompt
+from klent.tasks import Scorer
 from klent.tasks.agreement import question
 from klent.tasks.clusters import (
     NO_ANSWER,
@@ -24,69 +26,53 @@ from klent.tasks.clusters import (
 
 ROWS = 128  # positions whose logits are held at once
 
-Correct = Sequence[Sequence[bool]]
-More = Callable[[Sequence[Episode], Correct], dict[str, Any]]
+Answers = Sequence[str | None]
+"""The answers of one problem's samples; None is no answer."""
 
 
 def extra_measures(
-    recipe: Recipe,
-    loaded: LoadedModel,
+    settings: Eval,
+    model: Any,
     scorer: Scorer,
     seed: int,
     *,
-    start: Sequence[str | None] | None = None,
+    sampler_at: Callable[[float], Engine],
+    start: Answers | None = None,
 ) -> More:
     """What ``eval.same``, ``eval.temperatures`` and ``eval.logits`` ask for, as one function of the samples.
 
     Args:
-        recipe: has an ``eval`` section.
-        loaded: the model that answered.
+        settings: the ``eval`` section of a recipe.
+        model: the causal language model that answered.
         scorer: what tells right from wrong.
         seed: of the sampling at other temperatures.
+        sampler_at: gives the engine that samples from ``model`` at a temperature; 0 is greedy.
         start: the ``vote`` of the evaluation before training; None = this is that evaluation.
     """
-    settings = recipe.eval
-    assert settings is not None
     relation = load_equivalence(settings.same) if settings.same else None
 
-    def measure(rollouts: Sequence[Episode], correct: Correct) -> dict[str, Any]:
-        found: dict[str, Any] = votes(rollouts, correct, relation) if relation else {}
+    def measure(rollouts: Sequence[Episode], correct: Correct) -> dict[str, object]:
+        row: dict[str, object] = {}
         if relation:
             answers = by_problem(rollouts, settings.samples, relation)
-            found["kept"] = kept(answers, relation, start)
-            found |= {"vote": winners(answers, relation)} if start is None else {}
+            row |= votes(rollouts, correct, relation) | {"kept": kept(answers, relation, start)}
+            row |= {"vote": winners(answers, relation)} if start is None else {}
         prompts = [rollout.prompt for rollout in rollouts[:: settings.samples]]
         for temperature in settings.temperatures:
-            share = accuracy_at(temperature, prompts, recipe, loaded, scorer, seed=seed)
-            found[f"accuracy@{temperature:g}"] = share
-        return found | (logit_skewness(loaded.model, rollouts) if settings.logits else {})
+            samples = settings.samples if temperature else 1
+            accuracy = accuracy_of(sampler_at(temperature), scorer, prompts, samples=samples, seed=seed)
+            row[f"accuracy@{temperature:g}"] = accuracy
+        return row | (logit_skewness(model, rollouts) if settings.logits else {})
 
     return measure
 
 
-def accuracy_at(
-    temperature: float,
-    prompts: Sequence[Prompt],
-    recipe: Recipe,
-    loaded: LoadedModel,
-    scorer: Scorer,
-    *,
-    seed: int,
+def accuracy_of(
+    engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], *, samples: int, seed: int
 ) -> float:
-    """Accuracy when sampling at another temperature; one completion a problem where it is 0, greedy."""
-    assert recipe.eval is not None
-    samples = recipe.eval.samples if temperature else 1
-    rollout = recipe.rollout
-    if not isinstance(rollout, TransformersRollout):
-        rollout = TransformersRollout(max_tokens=rollout.max_tokens)
-    from klent.runs.build import build_sampler
-
-    engine = build_sampler(loaded, rollout.model_copy(update={"temperature": temperature}))
+    """Share of correct completions among ``samples`` for each prompt."""
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
-    scores = scorer.score(
-        [r.prompt for r in rollouts], [r.text for r in rollouts], [r.finish for r in rollouts]
-    )
-    return sum(value >= 1.0 - 1e-6 for value in scores.reward) / len(rollouts)
+    return sum(map(is_correct, score(scorer, rollouts))) / len(rollouts)
 
 
 def votes(rollouts: Sequence[Episode], correct: Correct, relation: Equivalence) -> dict[str, float]:
@@ -98,18 +84,18 @@ def votes(rollouts: Sequence[Episode], correct: Correct, relation: Equivalence) 
         relation: which answers are the same.
 
     Returns:
-        ``majority``, accuracy of a vote among a problem's samples; of several answers that are equally
-        frequent each counts by its share. ``agreement``, the mean share of the most frequent answer.
+        ``majority``, accuracy of a vote among a problem's samples; where several answers tie, the share of
+        them that is right. ``agreement``, the mean share of the most frequent answer.
     """
     samples = len(correct[0])
     right = share = 0.0
-    for place, outcomes in enumerate(correct):
-        own = rollouts[place * samples : (place + 1) * samples]
-        found = find_clusters([r.text for r in own], relation, question(own[0].prompt.prompt))
-        size = Counter(label for label in found if label != NO_ANSWER)
+    for index, outcomes in enumerate(correct):
+        problem = rollouts[index * samples : (index + 1) * samples]
+        labels = find_clusters([r.text for r in problem], relation, question(problem[0].prompt.prompt))
+        size = Counter(label for label in labels if label != NO_ANSWER)
         most = max(size.values(), default=0)
-        ahead = [c for label, c in zip(found, outcomes, strict=True) if most and size[label] == most]
-        right += sum(ahead) / len(ahead) if ahead else 0.0
+        leading = [c for label, c in zip(labels, outcomes, strict=True) if most and size[label] == most]
+        right += sum(leading) / len(leading) if leading else 0.0
         share += most / samples
     return {"majority": right / len(correct), "agreement": share / len(correct)}
 
@@ -120,61 +106,59 @@ def by_problem(rollouts: Sequence[Episode], samples: int, relation: Equivalence)
     return [read_answers([r.text for r in g], relation, question(g[0].prompt.prompt)) for g in groups]
 
 
-def winners(answers: Sequence[Sequence[str | None]], relation: Equivalence) -> list[str | None]:
-    """The answer to each problem that most samples gave, of several the first; None without any answer."""
-    won = [(own, _winner(label_answers(own, relation))) for own in answers]
-    return [None if label == NO_ANSWER else own[label] for own, label in won]
+def winners(answers: Sequence[Answers], relation: Equivalence) -> list[str | None]:
+    """The most frequent answer to each problem, the first one on a tie; None if there is no answer."""
+    labels = [_winner(label_answers(problem, relation)) for problem in answers]
+    return [
+        None if label == NO_ANSWER else problem[label] for problem, label in zip(answers, labels, strict=True)
+    ]
 
 
-def kept(
-    answers: Sequence[Sequence[str | None]], relation: Equivalence, start: Sequence[str | None] | None
-) -> float:
-    """Share of answers that are the answer which won the vote before training. No label is looked at.
+def kept(answers: Sequence[Answers], relation: Equivalence, start: Answers | None) -> float:
+    """Share of answers equal to the answer that won the vote before training. No label is read.
 
-    It rises as a policy grows sure of what it thought anyway, and falls once it leaves that.
+    It rises as a policy becomes more certain of its initial answers, and falls once it moves away from them.
 
     Args:
         answers: for each problem, of each sample.
         relation: which answers are the same.
-        start: the :func:`winners` before training; a problem that had none is left out. None = the samples
-            are those before training: each is held against the vote of the others, because a vote in which
-            it takes part is nearer to it than one in which it does not.
+        start: the :func:`winners` before training; a problem without a winner is left out. None = these
+            samples are from before training: each is compared with the vote of the others, because a vote
+            that counts it would be biased towards it.
 
     Returns:
-        In [0, 1]; 0 where no problem had a winner.
+        In [0, 1]; 0 if no problem had a winner.
 
     Example:
         >>> kept([["4", "4", "5"]], Equivalence(str), None), kept([["4", "4", "5"]], Equivalence(str), ["5"])
         (0.6666666666666666, 0.3333333333333333)
     """
     hits = pairs = 0
-    for place, own in enumerate(answers):
-        labels = label_answers(own, relation)
+    for index, problem in enumerate(answers):
+        labels = label_answers(problem, relation)
         if start is None:
-            rivals = [_winner([*labels[:i], *labels[i + 1 :]]) for i in range(len(own))]
+            rivals = [_winner([*labels[:i], *labels[i + 1 :]]) for i in range(len(problem))]
         else:
-            rivals = [_label_of(start[place], own, labels, relation)] * len(own)
+            rivals = [_label_of(start[index], problem, labels, relation)] * len(problem)
         hits += sum(label == rival != NO_ANSWER for label, rival in zip(labels, rivals, strict=True))
         pairs += sum(rival != NO_ANSWER for rival in rivals)
     return hits / pairs if pairs else 0.0
 
 
 def _winner(labels: Sequence[int]) -> int:
-    """The label of the largest cluster, of several the first."""
+    """The label of the largest cluster, the first one on a tie."""
     size = Counter(label for label in labels if label != NO_ANSWER)
     return size.most_common(1)[0][0] if size else NO_ANSWER
 
 
-def _label_of(
-    answer: str | None, own: Sequence[str | None], labels: Sequence[int], relation: Equivalence
-) -> int:
-    """The cluster among these answers that another answer belongs to; a label of its own where none does."""
+def _label_of(answer: str | None, problem: Answers, labels: Sequence[int], relation: Equivalence) -> int:
+    """The cluster of a problem's answers that another answer belongs to; a new label if it fits none."""
     if answer is None:
         return NO_ANSWER
     for label in dict.fromkeys(labels):
-        if label != NO_ANSWER and label_answers([own[label], answer], relation) == [0, 0]:
+        if label != NO_ANSWER and label_answers([problem[label], answer], relation) == [0, 0]:
             return label
-    return len(own)
+    return len(problem)
 
 
 @torch.no_grad()
@@ -189,9 +173,9 @@ def logit_skewness(model: Any, rollouts: Sequence[Episode]) -> dict[str, float]:
         rollouts: completions.
 
     Returns:
-        ``skewness``, of all logits of all positions taken together, as the One-shot EM paper has it, and
-        ``skewness/position``, of each position's logits, mean. Sums are kept, not logits: never more than 128
-        positions of these are held.
+        ``skewness``, of the logits of all positions pooled, as in the One-shot EM paper, and
+        ``skewness/position``, the mean over positions of each position's skewness. Sums are kept, not logits:
+        the logits of at most 128 positions are held at once.
     """
     powers = torch.zeros(4, dtype=torch.float64)
     total, positions = 0.0, 0

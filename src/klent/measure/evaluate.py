@@ -1,14 +1,29 @@
-"""Held-out accuracy with an honest interval."""
+"""Held-out accuracy with its interval: one evaluation of a policy, as a row of ``eval.jsonl``."""
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from klent.kit.statistics import mean, pass_at_k, wilson
 from klent.rollout.engine import Engine
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.tasks import Scorer
+
+Correct = Sequence[Sequence[bool]]
+"""For each problem, whether each of its samples is correct."""
+
+More = Callable[[Sequence[Episode], Correct], dict[str, object]]
+"""Adds to an evaluation, from its completions and their outcomes."""
+
+
+def is_correct(reward: float) -> bool:
+    """Whether a reward counts as a correct answer: at least 1, up to rounding. NaN (unscorable) does not.
+
+    >>> is_correct(1.0), is_correct(0.9999999), is_correct(0.5), is_correct(math.nan)
+    (True, True, False, False)
+    """
+    return reward >= 1.0 - 1e-6
 
 
 def evaluate(
@@ -19,35 +34,33 @@ def evaluate(
     samples: int,
     seed: int,
     step: int,
-    more: Callable[[list[Episode], list[list[bool]]], dict[str, Any]] = lambda rollouts, correct: {},
-) -> dict[str, Any]:
+    more: More = lambda rollouts, correct: {},
+) -> dict[str, object]:
     """Sample every held-out problem and score it; one row of ``eval.jsonl``.
 
-    ``accuracy`` is the share of completions whose reward is at least 1 (the field's "correct"; an unscorable
-    one is not correct), ``reward`` their mean reward. The interval is Wilson's at 95% with the number of
-    *problems* as its sample size: samples of one problem are not independent, and counting them as such would
-    make it too narrow. ``pass@k`` is for every ``k`` up to ``samples`` the chance that at least one of k
-    completions of a problem is correct, by :func:`pass_at_k`; ``pass@1`` is the accuracy.
+    ``accuracy`` is the share of completions that are correct, see :func:`is_correct`; ``reward`` is their
+    mean reward. The interval is Wilson's at 95% with the number of *problems* as its sample size: samples of
+    one problem are not independent, and counting them as such would make it too narrow. ``pass@k``, for every
+    ``k`` up to ``samples``, is the chance that at least one of k completions of a problem is correct, by
+    :func:`klent.kit.statistics.pass_at_k`; ``pass@1`` is the accuracy.
 
     Args:
         engine: the policy.
         scorer: the rewards.
         prompts: the held-out problems.
-        samples: completions a problem.
+        samples: completions per problem.
         seed: of the sampling; the same before and after training.
-        step: the training step that the row speaks of, 0 before training.
+        step: the training step that was evaluated, 0 before training.
         more: adds to the row, from the completions and whether each problem's are correct.
     """
     started = time.perf_counter()
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
-    scores = scorer.score(
-        [r.prompt for r in rollouts], [r.text for r in rollouts], [r.finish for r in rollouts]
-    )
-    correct = [value >= 1.0 - 1e-6 for value in scores.reward]  # nan compares false
-    by_problem = [correct[i : i + samples] for i in range(0, len(correct), samples)]
-    accuracy = sum(correct) / len(correct)
+    rewards = score(scorer, rollouts)
+    outcomes = [is_correct(reward) for reward in rewards]
+    correct = [outcomes[i : i + samples] for i in range(0, len(outcomes), samples)]
+    accuracy = sum(outcomes) / len(outcomes)
     low, high = wilson(accuracy, len(prompts))
-    scorable = [value for value in scores.reward if not math.isnan(value)]
+    scorable = [reward for reward in rewards if not math.isnan(reward)]
     entropies = [value for r in rollouts for value in r.entropy.tolist()]
     return {
         "step": step,
@@ -57,54 +70,18 @@ def evaluate(
         "accuracy": accuracy,
         "low": low,
         "high": high,
-        **{f"pass@{k}": value for k, value in pass_at_k(by_problem).items()},
-        "reward": sum(scorable) / len(scorable) if scorable else None,
-        "entropy": sum(entropies) / len(entropies),
+        **{f"pass@{k}": mean(pass_at_k(correct, k)) for k in range(1, samples + 1)},
+        "reward": mean(scorable) if scorable else None,
+        "entropy": mean(entropies),
         "length": len(entropies) / len(rollouts),
         "unscorable": 1.0 - len(scorable) / len(rollouts),
-        **more(rollouts, by_problem),
+        **more(rollouts, correct),
         "seconds": time.perf_counter() - started,
-        "correct": [[float(c) for c in problem] for problem in by_problem],
+        "correct": [[float(outcome) for outcome in problem] for problem in correct],
     }
 
 
-def pass_at_k(correct: Sequence[Sequence[bool]]) -> dict[int, float]:
-    r"""For every k, the chance that at least one of k completions of a problem is correct.
-
-    .. math::
-        \mathrm{pass@}k = \frac1P \sum_p 1 - \binom{n - c_p}{k} \Big/ \binom{n}{k}
-
-    The mean over all choices of k among a problem's n samples, so unbiased; no other use of the samples has
-    less variance.
-
-    Args:
-        correct: for each of P problems, whether each of its n samples is correct.
-
-    Returns:
-        k -> pass@k, for k from 1 to n.
-
-    Example:
-        >>> pass_at_k([[True, False, False], [False, False, False]])
-        {1: 0.16666666666666669, 2: 0.33333333333333337, 3: 0.5}
-
-    Reference:
-        Chen et al., Evaluating Large Language Models Trained on Code, 2021, arXiv:2107.03374.
-    """
-    n = len(correct[0])
-    return {
-        k: sum(1.0 - math.comb(n - sum(problem), k) / math.comb(n, k) for problem in correct) / len(correct)
-        for k in range(1, n + 1)
-    }
-
-
-def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for a share of ``count`` independent trials; honest at 0 and 1 too.
-
-    Example:
-        >>> [round(x, 3) for x in wilson(0.0, 50)]
-        [0.0, 0.071]
-    """
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+def score(scorer: Scorer, rollouts: Sequence[Episode]) -> list[float]:
+    """The reward of each completion, NaN where it is unscorable."""
+    prompts, texts = [r.prompt for r in rollouts], [r.text for r in rollouts]
+    return scorer.score(prompts, texts, [r.finish for r in rollouts]).reward

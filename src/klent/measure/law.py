@@ -1,7 +1,7 @@
 """The law R = -a exp(H) + b on the steps of a run: its fit, how far to trust it, and where entropy is going.
 
-Everything here is a function of rows as they stand in metrics.jsonl, so a run that is resumed says what it
-would have said without the stop, and a report of the same rows says it too.
+Everything here is a function of the rows of metrics.jsonl, so a resumed run reports exactly what it would
+have reported without the stop, and so does a report of the same rows.
 """
 
 import math
@@ -9,22 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from klent.kit.tables import Row, finite
+from klent.kit.statistics import ends, mean
+from klent.kit.student import t_bound
+from klent.kit.tables import Row, finite, step_of
 
 POOR = 0.5
-"""R^2 below which no ceiling is read from a fit."""
+"""R^2 below which a fit gives no ceiling."""
 
 POINTS = 6
-"""Steps below which nothing is forecast."""
+"""Fewest steps for a forecast."""
 
 FLOOR = 0.05
-"""Entropy, nats per token, at which a policy has as good as one choice left."""
+"""Entropy, nats per token, at which a policy has practically one choice left."""
 
 REACH = 3.0
-"""A forecast goes at most this many times as far as the steps that it rests on."""
+"""A forecast reaches at most this many times as far as the steps it is based on."""
 
 INTERVENED = ("thermostat/",)
-"""Metrics of a controller that holds entropy: with one at work reward and entropy no longer trade freely."""
+"""Metrics of a controller that holds entropy: while one is active, reward and entropy do not trade freely."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Fit:
 
     Attributes:
         a, b: of ``R = -a exp(H) + b``, in units of reward.
-        covariance: of the estimates of a and b, 2 x 2, as if steps were independent.
+        covariance: of the estimates of a and b, 2 x 2, treating steps as independent.
         ceiling: ``b - a``, the reward predicted at H = 0.
         error: standard error of the ceiling.
         r2: share of the reward's variance over the steps that the fit explains.
@@ -58,7 +60,7 @@ class Fit:
 
     @property
     def poor(self) -> bool:
-        """Whether no ceiling should be read from it: little explained, or a slope that may be zero."""
+        """Whether it supports no ceiling: it explains little, or its slope may be zero."""
         return self.r2 < POOR or self.a <= 2 * self.slope_error
 
     @property
@@ -73,17 +75,17 @@ class Fit:
         return self.a * rise + self.b, math.sqrt(max(0.0, rise * rise * aa + 2 * rise * ab + bb))
 
     def spread(self, entropy: float) -> float:
-        """Half the width of the band that holds the reward of one further step at 95%."""
-        return student(self.n - 2) * math.hypot(self.at(entropy)[1] * self._widening, self.sigma)
+        """Half the width of the band that holds the reward of one more step at 95%."""
+        return t_bound(0.05, self.n - 2) * math.hypot(self.at(entropy)[1] * self._widening, self.sigma)
 
     @property
     def margin(self) -> float:
         """Half the width of the ceiling's 95% interval.
 
         Student's quantile times the standard error, widened by ``sqrt((1 + r) / (1 - r))`` for residuals that
-        follow one another with correlation r: n such steps know as much as fewer independent ones.
+        are correlated from step to step with r: n such steps are worth fewer independent ones.
         """
-        return student(self.n - 2) * self.error * self._widening
+        return t_bound(0.05, self.n - 2) * self.error * self._widening
 
     @property
     def _widening(self) -> float:
@@ -92,17 +94,17 @@ class Fit:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Where the entropy of a run stands, and where it goes.
+    """The entropy of a run now, and where it is going.
 
     Attributes:
-        step: the last step that it rests on.
-        spent: share of the initial entropy that is gone; below 0 where entropy rose.
+        step: the last step it is based on.
+        spent: share of the initial entropy that is gone; negative if entropy rose.
         entropy: mean over the latest steps, nats per token.
-        ceiling: predicted reward at zero entropy with the ends of its 95% interval; None where the fit is
-            poor, rests on too few steps, or leaves the ceiling less sure than by what the reward has moved.
+        ceiling: predicted reward at zero entropy with the ends of its 95% interval; None if the fit is poor,
+            has too few steps, or its margin exceeds the range over which the reward has moved.
         r2: of the fit, None without one.
-        floor_step: when entropy reaches ``FLOOR`` if it goes on as now; None where it is there already, does
-            not surely fall, or would take longer than can be foreseen.
+        floor_step: when entropy reaches ``FLOOR`` at the current rate; None if it is already below, is not
+            clearly falling, or would take longer than ``REACH`` allows.
     """
 
     step: int
@@ -112,33 +114,33 @@ class Forecast:
     r2: float | None
     floor_step: int | None
 
-    def words(self) -> str:
-        """One line: what is spent, when it ends, and what it buys."""
-        said = [f"{100 * self.spent:.0f}% of the entropy spent, {self.entropy:.2g} nats per token left"]
+    def sentence(self) -> str:
+        """One line: what is spent, when entropy reaches the floor, and what reward to expect."""
+        parts = [f"{100 * self.spent:.0f}% of the entropy spent, {self.entropy:.2g} nats per token left"]
         if self.floor_step is not None:
-            said.append(f"at this rate {FLOOR} nats by step {self.floor_step}")
+            parts.append(f"at this rate {FLOOR} nats by step {self.floor_step}")
         if self.ceiling is not None:
-            said.append("predicted ceiling {:.2f} ({:.2f} to {:.2f})".format(*self.ceiling))
-        return "; ".join(said)
+            parts.append("predicted ceiling {:.2f} ({:.2f} to {:.2f})".format(*self.ceiling))
+        return "; ".join(parts)
 
 
 def points(rows: Sequence[Row]) -> list[tuple[int, float, float]]:
-    """Step, entropy and reward of every step that has both, where the entropy is one that can be."""
-    found = []
+    """Step, entropy and reward of every step that has both and whose entropy is plausible (0 to 50 nats)."""
+    complete = []
     for row in rows:
         entropy, reward = finite(row.get("policy/entropy")), finite(row.get("reward/mean"))
         if entropy is not None and reward is not None and 0 <= entropy <= 50:
-            found.append((int(row["step"]), entropy, reward))
-    return found
+            complete.append((step_of(row), entropy, reward))
+    return complete
 
 
 def fit_law(rows: Sequence[Row]) -> Fit | None:
-    """The fit over all steps; None with fewer than four, or where entropy did not move."""
-    known = points(rows)
-    entropies, rewards = [h for _, h, _ in known], [r for _, _, r in known]
-    if len(known) < 4 or max(entropies) - min(entropies) < 1e-3:
+    """The fit over all steps; None with fewer than four, or if entropy did not move."""
+    complete = points(rows)
+    entropies, rewards = [h for _, h, _ in complete], [r for _, _, r in complete]
+    if len(complete) < 4 or max(entropies) - min(entropies) < 1e-3:
         return None
-    # torch is heavy, and of what reads rows only this needs it
+    # torch is slow to import, and nothing else that reads rows needs it
     import torch
 
     from klent.objectives import fit_reward_entropy
@@ -147,44 +149,43 @@ def fit_law(rows: Sequence[Row]) -> Fit | None:
     fitted = fit_reward_entropy(torch.tensor(entropies, dtype=double), torch.tensor(rewards, dtype=double))
     a, b = fitted.a, fitted.b
     (aa, ab), (_, bb) = fitted.covariance.tolist()
-    left = [r + a * math.exp(h) - b for h, r in zip(entropies, rewards, strict=True)]
-    residual = sum(value * value for value in left)
-    middle = sum(rewards) / len(rewards)
+    residuals = [r + a * math.exp(h) - b for h, r in zip(entropies, rewards, strict=True)]
+    unexplained = sum(value * value for value in residuals)
+    middle = mean(rewards)
     spread = sum((r - middle) ** 2 for r in rewards)
-    echo = sum(x * y for x, y in pairwise(left)) / residual if residual > 0 else 0.0
+    echo = sum(x * y for x, y in pairwise(residuals)) / unexplained if unexplained > 0 else 0.0
     return Fit(
         a=a,
         b=b,
         covariance=((aa, ab), (ab, bb)),
         ceiling=fitted.ceiling,
         error=math.sqrt(max(0.0, aa - 2 * ab + bb)),
-        r2=1 - residual / spread if spread > 0 else 0.0,
-        n=len(known),
+        r2=1 - unexplained / spread if spread > 0 else 0.0,
+        n=len(complete),
         lowest=min(entropies),
-        sigma=math.sqrt(residual / (len(known) - 2)),
+        sigma=math.sqrt(unexplained / (len(complete) - 2)),
         echo=min(0.8, max(0.0, echo)),
         moved=max(rewards) - min(rewards),
     )
 
 
 def intervened(rows: Sequence[Row]) -> bool:
-    """Whether a controller holds the entropy in these steps."""
+    """Whether a controller holds the entropy during these steps."""
     return bool(rows) and any(name.startswith(INTERVENED) for name in rows[-1])
 
 
 def forecast(rows: Sequence[Row], fit: Fit | None = None) -> Forecast | None:
-    """What the rows so far say of the rows to come; None before ``POINTS`` steps with an entropy.
+    """What the rows so far predict; None before ``POINTS`` steps with an entropy.
 
     Args:
         rows: of metrics.jsonl, in order.
-        fit: of these rows, where the caller has it already.
+        fit: of these rows, if the caller already has it.
     """
-    pairs = [(int(r["step"]), h) for r in rows if (h := finite(r.get("policy/entropy"))) is not None]
+    pairs = [(step_of(r), h) for r in rows if (h := finite(r.get("policy/entropy"))) is not None]
     pairs = [(step, h) for step, h in pairs if 0 < h <= 50]
     if len(pairs) < POINTS:
         return None
-    each = max(1, min(20, len(pairs) // 10))
-    start, now = (sum(h for _, h in part) / each for part in (pairs[:each], pairs[-each:]))
+    start, now, _ = ends([h for _, h in pairs])
     fit = None if intervened(rows) else fit or fit_law(rows)
     ceiling = None
     if fit is not None and not fit.poor and fit.n >= POINTS and fit.margin <= fit.moved:
@@ -200,28 +201,28 @@ def forecast(rows: Sequence[Row], fit: Fit | None = None) -> Forecast | None:
 
 
 def law_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """``law/...`` of the last of these rows; what cannot be said is left out."""
-    known = forecast(rows)
-    if known is None:
+    """``law/...`` of the last of these rows; what cannot be determined is left out."""
+    ahead = forecast(rows)
+    if ahead is None:
         return {}
-    found = {"law/entropy_spent": known.spent}
-    if known.r2 is not None:
-        found["law/r2"] = known.r2
-    if known.ceiling is not None:
+    metrics = {"law/entropy_spent": ahead.spent}
+    if ahead.r2 is not None:
+        metrics["law/r2"] = ahead.r2
+    if ahead.ceiling is not None:
         names = ("law/ceiling", "law/ceiling_low", "law/ceiling_high")
-        found |= dict(zip(names, known.ceiling, strict=True))
-    if known.floor_step is not None:
-        found["law/floor_step"] = known.floor_step
-    return found
+        metrics |= dict(zip(names, ahead.ceiling, strict=True))
+    if ahead.floor_step is not None:
+        metrics["law/floor_step"] = ahead.floor_step
+    return metrics
 
 
 def _floor_step(rows: Sequence[Row], pairs: Sequence[tuple[int, float]]) -> int | None:
-    """When entropy reaches ``FLOOR``, at the mean of two rates: that of late, and that which updates predict.
+    """When entropy reaches ``FLOOR``, at the mean of two rates: the recent one, and the predicted one.
 
-    Entropy is taken to fall by the same factor at every step. The first rate is the slope of log H over the
+    Entropy is assumed to fall by the same factor at every step. The first rate is the slope of log H over the
     latest third of the steps, from 5 to 20 of them. The second is the change that the covariance theorem
-    gives for the latest three updates, scaled by what its sum over the run was off by; it sees a turn before
-    the entropy does.
+    predicts for the latest three updates, scaled by the ratio of measured to predicted change over the run;
+    it shows a turn before the entropy does.
     """
     window = pairs[-max(5, min(20, len(pairs) // 3)) :]
     slope, error, level = _line([step for step, _ in window], [math.log(h) for _, h in window])
@@ -230,18 +231,18 @@ def _floor_step(rows: Sequence[Row], pairs: Sequence[tuple[int, float]]) -> int 
         return None
     rates = [slope]
     predicted = [finite(row.get("policy/entropy_delta_predicted")) for row in rows]
-    known = [value for value in predicted if value is not None]
+    changes = [value for value in predicted if value is not None]
     fall = pairs[-1][1] - pairs[0][1]
-    total = sum(known[:-1])
-    if len(known) >= POINTS and fall * total > 0:
-        share = min(2.0, fall / total) * sum(known[-3:]) / sum(h for _, h in pairs[-3:])
+    total = sum(changes[:-1])
+    if len(changes) >= POINTS and fall * total > 0:
+        share = min(2.0, fall / total) * sum(changes[-3:]) / sum(h for _, h in pairs[-3:])
         rates.append(math.log1p(max(-0.95, share)))
     rate = sum(rates) / len(rates)
     if rate >= 0:
         return None
-    left = math.log(FLOOR / now) / rate
+    remaining = math.log(FLOOR / now) / rate
     first, last = pairs[0][0], pairs[-1][0]
-    return last + max(1, math.ceil(left)) if left <= REACH * (last - first + 1) else None
+    return last + max(1, math.ceil(remaining)) if remaining <= REACH * (last - first + 1) else None
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
@@ -250,18 +251,5 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
     middle_x, middle_y = sum(x) / n, sum(y) / n
     width = sum((value - middle_x) ** 2 for value in x)
     slope = sum((u - middle_x) * (v - middle_y) for u, v in zip(x, y, strict=True)) / width
-    left = sum((v - middle_y - slope * (u - middle_x)) ** 2 for u, v in zip(x, y, strict=True))
-    return slope, math.sqrt(left / max(1, n - 2) / width), middle_y + slope * (x[-1] - middle_x)
-
-
-def student(freedom: int) -> float:
-    """The 97.5% quantile of Student's t, by its expansion around the normal's; within 0.3% from 4 degrees on.
-
-    >>> round(student(4), 2), round(student(30), 3), round(student(10**6), 3)
-    (2.77, 2.042, 1.96)
-    """
-    z, v = 1.959964, max(1, freedom)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / v + second / v**2 + third / v**3
+    unexplained = sum((v - middle_y - slope * (u - middle_x)) ** 2 for u, v in zip(x, y, strict=True))
+    return slope, math.sqrt(unexplained / max(1, n - 2) / width), middle_y + slope * (x[-1] - middle_x)

@@ -1,14 +1,14 @@
-"""A run folder in, one page out: metrics -> figures -> one HTML file that opens anywhere, offline."""
+"""Run folder -> page: metrics, figures, facts and samples in one HTML file that opens anywhere, offline."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from klent.report.page import write_report as write_report
     from klent.report.read import RunData as RunData
     from klent.report.read import read_run as read_run
 
-_HOME = {
+_MODULES = {
     "write_report": "klent.report.page",
     "read_run": "klent.report.read",
     "RunData": "klent.report.read",
@@ -16,7 +16,7 @@ _HOME = {
 __all__ = ["RunData", "read_run", "write_report"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'klent.report' has no attribute {name!r}")

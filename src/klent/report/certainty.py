@@ -1,15 +1,20 @@
-"""Certainty against truth: what training saw and what was right, the early peak, temperatures, logits."""
+"""Draws certainty against truth: accuracy over training with its peak, over temperatures; logit skewness."""
 
 import statistics
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from klent.control.early_stop import best_row
+from klent.kit.statistics import mean_and_margin
 from klent.kit.svg import Figure, Key, canvas, colour, horizontal, render, unit
+from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import fixed, number, plural
 from klent.report.curves import Line, limits, pixels, step_axis
-from klent.report.read import RunData, finite
+from klent.report.read import RunData
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 LEFT = 46
 
 
@@ -18,15 +23,21 @@ def figures(run: RunData) -> list[Figure]:
     return [figure for figure in (peak(run), temperatures(run), skewness(run)) if figure]
 
 
-def best(rows: list[Row]) -> Row:
-    """The evaluation with the highest accuracy, of equal ones the first."""
-    return max(rows, key=lambda row: float(row["accuracy"]))
+def best(rows: Sequence[Row]) -> Row:
+    """The evaluation with the highest accuracy, the first one on a tie."""
+    return max(rows, key=_accuracy)
+
+
+def _accuracy(row: Row) -> float:
+    accuracy = finite(row["accuracy"])
+    assert accuracy is not None  # RunData.heldout has no other rows
+    return accuracy
 
 
 def peak(run: RunData) -> Figure | None:
     """Held-out accuracy above what training saw, with the highest accuracy marked in both.
 
-    None with fewer than three evaluations, or where the run's own reward knows what is right.
+    None with fewer than three evaluations, or if the run's own reward already tells right from wrong.
     """
     rows = run.heldout
     unlabelled = not run.has("reward/mean") or any(finite(row.get("agreement")) is not None for row in rows)
@@ -36,113 +47,134 @@ def peak(run: RunData) -> Figure | None:
     name, label = ("reward/mean", "mean reward in training") if rewarded else ("objective/loss", "loss")
     seen = Line(name, label, "ink")
     figure, (top, bottom) = canvas([1.6, 1.0])
-    steps = [int(row["step"]) for row in rows]
-    lines = [Line("accuracy", "held-out accuracy", "reward"), Line("kept", "kept", "tone3", "dash")]
-    lines.append(Line("agreement", "agreement", "muted", "dash"))
-    keys: list[Key] = []
-    for line in reversed(lines):
-        values = [finite(row.get(line.metric)) for row in rows]
-        known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-        if not known:
-            continue
-        style: dict[str, Any] = {"color": colour(line.role), "linewidth": 1.8, "gid": line.metric}
-        style |= {"linestyle": (0, (3, 2))} if line.mark == "dash" else {"marker": "o", "markersize": 3.6}
-        top.plot(*zip(*known, strict=True), **style)
-        shown = ["–" if value is None else fixed(value) for value in values]
-        keys.insert(0, Key(line.label, line.role, line.mark, line.metric, shown))
-    ends = [(finite(row.get("low")), finite(row.get("high"))) for row in rows]
-    if all(low is not None and high is not None for low, high in ends):
-        lows, highs = zip(*ends, strict=True)
-        top.fill_between(steps, lows, highs, color=colour("reward"), alpha=0.12, linewidth=0, gid="band")
-    at, told = run.series(seen.metric)
-    bottom.plot(at, told, color=colour(seen.role), linewidth=1.8, gid=seen.metric.replace("/", "-"))
-    bottom.set_ylim(*limits(told))
+    steps, high = [step_of(row) for row in rows], best(rows)
+    keys = _evaluation_lines(top, rows, steps)
+    seen_steps, seen_values = run.series(seen.metric)
+    gid = seen.metric.replace("/", "-")
+    bottom.plot(seen_steps, seen_values, color=colour(seen.role), linewidth=1.8, gid=gid)
+    bottom.set_ylim(*limits(seen_values))
     for panel in (top, bottom):
-        panel.axvline(best(rows)["step"], color=colour("reward"), linewidth=0.9, linestyle=(0, (2, 2)))
+        panel.axvline(step_of(high), color=colour("reward"), linewidth=0.9, linestyle=(0, (2, 2)))
         step_axis(panel, steps)
-    top.plot(
-        best(rows)["step"], best(rows)["accuracy"], "o", markersize=8, color=colour("reward"), gid="peak"
-    )
+    top.plot(step_of(high), _accuracy(high), "o", markersize=8, color=colour("reward"), gid="peak")
     top.set_ylim(0, 1.02)
     unit(top, "fraction of held-out answers")
     unit(bottom, label if rewarded else "loss, nats")
     horizontal(bottom, "step")
-    keys.append(Key(seen.label, seen.role, "line", seen.metric, [_at(at, told, step) for step in steps]))
-    caption = f"n = {_sizes(rows)}; band: 95%. {peak_said(rows)}"
+    shown = [_latest_before(seen_steps, seen_values, step) for step in steps]
+    keys.append(Key(seen.label, seen.role, "line", seen.metric, shown))
+    caption = f"n = {_sizes(rows)}; band: 95%. {peak_sentence(rows)}"
     return Figure("peak", "The peak", render(figure, "peak"), keys, caption, steps, pixels(top, steps))
 
 
-def peak_said(rows: list[Row]) -> str:
-    """Where accuracy was highest, and what was lost after, problem by problem where outcomes are there."""
+def _evaluation_lines(panel: "Axes", rows: Sequence[Row], steps: Sequence[int]) -> list[Key]:
+    """Accuracy with its interval, and the signals that need no label; their legend."""
+    lines = [Line("accuracy", "held-out accuracy", "reward"), Line("kept", "kept", "tone3", "dash")]
+    lines.append(Line("agreement", "agreement", "muted", "dash"))
+    keys: list[Key] = []
+    for line in reversed(lines):
+        x, y = Table(rows).series(line.metric)
+        if not x:
+            continue
+        dashed = line.mark == "dash"
+        panel.plot(
+            x,
+            y,
+            color=colour(line.role),
+            linewidth=1.8,
+            linestyle=(0, (3, 2)) if dashed else "-",
+            marker="" if dashed else "o",
+            markersize=3.6,
+            gid=line.metric,
+        )
+        shown = [fixed(finite(row.get(line.metric))) for row in rows]
+        keys.insert(0, Key(line.label, line.role, line.mark, line.metric, shown))
+    ends = Table(rows).pairs("low", "high")
+    if len(ends) == len(rows):
+        _, lows, highs = zip(*ends, strict=True)
+        panel.fill_between(steps, lows, highs, color=colour("reward"), alpha=0.12, linewidth=0, gid="band")
+    return keys
+
+
+def peak_sentence(rows: Sequence[Row]) -> str:
+    """Where accuracy was highest and how much was lost after it, paired by problem if outcomes are logged."""
     high, last = best(rows), rows[-1]
     if high is last:
         return f"Accuracy is highest at the end, step {last['step']}."
-    said = f"Accuracy was highest at step {high['step']}, {fixed(high['accuracy'])}"
-    said += f", and ended at {fixed(last['accuracy'])}"
+    text = f"Accuracy was highest at step {high['step']}, {fixed(_accuracy(high))}"
+    text += f", and ended at {fixed(_accuracy(last))}"
     change = _paired(high, last)
     if change is not None:
-        said += f": {number(change[0], 2)} ± {number(change[1], 2)} on the same problems"
-    return said + f". The highest of {plural(len(rows), 'evaluation')} is in part luck."
+        text += f": {number(change[0], 2)} ± {number(change[1], 2)} on the same problems"
+    return text + f". The highest of {plural(len(rows), 'evaluation')} is partly luck."
 
 
 def _paired(one: Row, other: Row) -> tuple[float, float] | None:
-    """Mean change of the share of right answers to a problem, and its 95% margin; problems are the units."""
-    pairs = list(zip(one.get("correct") or [], other.get("correct") or [], strict=False))
-    if len(pairs) < 2:
+    """Mean change of each problem's share of right answers, with its 95% margin over problems."""
+    before, after = one.get("correct"), other.get("correct")
+    if not isinstance(before, list) or not isinstance(after, list) or min(len(before), len(after)) < 2:
         return None
-    change = [statistics.fmean(after) - statistics.fmean(before) for before, after in pairs]
-    return statistics.fmean(change), 1.96 * statistics.stdev(change) / len(change) ** 0.5
+    pairs = zip(before, after, strict=False)
+    return mean_and_margin([statistics.fmean(a) - statistics.fmean(b) for b, a in pairs])
 
 
 def temperatures(run: RunData) -> Figure | None:
     """Accuracy against sampling temperature: before training, at the peak and at the end."""
     rows = run.heldout
-    own = finite(run.setting("rollout", "temperature")) or 1.0
-    if not rows or len(_by_temperature(rows[-1], own)) < 2:
+    trained_at = finite(run.setting("rollout", "temperature")) or 1.0
+    if not rows or len(_by_temperature(rows[-1], trained_at)) < 2:
         return None
     figure, (panel,) = canvas(left=LEFT)
-    high = best(rows)
-    drawn = [(rows[0], "before training", "muted", "--")] if rows[0]["step"] == 0 else []
+    high, first, last = best(rows), step_of(rows[0]), step_of(rows[-1])
+    drawn = [(rows[0], "before training", "muted", "--")] if first == 0 else []
     if high is not rows[0] and high is not rows[-1]:
         drawn.append((high, f"step {high['step']}, the peak", "tone3", ":"))
-    if rows[-1]["step"]:
-        drawn.append((rows[-1], f"step {rows[-1]['step']}", "reward", "-"))
+    if last:
+        drawn.append((rows[-1], f"step {last}", "reward", "-"))
     keys: list[Key] = []
     for row, label, role, style in drawn:
-        points = _by_temperature(row, own)
-        drawing: dict[str, Any] = {"color": colour(role), "linestyle": style, "linewidth": 1.8}
-        panel.plot(*zip(*points, strict=True), marker="o", markersize=4, gid=f"at-{row['step']}", **drawing)
+        x, y = zip(*_by_temperature(row, trained_at), strict=True)
+        panel.plot(
+            x,
+            y,
+            marker="o",
+            markersize=4,
+            gid=f"at-{row['step']}",
+            color=colour(role),
+            linestyle=style,
+            linewidth=1.8,
+        )
         keys.append(Key(label, role, "line" if style == "-" else "dash"))
     panel.set_ylim(0, 1.02)
     unit(panel, "held-out accuracy", left=LEFT)
     horizontal(panel, "T", left=LEFT)
-    caption = f"n = {_sizes(rows)}; greedy (T = 0) is one sample. Drawn in training at T = {number(own)}."
+    caption = f"n = {_sizes(rows)}; greedy (T = 0) is one sample. Trained at T = {number(trained_at)}."
     return Figure("temperatures", "Sampling temperature", render(figure, "temperatures"), keys, caption)
 
 
-def _by_temperature(row: Row, own: float) -> list[tuple[float, float]]:
-    found = {
+def _by_temperature(row: Row, trained_at: float) -> list[tuple[float, float]]:
+    points = {
         float(name.partition("@")[2]): value
         for name in row
         if name.startswith("accuracy@") and (value := finite(row[name])) is not None
     }
-    return sorted((found | {own: float(row["accuracy"])}).items())
+    return sorted((points | {trained_at: _accuracy(row)}).items())
 
 
 def skewness(run: RunData) -> Figure | None:
-    """Skewness of the raw logits before, during and after: to the right is larger."""
+    """Skewness of the raw logits before, during and after training; larger means a longer right tail."""
     rows = [row for row in run.heldout if finite(row.get("skewness")) is not None]
     if len(rows) < 2:
         return None
     figure, (panel,) = canvas(left=LEFT)
-    steps = [int(row["step"]) for row in rows]
+    steps = [step_of(row) for row in rows]
     keys: list[Key] = []
     drawn: list[float] = []
     for line in (
         Line("skewness", "all logits together", "entropy"),
         Line("skewness/position", "mean of positions", "ink", "dash"),
     ):
-        values = [float(row[line.metric]) for row in rows]
+        values = [value for row in rows if (value := finite(row.get(line.metric))) is not None]
         style = (0, (3, 2)) if line.mark == "dash" else "-"
         gid = line.metric.replace("/", "-")
         panel.plot(steps, values, "o", linestyle=style, color=colour(line.role), markersize=3.6, gid=gid)
@@ -152,12 +184,12 @@ def skewness(run: RunData) -> Figure | None:
     step_axis(panel, steps)
     unit(panel, "skewness", left=LEFT)
     horizontal(panel, "step", left=LEFT)
-    caption = f"n = {_sizes(rows)}, every position of every answer. Higher: shifted to the right."
+    caption = f"n = {_sizes(rows)}, every position of every answer. Higher: a longer right tail."
     svg = render(figure, "skewness")
     return Figure("skewness", "Skewness of the logits", svg, keys, caption, steps, pixels(panel, steps))
 
 
-def facts(rows: list[Row]) -> list[tuple[str, str]]:
+def before_after(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Before -> after of a vote, of agreement and of the logits."""
     names = {
         "majority": "accuracy of a vote",
@@ -165,35 +197,35 @@ def facts(rows: list[Row]) -> list[tuple[str, str]]:
         "kept": "kept",
         "skewness": "skewness of the logits",
     }
-    found = []
+    lines = []
     for name, label in names.items():
         before, after = finite(rows[0].get(name)), finite(rows[-1].get(name))
         if before is not None and after is not None:
-            found.append((label, f"{fixed(before)} → {fixed(after)}" if len(rows) > 1 else fixed(before)))
-    return found
+            lines.append((label, f"{fixed(before)} → {fixed(after)}" if len(rows) > 1 else fixed(before)))
+    return lines
 
 
 def stopped(run: RunData) -> list[str]:
-    """Says which evaluation's weights ``final/`` holds, where the recipe stops early."""
+    """Which evaluation's weights ``final/`` holds, if the recipe stops early."""
     settings = run.setting("eval", "early_stop")
-    if not isinstance(settings, dict) or not run.run.get("finished"):
+    if not isinstance(settings, Mapping) or not run.run.get("finished"):
         return []
     signal, margin = str(settings.get("signal")), finite(settings.get("margin")) or 0.0
     if not run.heldout or any(finite(row.get(signal)) is None for row in run.heldout):
         return []
-    step = best_row(run.heldout, signal, margin)["step"]
-    last = run.rows[-1]["step"] if run.rows else 0
+    step = step_of(best_row(run.heldout, signal, margin))
+    last = run.steps[-1] if run.rows else 0
     return [
-        f"By {signal}, which knows no label, step {step} was the best of {last}: final/ holds its weights."
+        f"By {signal}, which uses no label, step {step} was the best of {last}: final/ holds its weights."
     ]
 
 
-def _at(steps: list[int], values: list[float], step: int) -> str:
-    """The value at a step or at the latest before it."""
-    known = [value for at, value in zip(steps, values, strict=True) if at <= step]
-    return number(known[-1]) if known else "–"
+def _latest_before(steps: Sequence[int], values: Sequence[float], step: int) -> str:
+    """The value at a step, or at the latest measured step before it."""
+    earlier = [value for measured, value in zip(steps, values, strict=True) if measured <= step]
+    return number(earlier[-1]) if earlier else "–"
 
 
-def _sizes(rows: list[Row]) -> str:
+def _sizes(rows: Sequence[Row]) -> str:
     problems, samples = (int(finite(rows[0].get(key)) or 0) for key in ("problems", "samples"))
     return f"{plural(problems, 'held-out problem')} × {samples}"

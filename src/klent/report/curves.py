@@ -1,19 +1,24 @@
-"""Panels of lines over the steps: what most figures are made of."""
+"""Draws metrics over the steps: panels of lines, of which most figures consist."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from klent.kit.svg import Figure, Key, canvas, colour, horizontal, render, unit
+from klent.kit.tables import finite
 from klent.kit.text import number, plural
-from klent.report.read import RunData, finite
+from klent.report.read import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SMOOTH_ABOVE = 120
-"""With more steps than this a line is drawn faintly and its running mean boldly."""
+"""With more steps than this, a line is drawn faintly and its running mean boldly."""
 
 DRAWN_AT_MOST = 400
-"""With more steps than this neighbours are drawn together, so that the page does not grow."""
+"""With more steps than this, neighbours are drawn together, to bound the size of the page."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,10 @@ class Panel:
     """Lines that share a unit.
 
     Attributes:
-        unit: what stands above the axis.
+        unit: written above the axis.
         lines: the metrics, back to front.
         ratio: the panel's share of the figure's height.
-        full: the top of the axis of a bounded quantity; None where it is not bounded.
+        full: the upper bound of the quantity, which is the top of the axis; None if it is unbounded.
     """
 
     unit: str
@@ -51,21 +56,21 @@ class Panel:
 
 
 def curves(run: RunData, name: str, title: str, *panels: Panel, note: str = "") -> Figure | None:
-    """A figure of panels above one another; without a value there is no panel, without a panel no figure."""
-    known = [panel for panel in panels if any(run.has(line.metric) for line in panel.lines)]
-    if not known:
+    """A figure of stacked panels; a panel without values is left out, and None if all of them are."""
+    measured = [panel for panel in panels if any(run.has(line.metric) for line in panel.lines)]
+    if not measured:
         return None
-    steps = [row["step"] for row in run.rows]
-    picked = [part[-1] for part in parts(len(steps))]
-    figure, axes = canvas([panel.ratio for panel in known])
+    steps = run.steps
+    shown_at = [part[-1] for part in parts(len(steps))]
+    figure, axes = canvas([panel.ratio for panel in measured])
     keys: list[Key] = []
-    for axis, panel in zip(axes, known, strict=True):
+    for axis, panel in zip(axes, measured, strict=True):
         drawn: list[float] = []
         for line in panel.lines:
             values = column(run, line.metric)
-            if any(value == value for value in values):
+            if not all(map(math.isnan, values)):
                 draw(axis, steps, values, line)
-                shown = [number(values[place]) for place in picked]
+                shown = [number(values[index]) for index in shown_at]
                 keys.append(Key(line.label, line.role, line.mark, line.metric, shown))
                 drawn += values
         axis.set_ylim(*limits(drawn, panel.full))
@@ -77,25 +82,26 @@ def curves(run: RunData, name: str, title: str, *panels: Panel, note: str = "") 
     caption = f"n = {sizes(run)}." + (f" {note}" if note else "")
     if len(steps) > SMOOTH_ABOVE:
         caption += f" Faint: each step; bold: mean of {_window(len(steps))} steps."
-    at = [steps[place] for place in picked]
-    return Figure(name, title, render(figure, name), keys, caption, at, pixels(axes[0], at))
+    drawn_steps = [steps[index] for index in shown_at]
+    x = pixels(axes[0], drawn_steps)
+    return Figure(name, title, render(figure, name), keys, caption, drawn_steps, x)
 
 
 def column(run: RunData, metric: str) -> list[float]:
-    """A metric's value in every row, NaN where there is none, so that a line breaks at a gap."""
-    found = (finite(row.get(metric)) for row in run.rows)
-    return [math.nan if value is None else value for value in found]
+    """A metric's value in every row, NaN where it is missing, so that a line breaks at a gap."""
+    values = (finite(row.get(metric)) for row in run.rows)
+    return [math.nan if value is None else value for value in values]
 
 
-def draw(axis: Any, steps: Sequence[int], values: Sequence[float], line: Line) -> None:
-    """One line, dashed line or filled area; short runs show their points too."""
+def draw(axis: "Axes", steps: Sequence[int], values: Sequence[float], line: Line) -> None:
+    """One line, dashed line or filled area; short runs also show their points."""
     ink, gid = colour(line.role), line.metric.replace("/", "-")
     groups = parts(len(steps))
     x, y = [steps[part[-1]] for part in groups], list(values)
     if len(steps) > SMOOTH_ABOVE:
         y = smooth(values, _window(len(steps)))
-        ends = [[values[place] for place in part if values[place] == values[place]] for part in groups]
-        low, high = ([pick(end) if end else math.nan for end in ends] for pick in (min, max))
+        numbers = [[values[i] for i in part if not math.isnan(values[i])] for part in groups]
+        low, high = ([pick(part) if part else math.nan for part in numbers] for pick in (min, max))
         if len(groups) < len(steps):
             axis.fill_between(x, low, high, color=ink, alpha=0.2, linewidth=0, gid=f"{gid}-raw")
         else:
@@ -117,19 +123,19 @@ def draw(axis: Any, steps: Sequence[int], values: Sequence[float], line: Line) -
 
 
 def parts(count: int) -> list[range]:
-    """Places 0 .. count as at most ``DRAWN_AT_MOST`` groups of neighbours, of one each where it can be."""
+    """Indices 0 to count - 1 as at most ``DRAWN_AT_MOST`` groups of neighbours, of one index if possible."""
     size = max(1, -(-count // DRAWN_AT_MOST))
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def limits(values: Sequence[float], full: float | None = None) -> tuple[float, float]:
-    """Ends of an axis: from 0 where nothing is negative, to ``full`` where the quantity is bounded by it.
+    """Ends of an axis: from 0 if nothing is negative, to ``full`` if the quantity is bounded by it.
 
     >>> limits([0.2, 0.5], 1.0), limits([0.0, 0.0]), limits([-1.0, 1.0])
     ((0.0, 1.0), (0.0, 1.0), (-1.2, 1.2))
     """
-    known = [value for value in values if value == value]
-    low, high = min([*known, 0.0]), max([*known, 0.0])
+    numbers = [value for value in values if not math.isnan(value)]
+    low, high = min([*numbers, 0.0]), max([*numbers, 0.0])
     if full is not None and low >= 0 and high <= full:
         return 0.0, full
     room = 0.1 * (high - low) or 1.0
@@ -137,15 +143,17 @@ def limits(values: Sequence[float], full: float | None = None) -> tuple[float, f
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Running mean over the last ``window`` values that are numbers; NaN where there is none yet."""
+    """Running mean over the last ``window`` values, NaN left out; NaN if all of them are."""
+    numbers = [value for value in values if not math.isnan(value)]
+    counts = [0, *itertools.accumulate(not math.isnan(value) for value in values)]
     means = []
     for end in range(1, len(values) + 1):
-        recent = [value for value in values[max(0, end - window) : end] if value == value]
+        recent = numbers[counts[max(0, end - window)] : counts[end]]
         means.append(sum(recent) / len(recent) if recent else math.nan)
     return means
 
 
-def step_axis(axis: Any, steps: Sequence[int]) -> None:
+def step_axis(axis: "Axes", steps: Sequence[int]) -> None:
     """Whole-number steps, with room for the first and last point."""
     room = max(0.5, 0.02 * (steps[-1] - steps[0]))
     axis.set_xlim(steps[0] - room, steps[-1] + room)
@@ -167,13 +175,13 @@ def step_marks(first: int, last: int) -> list[int]:
     return [first, *(mark for mark in range(0, last + 1, every) if mark > first + 0.4 * every)]
 
 
-def pixels(axis: Any, steps: Sequence[int]) -> list[float]:
-    """Where steps stand on the horizontal axis, in pixels of the view box."""
+def pixels(axis: "Axes", steps: Sequence[int]) -> list[float]:
+    """Positions of steps on the horizontal axis, in pixels of the view box."""
     return [round(float(axis.transData.transform((step, 0))[0]), 1) for step in steps]
 
 
 def sizes(run: RunData) -> str:
-    """How many steps of how many completions.
+    """Number of steps, and completions per step, as text.
 
     >>> from pathlib import Path
     >>> sizes(RunData(Path(), config={"prompts_per_step": 8, "group_size": 4}, rows=[{"step": 1}]))

@@ -1,17 +1,18 @@
-"""Where entropy goes: figures and tables of covariance, forks, selected tokens, and of what was predicted."""
+"""Draws where entropy goes: covariance, forks, selected tokens, predicted change; with two tables."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from klent.kit.statistics import ends
 from klent.kit.svg import Figure, Key, canvas, colour, horizontal, render, unit
+from klent.kit.tables import Table, finite, step_of
 from klent.kit.text import fixed, number, plural, share
 from klent.report.curves import Line, Panel, curves
-from klent.report.facts import ends
-from klent.report.read import RunData, early_middle_late, finite
+from klent.report.read import RunData, early_middle_late
 from klent.report.samples import visible
 
-WORDS_SHOWN = 12
-WORD_CHARACTERS = 24
+FORKS_SHOWN = 12
+FORK_CHARACTERS = 24
 LEFT = 46
 
 
@@ -22,35 +23,38 @@ def figures(run: RunData) -> list[Figure]:
 
 
 def theorem(run: RunData) -> Figure | None:
-    """Predicted against measured change of entropy, a point an update; on the line they agree."""
-    known = [
-        (row["step"], predicted, measured)
-        for row in run.rows
-        if (measured := finite(row.get("policy/entropy_delta"))) is not None
-        and (predicted := finite(row.get("policy/entropy_delta_predicted"))) is not None
-    ]
-    if len(known) < 2:
+    """Predicted against measured change of entropy, one point per update; on the line they agree."""
+    updates = Table(run.rows).pairs("policy/entropy_delta_predicted", "policy/entropy_delta")
+    if len(updates) < 2:
         return None
-    known = known[:: -(-len(known) // 400)]
+    updates = updates[:: -(-len(updates) // 400)]
     figure, (panel,) = canvas(left=LEFT)
-    values = [value for _, *pair in known for value in pair]
+    values = [value for _, *pair in updates for value in pair]
     room = 0.08 * (max(values) - min(values)) or 1.0
     ends_at = [min([*values, 0.0]) - room, max([*values, 0.0]) + room]
     panel.plot(
         ends_at, ends_at, color=colour("muted"), linewidth=0.9, linestyle=(0, (3, 2)), gid="as-predicted"
     )
-    for step, predicted, measured in known:
-        dot: dict[str, Any] = {"color": colour("entropy"), "markersize": 5, "markeredgewidth": 0}
-        panel.plot([predicted], [measured], "o", alpha=0.8, gid=f"update-{step}", **dot)
+    for step, predicted, measured in updates:
+        panel.plot(
+            [predicted],
+            [measured],
+            "o",
+            alpha=0.8,
+            gid=f"update-{step:.0f}",
+            color=colour("entropy"),
+            markersize=5,
+            markeredgewidth=0,
+        )
     panel.set_xlim(*ends_at)
     panel.set_ylim(*ends_at)
     panel.axhline(0, color=colour("muted"), linewidth=0.7)
-    unit(panel, "measured change of an update, nats per token", left=LEFT)
+    unit(panel, "measured change per update, nats per token", left=LEFT)
     horizontal(panel, "predicted", left=LEFT)
-    keys = [Key("an update", "entropy", "dot"), Key("as predicted", "muted", "dash")]
+    keys = [Key("one update", "entropy", "dot"), Key("as predicted", "muted", "dash")]
     caption = (
-        f"n = {plural(len(known), 'update')}, each measured on the same tokens before and after. The "
-        "prediction is first order in the size of the update; over time both are drawn under Curves, Entropy."
+        f"n = {plural(len(updates), 'update')}, each measured on the same tokens before and after. The "
+        "prediction is first order in the size of the update; Curves, Entropy shows both over time."
     )
     return Figure("theorem", "Predicted against measured", render(figure, "theorem"), keys, caption)
 
@@ -64,15 +68,15 @@ def covariance(run: RunData) -> Figure | None:
         Line("covariance/top_20", "top 20%", "ink"),
     ]
     column = [[finite(row.get(line.metric)) for row in run.rows] for line in lines]
-    few = column[0] == column[1]  # then the top 0.2% are one token, as the top 0.02% are
-    note = "Of few tokens the top 0.02% and 0.2% are one and the same token. " if few else ""
+    few = column[0] == column[1]  # then the top 0.2% and the top 0.02% are the same single token
+    note = "With so few tokens, the top 0.02% and 0.2% are the same single token. " if few else ""
     return curves(
         run,
         "covariance",
         "Covariance of log-probability and advantage",
-        Panel("of the tokens with the largest", tuple(lines[1:] if few else lines), 1.6),
-        Panel("of all tokens", (Line("policy/covariance", "all", "entropy"),)),
-        note=f"{note}Where the tail stands far above the rest, few tokens spend the entropy.",
+        Panel("tokens with the largest covariance", tuple(lines[1:] if few else lines), 1.6),
+        Panel("all tokens", (Line("policy/covariance", "all", "entropy"),)),
+        note=f"{note}A tail far above the rest means that few tokens spend the entropy.",
     )
 
 
@@ -98,12 +102,12 @@ def selected(run: RunData) -> Figure | None:
                 Line("rest/covariance", "rest, covariance", "muted", "dash"),
             ),
         ),
-        note="Selected: chosen by the recipe's selector; without one, with a coefficient other than 0.",
+        note="Selected: chosen by the recipe's selector or, without one, tokens whose coefficient is not 0.",
     )
 
 
 def forks(run: RunData) -> Figure | None:
-    """What the fifth of the tokens with the highest entropy holds."""
+    """The share of entropy and gradient on the 20% of tokens with the highest entropy."""
     return curves(
         run,
         "forks",
@@ -119,12 +123,12 @@ def forks(run: RunData) -> Figure | None:
             full=1.0,
         ),
         Panel("lowest entropy among them, nats", (Line("forks/threshold", "threshold", "ink"),)),
-        note="The gradient's share is of the sum of |coefficient|.",
+        note="The share of the gradient is that of the sum of |coefficient|.",
     )
 
 
 def ceiling(run: RunData) -> Figure | None:
-    """The ceiling as it was predicted after each step."""
+    """The ceiling as predicted after each step."""
     return (
         curves(
             run,
@@ -139,7 +143,7 @@ def ceiling(run: RunData) -> Figure | None:
                     Line("reward/mean", "reward of the step", "ink"),
                 ),
             ),
-            note="Silent where the fit says nothing: few steps, little explained, or a wide interval.",
+            note="Left out where the fit supports no ceiling: few steps, a poor fit, or a wide interval.",
         )
         if run.has("law/ceiling")
         else None
@@ -147,7 +151,7 @@ def ceiling(run: RunData) -> Figure | None:
 
 
 def order_two(run: RunData) -> Figure | None:
-    """Shannon's entropy with Rényi's, or with the chance that two draws agree."""
+    """Shannon's entropy with Rényi's, or with the probability that two draws agree."""
     lines = [Line("policy/entropy", "Shannon", "entropy")]
     lines += [Line("policy/renyi", "Rényi, order 2", "ink", "dash")] if run.has("policy/renyi") else []
     if not run.has("policy/collision"):
@@ -158,14 +162,14 @@ def order_two(run: RunData) -> Figure | None:
         "Entropy of order 2",
         Panel("nats per token", tuple(lines), 1.4),
         Panel("fraction", (Line("policy/collision", "two draws agree", "tone1"),), full=1.0),
-        note="Order 2 looks at the head of the distribution: it moves first where one token takes over.",
+        note="Order 2 weights the most likely tokens: it moves first when one token takes over.",
     )
 
 
 def ways(run: RunData) -> list[tuple[str, list[str]]]:
-    """The three-way view in numbers: share, entropy and covariance, start → end."""
+    """All, selected and other tokens in numbers: share, entropy and covariance, start → end."""
 
-    def change(values: Sequence[float], form: Any = fixed) -> str:
+    def change(values: Sequence[float], form: Callable[[float], str] = fixed) -> str:
         if not values:
             return "–"
         start, end, _ = ends(values)
@@ -188,25 +192,44 @@ def ways(run: RunData) -> list[tuple[str, list[str]]]:
     ]
 
 
-def fork_tables(run: RunData) -> list[dict[str, Any]]:
-    """Words of highest mean entropy in an early, a middle and a late step."""
-    known = {row["step"]: _words(row.get("forks")) for row in run.forks}
-    steps = early_middle_late(sorted(step for step, words in known.items() if words))
-    return [{"step": step, "words": known[step][:WORDS_SHOWN]} for step in steps]
+class Fork(NamedTuple):
+    """One row of the table of forks: token, mean entropy, count, bar length in percent of the longest."""
+
+    text: str
+    mean: str
+    drawn: str
+    bar: str
 
 
-def _words(found: Any) -> list[tuple[str, str, str, str]]:
-    """Word, mean entropy, count, and the length of its bar in percent of the longest."""
-    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
-    known = [(str(r.get("word", "")), finite(r.get("entropy")), finite(r.get("count"))) for r in rows]
-    high = max((entropy for _, entropy, _ in known if entropy is not None), default=0.0)
+class ForkTable(NamedTuple):
+    """The tokens of highest mean entropy in one step."""
+
+    step: int
+    rows: list[Fork]
+
+
+def fork_tables(run: RunData) -> list[ForkTable]:
+    """Tokens of highest mean entropy in an early, a middle and a late step."""
+    by_step = {step_of(row): _forks(row.get("forks")) for row in run.forks}
+    steps = early_middle_late(sorted(step for step, forks in by_step.items() if forks))
+    return [ForkTable(step, by_step[step][:FORKS_SHOWN]) for step in steps]
+
+
+def _forks(listed: object) -> list[Fork]:
+    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    entropies = [entropy for row in rows if (entropy := finite(row.get("entropy"))) is not None]
+    high = max(entropies, default=0.0)
     return [
-        (
-            visible(word if len(word) <= WORD_CHARACTERS else word[:WORD_CHARACTERS] + "…"),
+        Fork(
+            _shortened(str(row.get("word", ""))),
             fixed(entropy),
-            number(count),
+            number(finite(row.get("count"))),
             f"{100 * max(0.0, entropy) / high:.0f}" if high > 0 else "0",
         )
-        for word, entropy, count in known
-        if entropy is not None
+        for row in rows
+        if (entropy := finite(row.get("entropy"))) is not None
     ]
+
+
+def _shortened(text: str) -> str:
+    return visible(text if len(text) <= FORK_CHARACTERS else text[:FORK_CHARACTERS] + "…")

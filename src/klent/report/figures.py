@@ -1,19 +1,27 @@
-"""One function a figure, each from the rows of a run; None where the run did not measure what it shows."""
+"""Draws the standard figures of a run: reward, entropy, KL, length, gradient, speed, time, held-out accuracy.
+
+One function per figure, each from the rows of a run; None if the run did not measure what it shows.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
+from klent.kit.statistics import mean
 from klent.kit.svg import BOTTOM, FONT, HEIGHT, TOP, Figure, Key, canvas, colour, horizontal, render, unit
-from klent.kit.text import duration, fixed, mean, number, plural
+from klent.kit.tables import Row, finite, step_of
+from klent.kit.text import duration, fixed, number, plural
 from klent.report.curves import Line, Panel, curves, parts, pixels, sizes, step_axis
-from klent.report.read import RunData, finite
+from klent.report.read import RunData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NAMES = 58
-"""Pixels left of an axis whose marks are words."""
+"""Pixels left of an axis whose tick labels are text."""
 
 
 def reward(run: RunData) -> Figure | None:
-    """Mean reward of each step's completions; below it the groups that taught nothing."""
+    """Mean reward of each step's completions; below it the groups that give no gradient."""
     return curves(
         run,
         "reward",
@@ -22,26 +30,26 @@ def reward(run: RunData) -> Figure | None:
             "reward",
             (
                 Line("reward/mean", "mean reward", "reward"),
-                Line("mixture/policy_reward", "the policy's own, estimated", "ink", "dash"),
+                Line("mixture/policy_reward", "the policy alone, estimated", "ink", "dash"),
             ),
             1.9,
         ),
         Panel(
             "fraction", (Line("group/zero_variance", "groups with equal rewards", "muted", "fill"),), full=1.0
         ),
-        note="A group whose completions all earn the same has no advantage to learn from.",
+        note="A group whose completions all get the same reward has zero advantage.",
     )
 
 
 def loss(run: RunData) -> Figure | None:
-    """The loss of a run without rewards. With rewards its value says nothing, so it is not drawn."""
+    """The loss of a run without rewards. With rewards its value has no meaning, so it is not drawn."""
     if run.has("reward/mean"):
         return None
     return curves(run, "loss", "Loss", Panel("nats", (Line("objective/loss", "loss", "reward"),)))
 
 
 def entropy(run: RunData) -> Figure | None:
-    """Entropy of the sampling distributions; below it what each update changed, and what theory expected."""
+    """Entropy of the sampling distributions; below it the change by each update, measured and predicted."""
     return curves(
         run,
         "entropy",
@@ -59,18 +67,18 @@ def entropy(run: RunData) -> Figure | None:
 
 
 def kl(run: RunData) -> Figure | None:
-    """How far each update moved the distribution, and how far it stands from the reference."""
+    """How far each update moved the distribution, and its distance from the reference."""
     return curves(
         run,
         "kl",
         "KL divergence",
-        Panel("of one update, nats per token", (Line("kl/update", "of one update", "reward"),)),
+        Panel("per update, nats per token", (Line("kl/update", "per update", "reward"),)),
         Panel("from the reference, nats per token", (Line("kl/reference", "from the reference", "ink"),)),
     )
 
 
 def mixture(run: RunData) -> Figure | None:
-    """Where between policy and target a mixture lay, and what its samples were worth to the policy."""
+    """Where a mixture lies between policy and target, and how useful its samples are to the policy."""
     return curves(
         run,
         "mixture",
@@ -92,13 +100,13 @@ def mixture(run: RunData) -> Figure | None:
             ),
             1.4,
         ),
-        note="Completions were drawn between the target (alpha 0) and the policy (alpha 1); the effective "
-        "sample size is the share of them that is left once they are weighted as the policy's own.",
+        note="Completions are drawn between the target (alpha 0) and the policy (alpha 1); the effective "
+        "sample size is the share of them that remains after importance weighting to the policy.",
     )
 
 
 def length(run: RunData) -> Figure | None:
-    """How long completions are, and how many ran into the limit."""
+    """How long completions are, and how many reach the limit."""
     limit = finite(run.setting("rollout", "max_tokens"))
     return curves(
         run,
@@ -111,7 +119,7 @@ def length(run: RunData) -> Figure | None:
 
 
 def gradient(run: RunData) -> Figure | None:
-    """Size of the gradient, and the share of tokens that had none."""
+    """Norm of the gradient, and the share of tokens without one."""
     clip = finite(run.setting("optimizer", "max_grad_norm"))
     return curves(
         run,
@@ -141,12 +149,12 @@ def agreement(run: RunData) -> Figure | None:
                 Line("objective/clip_low", "clipped below", "down", "dash"),
             ),
         ),
-        note="The same token under the same weights: only rounding should part them.",
+        note="The same token under the same weights: only rounding should differ.",
     )
 
 
 def speed(run: RunData) -> Figure | None:
-    """Tokens per second of the two halves of a step."""
+    """Tokens per second of sampling and of training."""
     return curves(
         run,
         "speed",
@@ -157,29 +165,22 @@ def speed(run: RunData) -> Figure | None:
 
 
 def time(run: RunData) -> Figure | None:
-    """Seconds of each step, stacked by what they were spent on."""
+    """Seconds of each step, stacked by phase."""
     seconds = time_parts(run)
     if not seconds:
         return None
-    rows = parts(len(run.rows))
-    steps = [run.rows[part[-1]]["step"] for part in rows]
+    groups = parts(len(run.rows))
+    all_steps = run.steps
+    steps = [all_steps[group[-1]] for group in groups]
     figure, (panel,) = canvas()
     base = [0.0] * len(steps)
     keys = []
-    for label, each in seconds.items():
-        values = [mean([each[place] for place in part]) for part in rows]
+    for label, of_phase in seconds.items():
+        values = [mean([of_phase[index] for index in group]) for group in groups]
         tops = [low + value for low, value in zip(base, values, strict=True)]
-        if len(steps) > 60:
-            panel.fill_between(
-                steps, base, tops, color=colour(TONES[label]), linewidth=0, gid=f"time-{label}"
-            )
-        else:
-            width = 0.72 if len(steps) > 3 else 0.3
-            bars = panel.bar(steps, values, width, bottom=base, color=colour(TONES[label]), linewidth=0)
-            for step, bar in zip(steps, bars, strict=True):
-                bar.set_gid(f"time-{label}-{step}")
-        floors = [_floor(run, label, part) for part in rows]
-        shown = [f"{fixed(v, 1)} s{of}" for v, of in zip(values, floors, strict=True)]
+        _stack(panel, steps, base, values, label)
+        floors = [_floor(run, label, group) for group in groups]
+        shown = [f"{fixed(v, 1)} s{floor}" for v, floor in zip(values, floors, strict=True)]
         keys.append(Key(label, TONES[label], "fill", f"time/{label}", shown))
         base = tops
     unit(panel, "seconds")
@@ -188,37 +189,50 @@ def time(run: RunData) -> Figure | None:
     panel.set_ylim(0, max(base) * 1.05 or 1)
     total = sum(sum(values) for values in seconds.values())
     caption = f"n = {sizes(run)}, {duration(total)} in all."
-    whole = [(label, _floor(run, label, range(len(run.rows)))) for label in seconds]
-    told = [f"{label} took {times.removeprefix(', ')}" for label, times in whole if times]
-    if told:
-        caption += f" {'; '.join(told).capitalize()} (its matrix products alone, on this machine)."
+    whole_run = [(label, _floor(run, label, range(len(run.rows)))) for label in seconds]
+    multiples = [f"{label} took {times.removeprefix(', ')}" for label, times in whole_run if times]
+    if multiples:
+        caption += f" {'; '.join(multiples).capitalize()} (its matrix products alone, on this machine)."
     x = pixels(panel, steps)
     return Figure("time", "Time of a step", render(figure, "time"), keys, caption, steps, x)
 
 
-def _floor(run: RunData, label: str, part: Sequence[int]) -> str:
-    """How many times its bare matrix products a phase took, in words, where it is known."""
+def _stack(panel: "Axes", steps: list[int], base: list[float], values: list[float], label: str) -> None:
+    """One phase on top of those below it: an area in a long run, bars in a short one."""
+    ink = colour(TONES[label])
+    if len(steps) > 60:
+        tops = [low + value for low, value in zip(base, values, strict=True)]
+        panel.fill_between(steps, base, tops, color=ink, linewidth=0, gid=f"time-{label}")
+        return
+    width = 0.72 if len(steps) > 3 else 0.3
+    bars = panel.bar(steps, values, width, bottom=base, color=ink, linewidth=0)
+    for step, bar in zip(steps, bars, strict=True):
+        bar.set_gid(f"time-{label}-{step}")
+
+
+def _floor(run: RunData, label: str, indices: Sequence[int]) -> str:
+    """How many times its matrix products alone a phase took, as text, if both were measured."""
     names = (f"time/{label}", f"time/{label}_floor")
-    pairs = [[finite(run.rows[k].get(name)) for name in names] for k in part]
-    known = [(spent, least) for spent, least in pairs if spent is not None and least]
-    if not known:
+    pairs = [[finite(run.rows[index].get(name)) for name in names] for index in indices]
+    measured = [(spent, least) for spent, least in pairs if spent is not None and least]
+    if not measured:
         return ""
-    return f", {fixed(sum(s for s, _ in known) / sum(f for _, f in known), 1)}x its floor"
+    return f", {fixed(sum(s for s, _ in measured) / sum(f for _, f in measured), 1)}x its floor"
 
 
 TONES = {"rollout": "tone1", "score": "tone2", "train": "tone3", "rest": "tone4"}
 
 
 def time_parts(run: RunData) -> dict[str, list[float]]:
-    """Seconds of rollout, score, train and the rest in every row; empty where no time was measured."""
+    """Seconds of rollout, score, train and the rest in every row; empty if no time was measured."""
     if not run.has("time/step"):
         return {}
     seconds: dict[str, list[float]] = {name: [] for name in TONES}
     for row in run.rows:
-        known = {name: finite(row.get(f"time/{name}")) or 0.0 for name in ("rollout", "score", "train")}
-        for name, value in known.items():
+        phases = {name: finite(row.get(f"time/{name}")) or 0.0 for name in ("rollout", "score", "train")}
+        for name, value in phases.items():
             seconds[name].append(value)
-        seconds["rest"].append(max(0.0, (finite(row.get("time/step")) or 0.0) - sum(known.values())))
+        seconds["rest"].append(max(0.0, (finite(row.get("time/step")) or 0.0) - sum(phases.values())))
     return {name: values for name, values in seconds.items() if any(values)}
 
 
@@ -229,10 +243,10 @@ def accuracy(run: RunData) -> Figure | None:
         return None
     few = len(rows) <= 5
     figure, (panel,) = canvas(height=TOP + BOTTOM + 52 * len(rows) if few else HEIGHT, left=NAMES)
-    for place, row in enumerate(rows):
-        at = place if few else row["step"]
-        role = "reward" if place == len(rows) - 1 or not few else "muted"
-        _interval(panel, at, row, role, across=few)
+    for index, row in enumerate(rows):
+        position = index if few else step_of(row)
+        role = "reward" if index == len(rows) - 1 or not few else "muted"
+        _interval(panel, position, row, role, across=few)
     if few:
         panel.set_yticks(range(len(rows)), [_when(row, rows) for row in rows])
         panel.set_ylim(len(rows) - 0.45, -0.65)
@@ -246,36 +260,45 @@ def accuracy(run: RunData) -> Figure | None:
         horizontal(panel, "step", left=NAMES)
     problems, samples = (int(finite(rows[0].get(key)) or 0) for key in ("problems", "samples"))
     caption = (
-        f"n = {plural(problems, 'held-out problem')}, {plural(samples, 'sample')} of each; 95% intervals."
+        f"n = {plural(problems, 'held-out problem')}, {plural(samples, 'sample')} per problem; 95% intervals."
     )
     return Figure("accuracy", "Held-out accuracy", render(figure, "accuracy"), [], caption)
 
 
-def _interval(panel: Any, at: float, row: dict[str, Any], role: str, *, across: bool) -> None:
-    """A point and its interval, lying across or standing upright."""
+def _interval(panel: "Axes", position: float, row: Row, role: str, *, across: bool) -> None:
+    """A point and its interval, horizontal or vertical."""
     value, low, high = (finite(row.get(key)) for key in ("accuracy", "low", "high"))
+    assert value is not None  # RunData.heldout has no other rows
     if low is not None and high is not None:
-        ends = ([low, high], [at, at]) if across else ([at, at], [low, high])
+        ends = ([low, high], [position, position]) if across else ([position, position], [low, high])
         panel.plot(*ends, color=colour(role), linewidth=2.2, alpha=0.55, gid=f"interval-{row['step']}")
-    spot = ([value], [at]) if across else ([at], [value])
+    spot = ([value], [position]) if across else ([position], [value])
     panel.plot(*spot, "o", color=colour(role), markersize=9 if across else 5, gid=f"accuracy-{row['step']}")
-    if across:
-        labels = [(value, 9, "bottom", "ink", FONT + 1.5)]
-        labels += [(end, -8, "top", "muted", FONT - 1) for end in (low, high) if end is not None]
-        for spot_x, away, side, ink, size in labels:
-            panel.annotate(
-                fixed(spot_x),
-                (spot_x, at),
-                (0, away),
-                textcoords="offset pixels",
-                ha="center",
-                va=side,
-                color=colour(ink),
-                fontsize=size,
-            )
+    if not across:
+        return
+    _label(panel, value, position, 9, "bottom", "ink", FONT + 1.5)
+    for end in (low, high):
+        if end is not None:
+            _label(panel, end, position, -8, "top", "muted", FONT - 1)
 
 
-def _when(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+def _label(
+    panel: "Axes", x: float, y: float, away: int, side: Literal["bottom", "top"], ink: str, size: float
+) -> None:
+    """The number ``x`` written at (x, y), ``away`` pixels above it."""
+    panel.annotate(
+        fixed(x),
+        (x, y),
+        (0, away),
+        textcoords="offset pixels",
+        ha="center",
+        va=side,
+        color=colour(ink),
+        fontsize=size,
+    )
+
+
+def _when(row: Row, rows: Sequence[Row]) -> str:
     if row["step"] == 0:
         return "before"
     return "after" if row is rows[-1] and len(rows) == 2 and rows[0]["step"] == 0 else f"step {row['step']}"

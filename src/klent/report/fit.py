@@ -1,45 +1,46 @@
-"""Reward against entropy: the fit of R = -a exp(H) + b, how far to trust it, and its picture."""
+"""Draws reward against entropy, with the fit of R = -a exp(H) + b and its ceiling."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from klent.kit.svg import FONT, Figure, Key, canvas, colour, horizontal, render, unit
 from klent.kit.text import fixed, number, plural
 from klent.measure.law import Fit, fit_law, points
 from klent.report.read import RunData
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DENSE = 60
-"""More points than this are drawn small."""
+"""With more points than this, points are small and faint."""
 
 MARGIN = 50
 """Pixels left of the axis."""
 
 
 def fit_run(run: RunData) -> Fit | None:
-    """The fit over all steps; None with fewer than four, or where entropy did not move."""
+    """The fit over all steps; None with fewer than four, or if entropy did not move."""
     return fit_law(run.rows)
 
 
 def reward_entropy(run: RunData, fit: Fit | None) -> Figure | None:
-    """Every step as a point, early ones hollow and late ones full, with the fit carried on to H = 0."""
-    known = points(run.rows)
-    if len(known) < 2:
+    """Every step as a point, early ones hollow and late ones solid, with the fit extended to H = 0."""
+    steps = points(run.rows)
+    if len(steps) < 2:
         return None
     figure, (panel,) = canvas(width=560, height=330, left=MARGIN)
-    highest = max(h for _, h, _ in known)
-    early = (
-        Key("a step, early", "ink", "ring") if len(known) <= DENSE else Key("a step, early", "tone4", "dot")
-    )
-    keys = [early, Key("a step, late", "ink", "dot")]
+    highest = max(h for _, h, _ in steps)
+    role, mark = ("ink", "ring") if len(steps) <= DENSE else ("tone4", "dot")
+    keys = [Key("early step", role, mark), Key("late step", "ink", "dot")]
     if fit is not None:
         _curve(panel, fit, highest)
         keys += [
             Key("fit ± 2 standard errors", "reward"),
-            Key("95% of further steps", "reward", "fill faint"),
+            Key("95% of future steps", "reward", "fill faint"),
         ]
-        keys += [Key("beyond what was seen", "reward", "dash")]
-    _points(panel, known)
-    rewards = [r for _, _, r in known] + ([fit.ceiling] if fit is not None and not fit.poor else [])
+        keys += [Key("extrapolated", "reward", "dash")]
+    _points(panel, steps)
+    rewards = [r for _, _, r in steps] + ([fit.ceiling] if fit is not None and not fit.poor else [])
     low, high = min([*rewards, 0.0]), max(rewards)
     room = (high - low) or 1.0
     panel.set_ylim(low - (0.1 if low < 0 else 0.03) * room, high + 0.16 * room)
@@ -47,15 +48,15 @@ def reward_entropy(run: RunData, fit: Fit | None) -> Figure | None:
     unit(panel, "mean reward of a step", left=MARGIN)
     horizontal(panel, "nats", left=MARGIN)
     caption = (
-        f"n = {plural(len(known), 'step')}. Across: policy entropy, nats per token; a run that spends it "
-        "goes from right to left."
+        f"n = {plural(len(steps), 'step')}. Horizontal axis: policy entropy, nats per token; a run that "
+        "loses entropy moves from right to left."
     )
     return Figure("reward-entropy", "Reward against entropy", render(figure, "reward-entropy"), keys, caption)
 
 
-def _curve(panel: Any, fit: Fit, highest: float) -> None:
-    """The fit with its band, dashed where no step was, and its value at H = 0 unless the fit is poor."""
-    grid = sorted([*(highest * 1.04 * place / 120 for place in range(121)), fit.lowest])
+def _curve(panel: "Axes", fit: Fit, highest: float) -> None:
+    """The fit with its band, dashed where it extrapolates, and its value at H = 0 unless the fit is poor."""
+    grid = sorted([*(highest * 1.04 * i / 120 for i in range(121)), fit.lowest])
     curve = [fit.at(h) for h in grid]
     low, high = ([r + sign * error for r, error in curve] for sign in (-2, 2))
     panel.fill_between(grid, low, high, color=colour("reward"), alpha=0.14, linewidth=0, gid="fit-band")
@@ -82,11 +83,11 @@ def _curve(panel: Any, fit: Fit, highest: float) -> None:
     )
 
 
-def _points(panel: Any, known: Sequence[tuple[int, float, float]]) -> None:
-    """A point a step, filling up from hollow to full over the run; among very many, faint to full."""
-    if len(known) > DENSE:
+def _points(panel: "Axes", steps: Sequence[tuple[int, float, float]]) -> None:
+    """One point per step, from hollow to solid over the run; if there are very many, from faint to solid."""
+    if len(steps) > DENSE:
         for tenth in range(10):
-            part = known[len(known) * tenth // 10 : len(known) * (tenth + 1) // 10 : -(-len(known) // 600)]
+            part = steps[len(steps) * tenth // 10 : len(steps) * (tenth + 1) // 10 : -(-len(steps) // 600)]
             x, y = [h for _, h, _ in part], [r for _, _, r in part]
             alpha = 0.12 + 0.06 * tenth
             panel.plot(
@@ -100,11 +101,19 @@ def _points(panel: Any, known: Sequence[tuple[int, float, float]]) -> None:
                 gid=f"tenth-{tenth}",
             )
         return
-    last = max(1, len(known) - 1)
-    for place, (step, h, r) in enumerate(known):
-        for gid, ink, alpha in ((f"under-{step}", "page", 1.0), (f"fill-{step}", "ink", place / last)):
+    last = max(1, len(steps) - 1)
+    for index, (step, h, r) in enumerate(steps):
+        for gid, ink, alpha in ((f"under-{step}", "page", 1.0), (f"fill-{step}", "ink", index / last)):
             panel.plot(
                 [h], [r], "o", color=colour(ink), markersize=6.5, markeredgewidth=0, alpha=alpha, gid=gid
             )
-        edge = {"markerfacecolor": "none", "markeredgecolor": colour("ink"), "markeredgewidth": 0.9}
-        panel.plot([h], [r], "o", markersize=6.5, gid=f"step-{step}", **edge)
+        panel.plot(
+            [h],
+            [r],
+            "o",
+            markersize=6.5,
+            gid=f"step-{step}",
+            markerfacecolor="none",
+            markeredgecolor=colour("ink"),
+            markeredgewidth=0.9,
+        )

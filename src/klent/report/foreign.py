@@ -1,17 +1,17 @@
 """Logs of other trainers as a run: TRL's trainer_state.json, verl's JSON Lines, TensorBoard's event files.
 
-Their columns get klent's names where they mean the same, so that figures and findings read them as they read
-klent's own; the rest is named in a note and left out.
+Columns with the same meaning get klent's names, so figures and findings read them like klent's own; the
+others are listed in a note and left out.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from klent.errors import RunError
-from klent.kit.tables import finite
+from klent.kit.tables import Row, finite, step_of
 from klent.report.read import RunData
 
 TRL = {
@@ -61,54 +61,59 @@ VERL = {
 NOT_METRICS = {"step", "epoch", "training/global_step", "training/epoch", "num_tokens", "total_flos"}
 NAMED_AT_MOST = 30
 
-Rows = list[dict[str, Any]]
+
+class Log(NamedTuple):
+    """A log of another trainer: whose it is, the file, and its rows with the trainer's own column names."""
+
+    source: str
+    file: Path
+    rows: Sequence[Row]
 
 
 def read_foreign(path: Path) -> RunData | None:
-    """A log folder of TRL or verl as a run; None where nothing in it is known.
+    """A log folder of TRL or verl as a run; None if it contains no such log.
 
     Args:
         path: a folder with ``trainer_state.json`` in it or in its ``checkpoint-N`` (the latest is read); with
-            a JSON Lines file of verl's file logger; or with TensorBoard event files in it or below.
+            a JSON Lines file of verl's file logger; or with TensorBoard event files in it or in a subfolder.
 
     Returns:
-        The run, with one note that says where it was read from and one that names the columns left out.
+        The run, with one note on where it was read from and one that lists the columns left out.
 
     Raises:
-        RunError: there is nothing but event files, and tensorboard is not installed; or a file is damaged.
+        RunError: only event files are there and tensorboard is not installed, or a file is damaged.
     """
     for reader in (_trl, _verl, _events):
-        found = reader(path)
-        if found is not None:
-            source, file, raw = found
-            rows, strangers = _renamed(raw)
-            notes = [f"Read from {source}: {file.relative_to(path)}."]
-            if strangers:
-                shown = ", ".join(strangers[:NAMED_AT_MOST])
-                more = len(strangers) - NAMED_AT_MOST
-                notes.append(f"Columns without a name here: {shown}{f' and {more} others' * (more > 0)}.")
+        log = reader(path)
+        if log is not None:
+            rows, unknown = _renamed(log.rows)
+            notes = [f"Read from {log.source}: {log.file.relative_to(path)}."]
+            if unknown:
+                shown = ", ".join(unknown[:NAMED_AT_MOST])
+                more = len(unknown) - NAMED_AT_MOST
+                notes.append(f"Columns that klent does not know: {shown}{f' and {more} more' * (more > 0)}.")
             name = path.resolve().name
-            return RunData(path, config={"name": name}, run={"source": source}, rows=rows, notes=notes)
+            return RunData(path, config={"name": name}, run={"source": log.source}, rows=rows, notes=notes)
     return None
 
 
-def _renamed(raw: Rows) -> tuple[Rows, list[str]]:
-    """Rows under klent's names, each step once and in order, and the columns that have no such name."""
-    rows: dict[int, dict[str, Any]] = {}
-    strangers: dict[str, None] = {}
+def _renamed(raw: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Rows under klent's names, each step once and in order, and the columns without such a name."""
+    rows: dict[int, dict[str, object]] = {}
+    unknown: dict[str, None] = {}
     for line in raw:
-        row = rows.setdefault(line["step"], {"step": line["step"]})
+        row = rows.setdefault(step_of(line), {"step": step_of(line)})
         for column, value in line.items():
             name = klent_name(column)
             if name is not None:
                 row[name] = value
             elif column not in NOT_METRICS and finite(value) is not None:
-                strangers[column] = None
-    return [rows[step] for step in sorted(rows)], list(strangers)
+                unknown[column] = None
+    return [rows[step] for step in sorted(rows)], list(unknown)
 
 
 def klent_name(column: str) -> str | None:
-    """What klent calls a column of TRL or verl; None where it has no such metric.
+    """klent's name for a column of TRL or verl; None if it has no such metric.
 
     >>> klent_name("train/reward"), klent_name("rewards/format_reward/mean"), klent_name("actor/entropy")
     ('reward/mean', 'reward/format_reward', 'policy/entropy')
@@ -120,33 +125,33 @@ def klent_name(column: str) -> str | None:
     return f"reward/{part[1]}" if part else TRL.get(column) or VERL.get(column)
 
 
-def _trl(path: Path) -> tuple[str, Path, Rows] | None:
-    """The ``log_history`` of the furthest trainer state, without the rows of evaluations and of the end."""
+def _trl(path: Path) -> Log | None:
+    """The ``log_history`` of the latest trainer state, without the rows of evaluations and of the end."""
     states = [*path.glob("trainer_state.json"), *path.glob("checkpoint-*/trainer_state.json")]
-    found: tuple[str, Path, Rows] | None = None
+    latest: Log | None = None
     for file in sorted(states):
         try:
             history = json.loads(file.read_text(encoding="utf-8")).get("log_history", [])
         except (ValueError, AttributeError) as error:
-            raise RunError(f"{file} is damaged: {error}. Remove it, or name another folder.") from error
+            raise RunError(f"{file} is damaged: {error}. Remove it, or choose another folder.") from error
         rows = [row for row in history if isinstance(row, dict) and isinstance(row.get("step"), int)]
         rows = [row for row in rows if not any(n.startswith(("eval_", "train_")) for n in row)]
-        if rows and (found is None or rows[-1]["step"] > found[2][-1]["step"]):
-            found = "TRL's trainer state", file, rows
-    return found
+        if rows and (latest is None or step_of(rows[-1]) > step_of(latest.rows[-1])):
+            latest = Log("TRL's trainer state", file, rows)
+    return latest
 
 
-def _verl(path: Path) -> tuple[str, Path, Rows] | None:
+def _verl(path: Path) -> Log | None:
     """The longest JSON Lines file of ``{"step": ..., "data": {...}}``; damaged lines are left out."""
-    found: tuple[str, Path, Rows] | None = None
+    longest: Log | None = None
     for file in sorted(path.glob("*.jsonl")):
-        rows = [row["data"] | {"step": row["step"]} for row in _lines(file)]
-        if rows and (found is None or len(rows) > len(found[2])):
-            found = "verl's file logger", file, rows
-    return found
+        rows = list(_lines(file))
+        if rows and (longest is None or len(rows) > len(longest.rows)):
+            longest = Log("verl's file logger", file, rows)
+    return longest
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def _lines(file: Path) -> Iterator[Row]:
     with open(file, "rb") as lines:
         for line in lines:
             try:
@@ -154,12 +159,12 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 continue
             if not (isinstance(row, dict) and isinstance(row.get("data"), dict)):
-                return  # some other file
+                return  # not verl's
             if isinstance(row.get("step"), int):
-                yield row
+                yield row["data"] | {"step": row["step"]}
 
 
-def _events(path: Path) -> tuple[str, Path, Rows] | None:
+def _events(path: Path) -> Log | None:
     """All scalars of the folder with the most TensorBoard events."""
     files = sorted(path.rglob("events.out.tfevents*"), key=lambda file: file.stat().st_size)
     if not files:
@@ -170,8 +175,9 @@ def _events(path: Path) -> tuple[str, Path, Rows] | None:
         raise RunError(f"{files[-1]} needs tensorboard to be read: pip install tensorboard") from error
     log = event_accumulator.EventAccumulator(str(files[-1].parent), size_guidance={"scalars": 0})
     log.Reload()
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, dict[str, object]] = {}
     for tag in log.Tags()["scalars"]:
         for event in log.Scalars(tag):
             rows.setdefault(event.step, {"step": event.step})[tag] = event.value
-    return ("TensorBoard's event files", files[-1], [rows[step] for step in sorted(rows)]) if rows else None
+    in_order = [rows[step] for step in sorted(rows)]
+    return Log("TensorBoard's event files", files[-1], in_order) if rows else None

@@ -1,15 +1,17 @@
-"""The top of the page: what ran, what came of it, and how to run it again."""
+"""The top of the page: what ran, its results in large numbers, and the command that repeats it."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from klent.kit.text import count, duration, fixed, mean, number, plural, share
+from klent.kit.statistics import ends, mean
+from klent.kit.tables import finite, step_of
+from klent.kit.text import count, duration, fixed, number, plural, share
 from klent.report.certainty import stopped
-from klent.report.facts import ends
-from klent.report.read import RunData, finite
+from klent.report.read import RunData
 
 
 class Stat(NamedTuple):
-    """One large number; ``before`` is empty where it has no earlier value."""
+    """One large number; ``before`` is empty if it has no earlier value."""
 
     label: str
     before: str
@@ -17,20 +19,20 @@ class Stat(NamedTuple):
     sub: str
 
 
-def headline(run: RunData) -> dict[str, Any]:
+def headline(run: RunData) -> dict[str, object]:
     """Name, sentence, notes, large numbers and command."""
-    known = (_outcome(run), _entropy(run), _distance(run), _time(run))
+    stats = (_outcome(run), _entropy(run), _distance(run), _time(run))
     return {
         "name": str(run.config.get("name") or run.path.resolve().name),
         "lede": lede(run),
         "notes": [*_progress(run), *run.notes],
-        "stats": [stat for stat in known if stat is not None],
+        "stats": [stat for stat in stats if stat is not None],
         "command": str(run.run.get("command") or ""),
     }
 
 
 def lede(run: RunData) -> list[tuple[str, bool]]:
-    """One sentence about what ran, in pieces of (text, whether it stands out)."""
+    """One sentence about what ran, in pieces of (text, whether it is bold)."""
     recipe = run.config
     if run.run.get("source"):
         steps = plural(len(run.rows), "step")
@@ -41,7 +43,7 @@ def lede(run: RunData) -> list[tuple[str, bool]]:
     size = finite(run.run.get("model_parameters"))
     parts += [(f" ({count(size)} parameters)", False)] if size else []
     task = recipe.get("task")
-    source = (task.get("gym") or task.get("data")) if isinstance(task, dict) else task
+    source = (task.get("gym") or task.get("data")) if isinstance(task, Mapping) else task
     parts += [(" on ", False), (str(source), True)] if source else []
     parts += [(" by ", False), (str(recipe["method"]), True)] if recipe.get("method") else []
     prompts, group = finite(recipe.get("prompts_per_step")), finite(recipe.get("group_size"))
@@ -53,16 +55,16 @@ def lede(run: RunData) -> list[tuple[str, bool]]:
 
 
 def _progress(run: RunData) -> list[str]:
-    """Says so when the run did not come to its end, or nobody wrote down that it has."""
-    if run.run.get("source"):  # another trainer's log does not say whether it is whole
+    """A note if the run has not finished, was stopped early, or kept earlier weights."""
+    if run.run.get("source"):  # another trainer's log does not say whether it is complete
         return []
     planned = finite(run.config.get("steps"))
-    last = run.rows[-1]["step"] if run.rows else 0
+    last = run.steps[-1] if run.rows else 0
     done = f"step {last:,} of {planned:,.0f}" if planned else f"step {last:,}"
     if not run.run.get("finished"):
         return [f"This run has not finished: it was at {done} when this page was made."]
-    if said := stopped(run):
-        return said
+    if early := stopped(run):
+        return early
     return [f"This run was stopped early, after {done}."] if planned and last < planned else []
 
 
@@ -75,7 +77,7 @@ def _outcome(run: RunData) -> Stat | None:
         interval = f"95%: {fixed(low)} to {fixed(high)}; " if low is not None and high is not None else ""
         before = fixed(finite(first["accuracy"])) if last is not first else ""
         sub = f"{interval}{problems:,} problems × {samples}"
-        sub += "; before training" if last["step"] == 0 else ""
+        sub += "; before training" if step_of(last) == 0 else ""
         return Stat("Held-out accuracy", before, fixed(finite(last["accuracy"])), sub)
     name, label = ("reward/mean", "Mean reward") if run.has("reward/mean") else ("objective/loss", "Loss")
     _, values = run.series(name)
@@ -102,7 +104,7 @@ def _distance(run: RunData) -> Stat | None:
         return Stat("KL from reference", "", number(reference[-1], 2), "nats per token, at the last step")
     _, update = run.series("kl/update")
     return (
-        Stat("KL of an update", "", number(mean(update), 2), "nats per token, mean of all steps")
+        Stat("KL of an update", "", number(mean(update), 2), "nats per token, mean over all steps")
         if update
         else None
     )
@@ -113,13 +115,13 @@ def _time(run: RunData) -> Stat | None:
     wall = finite(run.run.get("wall_seconds")) if run.run.get("finished") else None
     if wall is None and not steps:
         return None
-    sub = f"{duration(mean(steps))} a step" if steps else ""
+    sub = f"{duration(mean(steps))} per step" if steps else ""
     return Stat("Wall time" if wall is not None else "Time in steps", "", duration(wall or sum(steps)), sub)
 
 
 def versions(run: RunData) -> list[tuple[str, str]]:
     """What run.json says about software, machine and time."""
     names = ("klent", "python", "torch", "transformers", "device", "started", "continued", "finished")
-    known = [(name, str(run.run[name])) for name in names if run.run.get(name)]
+    facts = [(name, str(run.run[name])) for name in names if run.run.get(name)]
     size = finite(run.run.get("model_parameters"))
-    return known + ([("parameters", f"{size:,.0f}")] if size else [])
+    return facts + ([("parameters", f"{size:,.0f}")] if size else [])

@@ -1,25 +1,27 @@
-"""The page: what was read, drawn and found, laid into one HTML file that loads nothing."""
+"""The page of a run: everything read, drawn and diagnosed, in one HTML file that loads nothing."""
 
 import base64
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from klent.io.files import write_atomic
+from klent.kit.statistics import ends
 from klent.kit.svg import Figure
-from klent.kit.tables import Table
+from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import duration, fixed, number, plural, share
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast
 from klent.report import certainty, entropy, figures
-from klent.report.facts import ends, findings, law, problem_pairs
+from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
 from klent.report.foreign import read_foreign
 from klent.report.glossary import describe
 from klent.report.headline import headline, versions
-from klent.report.read import RunData, finite, is_run, read_run
+from klent.report.read import RunData, is_run, read_run
 from klent.report.samples import choose
 
 HERE = Path(__file__).parent
@@ -31,7 +33,34 @@ COVERS = {
     "unscorable": "Unscorable",
     "nonfinite": "Skipped",
 }
-"""Signature -> the sentence about the same numbers, which is not said twice."""
+"""Signature -> the fact about the same numbers, which is not repeated."""
+
+
+class Cells(NamedTuple):
+    """The held-out problems: their number, (kind, label, amount) of each kind, and each problem's kind."""
+
+    n: int
+    counts: list[tuple[str, str, int]]
+    kinds: list[str]
+
+
+class Phase(NamedTuple):
+    """One part of the time strip."""
+
+    label: str
+    tone: str
+    weight: str
+    share: str
+    seconds: str
+
+
+class Numbers(NamedTuple):
+    """The table of metrics: column names, (group, number of columns), cells, and a note."""
+
+    names: list[str]
+    groups: list[tuple[str, int]]
+    rows: list[list[str]]
+    note: str
 
 
 def write_report(run: Path) -> Path:
@@ -44,7 +73,7 @@ def write_report(run: Path) -> Path:
         The path of the page. The same run folder always gives the same bytes.
 
     Raises:
-        RunError: ``run`` is no run folder, and no log of TRL or verl either.
+        RunError: ``run`` is neither a run folder nor a log of TRL or verl.
     """
     path = Path(run)
     foreign = read_foreign(path) if path.is_dir() and not is_run(path) else None
@@ -81,25 +110,26 @@ def page(run: RunData) -> str:
     )
 
 
-def _content(run: RunData) -> dict[str, Any]:
-    """Everything that the template names, except what is the same on every page."""
+def _content(run: RunData) -> dict[str, object]:
+    """Everything that the template reads, except what is the same on every page."""
     fit = fit_run(run)
-    found = law(run, fit)
+    ceiling = law(run, fit)
+    ahead = forecast(run.rows, fit)
     curves = (f(run) for f in (figures.reward, figures.loss, figures.entropy, figures.kl, figures.mixture))
     doubts = (f(run) for f in (figures.length, figures.gradient, figures.agreement))
     diagnosis = diagnose(Table(run.rows))
     covered = {COVERS[finding.name] for finding in diagnosis if finding.name in COVERS}
-    each = ends([float(row["step"]) for row in run.rows]).each
+    window = ends([float(step) for step in run.steps]).window
     return {
         **headline(run),
         "diagnosis": diagnosis,
-        "findings": [said for said in findings(run, fit) if said.lead not in covered],
-        "ends": "its first and last step" if each <= 1 else f"means over its first and last {each} steps",
+        "facts": [fact for fact in facts(run, fit) if fact.lead not in covered],
+        "ends": "its first and last step" if window <= 1 else f"means over its first and last {window} steps",
         "curves": [figure for figure in (*curves, *doubts) if figure],
         "relation": reward_entropy(run, fit),
         "fit": _fit_facts(fit) if fit else [],
-        "law": found.text if found else "",
-        "forecast": (ahead.words() if (ahead := forecast(run.rows, fit)) and ahead.spent > 0 else ""),
+        "law": ceiling.text if ceiling else "",
+        "forecast": ahead.sentence() if ahead and ahead.spent > 0 else "",
         "entropy": entropy.figures(run),
         "ways": entropy.ways(run),
         "forks": entropy.fork_tables(run),
@@ -118,10 +148,11 @@ def _content(run: RunData) -> dict[str, Any]:
     }
 
 
-def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
-    known = [
-        ("diagnosis", "What goes wrong", "diagnosis"),
-        ("findings", "What the updates did", "findings"),
+def _sections(content: Mapping[str, object]) -> list[tuple[str, str]]:
+    """(id, title) of every section that the page has."""
+    sections = [
+        ("diagnosis", "Problems", "diagnosis"),
+        ("findings", "What the updates did", "facts"),
         ("curves", "Curves", "curves"),
         ("law", "Reward against entropy", "relation"),
         ("entropy-section", "Where entropy goes", "entropy"),
@@ -130,11 +161,11 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("time-section", "Time and tokens", "speeds"),
         ("samples", "Samples", "stages"),
     ]
-    return [*((id, title) for id, title, name in known if content[name]), ("numbers", "Numbers")]
+    return [*((id, title) for id, title, name in sections if content[name]), ("numbers", "Numbers")]
 
 
 def _chart(figure: Figure) -> str:
-    """What the script needs to point at a step."""
+    """What the script needs to show the values at a step."""
     values = [key.values for key in figure.keys]
     return json.dumps({"steps": figure.steps, "x": figure.x, "values": values}, separators=(",", ":"))
 
@@ -158,7 +189,7 @@ def _fit_facts(fit: Fit) -> list[tuple[str, str]]:
 
 
 def _evaluation(run: RunData) -> list[tuple[str, str]]:
-    """Before -> after of everything that an evaluation measures."""
+    """Before -> after of everything that an evaluation measured."""
     if not run.heldout:
         return []
     first, last = run.heldout[0], run.heldout[-1]
@@ -170,7 +201,9 @@ def _evaluation(run: RunData) -> list[tuple[str, str]]:
     names = [
         name
         for name in last
-        if re.fullmatch(r"pass@\d+", name) and finite(last[name]) is not None and _told(int(name[5:]), last)
+        if re.fullmatch(r"pass@\d+", name)
+        and finite(last[name]) is not None
+        and _is_shown(int(name[5:]), last)
     ]
     rows = [(name, change(name)) for name in names]
     rows += (
@@ -179,15 +212,15 @@ def _evaluation(run: RunData) -> list[tuple[str, str]]:
         else []
     )
     rows += [("unscorable", change("unscorable"))] if finite(last.get("unscorable")) else []
-    return rows + certainty.facts(run.heldout)
+    return rows + certainty.before_after(run.heldout)
 
 
-def _told(k: int, row: dict[str, Any]) -> bool:
-    """Of many pass@k the powers of two above 1, and the last."""
+def _is_shown(k: int, row: Row) -> bool:
+    """Of many pass@k only the powers of two above 1, and the last."""
     return k > 1 and (k & (k - 1) == 0 or k == row.get("samples"))
 
 
-def _cells(run: RunData) -> dict[str, Any] | None:
+def _cells(run: RunData) -> Cells | None:
     """Every held-out problem: solved more often than before, as often, less often, never."""
     pairs = problem_pairs(run)
     if not pairs:
@@ -199,43 +232,43 @@ def _cells(run: RunData) -> dict[str, Any] | None:
     labels = {
         "gained": "solved more often",
         "kept": "as often as before",
-        "never": "not before, not after",
+        "never": "neither before nor after",
         "lost": "less often",
     }
-    return {
-        "n": len(pairs),
-        "counts": [(kind, label, kinds.count(kind)) for kind, label in labels.items()],
-        "kinds": sorted(kinds, key=list(labels).index) if len(kinds) <= CELLS_SHOWN else [],
-    }
+    return Cells(
+        n=len(pairs),
+        counts=[(kind, label, kinds.count(kind)) for kind, label in labels.items()],
+        kinds=sorted(kinds, key=list(labels).index) if len(kinds) <= CELLS_SHOWN else [],
+    )
 
 
-def _strip(run: RunData) -> list[dict[str, Any]]:
+def _strip(run: RunData) -> list[Phase]:
     sums = {name: sum(values) for name, values in figures.time_parts(run).items()}
     total = sum(sums.values())
     return [
-        {
-            "label": name,
-            "tone": figures.TONES[name],
-            "weight": f"{seconds / total:.4f}",
-            "share": share(seconds / total),
-            "seconds": duration(seconds),
-        }
+        Phase(
+            label=name,
+            tone=figures.TONES[name],
+            weight=f"{seconds / total:.4f}",
+            share=share(seconds / total),
+            seconds=duration(seconds),
+        )
         for name, seconds in sums.items()
     ]
 
 
 def _token_facts(run: RunData) -> str:
-    """Tokens and memory of the whole run, in a sentence."""
+    """Tokens and memory of the whole run, in one sentence."""
     sampled, trained, memory = (
         run.series(n)[1] for n in ("tokens/rollout", "tokens/train", "memory/peak_gb")
     )
     parts = [f"{sum(sampled):,.0f} tokens sampled"] if sampled else []
     parts += [f"{sum(trained):,.0f} tokens trained on, prompts included"] if trained else []
-    parts += [f"{number(max(memory))} GB of memory at the peak"] if memory else []
+    parts += [f"peak memory {number(max(memory))} GB"] if memory else []
     return "; ".join(parts) + "." if parts else ""
 
 
-def _samples(run: RunData) -> dict[str, Any]:
+def _samples(run: RunData) -> dict[str, object]:
     shown = choose(run.samples)
     return {
         "stages": shown.stages,
@@ -246,18 +279,18 @@ def _samples(run: RunData) -> dict[str, Any]:
 
 
 def _names(run: RunData) -> list[str]:
-    """Every metric of the run, in the order in which rows name them, families together."""
+    """Every metric of the run in order of appearance, families together."""
     names = list(dict.fromkeys(name for row in run.rows for name in row if name not in ("step", "split")))
     groups = list(dict.fromkeys(name.split("/")[0] for name in names))
     return sorted(names, key=lambda name: groups.index(name.split("/")[0]))
 
 
-def _table(run: RunData) -> dict[str, Any] | None:
+def _table(run: RunData) -> Numbers | None:
     if not run.rows:
         return None
     names = _names(run)
     stride = -(-len(run.rows) // ROWS_SHOWN)
-    rows = [row for place, row in enumerate(run.rows) if place % stride == 0 or row is run.rows[-1]]
+    rows = [row for index, row in enumerate(run.rows) if index % stride == 0 or row is run.rows[-1]]
     groups: list[tuple[str, int]] = []
     for name in names:
         group = name.split("/")[0]
@@ -265,9 +298,9 @@ def _table(run: RunData) -> dict[str, Any] | None:
             [(group, groups[-1][1] + 1)] if groups and groups[-1][0] == group else [*groups[-1:], (group, 1)]
         )
     note = plural(len(run.rows), "step") + (f", every {stride}th is shown" if stride > 1 else "")
-    return {
-        "names": names,
-        "groups": groups,
-        "rows": [[str(row["step"]), *(number(finite(row.get(name))) for name in names)] for row in rows],
-        "note": f"{note}; all of them are in metrics.jsonl",
-    }
+    return Numbers(
+        names=names,
+        groups=groups,
+        rows=[[str(step_of(row)), *(number(finite(row.get(name))) for name in names)] for row in rows],
+        note=f"{note}; all of them are in metrics.jsonl",
+    )

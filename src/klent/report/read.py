@@ -1,45 +1,45 @@
-"""Run folder -> RunData: everything that the report draws, read with patience.
+"""Run folder -> RunData: everything that the report draws, tolerant of damage.
 
-A report is wanted most when a run went wrong, so a killed, unfinished or empty run is read too: what
-is missing or damaged is left out and said in ``RunData.notes``. Only a folder that is no run is refused.
+A report is needed most when a run went wrong, so a killed, unfinished or empty run is read too: what is
+missing or damaged is left out and listed in ``RunData.notes``. Only a folder that is not a run is refused.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import yaml
 
 from klent.errors import RunError
-from klent.kit.tables import finite as finite
+from klent.kit.tables import Row, Table, finite, step_of
 
 SAMPLES_PER_STEP = 64
-"""How many completions of one step are read at most; a step may have thousands and the page shows a few."""
+"""Most completions read per step; a step may have thousands, and the page shows a few."""
 
 _STEP = re.compile(rb'"step"\s*:\s*(\d+)')
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion with what the policy and the objective said about each of its tokens.
+    """One completion with the numbers of the policy and the objective for each of its tokens.
 
     Attributes:
         step: the step that trained on it, from 1.
-        prompt_id: the task's own name of the prompt.
-        prompt: what the policy was asked, as shown to it.
-        completion: what it answered.
-        reward: the weighted sum of the rewards; None where no reward could be given.
-        advantage: what the estimator made of it; None where unknown.
-        finish: ``stop`` or ``length``; empty where unknown.
+        prompt_id: the task's id of the prompt.
+        prompt: as shown to the policy.
+        completion: its answer.
+        reward: the weighted sum of the rewards; None if unscorable.
+        advantage: the estimator's value; None if unknown.
+        finish: ``stop`` or ``length``; empty if unknown.
         tokens: the pieces of text, in order.
         entropy: nats, of the distribution that each token was drawn from; None where unknown.
         logp: nats, of each token in that distribution.
-        coefficient: ``-dL/dlogp`` of each token; positive is pushed up.
-        chosen: whether a selector of the recipe chose it; empty where there is none.
+        coefficient: ``-dL/dlogp`` of each token; positive means pushed up.
+        chosen: whether a selector of the recipe chose each token; empty without a selector.
     """
 
     step: int
@@ -58,53 +58,57 @@ class Sample:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run, as far as it got.
+    """A run, finished or not.
 
     Attributes:
         path: the run folder.
-        config: the resolved recipe; empty where it could not be read.
+        config: the resolved recipe; empty if it could not be read.
         config_text: the same as written.
-        run: ``run.json``: versions, command, times; empty where it could not be read.
-        rows: one row a step, in order, each step once.
-        evals: one row an evaluation, in order of its step.
+        run: ``run.json``: versions, command, times; empty if it could not be read.
+        rows: one row per step, in order, each step once.
+        evals: one row per evaluation, in order of its step.
         samples: completions of the first, a middle and the last step that has any.
-        forks: for each step the words of highest entropy.
-        notes: what was missing or damaged, in plain words.
+        forks: for each step the tokens of highest entropy.
+        notes: what was missing or damaged, one sentence each.
     """
 
     path: Path
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
     config_text: str = ""
-    run: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    evals: list[dict[str, Any]] = field(default_factory=list)
+    run: Mapping[str, object] = field(default_factory=dict)
+    rows: Sequence[Row] = field(default_factory=list)
+    evals: Sequence[Row] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    forks: list[dict[str, Any]] = field(default_factory=list)
+    forks: Sequence[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[int]:
+        """The step of every row."""
+        return [step_of(row) for row in self.rows]
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, without the steps where it is absent or not finite."""
-        pairs = [(row["step"], value) for row in self.rows if (value := finite(row.get(name))) is not None]
-        return [step for step, _ in pairs], [value for _, value in pairs]
+        return Table(self.rows).series(name)
+
+    def has(self, name: str) -> bool:
+        """Whether a metric has at least one finite value."""
+        return Table(self.rows).has(name)
 
     @property
-    def heldout(self) -> list[dict[str, Any]]:
+    def heldout(self) -> list[Row]:
         """Evaluations of one split that measured an accuracy, from before training to the last."""
         split = self.evals[0].get("split") if self.evals else None
         return [
             row for row in self.evals if row.get("split") == split and finite(row.get("accuracy")) is not None
         ]
 
-    def setting(self, *keys: str) -> Any:
-        """A value of the recipe by its path, None where there is none."""
-        value: Any = self.config
+    def setting(self, *keys: str) -> object:
+        """A value of the recipe by its path, None if there is none."""
+        value: object = self.config
         for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
+            value = value.get(key) if isinstance(value, Mapping) else None
         return value
-
-    def has(self, name: str) -> bool:
-        """Whether a metric has at least one finite value."""
-        return any(finite(row.get(name)) is not None for row in self.rows)
 
 
 def is_run(path: Path) -> bool:
@@ -119,8 +123,8 @@ def read_run(path: Path) -> RunData:
         path: the folder ``runs/NAME``.
 
     Returns:
-        What could be read; ``notes`` says what could not. Of ``samples.jsonl`` only the first, a middle and
-        the last step are kept, and never the whole file at once.
+        What could be read; ``notes`` lists what could not. Of ``samples.jsonl`` only the first, a middle and
+        the last step are kept, and the file is never held as a whole.
 
     Raises:
         RunError: there is no such folder, or nothing in it was written by a run.
@@ -130,8 +134,8 @@ def read_run(path: Path) -> RunData:
         raise RunError(f"{path}: no such run folder. `klent train RECIPE` makes one under runs/.")
     if not is_run(path):
         raise RunError(
-            f"{path} is no run: it holds none of config.yaml, run.json and metrics.jsonl, and no log of TRL "
-            "or verl. Name the run's own folder, such as runs/quickstart."
+            f"{path} is not a run: it has none of config.yaml, run.json and metrics.jsonl, and no log of TRL "
+            "or verl. Give the run's own folder, such as runs/quickstart."
         )
     notes: list[str] = []
     config_text = _text(path / "config.yaml", notes)
@@ -155,25 +159,25 @@ def _text(path: Path, notes: list[str]) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _mapping(text: str, name: str, notes: list[str]) -> dict[str, Any]:
-    """A YAML or JSON mapping (JSON is YAML, and the JSON reader is the stricter and quicker of the two)."""
+def _mapping(text: str, name: str, notes: list[str]) -> Row:
+    """A YAML or JSON mapping; JSON has its own reader, which is stricter and faster than YAML's."""
     if not text.strip():
         return {}
     try:
         value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError):
-        notes.append(f"{name} could not be read: it is not whole.")
+        notes.append(f"{name} could not be read: it is incomplete.")
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Rows in order of their step. A step written twice, as after a resume, counts once: its last row."""
+def _rows(path: Path, notes: list[str]) -> list[Row]:
+    """Rows in order of their step. Of a step written twice, as after a resume, the last row counts."""
     if not path.exists():
         if path.name == "metrics.jsonl":
             notes.append(f"{path.name} is missing: no step was finished.")
         return []
-    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    rows: dict[tuple[int, str], Row] = {}
     damaged = 0
     with open(path, "rb") as file:
         for line in file:
@@ -181,13 +185,13 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             if row is None:
                 damaged += bool(line.strip())
             else:
-                rows[row["step"], str(row.get("split", ""))] = row
+                rows[step_of(row), str(row.get("split", ""))] = row
     if damaged:
-        notes.append(f"{path.name}: left out {damaged} damaged line{'s' * (damaged > 1)}.")
+        notes.append(f"{path.name}: skipped {damaged} damaged line{'s' * (damaged > 1)}.")
     return [rows[key] for key in sorted(rows)]
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _object(line: bytes) -> Row | None:
     """One JSON Lines row that has a whole-number step, or None."""
     try:
         row = json.loads(line)
@@ -198,29 +202,29 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def _samples(path: Path, notes: list[str]) -> list[Sample]:
-    """Completions of three steps. The file may be huge, so the first pass only notes where each step lies."""
+    """Completions of three steps. The file may be huge, so the first pass only records offsets."""
     if not path.exists():
         return []
-    places: dict[int, list[int]] = {}
+    offsets: dict[int, list[int]] = {}
     offset = 0
     with open(path, "rb") as file:
         for line in file:
-            # klent writes "step" first; were it elsewhere, the row itself is asked.
-            found = _STEP.search(line, 0, 64)
-            row = None if found else _object(line)
-            step = int(found[1]) if found else row["step"] if row else None
+            # klent writes "step" first; if it is elsewhere, the whole row is parsed.
+            match = _STEP.search(line, 0, 64)
+            row = None if match else _object(line)
+            step = int(match[1]) if match else step_of(row) if row else None
             if step is not None and line.endswith(b"\n"):
-                places.setdefault(step, []).append(offset)
+                offsets.setdefault(step, []).append(offset)
             offset += len(line)
-        chosen = early_middle_late(sorted(places))
-        samples = [sample for step in chosen for sample in _samples_at(file, places[step])]
-    if places and not samples:
+        chosen = early_middle_late(sorted(offsets))
+        samples = [sample for step in chosen for sample in _samples_at(file, offsets[step])]
+    if offsets and not samples:
         notes.append(f"{path.name}: no completion in it could be read.")
     return samples
 
 
-def _samples_at(file: Any, offsets: list[int]) -> Iterator[Sample]:
-    """Up to ``SAMPLES_PER_STEP`` rows spread evenly over a step, so that several prompts are among them."""
+def _samples_at(file: BinaryIO, offsets: list[int]) -> Iterator[Sample]:
+    """Up to ``SAMPLES_PER_STEP`` rows spread evenly over a step, so that they cover several prompts."""
     seen: set[bytes] = set()
     stride = max(1, math.ceil(len(offsets) / SAMPLES_PER_STEP)) if len(offsets) > 4 * SAMPLES_PER_STEP else 1
     for offset in offsets[::stride][:SAMPLES_PER_STEP]:
@@ -233,7 +237,7 @@ def _samples_at(file: Any, offsets: list[int]) -> Iterator[Sample]:
         yield _sample(row)
 
 
-def _sample(row: dict[str, Any]) -> Sample:
+def _sample(row: Row) -> Sample:
     tokens = [str(token) for token in _list(row.get("tokens"))]
 
     def numbers(key: str) -> list[float | None]:
@@ -242,7 +246,7 @@ def _sample(row: dict[str, Any]) -> Sample:
 
     prompt = row.get("prompt", "")
     return Sample(
-        step=row["step"],
+        step=step_of(row),
         prompt_id=str(row.get("prompt_id", "")),
         prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
         completion=str(row.get("completion", "")),
@@ -257,15 +261,15 @@ def _sample(row: dict[str, Any]) -> Sample:
     )
 
 
-def _chosen(places: Any, count: int) -> list[bool]:
-    """The tokens that any selector chose, from the places of those that each did."""
-    if not isinstance(places, dict):
+def _chosen(selected: object, count: int) -> list[bool]:
+    """Whether any selector chose each token, from the positions that each selector lists."""
+    if not isinstance(selected, Mapping):
         return []
-    found = {place for chosen in places.values() for place in _list(chosen) if isinstance(place, int)}
-    return [place in found for place in range(count)]
+    positions = {index for chosen in selected.values() for index in _list(chosen) if isinstance(index, int)}
+    return [index in positions for index in range(count)]
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 

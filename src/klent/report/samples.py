@@ -1,4 +1,4 @@
-"""Samples as the page shows them: a few prompts of an early, a middle and a late step, token by token."""
+"""Samples for the page: a few prompts of an early, a middle and a late step, token by token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class Token:
 
     Attributes:
         text: the token with invisible characters made visible.
-        breaks: line breaks to set after it.
+        breaks: number of line breaks after it.
         shade: its entropy over the largest on the page, in [0, 1].
-        push: ``up``, ``down``, ``zero``, or empty where the coefficient is unknown.
+        push: ``up``, ``down``, ``zero``, or empty if the coefficient is unknown.
         size: its coefficient's size over the largest on the page, in [0, 1].
         chosen: whether a selector chose it.
         tip: its numbers.
@@ -39,7 +39,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion to be drawn; ``hidden`` tokens are left out at its end."""
+    """One completion to be drawn; ``hidden`` is the number of tokens left out at its end."""
 
     tokens: list[Token]
     hidden: int
@@ -69,7 +69,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Shown:
-    """Everything of the section; ``entropy`` (nats) and ``coefficient`` are the ends of its two scales."""
+    """The whole section; ``entropy`` (nats) and ``coefficient`` are the maxima of its two scales."""
 
     stages: list[Stage]
     entropy: float
@@ -77,10 +77,10 @@ class Shown:
 
 
 def choose(samples: list[Sample]) -> Shown:
-    """Early, middle and late, each with the prompts whose completions differ most in advantage first.
+    """Early, middle and late, each beginning with the prompts whose completions differ most in advantage.
 
-    Shades and marks share one scale over the whole page, so that a fork of the first step can be compared
-    with one of the last.
+    Shades and marks share one scale over the whole page, so that the first step can be compared with the
+    last.
     """
     steps = sorted({sample.step for sample in samples})
     names = {1: ["the only step"], 2: ["early", "late"], 3: ["early", "middle", "late"]}.get(len(steps), [])
@@ -102,20 +102,20 @@ def choose(samples: list[Sample]) -> Shown:
 
 
 def _chosen(samples: list[Sample]) -> Iterator[list[Sample]]:
-    """Prompts of one step, the most instructive first; of each the best, the worst and some between."""
+    """Prompts of one step, the most instructive first; for each the best, the worst and some in between."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.prompt_id, []).append(sample)
 
     def spread(group: list[Sample]) -> float:
-        known = [sample.advantage for sample in group if sample.advantage is not None]
-        return max(known) - min(known) if known else 0.0
+        advantages = [sample.advantage for sample in group if sample.advantage is not None]
+        return max(advantages) - min(advantages) if advantages else 0.0
 
     for group in sorted(groups.values(), key=spread, reverse=True)[:PROMPTS_SHOWN]:
         ranked = sorted(_distinct(group), key=lambda sample: -(sample.advantage or 0.0))
         last, room = len(ranked) - 1, min(COMPLETIONS_SHOWN, len(ranked))
-        places = sorted({round(i * last / max(1, room - 1)) for i in range(room)})
-        yield [ranked[place] for place in places]
+        chosen = sorted({round(i * last / max(1, room - 1)) for i in range(room)})
+        yield [ranked[index] for index in chosen]
 
 
 def _distinct(group: list[Sample]) -> list[Sample]:
@@ -126,7 +126,7 @@ def _distinct(group: list[Sample]) -> list[Sample]:
 def _completion(sample: Sample, high: float, push: float) -> Completion:
     shown = range(min(TOKENS_SHOWN, len(sample.tokens)))
     return Completion(
-        tokens=[_token(sample, place, high, push) for place in shown]
+        tokens=[_token(sample, index, high, push) for index in shown]
         or [Token(visible(sample.completion), 0, 0.0, "", 0.0, "")],
         hidden=len(sample.tokens) - len(shown),
         reward="unscorable" if sample.reward is None else fixed(sample.reward),
@@ -136,9 +136,9 @@ def _completion(sample: Sample, high: float, push: float) -> Completion:
     )
 
 
-def _token(sample: Sample, place: int, high: float, push: float) -> Token:
-    text, entropy = sample.tokens[place], sample.entropy[place]
-    logp, coefficient = sample.logp[place], sample.coefficient[place]
+def _token(sample: Sample, index: int, high: float, push: float) -> Token:
+    text, entropy = sample.tokens[index], sample.entropy[index]
+    logp, coefficient = sample.logp[index], sample.coefficient[index]
     return Token(
         text=visible(text),
         breaks=text.count("\n"),
@@ -146,7 +146,7 @@ def _token(sample: Sample, place: int, high: float, push: float) -> Token:
         push=_sign(coefficient),
         size=abs(coefficient) / push if coefficient is not None and push > 0 else 0.0,
         tip=f"entropy {fixed(entropy)} · logp {fixed(logp)} · coefficient {signed(coefficient)}",
-        chosen=bool(sample.chosen) and sample.chosen[place],
+        chosen=bool(sample.chosen) and sample.chosen[index],
     )
 
 
@@ -161,7 +161,7 @@ def _prompt(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text whose invisible characters can be seen; spaces stay spaces, since shades and marks show them.
+    """Text with invisible characters made visible; spaces stay spaces, since shades and marks show them.
 
     >>> visible("a\\tb\\n"), visible("\\x07"), visible("")
     ('a⇥b⏎', '⟨U+0007⟩', '∅')

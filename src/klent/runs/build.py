@@ -9,16 +9,13 @@ from functools import cache, partial
 
 import torch
 
-from klent.config import DatasetRollout, MixtureSettings, Optimizer, Recipe, TransformersRollout
+from klent.config import MixtureSettings, Optimizer, Recipe
 from klent.control.limits import Guard
-from klent.control.mixing import Mixer, alpha_at
+from klent.control.mixing import Mixer
 from klent.control.organ import Organ
 from klent.control.schedule import learning_rate
 from klent.control.thermostat import Controller, knob
 from klent.errors import RunError
-from klent.kit.seeds import derive_seed
-from klent.measure.certainty import extra_measures
-from klent.measure.evaluate import evaluate
 from klent.measure.roofline import Floor
 from klent.models.adapters import with_adapter
 from klent.models.load import LoadedModel, load_policy
@@ -27,13 +24,14 @@ from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.policies.causal_lm.teacher import Teacher
-from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.source import TaskSource
 from klent.rollout.target import Target
-from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
+from klent.runs.engines import Progress, build_engine, build_sampler
+from klent.runs.evaluate import evaluate_policy
 from klent.runs.evaluation import EvalRow, Evaluations
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
@@ -47,7 +45,6 @@ from klent.training.reduction import Reduction
 from klent.training.released import ReleasedPositions
 from klent.training.update import Updater
 
-Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
 
 
@@ -205,15 +202,16 @@ def _build_evaluations(
     def measure(step: int, votes: Sequence[str | None] | None) -> EvalRow:
         assert settings is not None
         assert judge is not None
-        seed = derive_seed(recipe.seed, "eval")
-        return evaluate(
-            parts.sampler,
-            judge,
-            task.heldout(settings.problems),
-            samples=settings.samples,
-            seed=seed,
+        return evaluate_policy(
+            parts.loaded,
+            recipe.rollout,
+            settings,
+            scorer=judge,
+            task=task,
+            seed=recipe.seed,
             step=step,
-            more=extra_measures(recipe, parts.loaded, judge, seed, start=votes),
+            start=votes,
+            engine=parts.sampler,
         )
 
     return Evaluations(
@@ -224,39 +222,6 @@ def _build_evaluations(
         keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),
         show=console.eval,
     )
-
-
-def build_engine(
-    loaded: LoadedModel,
-    rollout: TransformersRollout | DatasetRollout,
-    *,
-    progress: Progress | None = None,
-    target: Target | None = None,
-) -> Engine:
-    """The engine that a recipe's ``rollout`` section describes; ``target`` where it has a ``mixture``."""
-    if rollout.engine == "dataset":
-        return DatasetEngine(loaded, max_tokens=rollout.max_tokens)
-    options = SamplingOptions(
-        max_tokens=rollout.max_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        stop=rollout.stop,
-    )
-    settings = rollout.mixture
-    if target is None or settings is None:
-        return TransformersEngine(loaded, options, progress=progress)
-    alpha = alpha_at(settings, 1, reward=0.0)
-    return MixtureEngine(loaded, target, options, alpha=alpha, value=settings.alpha.value, progress=progress)
-
-
-def build_sampler(
-    loaded: LoadedModel, rollout: TransformersRollout | DatasetRollout, *, progress: Progress | None = None
-) -> Engine:
-    """The engine of evaluation: it samples from the policy as training does, never from a mixture, and
-    plainly where training replays a dataset.
-    """
-    return build_engine(loaded, rollout.for_evaluation(), progress=progress)
 
 
 def build_target(

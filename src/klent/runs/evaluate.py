@@ -1,21 +1,70 @@
-"""Held-out accuracy of any model, on a recipe's task."""
+"""Evaluation of a whole recipe: its held-out problems, reward and sampling, on any model."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from klent.config import Recipe
+from klent.config import Eval, Recipe
 from klent.errors import ConfigError
 from klent.kit.seeds import derive_seed
 from klent.measure.certainty import extra_measures
 from klent.measure.evaluate import evaluate
-from klent.models.load import load_policy
-from klent.runs.build import build_sampler
-from klent.tasks import RewardSpec, Scorer, load_task, parse_rewards
+from klent.models.load import LoadedModel, load_policy
+from klent.rollout.engine import Engine
+from klent.runs.engines import RolloutSection, build_sampler
+from klent.tasks import RewardSpec, Scorer, Task, load_task, parse_rewards
 
 
-def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
+def eval_rewards(recipe: Recipe) -> tuple[RewardSpec, ...] | None:
+    """What tells right from wrong in evaluation: ``eval.reward``, else the recipe's own reward."""
+    chosen = (recipe.eval.reward if recipe.eval else None) or recipe.reward
+    return parse_rewards([reward.model_dump() for reward in chosen], Path()) if chosen else None
+
+
+def sampler_at(loaded: LoadedModel, rollout: RolloutSection) -> Callable[[float], Engine]:
+    """Temperature -> the engine that samples as ``rollout`` says, but at that temperature."""
+    plain = rollout.for_evaluation()
+    return lambda temperature: build_sampler(loaded, plain.model_copy(update={"temperature": temperature}))
+
+
+def evaluate_policy(
+    loaded: LoadedModel,
+    rollout: RolloutSection,
+    settings: Eval,
+    *,
+    scorer: Scorer,
+    task: Task,
+    seed: int,
+    step: int = 0,
+    start: Sequence[str | None] | None = None,
+    engine: Engine | None = None,
+) -> dict[str, object]:
+    """One evaluation of a loaded model: a row of ``eval.jsonl``.
+
+    Args:
+        loaded: the model.
+        rollout: how to sample.
+        settings: how many problems and samples, and which extra measures.
+        scorer: what tells right from wrong.
+        task: where the held-out problems come from.
+        seed: of the run; the sampling's seed is derived from it.
+        step: the training step that is evaluated, 0 before training.
+        start: the ``vote`` of the evaluation before training; None = this is that evaluation.
+        engine: samples from ``loaded``, if the caller already has one.
+    """
+    seed = derive_seed(seed, "eval")
+    at_temperature = sampler_at(loaded, rollout)
+    return evaluate(
+        engine or build_sampler(loaded, rollout),
+        scorer,
+        task.heldout(settings.problems),
+        samples=settings.samples,
+        seed=seed,
+        step=step,
+        more=extra_measures(settings, loaded.model, scorer, seed, sampler_at=at_temperature, start=start),
+    )
+
+
+def evaluate_model(model: str, recipe: Recipe) -> dict[str, object]:
     """Held-out accuracy of any model on a recipe's task, with its reward, sampling and seed.
 
     Args:
@@ -23,7 +72,7 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
         recipe: where the problems come from and how they are scored; its own ``model`` is not loaded.
 
     Returns:
-        A row as of :func:`evaluate`, step 0.
+        A row as of :func:`klent.measure.evaluate.evaluate`, step 0.
 
     Raises:
         ConfigError: the recipe has no ``eval`` section or no reward.
@@ -31,24 +80,18 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
     rewards = eval_rewards(recipe)
     if recipe.eval is None or rewards is None:
         missing = "eval" if recipe.eval is None else "reward"
-        raise ConfigError(f"recipe {recipe.name} has no `{missing}`, so that nothing can be measured; set it")
+        raise ConfigError(
+            f"recipe {recipe.name} has no `{missing}`: there is nothing to measure. Set `{missing}`."
+        )
     task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
     with Scorer(rewards, task) as scorer:
         scorer.check()
-        loaded = load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
-        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return evaluate(
-            build_sampler(loaded, recipe.rollout),
-            scorer,
-            task.heldout(recipe.eval.problems),
-            samples=recipe.eval.samples,
-            seed=derive_seed(recipe.seed, "eval"),
-            step=0,
-            more=extra_measures(recipe, loaded, scorer, derive_seed(recipe.seed, "eval")),
+        loaded = load_on_device(model, recipe)
+        return evaluate_policy(
+            loaded, recipe.rollout, recipe.eval, scorer=scorer, task=task, seed=recipe.seed
         )
 
 
-def eval_rewards(recipe: Recipe) -> tuple[RewardSpec, ...] | None:
-    """What tells right from wrong in evaluation: ``eval.reward``, else the recipe's own reward."""
-    chosen = (recipe.eval.reward if recipe.eval else None) or recipe.reward
-    return parse_rewards([reward.model_dump() for reward in chosen], Path()) if chosen else None
+def load_on_device(model: str, recipe: Recipe) -> LoadedModel:
+    """A model in the recipe's precision, on the accelerator if there is one."""
+    return load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code, device="auto")

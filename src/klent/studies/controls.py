@@ -1,28 +1,24 @@
-"""What training without labels brings, beside what is to be had without training."""
+"""What training without labels gains over what needs no training: the arms of ``klent controls``."""
 
 import csv
 import io
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from klent.config import DatasetRollout, GymSettings, Recipe, dump_recipe
+from klent.config import DatasetRollout, Eval, GymSettings, Recipe, TransformersRollout, dump_recipe
 from klent.config.load import make_recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import write_atomic
-from klent.kit.seeds import derive_seed
-from klent.measure.certainty import extra_measures
-from klent.measure.evaluate import evaluate, wilson
-from klent.models.load import load_policy
-from klent.runs.build import build_sampler
+from klent.kit.statistics import mean_and_margin, wilson
+from klent.models.load import LoadedModel
 from klent.runs.console import QuietConsole
-from klent.runs.evaluate import eval_rewards
+from klent.runs.evaluate import eval_rewards, evaluate_policy, load_on_device
 from klent.runs.train import train
 from klent.tasks import DataTask, Scorer, Task, load_task
 
@@ -31,12 +27,21 @@ BEFORE = "before training"
 _COLUMNS = ("accuracy", "pass@k", "majority", "agreement", "entropy", "length")
 _RL = {"prompts_per_step": 8, "group_size": 8}  # of the stage with right answers, unless a recipe is given
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+"""One measurement: ``arm``, ``seed``, ``temperature`` and the columns that :func:`run_controls` names."""
+
+Rows = list[Row]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained, whether its course is measured, and the arm whose model it begins with, or None."""
+    """One training of the study.
+
+    Attributes:
+        recipe: what is trained.
+        measured: whether it is evaluated during training.
+        after: the arm whose final model it starts from; None = the recipe's own model.
+    """
 
     recipe: Recipe
     measured: bool = False
@@ -55,95 +60,140 @@ def run_controls(
     """Measure the model before training, then train and measure every arm with every seed.
 
     Args:
-        recipe: what is on trial; needs ``eval`` and a reward that knows right from wrong.
+        recipe: the recipe under study; needs ``eval`` and a reward that tells right from wrong.
         runs: arms train in ``RUNS/NAME-controls/ARM-SEED``; a finished one is not trained again.
-        seeds: arms are trained with as many, from the recipe's; 0 = train nothing.
-        say: told what is being done.
-        rl: trains with right answers before and after ``recipe``, where that one knows no reward; its model
-            and seed are not looked at. None = GRPO on all prompts, as many steps.
-        names: arms to train, with those whose models they begin with; None = all.
+        seeds: number of seeds per arm, counted from the recipe's own; 0 = train nothing.
+        say: receives one line per thing that is done.
+        rl: trains with right answers before and after ``recipe``, if that one uses no reward; its model and
+            seed are ignored. None = GRPO on all prompts, for as many steps.
+        names: arms to train, with those whose models they start from; None = all.
 
     Returns:
-        A row for each arm, seed and temperature: ``arm``, ``seed``, ``temperature``, ``accuracy``, ``low``,
+        One row per arm, seed and temperature: ``arm``, ``seed``, ``temperature``, ``accuracy``, ``low``,
         ``high``, ``pass@k``, ``majority``, ``agreement``, ``entropy``, ``length``, ``problems``, ``samples``,
         and ``solved``, the share of right answers to each problem.
+
+    Raises:
+        ConfigError: the recipe has no ``eval`` section or replays a data set, or a name that no arm has.
+        RunError: an arm's folder holds a run of another recipe.
     """
     if recipe.eval is None or isinstance(recipe.rollout, DatasetRollout):
         raise ConfigError("controls need an `eval` section and a rollout that samples")
     task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
     wanted = chosen(arms(recipe, task, rl), names)
-    own = recipe.rollout.temperature
+    trained_at = recipe.rollout.temperature
     with Scorer(eval_rewards(recipe) or (), task) as scorer:
         scorer.check()
+        exam = Exam(recipe.rollout, recipe.eval, task, scorer, recipe.seed)
         say(f"measuring {recipe.model}")
-        temperatures = sorted({*TEMPERATURES, own})
-        rows = _measure(recipe.model, recipe, task, scorer, temperatures, {"arm": BEFORE, "seed": ""})
-        for seed in range(recipe.seed, recipe.seed + seeds):  # whole seeds: a cut leaves whole comparisons
+        rows = exam.measure(load_on_device(recipe.model, recipe), {*TEMPERATURES, trained_at})
+        rows = [{"arm": BEFORE, "seed": "", **row} for row in rows]
+        for seed in range(recipe.seed, recipe.seed + seeds):  # seed by seed, so a stop leaves whole blocks
             for name, arm in wanted.items():
                 start = {"model": str(_folder(runs, recipe, arm.after, seed) / "final")} if arm.after else {}
                 folder = _folder(runs, recipe, name, seed)
                 _train(changed(arm.recipe, {"seed": seed, **start}), folder, say, measure=arm.measured)
-                label = {"arm": name, "seed": seed}
-                rows += _measure(str(folder / "final"), recipe, task, scorer, sorted({0.0, own, 1.0}), label)
+                final = load_on_device(str(folder / "final"), recipe)
+                measured = exam.measure(final, {0.0, trained_at, 1.0})
+                rows += [{"arm": name, "seed": seed, **row} for row in measured]
     return rows
+
+
+@dataclass(frozen=True)
+class Exam:
+    """How every model of the study is measured: the same problems, judge and seed.
+
+    Attributes:
+        rollout: how to sample, but for the temperature.
+        settings: the recipe's ``eval`` section.
+        task: where the held-out problems come from.
+        scorer: what tells right from wrong.
+        seed: of the recipe.
+    """
+
+    rollout: TransformersRollout
+    settings: Eval
+    task: Task
+    scorer: Scorer
+    seed: int
+
+    def measure(self, loaded: LoadedModel, temperatures: set[float]) -> Rows:
+        """One row per temperature, ascending; greedy (0) takes one sample per problem."""
+        return [self._measure_at(loaded, temperature) for temperature in sorted(temperatures)]
+
+    def _measure_at(self, loaded: LoadedModel, temperature: float) -> Row:
+        samples = self.settings.samples if temperature else 1
+        changes = {"temperatures": (), "logits": False, "samples": samples, "early_stop": None}
+        row: Row = evaluate_policy(
+            loaded,
+            self.rollout.model_copy(update={"temperature": temperature}),
+            self.settings.model_copy(update={**changes, "same": self.settings.same or "text"}),
+            scorer=self.scorer,
+            task=self.task,
+            seed=self.seed,
+        )
+        row["pass@k"] = row[f"pass@{samples}"] if samples > 1 else None
+        row["solved"] = [statistics.fmean(problem) for problem in row["correct"]]
+        columns = (*_COLUMNS, "low", "high", "problems", "samples", "solved")
+        return {"temperature": temperature, **{name: row[name] for name in columns}}
 
 
 def arms(recipe: Recipe, task: Task, rl: Recipe | None = None) -> dict[str, Arm]:
     """Every arm: the recipe, right answers, chance, another prompt, RL before and after a recipe without it.
 
-    All keep the held-out problems of ``task`` out of training, whatever their seed: it decides what is
-    sampled, and not the problems. Only the recipe as it is written is measured in the course of training, and
-    arms that stop early.
+    All keep the held-out problems of ``task`` out of training, whatever their seed, which decides only what
+    is sampled. Only the recipe as written, and arms that stop early, are evaluated during training.
     """
     assert recipe.eval is not None
     early = recipe.eval.early_stop is not None
     gold = [reward.model_dump() for reward in recipe.eval.reward or recipe.reward or ()]
     recipe = _pinned(recipe, recipe)
     learns = {} if recipe.advantage else {"method": "grpo", "loss": None, "advantage": None, "reduce": None}
-    found = {
+    every_arm = {
         "as written": Arm(recipe, measured=True),
         "right answers": Arm(changed(recipe, {**learns, "reward": gold}), early),
         "random rewards": Arm(changed(recipe, {**learns, "reward": [{"fn": "random"}]}), early),
     }
     if recipe.task.only is not None:
         generator = random.Random(f"{recipe.seed}/another prompt")
-        there = range(10_000) if isinstance(recipe.task, GymSettings) else _rows(recipe, task)
-        others = generator.sample([n for n in there if n not in recipe.task.only], len(recipe.task.only))
+        rows = range(10_000) if isinstance(recipe.task, GymSettings) else _rows(recipe, task)
+        others = generator.sample([n for n in rows if n not in recipe.task.only], len(recipe.task.only))
         only = recipe.task.model_dump() | {"only": others}
-        found["another prompt"] = Arm(changed(recipe, {"task": only}), early)
+        every_arm["another prompt"] = Arm(changed(recipe, {"task": only}), early)
     if not recipe.advantage:
         rl = _pinned(rl, recipe) if rl else _reinforced(recipe, gold)
-        found |= {
+        every_arm |= {
             "RL": Arm(rl, early),
             "this, then RL": Arm(rl, early, after="as written"),
             "RL, then this": Arm(recipe, early, after="RL"),
         }
-    return found
+    return every_arm
 
 
-def chosen(found: dict[str, Arm], names: Sequence[str] | None) -> dict[str, Arm]:
-    """The arms of these names, and those that they begin with; None = all.
+def chosen(every_arm: dict[str, Arm], names: Sequence[str] | None) -> dict[str, Arm]:
+    """The arms of these names, and those that they start from; None = all.
 
     Raises:
         ConfigError: a name that no arm has.
     """
     if names is None:
-        return found
+        return every_arm
     for name in names:
-        if name not in found:
-            raise ConfigError(f"this recipe has no arm {name!r}; arms are: {', '.join(map(repr, found))}")
-    begun = {found[name].after for name in names}
-    return {name: arm for name, arm in found.items() if name in names or name in begun}
+        if name not in every_arm:
+            listed = ", ".join(map(repr, every_arm))
+            raise ConfigError(f"this recipe has no arm {name!r}; arms are: {listed}")
+    starts = {every_arm[name].after for name in names}
+    return {name: arm for name, arm in every_arm.items() if name in names or name in starts}
 
 
 def _pinned(recipe: Recipe, to: Recipe) -> Recipe:
-    """A recipe on another's model and held-out problems, and with its task's seed whatever the run's is."""
+    """A recipe with another's model and held-out problems, and with its task's seed fixed."""
     seed = to.seed if to.task.seed is None else to.task.seed
     task = recipe.task.model_copy(update={"seed": seed})
     return recipe.model_copy(update={"model": to.model, "task": task, "eval": to.eval})
 
 
-def _reinforced(recipe: Recipe, gold: list[dict[str, Any]]) -> Recipe:
+def _reinforced(recipe: Recipe, gold: list[Row]) -> Recipe:
     """GRPO with right answers on all prompts of a recipe that learns from one."""
     fresh = {"method": "grpo", "loss": None, "advantage": None, "reduce": None, "reward": gold, **_RL}
     task, rollout = recipe.task.model_dump() | {"only": None}, recipe.rollout.model_dump()
@@ -154,24 +204,24 @@ def _folder(runs: Path, recipe: Recipe, arm: str, seed: int) -> Path:
     return runs / f"{recipe.name}-controls" / f"{arm.replace(',', '').replace(' ', '_')}-{seed}"
 
 
-def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """A recipe with other values; None takes a key out, so that a method or a default fills it."""
-    values: dict[str, Any] = yaml.safe_load(dump_recipe(recipe))
+def changed(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
+    """A recipe with other values; None removes a key, so a method or a default fills it."""
+    values: Row = yaml.safe_load(dump_recipe(recipe))
     if recipe.eval is not None:
         values["eval"]["reward"] = values["eval"]["reward"] or values["reward"]
     values |= changes
-    out = {key for key, value in changes.items() if value is None}
-    return make_recipe({key: value for key, value in values.items() if key not in out})
+    removed = {key for key, value in changes.items() if value is None}
+    return make_recipe({key: value for key, value in values.items() if key not in removed})
 
 
 def _rows(recipe: Recipe, task: Task) -> list[int]:
-    """The numbers of the rows that a data task may train on."""
+    """Numbers of the rows that a data task may train on."""
     values = recipe.task.model_dump() | {"only": None}
     every = load_task(values, seed=recipe.seed, heldout=0)
     assert isinstance(every, DataTask)
-    held = {prompt.id for prompt in task.heldout(len(every))}
-    rows = (every.train(place).id for place in range(len(every)))
-    return sorted(int(row.rpartition(":")[2]) for row in rows if row not in held)
+    heldout = {prompt.id for prompt in task.heldout(len(every))}
+    ids = (every.train(position).id for position in range(len(every)))
+    return sorted(int(id.rpartition(":")[2]) for id in ids if id not in heldout)
 
 
 def _train(recipe: Recipe, folder: Path, say: Callable[[str], None], *, measure: bool) -> None:
@@ -179,86 +229,50 @@ def _train(recipe: Recipe, folder: Path, say: Callable[[str], None], *, measure:
     if config.exists() and config.read_text(encoding="utf-8") != dump_recipe(recipe):
         raise RunError(f"{folder} is a run of another recipe; move it away, or give this one another `name`")
     if (folder / "final").is_dir():
-        say(f"{folder} is there")
+        say(f"skipping {folder}: already complete")
         return
     say(f"training {folder}")
     command = f"klent train {folder / 'config.yaml'}"
     train(recipe, folder, command=command, resume=config.exists(), evaluate=measure, console=QuietConsole())
 
 
-def _measure(
-    model: str,
-    recipe: Recipe,
-    task: Task,
-    scorer: Scorer,
-    temperatures: Sequence[float],
-    label: dict[str, Any],
-) -> Rows:
-    """One model at several temperatures, on the recipe's held-out problems."""
-    assert recipe.eval is not None
-    loaded = load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    rows = []
-    for temperature in temperatures:
-        samples = recipe.eval.samples if temperature else 1
-        same = recipe.eval.same or "text"
-        changes = {"temperatures": (), "logits": False, "same": same, "samples": samples, "early_stop": None}
-        settings = recipe.eval.model_copy(update=changes)
-        here = recipe.model_copy(update={"eval": settings})
-        seed = derive_seed(recipe.seed, "eval")
-        row = evaluate(
-            build_sampler(loaded, recipe.rollout.model_copy(update={"temperature": temperature})),
-            scorer,
-            task.heldout(recipe.eval.problems),
-            samples=samples,
-            seed=seed,
-            step=0,
-            more=extra_measures(here, loaded, scorer, seed),
-        )
-        row["pass@k"] = row[f"pass@{samples}"] if samples > 1 else None
-        row["solved"] = [statistics.fmean(problem) for problem in row["correct"]]
-        kept = (*_COLUMNS, "low", "high", "problems", "samples", "solved")
-        rows.append({**label, "temperature": temperature, **{key: row[key] for key in kept}})
-    return rows
-
-
 def summary(rows: Rows) -> list[dict[str, str]]:
-    """A line for each arm and temperature: means over seeds, intervals over problems, the range over seeds.
+    """One line per arm and temperature: means over seeds, intervals over problems, the range over seeds.
 
-    ``change`` is the accuracy less that of the model before training at the same temperature, problem by
-    problem, with a 95% interval: problems are the units, and what other seeds would give is not in it.
+    ``change`` is the accuracy minus that of the model before training at the same temperature, problem by
+    problem, with a 95% interval over problems; it does not cover what other seeds would give.
     """
     before = {row["temperature"]: row["solved"] for row in rows if row["arm"] == BEFORE}
     lines = []
     for arm, temperature in dict.fromkeys((row["arm"], row["temperature"]) for row in rows):
-        own = [row for row in rows if (row["arm"], row["temperature"]) == (arm, temperature)]
-        accuracy = [row["accuracy"] for row in own]
-        low, high = wilson(statistics.fmean(accuracy), own[0]["problems"])
+        of_seeds = [row for row in rows if (row["arm"], row["temperature"]) == (arm, temperature)]
+        accuracy = [row["accuracy"] for row in of_seeds]
+        low, high = wilson(statistics.fmean(accuracy), of_seeds[0]["problems"])
         line = {
             "arm": arm,
             "temperature": "greedy" if temperature == 0 else f"{temperature:g}",
-            "seeds": str(len(own)) if arm != BEFORE else "–",
+            "seeds": str(len(of_seeds)) if arm != BEFORE else "–",
         }
         for name in _COLUMNS:
-            values = [row[name] for row in own if row[name] is not None]
+            values = [row[name] for row in of_seeds if row[name] is not None]
             line[name] = f"{statistics.fmean(values):.3f}" if values else "–"
         line["interval"] = f"{low:.2f} to {high:.2f}"
-        line["over seeds"] = f"{min(accuracy):.3f} to {max(accuracy):.3f}" if len(own) > 1 else "–"
-        solved = [row["solved"] for row in own]
+        line["over seeds"] = f"{min(accuracy):.3f} to {max(accuracy):.3f}" if len(of_seeds) > 1 else "–"
+        solved = [row["solved"] for row in of_seeds]
         line["change"] = _change(solved, before[temperature]) if arm != BEFORE else "–"
         lines.append(line)
     return lines
 
 
 def _change(solved: Sequence[Sequence[float]], before: Sequence[float]) -> str:
-    """``+0.120 ± 0.034``: mean over problems of the mean over seeds less before."""
-    change = [statistics.fmean(p) - b for *p, b in zip(*solved, before, strict=True)]
-    margin = 1.96 * statistics.stdev(change) / len(change) ** 0.5 if len(change) > 1 else float("nan")
-    return f"{statistics.fmean(change):+.3f} ± {margin:.3f}"
+    """``+0.120 ± 0.034``: mean over problems of (mean over seeds minus before), with its 95% margin."""
+    changes = [statistics.fmean(seeds) - start for *seeds, start in zip(*solved, before, strict=True)]
+    change, margin = mean_and_margin(changes)
+    return f"{change:+.3f} ± {margin:.3f}"
 
 
 def write_csv(path: Path, rows: Rows) -> None:
-    """Every row with every column; ``solved`` as numbers with spaces between."""
+    """Every row with every column; ``solved`` as numbers separated by spaces."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

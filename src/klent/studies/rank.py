@@ -1,4 +1,4 @@
-"""Prompts ranked by how much there is to learn from them, with labels or without."""
+"""Training prompts ranked by how much they can teach, with labels or without: ``klent select``."""
 
 import json
 import random
@@ -13,9 +13,9 @@ from klent.config import Recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import append_line, read_jsonl, write_atomic
 from klent.kit.seeds import derive_seed
-from klent.models.load import load_policy
-from klent.runs.build import build_sampler
-from klent.runs.evaluate import eval_rewards
+from klent.measure.evaluate import is_correct, score
+from klent.runs.engines import build_sampler
+from klent.runs.evaluate import eval_rewards, load_on_device
 from klent.streams.episode import Episode
 from klent.tasks import Prompt, Scorer, Task, load_task
 from klent.tasks.agreement import question
@@ -23,7 +23,11 @@ from klent.tasks.clusters import NO_ANSWER, Equivalence, find_clusters, load_equ
 
 By = Literal["pass_variance", "cluster_variance", "entropy", "random"]
 BY: tuple[str, ...] = get_args(By)
-AT_ONCE = 8  # prompts sampled together; what is sampled depends on it, so that it is fixed
+AT_ONCE = 8  # prompts sampled together; fixed, because what is sampled depends on it
+
+Row = dict[str, Any]
+Scores = dict[str, float]
+"""The scores of one prompt: score -> value."""
 
 
 def rank_prompts(
@@ -35,8 +39,8 @@ def rank_prompts(
     out: Path,
     same: str = "text",
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> list[dict[str, Any]]:
-    r"""Sample training prompts, score them, and write them best first.
+) -> list[Row]:
+    r"""Sample completions of training prompts, score the prompts, and write them best first.
 
     .. math::
         \mathrm{pass\_variance} = \hat p\,(1 - \hat p), \qquad
@@ -48,22 +52,22 @@ def rank_prompts(
     ``random`` is the control.
 
     Args:
-        recipe: whose model, task, sampling and seed to use. Its ``task.only`` is not looked at.
-        prompts: how many of the training prompts, from the first.
+        recipe: whose model, task, sampling and seed to use. Its ``task.only`` is ignored.
+        prompts: how many training prompts, counted from the first.
         samples: completions of each, 2 or more.
         by: what ranks them.
-        out: the JSON Lines file to write: a row a prompt, with its columns and ``selection``, the scores.
-            Scores are kept beside it, in ``OUT.scores``: interrupted, the same call goes on, and another
-            ``by`` samples nothing anew.
+        out: the JSON Lines file to write: one row per prompt, with its columns and ``selection``, the scores.
+            Scores are also kept in ``OUT.scores``: an interrupted call continues from there, and another
+            ``by`` needs no new samples.
         same: the equivalence of answers, see :func:`klent.tasks.clusters.load_equivalence`.
-        progress: told of (prompts done, prompts asked for).
+        progress: called with (prompts done, prompts asked for).
 
     Returns:
         The rows, best first.
 
     Raises:
         ConfigError: ``by`` is unknown, or needs a reward that the recipe does not have.
-        RunError: the scores that are there come from another recipe.
+        RunError: the existing scores come from another recipe.
 
     Reference:
         Gao et al., One-shot Entropy Minimization, 2025, arXiv:2505.20282: the variance of pass@k.
@@ -78,40 +82,39 @@ def rank_prompts(
     values = recipe.task.model_dump() | {"only": None}
     task = load_task(values, seed=recipe.seed, heldout=recipe.eval.problems if recipe.eval else 0)
     chosen = _first(task, prompts)
-    scores = out.with_name(out.name + ".scores")
-    known = _known(scores, _header(recipe, samples, same))
-    left = [chunk for chunk in _chunks(chosen) if any(prompt.id not in known for prompt in chunk)]
-    progress(len(known), len(chosen))
-    if left:
+    path = out.with_name(out.name + ".scores")
+    scores = _read_scores(path, _header(recipe, samples, same))
+    chunks = [chunk for chunk in _chunks(chosen) if any(prompt.id not in scores for prompt in chunk)]
+    progress(len(scores), len(chosen))
+    if chunks:
         relation = load_equivalence(same)
-        loaded = load_policy(recipe.model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
-        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        engine = build_sampler(loaded, recipe.rollout)
+        engine = build_sampler(load_on_device(recipe.model, recipe), recipe.rollout)
         with Scorer(rewards or (), task) as scorer:
             scorer.check()
-            for chunk in left:
+            for chunk in chunks:
                 seed = derive_seed(recipe.seed, "select", chunk[0].id)
                 rollouts = engine.generate(chunk, group_size=samples, seed=seed)
-                outcomes = _outcomes(scorer, rollouts) if rewards else None
-                for place, prompt in enumerate(chunk):
-                    own = slice(place * samples, (place + 1) * samples)
-                    found = _measure(rollouts[own], outcomes[own] if outcomes else None, relation)
-                    if prompt.id not in known:
-                        append_line(scores, {"id": prompt.id, **found})
-                        known[prompt.id] = found
-                progress(len(known), len(chosen))
-    return _write(out, chosen, known, by, recipe.seed)
+                outcomes = [is_correct(r) for r in score(scorer, rollouts)] if rewards else None
+                for index, prompt in enumerate(chunk):
+                    if prompt.id in scores:
+                        continue
+                    group = slice(index * samples, (index + 1) * samples)
+                    measured = _measure(rollouts[group], outcomes[group] if outcomes else None, relation)
+                    append_line(path, {"id": prompt.id, **measured})
+                    scores[prompt.id] = measured
+                progress(len(scores), len(chosen))
+    return _write(out, chosen, scores, by, recipe.seed)
 
 
 def _first(task: Task, count: int) -> list[Prompt]:
     """The first distinct training prompts."""
-    found: dict[str, Prompt] = {}
+    prompts: dict[str, Prompt] = {}
     for position in range(count):
         prompt = task.train(position)
-        if prompt.id in found:  # a data task has begun its second epoch
+        if prompt.id in prompts:  # a data task has started its second epoch
             break
-        found[prompt.id] = prompt
-    return list(found.values())
+        prompts[prompt.id] = prompt
+    return list(prompts.values())
 
 
 def _chunks(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
@@ -119,45 +122,37 @@ def _chunks(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         yield list(prompts[start : start + AT_ONCE])
 
 
-def _outcomes(scorer: Scorer, rollouts: Sequence[Episode]) -> list[float]:
-    scores = scorer.score(
-        [r.prompt for r in rollouts], [r.text for r in rollouts], [r.finish for r in rollouts]
-    )
-    return [float(value >= 1.0 - 1e-6) for value in scores.reward]
-
-
-def _measure(
-    rollouts: Sequence[Episode], outcomes: Sequence[float] | None, relation: Equivalence
-) -> dict[str, Any]:
+def _measure(rollouts: Sequence[Episode], outcomes: Sequence[bool] | None, relation: Equivalence) -> Scores:
     """The scores of one prompt."""
     texts = [rollout.text for rollout in rollouts]
     labels = find_clusters(texts, relation, question(rollouts[0].prompt.prompt))
-    alone = labels.count(NO_ANSWER)  # each is a cluster by itself
-    sizes = [*Counter(label for label in labels if label != NO_ANSWER).values(), *[1] * alone]
+    no_answer = labels.count(NO_ANSWER)  # each is a cluster of its own
+    sizes = [*Counter(label for label in labels if label != NO_ANSWER).values(), *[1] * no_answer]
     entropies = torch.cat([rollout.entropy for rollout in rollouts])
-    found: dict[str, Any] = {
+    scores: Scores = {
         "samples": len(texts),
         "cluster_variance": 1 - sum((size / len(texts)) ** 2 for size in sizes),
         "clusters": len(sizes),
-        "no_answer": alone / len(texts),
+        "no_answer": no_answer / len(texts),
         "entropy": float(entropies.mean()),
         "length": len(entropies) / len(texts),
     }
     if outcomes is not None:
         share = sum(outcomes) / len(outcomes)
-        found |= {"accuracy": share, "pass_variance": share * (1 - share)}
-    return found
+        scores |= {"accuracy": share, "pass_variance": share * (1 - share)}
+    return scores
 
 
-def _header(recipe: Recipe, samples: int, same: str) -> dict[str, Any]:
-    """All that scores depend on."""
+def _header(recipe: Recipe, samples: int, same: str) -> Row:
+    """Everything that scores depend on."""
     values = recipe.model_dump(mode="json", include={"model", "dtype", "task", "rollout", "seed"})
     values["task"].pop("only", None)
     values["reward"] = [[spec.fn, spec.weight] for spec in eval_rewards(recipe) or ()]
     return values | {"samples": samples, "same": same}
 
 
-def _known(path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _read_scores(path: Path, header: Row) -> dict[str, Scores]:
+    """Prompt id -> its scores from an earlier call; starts the file if there is none."""
     rows = list(read_jsonl(path))
     if not rows:
         write_atomic(path, json.dumps(header) + "\n")
@@ -171,15 +166,13 @@ def _known(path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row.pop("id"): row for row in rows[1:]}
 
 
-def _write(
-    out: Path, prompts: Sequence[Prompt], known: dict[str, dict[str, Any]], by: str, seed: int
-) -> list[dict[str, Any]]:
+def _write(out: Path, prompts: Sequence[Prompt], scores: dict[str, Scores], by: str, seed: int) -> list[Row]:
     if by == "random":
         ranked = random.Random(f"{seed}/select").sample(list(prompts), len(prompts))
     else:
-        ranked = sorted(prompts, key=lambda prompt: -known[prompt.id][by])  # stable: ties by position
+        ranked = sorted(prompts, key=lambda prompt: -scores[prompt.id][by])  # stable: ties by position
     rows = [
-        {"prompt": prompt.prompt, **prompt.columns, "selection": {"id": prompt.id, **known[prompt.id]}}
+        {"prompt": prompt.prompt, **prompt.columns, "selection": {"id": prompt.id, **scores[prompt.id]}}
         for prompt in ranked
     ]
     write_atomic(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

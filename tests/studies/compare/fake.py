@@ -8,7 +8,7 @@ import numpy as np
 
 from klent.config import dump_recipe
 from klent.studies.compare.divergence import FILE
-from klent.studies.compare.plan import ComparisonPlan, make_plan
+from klent.studies.compare.plan import ComparisonPlan, plan_comparison
 
 RECIPE = """\
 model: some/model
@@ -23,7 +23,7 @@ eval: {problems: 30, samples: 4, every: 2}
 def fake_plan(folder: Path, *over: str, seeds: int = 3, overrides: tuple[str, ...] = ()) -> ComparisonPlan:
     """The plan of `my.yaml` in ``folder``."""
     (folder / "my.yaml").write_text(RECIPE)
-    return make_plan(
+    return plan_comparison(
         str(folder / "my.yaml"), overrides, over or ("method=grpo,rloo,dapo",), seeds, folder / "runs"
     )
 

@@ -34,8 +34,8 @@ def test_commas_inside_brackets_and_quotes_stay():
     [
         ("method", "write --over KEY=VALUE,VALUE"),
         ("method=grpo,", "write --over KEY=VALUE,VALUE"),
-        ("seed=1,2", "--seeds says how many"),
-        ("name=a,b", "named after their arm"),
+        ("seed=1,2", "use --seeds for the number of seeds"),
+        ("name=a,b", "named by their arm"),
         ("method=grpo,grpo", "two arms would be called grpo"),
         ("method=grpo,gprlo", "there is no method `gprlo`"),
         ("optimizer.lr=2e-5,0.00002", "resolve to the same recipe"),
@@ -83,7 +83,7 @@ def test_more_arms_and_more_seeds_keep_what_is_done(tmp_path):
     finish(fake_plan(tmp_path, "method=grpo,rloo", seeds=2), lambda arm, seed: 0.5)
     plan = fake_plan(tmp_path, "method=grpo,rloo,dapo", seeds=3)
     assert [run.state for run in plan.runs].count("done") == 4
-    assert "about 5 min 0 s for the 5 runs left" in describe(plan)[-1]
+    assert "about 5 min 0 s for the 5 remaining runs" in describe(plan)[-1]
 
 
 def test_a_run_without_its_last_evaluation_is_only_started(tmp_path):
@@ -96,7 +96,7 @@ def test_a_run_without_its_last_evaluation_is_only_started(tmp_path):
 
 def test_unequal_budgets_are_said(tmp_path):
     plan = fake_plan(tmp_path, "steps=4,8")
-    assert "the arms do not have the same budget: steps is 4, 8" in describe(plan)
+    assert "the arms have different budgets: steps is 4, 8" in describe(plan)
 
 
 def test_differences_name_dotted_keys(tmp_path):

@@ -11,11 +11,12 @@ from tiny import END, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
 
 from klent.errors import RunError
 from klent.io.files import read_jsonl
+from klent.measure.divergence import completion_divergence
 from klent.models.load import LoadedModel
 from klent.streams.episode import Episode
 from klent.studies.compare import run as running
-from klent.studies.compare.divergence import FILE, token_divergence
-from klent.studies.compare.plan import make_plan
+from klent.studies.compare.divergence import FILE
+from klent.studies.compare.plan import plan_comparison
 from klent.studies.compare.run import Stopped, run_comparison
 from klent.tasks import Prompt
 
@@ -50,7 +51,7 @@ def world(tmp_path, monkeypatch):
 def plan(*overrides, over=("method=grpo,rloo",), seeds=1):
     from pathlib import Path
 
-    return make_plan("my.yaml", overrides, over, seeds, Path("runs"))
+    return plan_comparison("my.yaml", overrides, over, seeds, Path("runs"))
 
 
 def go(planned):
@@ -73,7 +74,7 @@ def test_runs_are_made_measured_and_then_skipped(world):
     assert grpo[0]["reward/mean"] == rloo[0]["reward/mean"]  # the same prompts and the same random numbers
     before = page.read_bytes()
     again, said = go(plan())
-    assert "1/2 grpo-seed0: done before" in said
+    assert "1/2 grpo-seed0: already complete" in said
     assert again.read_bytes() == before
 
 
@@ -89,9 +90,9 @@ def test_a_failing_arm_does_not_take_the_others_with_it(world, monkeypatch):
 
 
 def test_a_stop_says_how_to_go_on_and_the_same_command_does(world, monkeypatch):
-    from klent.runs import loop as trainer
+    from klent.runs.loop import Loop
 
-    real, steps = trainer.Trainer.step, []
+    real, steps = Loop.step, []
 
     def interrupted(self, number):
         steps.append(number)
@@ -102,12 +103,12 @@ def test_a_stop_says_how_to_go_on_and_the_same_command_does(world, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, number)
 
-    monkeypatch.setattr(trainer.Trainer, "step", interrupted)
+    monkeypatch.setattr(Loop, "step", interrupted)
     with pytest.raises(Stopped, match="stopped in grpo-seed0; it is saved"):
         go(plan("steps=4"))
     assert [run.state for run in plan("steps=4").runs] == ["started", "new"]
     _, said = go(plan("steps=4"))
-    assert "grpo-seed0: goes on after step 2" in said
+    assert "grpo-seed0: continues after step 2" in said
     assert steps == [1, 2, 3, 4, 1, 2, 3, 4]
 
 
@@ -128,7 +129,7 @@ def test_the_divergence_of_a_token_by_hand(temperature):
     )
     tokens = torch.tensor([30, 41, 52])
     rollout = Episode(Prompt("p", "x"), [20, 21], tokens, torch.zeros(3), torch.zeros(3), "", "length")
-    found = token_divergence(policy, base, rollout, temperature=temperature)
+    found = completion_divergence(policy, base, rollout, temperature=temperature)
     for place in range(3):
         prefix = torch.tensor([[20, 21, *tokens[:place].tolist()]])
         with torch.no_grad():
@@ -138,4 +139,4 @@ def test_the_divergence_of_a_token_by_hand(temperature):
             )
         by_hand = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
         assert float(found[place]) == pytest.approx(by_hand, rel=1e-4)
-    assert float(token_divergence(policy, policy, rollout, temperature=temperature).abs().max()) < 1e-6
+    assert float(completion_divergence(policy, policy, rollout, temperature=temperature).abs().max()) < 1e-6

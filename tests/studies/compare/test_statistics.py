@@ -3,62 +3,18 @@
 import itertools
 import math
 
-import mpmath
 import numpy as np
 import pytest
 
-from klent.kit.student import beta_share, f_above, t_bound, t_two_sided
 from klent.studies.compare.statistics import (
     LEVEL,
     bootstrap_problems,
     contrasts,
-    holm,
-    pass_at_k,
     permute_problems,
     residual_variance,
 )
 
 PROBLEMS = 120
-
-
-@pytest.mark.parametrize("a", [0.5, 1.0, 2.5, 40.0])
-@pytest.mark.parametrize("b", [0.5, 1.0, 8.0])
-@pytest.mark.parametrize("x", [1e-6, 0.1, 0.5, 0.93, 1 - 1e-9])
-def test_the_incomplete_beta_function(x, a, b):
-    expected = float(mpmath.betainc(a, b, 0, x, regularized=True))
-    assert beta_share(x, a, b) == pytest.approx(expected, rel=1e-10, abs=1e-14)
-
-
-@pytest.mark.parametrize(("df", "t"), [(1, 0.3), (2, 4.3), (5, 2.0), (16, 2.12), (200, 7.0)])
-def test_tails_of_t_and_f_by_integration(df, t):
-    def density(x):
-        return mpmath.gamma((df + 1) / 2) / (
-            mpmath.sqrt(df * mpmath.pi) * mpmath.gamma(df / 2) * (1 + x * x / df) ** ((df + 1) / 2)
-        )
-
-    tail = 2 * float(mpmath.quad(density, [t, 2 * t + 10, mpmath.inf]))
-    assert t_two_sided(t, df) == pytest.approx(tail, rel=1e-6)
-    assert t_two_sided(-t, df) == t_two_sided(t, df)
-    assert f_above(t * t, 1, df) == pytest.approx(tail, rel=1e-6)  # the square of t is F(1, df)
-    assert t_two_sided(t_bound(tail, df), df) == pytest.approx(tail, rel=1e-9)
-
-
-def test_bounds_that_are_printed_in_every_table():
-    for probability, df, bound in [(0.05, 2, 4.303), (0.05, 10, 2.228), (0.01, 4, 4.604), (0.10, 1, 6.314)]:
-        assert t_bound(probability, df) == pytest.approx(bound, abs=1e-3)
-
-
-@pytest.mark.parametrize("right", [0, 1, 3, 6])
-def test_pass_at_k_is_the_share_of_all_choices_of_k(right):
-    row = [1.0] * right + [0.0] * (6 - right)
-    for k in range(1, 7):
-        chosen = [max(some) for some in itertools.combinations(row, k)]
-        assert pass_at_k(np.array([row]), k)[0] == pytest.approx(np.mean(chosen))
-
-
-def test_pass_at_k_refuses_more_than_there_are():
-    with pytest.raises(ValueError, match="k must be 1 to 3"):
-        pass_at_k(np.zeros((2, 3)), 4)
 
 
 def test_residual_variance_is_that_of_least_squares():
@@ -85,25 +41,6 @@ def test_two_arms_are_the_paired_t_test():
     assert found.p_holm == found.p
     assert found.low == pytest.approx(0.2 - 4.30265 * 0.1 / math.sqrt(3), abs=1e-5)
     assert found.verdict == "no difference"
-
-
-def test_holm_by_its_definition():
-    """The smallest level at which a step-down procedure rejects, found by trying levels."""
-    p_values = [0.003, 0.2, 0.012, 0.04, 0.012]
-
-    def rejected(level):
-        order = sorted(range(5), key=p_values.__getitem__)
-        out = set()
-        for rank, place in enumerate(order):
-            if p_values[place] > level / (5 - rank) + 1e-12:
-                break
-            out.add(place)
-        return out
-
-    corrected = holm(p_values)
-    for level in np.arange(0.0005, 1, 0.001):
-        assert {i for i in range(5) if corrected[i] <= level} == rejected(level)
-    assert math.isnan(holm([0.1, math.nan])[1])
 
 
 def test_the_permutation_test_against_all_exchanges():

@@ -1,4 +1,4 @@
-"""What goes wrong in a run: one function a signature, each with onset, evidence and remedy."""
+"""Failure signatures of a run: one function per signature, each giving onset, evidence and remedy."""
 
 from klent.measure.findings.finding import Finding as Finding
 from klent.measure.findings.signatures import diagnose as diagnose

@@ -1,120 +1,123 @@
-"""Signatures of the policy's distribution: entropy, KL, clipping, and whether sampler and trainer agree."""
+"""Signatures of the policy's distribution: entropy, KL, clipping, weights, sampler against trainer."""
 
 import math
 
-from klent.kit.tables import Table
+from klent.kit.tables import Row, Table, finite
 from klent.kit.text import fixed, number, share
 from klent.measure.findings.finding import Finding, beginning, latest, settled, stretch, trailing
 from klent.measure.law import POINTS, forecast
 
 
 def entropy_collapse(table: Table) -> Finding | None:
-    """Half of the entropy is gone and the rest is on its way, or four fifths are gone."""
+    """Half of the entropy is gone and the rest is about to go, or four fifths are gone."""
     steps, values = table.series("policy/entropy")
     if len(values) < POINTS or beginning(values) < 0.1:
         return None
     low = [value <= 0.5 * beginning(values) for value in trailing(values)]
-    found, ahead = stretch(steps, low), forecast(table.rows)
-    if found is None or found[1] is not None or ahead is None:
+    span, ahead = stretch(steps, low), forecast(table.rows)
+    if span is None or span[1] is not None or ahead is None:
         return None
     if ahead.spent < 0.8 and ahead.floor_step is None:
         return None
     return Finding(
         "entropy_collapse",
         "Entropy collapse",
-        *found,
-        f"{ahead.words()}.",
-        "Hold the entropy (a thermostat, an entropy bonus, a higher clip_high) or spare the tokens of "
-        "largest covariance (Clip-Cov, KL-Cov); a lower optimizer.lr spends it later, not less.",
+        *span,
+        f"{ahead.sentence()}.",
+        "Hold the entropy (a thermostat, an entropy bonus, a higher clip_high) or protect the tokens of "
+        "largest covariance (Clip-Cov, KL-Cov). A lower optimizer.lr only delays the loss of entropy.",
         min(1.0, 0.5 + 0.4 * ahead.spent),
     )
 
 
 def entropy_explosion(table: Table) -> Finding | None:
-    """Entropy is half as much again as at the start, and at least half a nat more."""
+    """Entropy is at least 1.5 times that of the start, and at least half a nat more."""
     steps, values = table.series("policy/entropy")
     if len(values) < POINTS:
         return None
     start = beginning(values)
-    found = stretch(steps, [value > max(1.5 * start, start + 0.5) for value in trailing(values)])
-    if found is None:
+    span = stretch(steps, [value > max(1.5 * start, start + 0.5) for value in trailing(values)])
+    if span is None:
         return None
     high = max(values)
     return Finding(
         "entropy_explosion",
         "Entropy explosion",
-        *found,
+        *span,
         f"entropy rose from {fixed(start)} to {fixed(high)} nats per token, from "
         f"{number(math.exp(start), 2)} to {number(math.exp(high), 2)} equally likely choices.",
-        "Lower the entropy bonus or the thermostat's target, then optimizer.lr; look at the samples: text "
-        "that falls apart is followed by a reward that does.",
-        0.8 if found[1] is None else 0.5,
+        "Lower the entropy bonus or the thermostat's target, then optimizer.lr. Read the samples: when the "
+        "text degenerates, the reward follows.",
+        0.8 if span[1] is None else 0.5,
     )
 
 
 def kl_blowup(table: Table) -> Finding | None:
-    """An update moves the policy far more than updates did, or it is nats away from its reference."""
+    """An update moves the policy far more than earlier ones, or it is nats away from its reference."""
     for name, what, floor, times in (
-        ("kl/update", "an update moves the policy by", 0.3, 8.0),
-        ("kl/reference", "the policy stands from the reference by", 1.0, 20.0),
+        ("kl/update", "an update moves the policy by up to", 0.3, 8.0),
+        ("kl/reference", "the distance from the reference reaches", 1.0, 20.0),
     ):
         steps, values = table.series(name)
         if len(values) < POINTS:
             continue
         limit = min(max(floor, times * abs(settled(values))), 5 * floor)
-        found = stretch(steps, [value > limit for value in trailing(values)], least=2)
-        if found is None:
+        span = stretch(steps, [value > limit for value in trailing(values)], least=2)
+        if span is None:
             continue
         return Finding(
             "kl_blowup",
             "KL blow-up",
-            *found,
-            f"{what} {number(max(values), 2)} nats per token at most, {number(settled(values), 2)} early on.",
-            "Lower optimizer.lr or the number of updates on one batch; a KL term to the reference holds it, "
-            "a larger one harder. Thousands of nats at step 1 are an error, such as dropout.",
-            0.85 if found[1] is None else 0.5,
+            *span,
+            f"{what} {number(max(values), 2)} nats per token, from {number(settled(values), 2)} early on.",
+            "Lower optimizer.lr or the number of updates per batch, or add or increase a KL term to the "
+            "reference. Thousands of nats at step 1 are a bug, such as dropout left on.",
+            0.85 if span[1] is None else 0.5,
         )
     return None
 
 
 def clip_saturation(table: Table) -> Finding | None:
     """More than a fifth of the tokens are clipped."""
-    rows = []
-    for row in table.rows:
-        parts = [row.get(f"objective/clip_{side}") for side in ("low", "high")]
-        whole = row.get("objective/clip")
-        known = [part for part in parts if isinstance(part, int | float)]
-        rows.append({"step": row["step"], "clip": whole if whole is not None or not known else sum(known)})
+    rows = [{"step": row["step"], "clip": _clipped(row)} for row in table.rows]
     steps, values = Table(rows).series("clip")
-    found = stretch(steps, [value > 0.2 for value in trailing(values)])
-    if found is None:
+    span = stretch(steps, [value > 0.2 for value in trailing(values)])
+    if span is None:
         return None
     return Finding(
         "clip_saturation",
         "Clip saturation",
-        *found,
-        f"up to {share(max(values))} of the tokens are clipped and give no gradient, where a few percent "
-        "are usual.",
-        "Take fewer or smaller steps on one batch (update.epochs, update.minibatches, optimizer.lr); where "
-        "even the first step clips, sampler and trainer disagree.",
-        0.6 if found[1] is None else 0.35,
+        *span,
+        f"up to {share(max(values))} of the tokens are clipped and give no gradient; a few % are normal.",
+        "Take fewer or smaller steps per batch (update.epochs, update.minibatches, optimizer.lr). If the "
+        "first step already clips, sampler and trainer disagree.",
+        0.6 if span[1] is None else 0.35,
     )
 
 
+def _clipped(row: Row) -> float | None:
+    """Share of the tokens clipped on either side; None if it was not measured."""
+    if (both := finite(row.get("objective/clip"))) is not None:
+        return both
+    sides = [finite(row.get(f"objective/clip_{side}")) for side in ("low", "high")]
+    measured = [side for side in sides if side is not None]
+    return sum(measured) if measured else None
+
+
 def degenerate_weights(table: Table) -> Finding | None:
-    """Samples of a mixture that stand for less than a tenth of their number."""
+    """Effective sample size of a mixture's samples below a tenth of their number."""
     steps, values = table.series("mixture/ess")
-    found = stretch(steps, [value < 0.1 for value in trailing(values)])
-    if found is None:
+    span = stretch(steps, [value < 0.1 for value in trailing(values)])
+    if span is None:
         return None
     return Finding(
         "degenerate_weights",
         "Importance weights degenerate",
-        *found,
-        f"the samples of the mixture are worth {share(min(values))} of their number at worst.",
-        "Sample nearer to the policy: a higher rollout.mixture.alpha, or {criterion: ess, value: 0.5}; "
-        "weights by token spread less than by sequence; bounds hide it and bias the step.",
-        0.7 if found[1] is None else 0.4,
+        *span,
+        f"the effective sample size of the mixture falls to {share(min(values))} of the samples.",
+        "Sample closer to the policy: a higher rollout.mixture.alpha, or {criterion: ess, value: 0.5}. "
+        "Weights per token vary less than per sequence; bounds hide the problem and bias the step.",
+        0.7 if span[1] is None else 0.4,
     )
 
 
@@ -122,17 +125,17 @@ def logp_mismatch(table: Table) -> Finding | None:
     """Sampler and trainer give the same token different probabilities under the same weights."""
     for name, limit, unit in (("policy/logp_mismatch", 0.05, "nats"), ("policy/prob_mismatch", 0.05, "")):
         steps, values = table.series(name)
-        found = stretch(steps, [value > limit for value in trailing(values)])
-        if found is None:
+        span = stretch(steps, [value > limit for value in trailing(values)])
+        if span is None:
             continue
         return Finding(
             "logp_mismatch",
             "Sampler and trainer disagree",
-            *found,
+            *span,
             f"on the same token by {number(latest(values), 2)} {unit}".rstrip()
-            + f" on average ({number(settled(values), 2)} early on); rounding in bfloat16 gives below 0.05.",
-            "Compare temperature, chat template, precision and weights of the two; importance weights that "
-            "are cut off hide it and do not mend it.",
+            + f" on average ({number(settled(values), 2)} early on); bfloat16 rounding stays below 0.05.",
+            "Compare temperature, chat template, precision and weights of the two. Truncated importance "
+            "weights hide the mismatch and do not fix it.",
             0.8 if latest(values) > 4 * limit else 0.6,
         )
     return None

@@ -1,4 +1,4 @@
-"""Every signature, and the list that they give for a log."""
+"""The list of signatures, and :func:`diagnose`, which applies them all to a log."""
 
 from collections.abc import Callable
 
@@ -41,12 +41,12 @@ SIGNATURES: tuple[Callable[[Table], Finding | None], ...] = (
 
 
 def diagnose(table: Table) -> list[Finding]:
-    """What goes wrong in a run, the gravest first; a signature whose columns are missing is silent.
+    """Problems of a run, the most severe first; a signature whose columns are missing reports nothing.
 
     Example:
         >>> entropy = [2.0, 1.5, 1.1, 0.8, 0.6, 0.45, 0.33, 0.25]
-        >>> [found.name for found in diagnose(Table.of({"policy/entropy": entropy}))]
+        >>> [finding.name for finding in diagnose(Table.of({"policy/entropy": entropy}))]
         ['entropy_collapse']
     """
-    found = [finding for signature in SIGNATURES if (finding := signature(table)) is not None]
-    return sorted(found, key=lambda finding: -finding.severity)
+    findings = [finding for signature in SIGNATURES if (finding := signature(table)) is not None]
+    return sorted(findings, key=lambda finding: -finding.severity)

@@ -1,4 +1,4 @@
-"""Methods beside one another: same data, same budget, several seeds, one page that says what differs.
+"""Methods side by side: same data, same budget, several seeds, one page that says which differences are real.
 
-plan (which runs) -> run (train, measure) -> results (read back) -> statistics -> page
+plan (which runs) -> run (train, measure) -> results (read back) -> statistics -> figures, page
 """

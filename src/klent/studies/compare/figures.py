@@ -1,17 +1,20 @@
-"""The drawings of a comparison: each arm beside the first, and the differences with their intervals."""
+"""Drawings of a comparison: curves of each arm beside the first, pass@k, and differences with intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from klent.kit.svg import BOTTOM, TOP, canvas, colour, horizontal, render, unit
 from klent.kit.text import fixed
 from klent.report.curves import limits, smooth, step_axis
-from klent.studies.compare.results import Results, RunResult
-from klent.studies.compare.statistics import Contrast, pass_at_k
+from klent.studies.compare.results import Results, RunResult, passes
+from klent.studies.compare.statistics import Contrast
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SMALL_WIDTH, SMALL_HEIGHT = 300, 168
 WIDE, ROW, NAMES = 640, 34, 118
@@ -25,7 +28,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Small:
-    """One arm's drawing among several of a kind: its name, the SVG, and what stands beside the name."""
+    """One arm's drawing of a family: its name, the SVG, and the number shown beside the name."""
 
     arm: str
     svg: str
@@ -34,7 +37,7 @@ class Small:
 
 @dataclass(frozen=True)
 class Family:
-    """Drawings of one quantity, an arm each, on the same axes."""
+    """Drawings of one quantity, one per arm, with the same axes."""
 
     name: str
     title: str
@@ -44,7 +47,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Series:
-    """An arm's seeds brought together: the mean, the lowest and the highest at each place."""
+    """An arm's seeds combined: the mean, the lowest and the highest at each x."""
 
     x: list[int]
     mean: list[float]
@@ -53,7 +56,7 @@ class Series:
 
 
 def series(seeds: Sequence[Mapping[int, float]], window: int = 1) -> Series | None:
-    """Mean and range over seeds at the steps that all of them have; each seed smoothed before.
+    """Mean and range over seeds at the steps that all of them have; each seed is smoothed first.
 
     >>> series([{1: 0.0, 2: 1.0}, {1: 1.0, 2: 3.0}])
     Series(x=[1, 2], mean=[0.5, 2.0], low=[0.0, 1.0], high=[1.0, 3.0])
@@ -74,37 +77,37 @@ def curve_families(results: Results) -> list[Family]:
             arm: series([run.curves[metric] for run in results.of(arm) if run.curves[metric]], window)
             for arm in results.arms
         }
-        known = {arm: found for arm, found in of_arm.items() if found is not None}
-        if known:
+        arms = {arm: curve for arm, curve in of_arm.items() if curve is not None}
+        if arms:
             role = "entropy" if metric == "policy/entropy" else "reward"
             name = metric.replace("/", "-")
             caption = _seeds_note(results) + (f" Running mean of {window} steps." if window > 1 else "")
-            members = _members(known, name, label, role, full=1.0 if metric == "accuracy" else None)
+            members = _members(arms, name, label, role, full=1.0 if metric == "accuracy" else None)
             families.append(Family(name, title, caption, members))
     return families
 
 
 def pass_family(results: Results) -> Family | None:
-    """pass@k against k, after training, with the base model's curve: what diversity is left."""
+    """pass@k against k, after training, with the base model's curve: how much diversity is left."""
     ks = list(range(1, results.samples + 1))
     if results.samples < 2 or not results.runs:
         return None
 
-    def passes(runs: Sequence[RunResult], *, before: bool = False) -> Series:
+    def curve(runs: Sequence[RunResult], *, before: bool = False) -> Series:
         tables = [run.before if before else run.after for run in runs]
-        found = series([{k: float(pass_at_k(t, k).mean()) for k in ks if k <= t.shape[1]} for t in tables])
-        assert found is not None
-        return found
+        combined = series([{k: float(passes(t, k).mean()) for k in ks if k <= t.shape[1]} for t in tables])
+        assert combined is not None
+        return combined
 
-    known = {arm: passes(results.of(arm)) for arm in results.arms}
-    base = passes(results.of(results.arms[0]), before=True)
-    members = _members(known, "pass", "share of problems", "reward", full=1.0, base=base, axis="k")
+    arms = {arm: curve(results.of(arm)) for arm in results.arms}
+    base = curve(results.of(results.arms[0]), before=True)
+    members = _members(arms, "pass", "share of problems", "reward", full=1.0, base=base, axis="k")
     caption = _seeds_note(results) + " Dashed: the base model."
     return Family("pass", "pass@k after training", caption, members)
 
 
 def _members(
-    known: Mapping[str, Series],
+    arms: Mapping[str, Series],
     name: str,
     label: str,
     role: str,
@@ -113,46 +116,46 @@ def _members(
     base: Series | None = None,
     axis: str = "step",
 ) -> list[Small]:
-    first, *others = known
-    every = [value for found in known.values() for value in (*found.low, *found.high)]
-    bounds = limits(every + (base.mean if base else []), full)
+    first, *others = arms
+    values = [value for curve in arms.values() for value in (*curve.low, *curve.high)]
+    bounds = limits(values + (base.mean if base else []), full)
     members: list[Small] = []
     for arm in others or [first]:
         figure, (panel,) = canvas(width=SMALL_WIDTH, height=SMALL_HEIGHT)
         if base is not None:
             panel.plot(base.x, base.mean, color=colour("ink"), linewidth=1.1, linestyle=(0, (3, 2)))
         for which, tone in ((first, "muted"), (arm, role)) if arm != first else ((first, role),):
-            _band(panel, known[which], tone)
+            _band(panel, arms[which], tone)
         panel.set_ylim(*bounds)
         unit(panel, label)
-        step_axis(panel, known[first].x)
+        step_axis(panel, arms[first].x)
         horizontal(panel, axis)
-        members.append(Small(arm, render(figure, f"{name}-{len(members)}"), fixed(known[arm].mean[-1])))
+        members.append(Small(arm, render(figure, f"{name}-{len(members)}"), fixed(arms[arm].mean[-1])))
     return members
 
 
-def _band(panel: Any, found: Series, role: str) -> None:
-    """The mean as a line in the range of its seeds."""
-    panel.fill_between(found.x, found.low, found.high, color=colour(role), alpha=0.18, linewidth=0)
-    panel.plot(found.x, found.mean, color=colour(role), linewidth=1.8)
+def _band(panel: "Axes", curve: Series, role: str) -> None:
+    """The mean as a line within the range of its seeds."""
+    panel.fill_between(curve.x, curve.low, curve.high, color=colour(role), alpha=0.18, linewidth=0)
+    panel.plot(curve.x, curve.mean, color=colour(role), linewidth=1.8)
 
 
-def forest(found: Sequence[Contrast], first: str, measure: str) -> str:
-    """Differences to the first arm: thick for these very runs, thin for the method with other seeds."""
-    figure, (panel,) = canvas(width=WIDE, height=TOP + BOTTOM + ROW * len(found), left=NAMES)
+def forest(contrasts: Sequence[Contrast], first: str, measure: str) -> str:
+    """Differences to the first arm; thick interval: these runs alone, thin: the method with other seeds."""
+    figure, (panel,) = canvas(width=WIDE, height=TOP + BOTTOM + ROW * len(contrasts), left=NAMES)
     ends = []
-    for place, item in enumerate(found):
+    for row, item in enumerate(contrasts):
         role = {"better": "reward", "worse": "down"}.get(item.verdict, "muted")
         for low, high, width in ((item.low, item.high, 1.3), (item.runs_low, item.runs_high, 5.0)):
             if math.isfinite(low):
-                panel.plot([low, high], [place, place], color=colour(role), linewidth=width, alpha=0.7)
+                panel.plot([low, high], [row, row], color=colour(role), linewidth=width, alpha=0.7)
                 ends += [low, high]
-        panel.plot([item.difference], [place], "o", color=colour(role), markersize=7)
+        panel.plot([item.difference], [row], "o", color=colour(role), markersize=7)
     panel.axvline(0, color=colour("muted"), linewidth=0.9)
     far = max([0.02, *(abs(end) for end in ends)]) * 1.06
     panel.set_xlim(-far, far)
-    panel.set_yticks(range(len(found)), [_short(item.arm) for item in found])
-    panel.set_ylim(len(found) - 0.5, -0.5)
+    panel.set_yticks(range(len(contrasts)), [_short(item.arm) for item in contrasts])
+    panel.set_ylim(len(contrasts) - 0.5, -0.5)
     panel.grid(visible=False, axis="y")
     panel.grid(axis="x", color=colour("rule"), linewidth=0.8)
     unit(panel, f"{measure}, minus that of {_short(first)}", left=NAMES)
@@ -164,7 +167,7 @@ def _short(name: str) -> str:
 
 
 def _window(results: Results) -> int:
-    """Steps averaged in a drawing: a twelfth of the run, lest the noise of single steps hide the arms."""
+    """Steps averaged in a drawing: a twelfth of the run, or the noise of single steps would hide the arms."""
     longest = max((max(run.curves["reward/mean"], default=1) for run in results.runs), default=1)
     return max(1, round(longest / 12))
 

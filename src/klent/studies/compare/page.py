@@ -1,4 +1,4 @@
-"""The comparison's page, and the same numbers as CSV and JSON."""
+"""The page of a comparison, ``compare.html``, and the same numbers as CSV and JSON."""
 
 import csv
 import io
@@ -6,25 +6,46 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import NamedTuple
 
 import klent.report
 from klent.io.files import write_atomic
+from klent.kit.statistics import mean
 from klent.kit.student import t_bound
 from klent.kit.text import duration, fixed, number, plural, signed_fixed
 from klent.studies.compare import figures
 from klent.studies.compare.plan import ComparisonPlan, describe
-from klent.studies.compare.results import Results, collect
+from klent.studies.compare.results import Results, RunResult, collect
 from klent.studies.compare.statistics import LEVEL, Contrast
 
 HERE = Path(__file__).parent
 PAGE, TABLE, DATA = "compare.html", "compare.csv", "compare.json"
 
 
+class Cell(NamedTuple):
+    """One number of the table: the mean over seeds and, below it, the range; empty with one seed."""
+
+    value: str
+    spread: str = ""
+
+
+class Finals(NamedTuple):
+    """The table of final numbers."""
+
+    heads: list[str]
+    rows: list[list[Cell]]
+
+
+class Question(NamedTuple):
+    """One measure: its drawing, and for each arm its name, its verdict and a sentence."""
+
+    title: str
+    drawing: str
+    verdicts: list[tuple[str, str, str]]
+
+
 def write_page(plan: ComparisonPlan, *, command: str = "", failed: dict[str, str] | None = None) -> Path:
-    """Write ``compare.html``, ``compare.csv`` and ``compare.json`` from the runs that are done.
+    """Write ``compare.html``, ``compare.csv`` and ``compare.json`` from the finished runs.
 
     Args:
         plan: the comparison.
@@ -67,7 +88,7 @@ def page(results: Results, command: str = "") -> str:
         notes=notes(results),
         plan_lines=describe(plan),
         questions=[_question(results, measure) for measure in results.contrasts],
-        told=what_can_be_told(results),
+        resolution=resolution(results),
         table=table(results),
         families=[
             family for family in (figures.pass_family(results), *figures.curve_families(results)) if family
@@ -88,113 +109,105 @@ def lede(results: Results) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader must know before believing anything below."""
-    said = [f"{name} failed: {reason}" for name, reason in results.failed.items()]
+    """Failures, missing runs and unequal arms: what limits every number below."""
+    lines = [f"{name} failed: {reason}" for name, reason in results.failed.items()]
     waiting = [name for name in results.missing if name not in results.failed]
     if waiting:
-        said.append(f"Not done yet, and not counted: {', '.join(waiting)}.")
+        lines.append(f"Not done yet, and not counted: {', '.join(waiting)}.")
     for arm in results.twins:
-        said.append(
-            f"{arm} did what {results.plan.arms[0].name} did, number by number: what it changes never came "
-            "into play. (A clip on the ratio, for one, acts only where a step has several updates.)"
+        lines.append(
+            f"{arm} gave exactly the same numbers as {results.plan.arms[0].name}: what it changes had no "
+            "effect. (A clip on the ratio, for example, acts only if a step has several updates.)"
         )
-    said += [line.capitalize() + "." for line in describe(results.plan) if line.startswith("the arms do not")]
-    return said
+    unequal = [line for line in describe(results.plan) if line.startswith("the arms have different budgets")]
+    return lines + [line.capitalize() + "." for line in unequal]
 
 
 def sentence(item: Contrast, first: str, measure: str) -> str:
-    """One comparison in words, with what it cannot say."""
+    """One comparison in words, with its limits."""
     change = f"{measure} {signed_fixed(item.difference, 3)} against {first}"
     runs = (
         f"these runs alone: {signed_fixed(item.runs_low, 3)} to {signed_fixed(item.runs_high, 3)}, "
         f"p {_p(item.runs_p)}"
     )
     if item.verdict == "one seed":
-        return f"{change}; {runs}. One seed says nothing about the method."
-    whole = f"95% interval {signed_fixed(item.low, 3)} to {signed_fixed(item.high, 3)}"
-    own = " Its seeds differ more than those of the other arms, so it is judged by its own spread." * item.own
-    return f"{change}, {whole}, p {_p(item.p_holm)} after Holm ({runs}).{own}"
+        return f"{change}; {runs}. One seed is no evidence about the method."
+    interval = f"95% interval {signed_fixed(item.low, 3)} to {signed_fixed(item.high, 3)}"
+    by_arm = " Its seeds differ more than those of the other arms, so its own variance is used." * item.own
+    return f"{change}, {interval}, p {_p(item.p_holm)} after Holm ({runs}).{by_arm}"
 
 
-def what_can_be_told(results: Results) -> str:
-    """How large a difference would have had to be."""
+def resolution(results: Results) -> str:
+    """How large a difference would have to be for this comparison to detect it."""
     if not results.runs:
         return "No run is done yet."
-    found = [item for items in results.contrasts.values() for item in items]
-    if not found:
+    contrasts = [item for items in results.contrasts.values() for item in items]
+    if not contrasts:
         return "There is nothing to compare the first arm with yet."
-    if all(math.isnan(item.p) for item in found):
+    if all(math.isnan(item.p) for item in contrasts):
         return (
-            "With one seed nothing can be told about the methods: another seed may turn any of this around. "
-            "The thick bars speak of these very runs only. Add --seeds 3 or more; done runs are kept."
+            "One seed is no evidence about the methods: another seed may reverse any of this. The thick bars "
+            "describe these runs only. Add --seeds 3 or more; finished runs are kept."
         )
     parts = []
     for measure, items in results.contrasts.items():
         sizes = [_resolution(item, len(items)) for item in items if not item.own and item.df]
         if sizes:
             parts.append(f"{fixed(max(sizes), 3)} in {measure}")
-    sizes_told = " and ".join(parts)
-    smallest = f" Differences below about {sizes_told} would not have been told from noise." if parts else ""
-    seeds = max(item.seeds for item in found)
+    smallest = f" Differences below about {' and '.join(parts)} are lost in the noise." if parts else ""
+    seeds = max(item.seeds for item in contrasts)
     return (
         f"The noise of a whole training run is estimated from {plural(seeds, 'seed')}, pooled over the arms."
-        f"{smallest} “No difference” means none that could be told, not that there is none."
+        f"{smallest} “No difference” means that none was detected, not that there is none."
     )
 
 
 def _resolution(item: Contrast, arms: int) -> float:
-    """The smallest difference that would have passed Holm's first hurdle."""
+    """The smallest difference that would be significant at Holm's strictest level."""
     error = (item.high - item.low) / 2 / t_bound(LEVEL, item.df)
     return t_bound(LEVEL / arms, item.df) * error
 
 
-def _question(results: Results, measure: str) -> dict[str, Any]:
+def _question(results: Results, measure: str) -> Question:
     items = results.contrasts[measure]
     first = results.plan.arms[0].name
-    return {
-        "measure": measure,
-        "title": "One answer: pass@1" if measure == "pass@1" else f"Several tries: {measure}",
-        "drawing": figures.forest(items, first, measure) if items else "",
-        "verdicts": [(item.arm, item.verdict, sentence(item, first, measure)) for item in items],
-    }
+    return Question(
+        title="One answer: pass@1" if measure == "pass@1" else f"Several tries: {measure}",
+        drawing=figures.forest(items, first, measure) if items else "",
+        verdicts=[(item.arm, item.verdict, sentence(item, first, measure)) for item in items],
+    )
 
 
-def table(results: Results) -> dict[str, Any]:
-    """Final numbers, the mean over seeds with their range."""
+def table(results: Results) -> Finals:
+    """Final numbers: the mean over seeds with their range."""
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < results.samples] + [results.samples]
-    heads = ["arm", "seeds", *(f"pass@{k}" for k in dict.fromkeys([1, *ks])), "entropy", "KL to base", "time"]
-    rows: list[list[tuple[str, str]]] = []
+    ks = list(dict.fromkeys([1, *ks]))
+    heads = ["arm", "seeds", *(f"pass@{k}" for k in ks), "entropy", "KL to base", "time"]
+    rows: list[list[Cell]] = []
     if results.runs:
-        base = results.of(results.arms[0])
-        cells = [_cell([_base_pass(run.before, k) for run in base]) for k in dict.fromkeys([1, *ks])]
-        entropy = _cell([run.entropy_before for run in base])
-        rows.append([("base model", ""), ("", ""), *cells, entropy, ("0", ""), ("", "")])
+        runs = results.of(results.arms[0])
+        cells = [_cell([run.passed_before(k) for run in runs]) for k in ks]
+        entropy = _cell([run.entropy_before for run in runs])
+        rows.append([Cell("base model"), Cell(""), *cells, entropy, Cell("0"), Cell("")])
     for arm in results.arms:
         runs = results.of(arm)
-        cells = [_cell([run.passed(k) for run in runs]) for k in dict.fromkeys([1, *ks])]
         kl = [run.kl for run in runs if not math.isnan(run.kl)]
-        took = float(np.mean([run.seconds for run in runs]))
         rows.append(
             [
-                (arm, ""),
-                (str(len(runs)), ""),
-                *cells,
+                Cell(arm),
+                Cell(str(len(runs))),
+                *(_cell([run.passed(k) for run in runs]) for k in ks),
                 _cell([run.entropy for run in runs]),
-                _cell(kl) if kl else ("–", ""),
-                (duration(took), ""),
+                _cell(kl) if kl else Cell("–"),
+                Cell(duration(mean([run.seconds for run in runs]))),
             ]
         )
-    return {"heads": heads, "rows": rows}
+    return Finals(heads, rows)
 
 
-def _base_pass(correct: Any, k: int) -> float:
-    return float(figures.pass_at_k(correct, k).mean())
-
-
-def _cell(values: Sequence[float]) -> tuple[str, str]:
-    """The mean, and from the lowest to the highest where there are several."""
+def _cell(values: Sequence[float]) -> Cell:
     spread = f"{fixed(min(values), 3)} to {fixed(max(values), 3)}" if len(values) > 1 else ""
-    return fixed(float(np.mean(values)), 3), spread
+    return Cell(fixed(mean(values), 3), spread)
 
 
 def _run_rows(results: Results) -> list[dict[str, str]]:
@@ -211,7 +224,7 @@ def _run_rows(results: Results) -> list[dict[str, str]]:
 
 
 def as_csv(results: Results) -> str:
-    """One line a finished run."""
+    """One line per finished run."""
     out = io.StringIO()
     ks = range(1, results.samples + 1)
     names = ["arm", "seed", *(f"pass@{k}" for k in ks), "entropy", "kl_base", "seconds"]
@@ -224,28 +237,14 @@ def as_csv(results: Results) -> str:
     return out.getvalue()
 
 
-def as_json(results: Results) -> dict[str, Any]:
-    """Everything on the page, for a program."""
-    ks = range(1, results.samples + 1)
+def as_json(results: Results) -> dict[str, object]:
+    """Everything on the page, for programs."""
     return {
         "name": results.plan.name,
         "first": results.plan.arms[0].name,
         "arms": [arm.name for arm in results.plan.arms],
         "seeds": list(results.plan.seeds),
-        "runs": [
-            {
-                "arm": run.arm,
-                "seed": run.seed,
-                "pass": {str(k): run.passed(k) for k in ks},
-                "base_pass": {str(k): _base_pass(run.before, k) for k in ks},
-                "entropy": run.entropy,
-                "base_entropy": run.entropy_before,
-                "kl_base": _none(run.kl),
-                "seconds": run.seconds,
-                "curves": {name: {str(s): v for s, v in curve.items()} for name, curve in run.curves.items()},
-            }
-            for run in results.runs
-        ],
+        "runs": [_run_json(run, results.samples) for run in results.runs],
         "comparisons": {
             measure: [
                 {key: _none(value) for key, value in vars(item).items()} | {"verdict": item.verdict}
@@ -259,7 +258,24 @@ def as_json(results: Results) -> dict[str, Any]:
     }
 
 
-def _none(value: Any) -> Any:
+def _run_json(run: RunResult, samples: int) -> dict[str, object]:
+    ks = range(1, samples + 1)
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "pass": {str(k): run.passed(k) for k in ks},
+        "base_pass": {str(k): run.passed_before(k) for k in ks},
+        "entropy": run.entropy,
+        "base_entropy": run.entropy_before,
+        "kl_base": _none(run.kl),
+        "seconds": run.seconds,
+        "curves": {
+            name: {str(step): value for step, value in curve.items()} for name, curve in run.curves.items()
+        },
+    }
+
+
+def _none(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

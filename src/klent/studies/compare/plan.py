@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of, and which of them are there already."""
+"""The runs of a comparison, and which of them are already done."""
 
 import itertools
 import json
@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from klent.config import DatasetRollout, Recipe, load_recipe
 from klent.errors import ConfigError
 from klent.io.files import read_jsonl
+from klent.kit.statistics import mean
 from klent.kit.text import duration, plural
-from klent.runs.plan import make_plan as plan_of_run
+from klent.runs.plan import make_plan
 
 METHODS = (
     "grpo",
@@ -25,14 +26,14 @@ METHODS = (
     "clip_wide",
     "thermostat",
 )
-"""What is compared when nothing is named. Two are controls: random tokens, and a wide clip alone."""
+"""Compared by default. Two are controls: random tokens, and a wide clip alone."""
 
 State = Literal["new", "started", "done"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared: a name for people and folders, and what it changes in the recipe."""
+    """One side of the comparison: its name, also of its folders, and what it changes in the recipe."""
 
     name: str
     overrides: tuple[str, ...]
@@ -49,7 +50,7 @@ class PlannedRun:
 
     @property
     def state(self) -> State:
-        """``done`` where the last step was made and evaluated, as the folder says now."""
+        """``done`` if the last step was trained and evaluated, by what is in the folder now."""
         if not (self.folder / "config.yaml").is_file():
             return "new"
         evaluated = any(row["step"] == self.recipe.steps for row in read_jsonl(self.folder / "eval.jsonl"))
@@ -58,13 +59,13 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """Everything that a comparison will run, in order: seed by seed, so that a stop leaves whole blocks.
+    """Every run of a comparison, in order: seed by seed, so a stop leaves whole blocks.
 
     Attributes:
         name: of the comparison and its folder.
-        folder: where its runs and its page lie.
-        arms: the first is what the others are compared with.
-        seeds: as many runs of every arm.
+        folder: holds its runs and its page.
+        arms: the others are compared with the first.
+        seeds: one run of every arm under each.
         runs: all of them.
     """
 
@@ -75,21 +76,21 @@ class ComparisonPlan:
     runs: tuple[PlannedRun, ...]
 
 
-def make_plan(
+def plan_comparison(
     recipe: str, overrides: Sequence[str], over: Sequence[str], seeds: int, runs: Path
 ) -> ComparisonPlan:
-    """Resolve every recipe of a comparison and look at what is there; nothing is written.
+    """Resolve every recipe of a comparison and check existing folders; nothing is written.
 
     Args:
         recipe: a recipe file, or the name of a shipped one.
         overrides: ``KEY=VALUE`` for every arm; ``name=`` names the comparison.
-        over: ``KEY=V1,V2`` options, whose product makes the arms; none = the shipped methods.
+        over: ``KEY=V1,V2`` options, whose product gives the arms; none = the shipped methods.
         seeds: how many, counted from the recipe's own.
-        runs: folder that holds the comparison's folder.
+        runs: folder that contains the comparison's folder.
 
     Raises:
-        ConfigError: a recipe that does not hold, two arms that are the same, or a run in the folder that was
-            made with other settings.
+        ConfigError: an invalid recipe, two identical arms, or a run in the folder that was made with other
+            settings.
     """
     base = load_recipe(recipe, overrides)
     named = any(word.startswith("name=") for word in overrides)
@@ -102,8 +103,8 @@ def make_plan(
     for seed in range(base.seed, base.seed + seeds):
         for arm in arms:
             run_name = f"{arm.name}-seed{seed}"
-            own = [*overrides, *arm.overrides, f"seed={seed}", f"name={run_name}"]
-            planned.append(PlannedRun(arm.name, seed, load_recipe(recipe, own), folder / run_name))
+            settings = [*overrides, *arm.overrides, f"seed={seed}", f"name={run_name}"]
+            planned.append(PlannedRun(arm.name, seed, load_recipe(recipe, settings), folder / run_name))
     _refuse_unmeasured(planned[0].recipe)
     _refuse_same(planned[: len(arms)])
     _refuse_changed(planned)
@@ -123,20 +124,20 @@ def make_arms(over: Sequence[str]) -> tuple[Arm, ...]:
         if not equals or not key or not all(parts):
             raise ConfigError(f"--over {option}: write --over KEY=VALUE,VALUE such as method=grpo,rloo")
         if key in ("name", "seed"):
-            said = "--seeds says how many" if key == "seed" else "runs are named after their arm"
-            raise ConfigError(f"--over {option}: `{key}` is not compared over; {said}")
+            reason = "use --seeds for the number of seeds" if key == "seed" else "runs are named by their arm"
+            raise ConfigError(f"--over {option}: `{key}` cannot be compared over; {reason}")
         choices.append([(key, value) for value in parts])
     arms = []
     for chosen in itertools.product(*choices):
         name = "-".join(_arm_word(key, value, alone=len(choices) == 1) for key, value in chosen)
         arms.append(Arm(name, tuple(f"{key}={value}" for key, value in chosen)))
     if twice := {arm.name for arm in arms if sum(a.name == arm.name for a in arms) > 1}:
-        raise ConfigError(f"--over: two arms would be called {min(twice)}; name every value once")
+        raise ConfigError(f"--over: two arms would be called {min(twice)}; give every value once")
     return tuple(arms)
 
 
 def split_values(text: str) -> list[str]:
-    """Values parted by commas; a comma inside brackets or quotes is part of a value.
+    """Values separated by commas; a comma inside brackets or quotes is part of a value.
 
     >>> split_values("grpo,{a: 1, b: 2},'x,y'")
     ['grpo', '{a: 1, b: 2}', "'x,y'"]
@@ -160,7 +161,7 @@ def split_values(text: str) -> list[str]:
 
 
 def _arm_word(key: str, value: str, *, alone: bool) -> str:
-    """What an arm is called after one of its values; a method's file by its stem, a number with its key."""
+    """One value as part of an arm's name: a method's file by its stem, a number with its key."""
     word = value.rsplit("/", 1)[-1].removesuffix(".yaml") if key == "method" else value
     word = re.sub(r"[^A-Za-z0-9._-]+", "_", word).strip("._-") or "empty"
     is_name = bool(re.match(r"[A-Za-z]", word)) and word not in ("true", "false", "null")
@@ -172,18 +173,18 @@ def _refuse_unmeasured(recipe: Recipe) -> None:
         missing = "`eval` section" if recipe.eval is None else "`reward`"
         if isinstance(recipe.rollout, DatasetRollout):
             missing = "sampled completions (rollout.engine is dataset)"
-        raise ConfigError(f"recipe has no {missing}, so that arms could not be compared by what they solve")
+        raise ConfigError(f"recipe has no {missing}, which comparing arms by accuracy needs")
     if recipe.eval.early_stop is not None:
         raise ConfigError("eval.early_stop would give the arms different numbers of steps; set it to null")
 
 
 def _refuse_same(block: Sequence[PlannedRun]) -> None:
-    """Two arms whose recipes agree in everything but the method's name would be compared with themselves."""
+    """Refuse two arms whose recipes differ in nothing but the method's name."""
     for one, other in itertools.combinations(block, 2):
         if not set(differences(one.recipe, other.recipe)) - {"name", "method"}:
             raise ConfigError(
-                f"arms {one.arm} and {other.arm} resolve to the same recipe: what they set is the same, or "
-                "the recipe sets it over both. Take one out, or take the setting out of the recipe"
+                f"arms {one.arm} and {other.arm} resolve to the same recipe: they set the same values, or "
+                "the recipe overrides both. Remove one of them, or remove the setting from the recipe"
             )
 
 
@@ -195,8 +196,8 @@ def _refuse_changed(planned: Sequence[PlannedRun]) -> None:
         if changed:
             listed = "; ".join(f"{key}: {old} there, {new} now" for key, (old, new) in changed.items())
             raise ConfigError(
-                f"{run.folder} was made with other settings ({listed}). Use those again, or give this "
-                "comparison another name=..., or move that folder away"
+                f"{run.folder} was made with other settings ({listed}). Use those settings, give this "
+                "comparison another name=..., or move the folder away"
             )
 
 
@@ -211,7 +212,7 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[str, str]]:
     }
 
 
-def _flat(value: Any, path: str = "") -> dict[str, str]:
+def _flat(value: object, path: str = "") -> dict[str, str]:
     if isinstance(value, dict) and value:
         parts = [_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
         return {key: text for part in parts for key, text in part.items()}
@@ -219,12 +220,12 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
 
 
 def describe(plan: ComparisonPlan) -> list[str]:
-    """The plan in lines: arms, runs, work, and time as far as finished runs tell it."""
+    """The plan in lines: arms, runs, work, and the time once a run is finished."""
     recipe = plan.runs[0].recipe
     assert recipe.eval is not None
     states = [run.state for run in plan.runs]
-    left = [run for run, state in zip(plan.runs, states, strict=True) if state != "done"]
-    completions = sum(run.recipe.steps * plan_of_run(run.recipe).completions for run in left)
+    unfinished = [run for run, state in zip(plan.runs, states, strict=True) if state != "done"]
+    completions = sum(run.recipe.steps * make_plan(run.recipe).completions for run in unfinished)
     lines = [
         f"{plural(len(plan.arms), 'arm')}, compared with the first: {', '.join(a.name for a in plan.arms)}",
         f"{plural(len(plan.seeds), 'seed')}: {', '.join(map(str, plan.seeds))}; arms share a seed's data",
@@ -232,25 +233,25 @@ def describe(plan: ComparisonPlan) -> list[str]:
         f"{recipe.eval.problems} held-out problems × {recipe.eval.samples}",
         f"{plural(len(plan.runs), 'run')}: {states.count('done')} done, {states.count('started')} started, "
         f"{states.count('new')} new; {completions:,} completions to sample and train on",
-        f"time: {estimate(plan, len(left))}",
+        f"time: {estimate(plan, len(unfinished))}",
     ]
     budget = ("steps", "prompts_per_step", "group_size", "rollout.max_tokens", "update.epochs")
     for key in budget:
         values = list(dict.fromkeys(_flat(run.recipe.model_dump(mode="json"))[key] for run in plan.runs))
         if len(values) > 1:
-            lines.append(f"the arms do not have the same budget: {key} is {', '.join(values)}")
+            lines.append(f"the arms have different budgets: {key} is {', '.join(values)}")
     return lines
 
 
-def estimate(plan: ComparisonPlan, left: int) -> str:
-    """How long the runs that are left will take, from the mean of those that are done."""
-    if not left:
-        return "nothing is left to run"
-    taken = []
+def estimate(plan: ComparisonPlan, unfinished: int) -> str:
+    """How long the unfinished runs will take, from the mean of the finished ones."""
+    if not unfinished:
+        return "all runs are finished"
+    seconds = []
     for run in plan.runs:
         record = run.folder / "run.json"
         if run.state == "done" and record.is_file():
-            taken.append(float(json.loads(record.read_text())["wall_seconds"]))
-    if not taken:
+            seconds.append(float(json.loads(record.read_text())["wall_seconds"]))
+    if not seconds:
         return "unknown until one run is done (one alone: add --seeds 1 --over with a single value)"
-    return f"about {duration(left * sum(taken) / len(taken))} for the {plural(left, 'run')} left"
+    return f"about {duration(unfinished * mean(seconds))} for the {plural(unfinished, 'remaining run')}"

@@ -1,51 +1,54 @@
-"""One run after another; what is done is skipped, what was stopped goes on, and the page grows with them."""
+"""Trains the runs of a comparison: finished ones are skipped, stopped ones resumed, the page updated."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from klent.config import Recipe
 from klent.errors import RunError
+from klent.kit.tables import Row, finite, step_of
 from klent.kit.text import duration
 from klent.runs.console import TrainConsole
-from klent.studies.compare.divergence import FILE, measure_divergence
+from klent.studies.compare.divergence import FILE, write_divergence
 from klent.studies.compare.page import write_page
 from klent.studies.compare.plan import ComparisonPlan, PlannedRun
 
 
 class Stopped(RunError):
-    """Ctrl-C was pressed; what was reached is saved."""
+    """Ctrl-C was pressed; progress is saved."""
 
 
 class ShortConsole(TrainConsole):
-    """A run in one line: its live line while it goes on, warnings, and nothing of its start and end."""
+    """A run in one line: a live line while it trains, warnings, and no start or end messages."""
 
     def __init__(self, console: Console, label: str) -> None:
         super().__init__(console)
         self._label = label
 
-    def start(self, recipe: Any, plan: Any = None, *, done: int = 0) -> None:
+    def start(self, recipe: Recipe, plan: Sequence[str] | None = None, *, done: int = 0) -> None:
         self._steps, self._done, self._began = recipe.steps, done, time.monotonic()
-        self._print(f"{self._label}: " + (f"goes on after step {done}" if done else f"{recipe.steps} steps"))
+        self._print(
+            f"{self._label}: " + (f"continues after step {done}" if done else f"{recipe.steps} steps")
+        )
         if self.live:
             self._open_progress()
 
-    def step(self, row: Mapping[str, Any]) -> None:
-        self._done, self._last, self._phase = int(row["step"]), row, ""
-        self._timed.append(float(row.get("time/step", 0.0)))
+    def step(self, row: Row) -> None:
+        self._done, self._last, self._phase = step_of(row), row, ""
+        self._timed.append(finite(row.get("time/step")) or 0.0)
         self._update_live(redraw=True)
 
-    def eval(self, row: Mapping[str, Any]) -> None:
-        """Evaluations are told of at the end, and on the page."""
+    def eval(self, row: Row) -> None:
+        """Evaluations are reported at the end, and on the page."""
 
     def finish(
         self,
         run: Path,
-        before: Mapping[str, Any] | None,
-        after: Mapping[str, Any] | None,
+        before: Row | None,
+        after: Row | None,
         *,
         early: bool = False,
     ) -> None:
@@ -59,22 +62,22 @@ class ShortConsole(TrainConsole):
 def run_comparison(plan: ComparisonPlan, *, command: str, console: Console) -> Path:
     """Train and measure every run that is not done yet, and write the page after each.
 
-    A run that fails (its numbers blow up, its rewards cannot be had) is told of and left; the others go on.
+    A run that fails (not finite, or no completion could be scored) is reported and skipped; the others go on.
 
     Args:
         plan: the runs.
-        command: the command line that repeats or goes on with the comparison.
-        console: where to say what happens.
+        command: the command line that repeats or continues the comparison.
+        console: receives progress messages.
 
     Returns:
         The page.
 
     Raises:
-        Stopped: Ctrl-C; the step under way was finished and saved.
+        Stopped: Ctrl-C; the current step was finished and saved.
         RunError: one or more runs failed; the others are done and on the page.
     """
     failed: dict[str, str] = {}
-    go_on = f"go on with: {command}"
+    go_on = f"continue with: {command}"
     for number, run in enumerate(plan.runs, start=1):
         label = f"{number}/{len(plan.runs)} {run.folder.name}"
         try:
@@ -97,9 +100,9 @@ def run_comparison(plan: ComparisonPlan, *, command: str, console: Console) -> P
 
 
 def _finish(run: PlannedRun, label: str, command: str, console: Console) -> bool:
-    """Bring one run to its end and measure it; False where Ctrl-C stopped it on the way."""
+    """Train one run to its end and measure it; False if Ctrl-C stopped it."""
     if run.state == "done" and (run.folder / FILE).is_file():
-        console.print(Text(f"{label}: done before", style="dim"))
+        console.print(Text(f"{label}: already complete", style="dim"))
         return True
     if run.state != "done":
         from klent.runs.train import train
@@ -108,5 +111,5 @@ def _finish(run: PlannedRun, label: str, command: str, console: Console) -> bool
         train(run.recipe, run.folder, command=command, resume=run.state == "started", console=short)
         if run.state != "done":
             return False
-    measure_divergence(run.recipe, run.folder)
+    write_divergence(run.recipe, run.folder)
     return True

@@ -1,19 +1,20 @@
-"""What can be told from a few seeds: paired differences, honest intervals, and "no difference".
+"""What a few seeds can show: paired differences, honest intervals, and "no difference".
 
 Arms are compared under the same seeds, which share training prompts and held-out problems, so every
 difference is taken within a seed and within a problem. Two questions are kept apart:
 
-- *the method*: would it do better with other seeds, too? The noise is that of whole training runs.
-- *these runs*: are the policies that were trained here different? The noise is that of the problems alone.
+- *the method*: would it also do better with other seeds? The noise is that of whole training runs.
+- *these runs*: do the trained policies differ? The noise is that of the problems alone.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from klent.kit.statistics import holm
 from klent.kit.student import f_above, t_bound, t_two_sided
 
 Scores = Mapping[int, NDArray[np.float64]]
@@ -28,16 +29,16 @@ class Contrast:
     """One arm against the first.
 
     Attributes:
-        arm: whose.
+        arm: the arm that is compared with the first.
         seeds: how many seeds both arms have.
         difference: the mean over seeds and problems, arm minus first arm.
         low, high: 95% interval for the method; NaN with one seed.
-        p: two-sided, of "the method makes no difference"; NaN with one seed.
+        p: two-sided, for "the method makes no difference"; NaN with one seed.
         p_holm: the same, corrected for the number of arms.
         df: degrees of freedom of ``p`` and of the interval; 0 with one seed.
-        own: whether the noise is this arm's own, since its differences vary more than the other arms'.
-        runs_low, runs_high: 95% interval for these very runs.
-        runs_p: two-sided, of "these policies do equally well on such problems".
+        own: whether the noise is estimated from this arm alone, because it varies more than the others.
+        runs_low, runs_high: 95% interval for these runs alone.
+        runs_p: two-sided, for "these policies do equally well on such problems".
     """
 
     arm: str
@@ -55,35 +56,12 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse`` or ``no difference`` for the method; ``one seed``: nothing can be said."""
+        """``better``, ``worse`` or ``no difference`` for the method; ``one seed``: undecidable."""
         if math.isnan(self.p):
             return "one seed"
         if self.p_holm >= LEVEL:
             return "no difference"
         return "better" if self.difference > 0 else "worse"
-
-
-def pass_at_k(correct: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """Chance that at least one of ``k`` completions is correct, for every problem, without bias.
-
-    .. math:: 1 - \\binom{n - c}{k} / \\binom{n}{k}
-
-    Args:
-        correct: ``[P, n]``, 1 where a completion is correct.
-        k: 1 to n.
-
-    Returns:
-        ``[P]``.
-
-    Examples:
-        >>> pass_at_k(np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]), 2)
-        array([0.5, 0. ])
-    """
-    n = correct.shape[1]
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be 1 to {n}, the number of completions a problem, not {k}")
-    wrong = n - correct.sum(axis=1).round().astype(int)
-    return np.array([1.0 - math.comb(int(w), k) / math.comb(n, k) for w in wrong])
 
 
 def contrasts(scores: Mapping[str, Scores], *, seed: int = 0) -> list[Contrast]:
@@ -95,36 +73,33 @@ def contrasts(scores: Mapping[str, Scores], *, seed: int = 0) -> list[Contrast]:
     .. math:: \\hat\\sigma^2 = \\frac{\\sum_{as} (m_{as} - m_{a\\cdot} - m_{\\cdot s} + m)^2}{(A - 1)(S - 1)},
         \\qquad t = \\frac{m_{a\\cdot} - m_{1\\cdot}}{\\sqrt{2 \\hat\\sigma^2 / S}}
 
-    With two arms this is the paired t-test over seeds. An arm whose differences vary clearly more than that
-    (F test at 5%) is judged by its own; the variance is never taken to be below what sampling the problems
-    alone would give.
+    With two arms this is the paired t-test over seeds. An arm whose differences vary significantly more than
+    that (F test at 5%) is judged by its own variance; the variance is never taken to be below what sampling
+    the problems alone would give.
 
     Args:
-        scores: arm -> seed -> score of each problem. The first arm is what the others are compared with. An
-            arm that lacks some of its seeds is compared on those that it has, by its own noise.
-        seed: of the resampling of problems.
+        scores: arm -> seed -> score of each problem. The others are compared with the first arm. An arm that
+            lacks some of the seeds is compared on those that it has, by its own noise.
+        seed: for resampling the problems.
 
     Returns:
-        One contrast for every arm but the first that shares a seed with it.
+        One contrast for every other arm that shares a seed with the first.
     """
     first, *others = scores
     rng = np.random.default_rng(seed)
     whole = [arm for arm in scores if set(scores[arm]) == set(scores[first])]
     pooled = residual_variance([[scores[arm][s].mean() for s in scores[first]] for arm in whole])
-    found = [
+    uncorrected = [
         _contrast(arm, scores[arm], scores[first], pooled if arm in whole else (math.nan, 0), rng)
         for arm in others
         if set(scores[arm]) & set(scores[first])
     ]
-    corrected = holm([item.p for item in found])
-    return [
-        Contrast(**{**vars(item), "p_holm": p})  # frozen: made anew
-        for item, p in zip(found, corrected, strict=True)
-    ]
+    corrected = holm([contrast.p for contrast in uncorrected])
+    return [replace(contrast, p_holm=p) for contrast, p in zip(uncorrected, corrected, strict=True)]
 
 
 def residual_variance(means: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """Variance that arms and seeds leave when they add up, and its degrees of freedom; ``means[arm][seed]``.
+    """Variance left by an additive model of arms and seeds, and its degrees of freedom; ``means[arm][seed]``.
 
     >>> residual_variance([[0.0, 1.0], [2.0, 1.0]])
     (1.0, 1)
@@ -133,14 +108,14 @@ def residual_variance(means: Sequence[Sequence[float]]) -> tuple[float, int]:
     df = (table.shape[0] - 1) * (table.shape[1] - 1)
     if df <= 0:
         return math.nan, 0
-    left = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
-    return float((left**2).sum() / df), df
+    residuals = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
+    return float((residuals**2).sum() / df), df
 
 
 def _contrast(
     arm: str, scores: Scores, first: Scores, pooled: tuple[float, int], rng: np.random.Generator
 ) -> Contrast:
-    """One arm against the first; the correction comes after, when all are known."""
+    """One arm against the first, before Holm's correction, which needs every arm."""
     seeds = [s for s in first if s in scores]
     apart = [scores[s] - first[s] for s in seeds]
     by_seed = np.array([d.mean() for d in apart])
@@ -166,15 +141,16 @@ def _contrast(
 
 
 def _variance(by_seed: NDArray[np.float64], pooled: tuple[float, int]) -> tuple[float, int, bool]:
-    """Variance of one seed's difference, its degrees of freedom, and whether it is the arm's own."""
+    """Variance of one seed's difference, its degrees of freedom, and whether it is from this arm alone."""
     if len(by_seed) < 2:
         return math.nan, 0, False
-    own, df = float(by_seed.var(ddof=1)), len(by_seed) - 1
+    of_arm, df = float(by_seed.var(ddof=1)), len(by_seed) - 1
     shared, shared_df = 2 * pooled[0], pooled[1]
     if not shared_df:
-        return own, df, True
-    if shared_df > df and own > 0 and f_above(own / shared if shared else math.inf, df, shared_df) < LEVEL:
-        return own, df, True
+        return of_arm, df, True
+    ratio = of_arm / shared if shared else math.inf
+    if shared_df > df and of_arm > 0 and f_above(ratio, df, shared_df) < LEVEL:
+        return of_arm, df, True
     return shared, shared_df, False
 
 
@@ -186,30 +162,15 @@ def _p_value(difference: float, error: float, df: int) -> float:
     return t_two_sided(difference / error, df)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: the chance of any false alarm among them all stays below the level. NaN stays NaN.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
-    corrected = [math.nan] * len(p_values)
-    highest = 0.0
-    for rank, (p, place) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - rank)))
-        corrected[place] = highest
-    return corrected
-
-
 def bootstrap_problems(
     apart: Sequence[NDArray[np.float64]], rng: np.random.Generator, draws: int = DRAWS
 ) -> tuple[float, float]:
-    """95% interval of the mean difference when each seed's problems are drawn again, and the runs are kept.
+    """95% interval of the mean difference when each seed's problems are resampled and the runs are kept.
 
     Args:
         apart: for each seed, the difference at each problem.
         rng: randomness.
-        draws: how often.
+        draws: number of resamples.
     """
     total = np.zeros(draws)
     for d in apart:
@@ -221,16 +182,16 @@ def bootstrap_problems(
 def permute_problems(
     apart: Sequence[NDArray[np.float64]], rng: np.random.Generator, draws: int = DRAWS
 ) -> float:
-    """Two-sided p of a paired permutation test: at each problem the two arms' names are exchanged or not.
+    """Two-sided p of a paired permutation test: at each problem the two arms are swapped or not.
 
     Args:
         apart: for each seed, the difference at each problem.
         rng: randomness.
-        draws: how many exchanges; the observed one counts as one more.
+        draws: number of random swaps; the observed assignment counts as one more.
     """
     weighted = np.concatenate([d / (len(d) * len(apart)) for d in apart])
-    moved = weighted[weighted != 0]  # an exchange of equals changes nothing
-    seen = abs(moved.sum())
+    moved = weighted[weighted != 0]  # swapping equals changes nothing
+    observed = abs(moved.sum())
     signs = rng.integers(0, 2, size=(draws, len(moved)), dtype=np.int8) * 2 - 1
-    as_far = int((np.abs(signs @ moved) >= seen - 1e-12).sum())
+    as_far = int((np.abs(signs @ moved) >= observed - 1e-12).sum())
     return (as_far + 1) / (draws + 1)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from klent.report.facts import ends, findings, gain, problem_pairs
+from klent.kit.statistics import ends
+from klent.report.facts import facts, gain, problem_pairs
 from klent.report.fit import fit_run
 from klent.report.headline import headline
 from klent.report.read import RunData
@@ -19,11 +20,11 @@ def run_of(columns: dict[str, list[Any]], evals: list[dict[str, Any]] | None = N
 
 
 def said(run: RunData) -> dict[str, str]:
-    return {finding.lead: finding.text for finding in findings(run, fit_run(run))}
+    return {fact.lead: fact.text for fact in facts(run, fit_run(run))}
 
 
 def cautions(run: RunData) -> set[str]:
-    return {finding.lead for finding in findings(run, fit_run(run)) if finding.caution}
+    return {fact.lead for fact in facts(run, fit_run(run)) if fact.caution}
 
 
 def evaluation(step: int, correct: list[list[float]], **more: Any) -> dict[str, Any]:
@@ -33,15 +34,15 @@ def evaluation(step: int, correct: list[list[float]], **more: Any) -> dict[str, 
 
 
 def test_nothing_measured_is_nothing_said() -> None:
-    assert findings(run_of({}), None) == []
-    assert findings(run_of({"optimizer/lr": [1.0, 1.0]}), None) == []
+    assert facts(run_of({}), None) == []
+    assert facts(run_of({"optimizer/lr": [1.0, 1.0]}), None) == []
 
 
 def test_entropy_spent_and_when() -> None:
     run = run_of({"policy/entropy": [2.0, 1.0, 0.6, 0.5]})
     assert said(run)["Entropy"] == (
         "Entropy fell from 2.00 to 0.50 nats per token: 75% of it is spent. Half of the fall was over by "
-        "step 2. In equally likely choices per token that is 7.4 before, 1.6 after."
+        "step 2. As equally likely choices per token: 7.4 before, 1.6 after."
     )
     assert cautions(run) == set()
     assert cautions(run_of({"policy/entropy": [2.0, 0.05]})) == {"Entropy"}
@@ -52,11 +53,11 @@ def test_entropy_spent_and_when() -> None:
 
 def test_reward_names_its_window() -> None:
     assert said(run_of({"reward/mean": [0.2, 0.9]}))["Reward"] == (
-        "From the first step to the last the mean reward went from 0.20 to 0.90."
+        "From the first step to the last, the mean reward went from 0.20 to 0.90."
     )
     long = run_of({"reward/mean": [0.0, 0.2] * 5 + [0.8, 1.0] * 5})
-    assert (
-        said(long)["Reward"] == "From the first 2 steps to the last 2 the mean reward went from 0.10 to 0.90."
+    assert said(long)["Reward"] == (
+        "From the first 2 steps to the last 2, the mean reward went from 0.10 to 0.90."
     )
 
 
@@ -68,8 +69,8 @@ def test_theory_counts_signs_and_adds_up() -> None:
         }
     )
     assert said(run)["Theory"] == (
-        "The covariance theorem gave the sign of the entropy change in 2 of 3 steps; in sum it predicted "
-        "−0.300 nats per token, and −0.600 were measured."
+        "The covariance theorem predicted the sign of the entropy change in 2 of 3 steps. In total it "
+        "predicted −0.300 nats per token; −0.600 were measured."
     )
 
 
@@ -77,7 +78,7 @@ def test_distance_names_the_largest_step() -> None:
     run = run_of({"kl/update": [0.01, 0.05, 0.03], "kl/reference": [0.0, 0.1, 0.25]})
     assert said(run)["Distance"] == (
         "An update moved the policy by 0.030 nats per token on average, by 0.050 at most (step 2); at the "
-        "end it stood 0.25 nats per token from the reference."
+        "end it was 0.25 nats per token from the reference."
     )
 
 
@@ -132,7 +133,8 @@ def test_trouble_is_named_with_its_steps() -> None:
     )
     assert text["Length"] == "10% of the completions hit the token limit at the start, 30% at the end."
     assert text["Groups"] == (
-        "93% of the groups taught nothing: all of their completions earned the same; at the end it was 100%."
+        "93% of the groups gave no gradient: all their completions got the same reward; at the end it was "
+        "100%."
     )
     assert cautions(run) == {"Unscorable", "Skipped", "Length", "Groups"}
 

@@ -1,0 +1,133 @@
+"""Statistics of runs and evaluations: pass@k, intervals, Holm's correction, the ends of a noisy series."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Z95 = 1.959964
+"""The normal quantile of a two-sided 95% interval."""
+
+
+def mean(values: Sequence[float]) -> float:
+    """Plain mean; NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two middle ones."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def tenth(count: int) -> int:
+    """Number of values averaged at either end of a noisy series: a tenth of ``count``, from 1 to 20.
+
+    >>> tenth(5), tenth(40), tenth(1000)
+    (1, 4, 20)
+    """
+    return max(1, min(20, count // 10))
+
+
+class Ends(NamedTuple):
+    """Means over the first and the last ``window`` values of a series."""
+
+    start: float
+    end: float
+    window: int
+
+
+def ends(values: Sequence[float]) -> Ends:
+    """Start and end of a noisy series: means over its first and last tenth, see :func:`tenth`.
+
+    >>> ends([1.0, 2.0, 3.0])
+    Ends(start=1.0, end=3.0, window=1)
+    """
+    if not values:
+        return Ends(math.nan, math.nan, 0)
+    window = tenth(len(values))
+    return Ends(mean(values[:window]), mean(values[-window:]), window)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean of independent values; 0 for fewer than two.
+
+    >>> standard_error([0.0, 2.0])
+    1.0
+    """
+    if len(values) < 2:
+        return 0.0
+    middle = mean(values)
+    variance = sum((value - middle) ** 2 for value in values) / (len(values) - 1)
+    return math.sqrt(variance / len(values))
+
+
+def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of independent values and half the width of its normal 95% interval.
+
+    The margin of fewer than two values is NaN.
+
+    >>> mean_and_margin([0.0, 2.0])
+    (1.0, 1.96)
+    """
+    return mean(values), 1.96 * standard_error(values) if len(values) > 1 else math.nan
+
+
+def pass_at_k(correct: Sequence[Sequence[float]], k: int) -> list[float]:
+    r"""For each problem, the chance that at least one of ``k`` completions is correct, without bias.
+
+    .. math::
+        \mathrm{pass@}k = 1 - \binom{n - c}{k} \Big/ \binom{n}{k}
+
+    The mean over all choices of k among a problem's n samples; no other unbiased estimate from the samples
+    has less variance.
+
+    Args:
+        correct: ``[P, n]``, for each of P problems 1 or True where a sample is correct.
+        k: from 1 to n.
+
+    Returns:
+        One number per problem. Their mean is pass@k.
+
+    Raises:
+        ValueError: ``k`` is outside 1 to n.
+
+    Examples:
+        >>> pass_at_k([[1, 0, 0, 0], [0, 0, 0, 0]], 2)
+        [0.5, 0.0]
+
+    References:
+        Chen et al., Evaluating Large Language Models Trained on Code, 2021, arXiv:2107.03374.
+    """
+    n = len(correct[0])
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be 1 to {n}, the number of completions per problem, not {k}")
+    wrong = (n - round(sum(problem)) for problem in correct)
+    return [1.0 - math.comb(count, k) / math.comb(n, k) for count in wrong]
+
+
+def wilson(share: float, count: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a share of ``count`` independent trials; honest at 0 and 1 too.
+
+    Example:
+        >>> [round(x, 3) for x in wilson(0.0, 50)]
+        [0.0, 0.071]
+    """
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: the chance of any false alarm among them all stays below the level. NaN stays NaN.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    ranked = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    corrected = [math.nan] * len(p_values)
+    highest = 0.0
+    for rank, (p, index) in enumerate(ranked):
+        highest = max(highest, min(1.0, p * (len(ranked) - rank)))
+        corrected[index] = highest
+    return corrected

@@ -1,0 +1,80 @@
+"""How far a policy is from the model it came from: exact KL divergence along its own completions."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from klent.kit.statistics import standard_error
+from klent.models.load import LoadedModel
+from klent.objectives import categorical_kl
+from klent.streams.episode import Episode
+
+Divergence = TypedDict(
+    "Divergence",
+    {
+        "problems": int,
+        "samples": int,
+        "tokens": int,
+        "kl/base": float,
+        "kl/base_error": float,
+        "kl/base_completion": float,
+    },
+)
+"""Means over tokens (nats per token), their standard error over problems, and the mean per completion."""
+
+
+def measure_divergence(
+    policy: LoadedModel,
+    base: LoadedModel,
+    rollouts: Sequence[Episode],
+    *,
+    samples: int,
+    temperature: float,
+) -> Divergence:
+    r"""KL divergence of a policy from a base model on the policy's own completions.
+
+    .. math:: \frac{1}{T} \sum_t KL(\pi(\cdot | x_{<t}) \,\|\, \pi_0(\cdot | x_{<t})),
+        \qquad x \sim \pi
+
+    At each token the divergence of the two next-token distributions is summed over the whole vocabulary, so
+    the only noise is which tokens were reached. Top-p and top-k are not applied.
+
+    Args:
+        policy: the model that wrote the completions.
+        base: the model it is compared with.
+        rollouts: ``samples`` completions per problem, problem by problem.
+        samples: completions per problem.
+        temperature: the sampling temperature, applied to both models.
+    """
+    by_completion = [
+        completion_divergence(policy, base, rollout, temperature=temperature) for rollout in rollouts
+    ]
+    starts = range(0, len(by_completion), samples)
+    by_problem = [float(torch.cat(by_completion[start : start + samples]).mean()) for start in starts]
+    tokens = torch.cat(by_completion)
+    return {
+        "problems": len(by_problem),
+        "samples": samples,
+        "tokens": len(tokens),
+        "kl/base": float(tokens.mean()),
+        "kl/base_error": standard_error(by_problem),
+        "kl/base_completion": float(tokens.sum()) / len(rollouts),
+    }
+
+
+@torch.no_grad()
+def completion_divergence(
+    policy: LoadedModel, base: LoadedModel, rollout: Episode, *, temperature: float
+) -> Tensor:
+    """Reverse KL of the next-token distributions at each token of a completion, nats, ``[L]``."""
+    ids = torch.tensor([*rollout.prompt_ids, *rollout.tokens.tolist()], device=policy.model.device)[None]
+    first = len(rollout.prompt_ids) - 1
+    logp, logp_base = (
+        (loaded.model(input_ids=ids, use_cache=False).logits[0, first:-1].float() / temperature).log_softmax(
+            dim=-1
+        )
+        for loaded in (policy, base)
+    )
+    return categorical_kl(logp, logp_base).cpu()

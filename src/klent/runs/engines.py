@@ -1,0 +1,48 @@
+"""The engines that a recipe's ``rollout`` section describes."""
+
+from collections.abc import Callable
+
+from klent.config import DatasetRollout, TransformersRollout
+from klent.control.mixing import alpha_at
+from klent.models.load import LoadedModel
+from klent.rollout.dataset_engine import DatasetEngine
+from klent.rollout.engine import Engine
+from klent.rollout.mixture_engine import MixtureEngine
+from klent.rollout.target import Target
+from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+
+Progress = Callable[[int, int], None]
+RolloutSection = TransformersRollout | DatasetRollout
+
+
+def build_engine(
+    loaded: LoadedModel,
+    rollout: RolloutSection,
+    *,
+    progress: Progress | None = None,
+    target: Target | None = None,
+) -> Engine:
+    """The engine that a recipe's ``rollout`` section describes; ``target`` where it has a ``mixture``."""
+    if rollout.engine == "dataset":
+        return DatasetEngine(loaded, max_tokens=rollout.max_tokens)
+    options = SamplingOptions(
+        max_tokens=rollout.max_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=rollout.stop,
+    )
+    settings = rollout.mixture
+    if target is None or settings is None:
+        return TransformersEngine(loaded, options, progress=progress)
+    alpha = alpha_at(settings, 1, reward=0.0)
+    return MixtureEngine(loaded, target, options, alpha=alpha, value=settings.alpha.value, progress=progress)
+
+
+def build_sampler(
+    loaded: LoadedModel, rollout: RolloutSection, *, progress: Progress | None = None
+) -> Engine:
+    """The engine of evaluation: it samples from the policy as training does, never from a mixture, and
+    plainly where training replays a dataset.
+    """
+    return build_engine(loaded, rollout.for_evaluation(), progress=progress)
