@@ -33,7 +33,7 @@ import klent  # noqa: E402
 from klent.head.products import product  # noqa: E402
 from klent.models.load import load_policy  # noqa: E402
 from klent.policies.causal_lm.packing import Completion, make_groups, make_microbatches, pack  # noqa: E402
-from klent.policies.causal_lm.policy import Policy  # noqa: E402
+from klent.policies.causal_lm.policy import CausalPolicy  # noqa: E402
 from klent.policies.causal_lm.probe import takes_shared_prompt  # noqa: E402
 
 RESULTS = HERE / "results" / "train_pass_cpu.csv"
@@ -55,7 +55,7 @@ def completions(prompt: int, length: int, groups: int, size: int) -> list[Comple
     return [Completion(i, prompts[i // GROUP], tokens(length)) for i in range(groups * GROUP)]
 
 
-def passes(policy: Policy, items: list[Completion], *, shared: bool) -> Callable[[], int]:
+def passes(policy: CausalPolicy, items: list[Completion], *, shared: bool) -> Callable[[], int]:
     """One forward and backward over everything; returns the number of tokens that the body computed."""
 
     def run() -> int:
@@ -96,7 +96,7 @@ def plain(items: list[Completion]) -> Callable[[], int]:
     return run
 
 
-def floor(policy: Policy, body: int, head: int) -> Callable[[], int]:
+def floor(policy: CausalPolicy, body: int, head: int) -> Callable[[], int]:
     """Three products per weight of the body and four per weight of the head, and nothing in between."""
     layers = [m.weight.detach() for m in policy.model.base_model.modules() if isinstance(m, torch.nn.Linear)]
     words = policy.model.get_output_embeddings().weight.detach()
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV to write (replaced)")
     options = parser.parse_args()
-    policy = Policy(load_policy("smollm2-135m").model, temperature=1.0)
+    policy = CausalPolicy(load_policy("smollm2-135m").model, temperature=1.0)
     policy.train()
     takes_shared_prompt(policy, longest=300)  # and finds out whether its attention can be taken in blocks
     table = []
