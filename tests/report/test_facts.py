@@ -189,6 +189,6 @@ def test_headline_of_a_run_cut_short_without_evaluation() -> None:
     ]
     assert [tuple(stat) for stat in top["stats"]] == [
         ("Mean reward", "0.10", "0.30", "on the training prompts"),
-        ("KL of an update", "", "0.020", "nats per token, mean of all steps"),
-        ("Time in steps", "", "9.0 s", "4.5 s a step"),
+        ("KL of an update", "", "0.020", "nats per token, mean over all steps"),
+        ("Time in steps", "", "9.0 s", "4.5 s per step"),
     ]
