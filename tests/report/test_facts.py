@@ -170,7 +170,7 @@ def test_headline_of_a_finished_run() -> None:
         ("Held-out accuracy", "0.50", "1.00", "95%: 0.34 to 1.00; 2 problems × 1"),
         ("Policy entropy", "2.00", "0.50", "nats per token, 75% spent"),
         ("KL from reference", "", "0.42", "nats per token, at the last step"),
-        ("Wall time", "", "1 min 15 s", "15 s a step"),
+        ("Wall time", "", "1 min 15 s", "15 s per step"),
     ]
 
 
