@@ -152,7 +152,7 @@ def test_ends_are_a_tenth_of_at_most_twenty_steps(count: int, each: int) -> None
 
 
 def test_ends_of_nothing() -> None:
-    assert ends([]).each == 0
+    assert ends([]).window == 0
     assert math.isnan(ends([]).start)
 
 
