@@ -152,7 +152,7 @@ def test_ends_are_a_tenth_of_at_most_twenty_steps(count: int, each: int) -> None
 
 
 def test_ends_of_nothing() -> None:
-    assert ends([]).each == 0
+    assert ends([]).window == 0
     assert math.isnan(ends([]).start)
 
 
@@ -170,7 +170,7 @@ def test_headline_of_a_finished_run() -> None:
         ("Held-out accuracy", "0.50", "1.00", "95%: 0.34 to 1.00; 2 problems × 1"),
         ("Policy entropy", "2.00", "0.50", "nats per token, 75% spent"),
         ("KL from reference", "", "0.42", "nats per token, at the last step"),
-        ("Wall time", "", "1 min 15 s", "15 s a step"),
+        ("Wall time", "", "1 min 15 s", "15 s per step"),
     ]
 
 
@@ -189,6 +189,6 @@ def test_headline_of_a_run_cut_short_without_evaluation() -> None:
     ]
     assert [tuple(stat) for stat in top["stats"]] == [
         ("Mean reward", "0.10", "0.30", "on the training prompts"),
-        ("KL of an update", "", "0.020", "nats per token, mean of all steps"),
-        ("Time in steps", "", "9.0 s", "4.5 s a step"),
+        ("KL of an update", "", "0.020", "nats per token, mean over all steps"),
+        ("Time in steps", "", "9.0 s", "4.5 s per step"),
     ]

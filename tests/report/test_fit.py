@@ -54,11 +54,12 @@ def test_a_good_fit_says_its_ceiling_and_what_is_left() -> None:
     entropies = [math.log(x) for x in (1.0, 2.0, 3.0, 4.0)]
     run = run_of(entropies[::-1], [0.51, 0.59, 0.69, 0.81])
     fit = fit_run(run)
-    # variance 4 * 0.01^2 / 2 = 2e-4; error at exp(H) = 1: sqrt(2e-4 * (1/4 + 1.5^2 / 5)) = 0.011832
+    # variance 4 * 0.01^2 / 2 = 2e-4; error at exp(H) = 1: sqrt(2e-4 * (1/4 + 1.5^2 / 5)) = 0.011832;
+    # t of two degrees of freedom at 95%: 4.3027; 4.3027 * 0.011832 = 0.0509
     assert (fit.a, fit.b, fit.error) == pytest.approx((0.1, 0.9, 0.011832), abs=1e-5)
     found = law(run, fit)
     assert found.text == (
-        "The fit of reward against entropy (R² = 0.99, 4 steps) predicts a ceiling of 0.80 ± 0.049 at zero "
+        "The fit of reward against entropy (R² = 0.99, 4 steps) predicts a ceiling of 0.80 ± 0.051 at zero "
         "entropy, which the last reward, 0.81, has reached."
     )
     run.rows[-1]["reward/mean"] = 0.75
@@ -80,7 +81,8 @@ def test_noise_is_called_poor() -> None:
     run = run_of(entropies, [rng.random() for _ in range(20)])
     text = law(run, fit_run(run)).text
     assert "poor" in text or "did not rise" in text
-    assert "predicts" not in text
+    assert "predicts a ceiling" not in text
+    assert "no ceiling" in text
 
 
 def test_reward_that_falls_with_entropy_has_no_ceiling() -> None:

@@ -454,6 +454,16 @@ EVALUATION: dict[str, Term] = {
         "Reverse KL divergence of the final policy from the base model, at each token of its own answers.",
         "How far training moved the policy; `klent compare` writes it to compare_eval.json.",
     ),
+    "kl/base_error": Term(
+        "nats per token",
+        "Standard error of kl/base over problems.",
+        "Over which answers were sampled, not over training runs.",
+    ),
+    "kl/base_completion": Term(
+        "nats",
+        "The same divergence summed over each completion, mean over completions.",
+        "kl/base times the mean length.",
+    ),
 }
 """The keys of an evaluation -> Term."""
 
