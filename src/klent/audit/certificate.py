@@ -12,6 +12,7 @@ from klent.audit.expectation import Expectation, expected_gradient
 from klent.audit.fit import EXACT, ROUNDED, Statement, cosines, fit
 from klent.audit.restoring import restoring_stiffness
 from klent.audit.sensitivity import Sensitivity, sensitivity
+from klent.audit.words import describe
 from klent.audit.worlds import Scene, equal_lengths, far_apart, one_position, two_tokens, unequal_lengths
 from klent.kit.threads import one_thread
 
@@ -89,8 +90,6 @@ class Certificate:
         return {key: _plain(value) for key, value in asdict(self).items()}
 
     def __str__(self) -> str:
-        from klent.audit.words import describe
-
         return describe(self)
 
 

@@ -1,11 +1,16 @@
 """Certificates as text."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from klent.audit.candidates import MEANING
-from klent.audit.certificate import Certificate, Match
 from klent.audit.fit import Statement
+
+if TYPE_CHECKING:  # certificates print themselves in these words
+    from klent.audit.certificate import Certificate, Match
 
 
 def sentence(statement: Match | Statement) -> str:

@@ -119,6 +119,16 @@ def _sweep(policy, target, x, y, size, level_x, level_y, s, BLOCK: tl.constexpr)
 
 
 @triton.jit
+def _store(numbers, alpha, kl_policy, kl_target, sweeps, solved, residual):  # type: ignore[no-untyped-def]
+    tl.store(numbers, alpha)
+    tl.store(numbers + 1, kl_policy)
+    tl.store(numbers + 2, kl_target)
+    tl.store(numbers + 3, sweeps)
+    tl.store(numbers + 4, solved.to(tl.float32))
+    tl.store(numbers + 5, residual)
+
+
+@triton.jit
 def _solve(  # type: ignore[no-untyped-def]
     policy, policy_stride, target, target_stride, log_q, numbers, size, tolerance, eps, value,
     BUDGET: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr,
@@ -174,13 +184,8 @@ def _solve(  # type: ignore[no-untyped-def]
         itself |= (at == 0) & (only_policy > 0)
     kl_policy = tl.where(itself, 0.0, tl.maximum(at * mean - log_z, 0.0))
     kl_target = tl.where(itself, float("inf"), tl.maximum(-(1 - at) * mean - log_z, 0.0))
-    numbers += row * 6
-    tl.store(numbers, 1 - at)
-    tl.store(numbers + 1, kl_policy)
-    tl.store(numbers + 2, kl_target)
-    tl.store(numbers + 3, sweeps)
-    tl.store(numbers + 4, ((residual <= allowed) & (not itself)).to(tl.float32))
-    tl.store(numbers + 5, residual)
+    solved = (residual <= allowed) & (not itself)
+    _store(numbers + row * 6, 1 - at, kl_policy, kl_target, sweeps, solved, residual)
     _write(log_q, x, y, 0, size, level_x, level_y, at, log_z, itself, BLOCK)
     for start in range(BLOCK, size, BLOCK):
         x_block, y_block = _load(policy, start, size, BLOCK), _load(target, start, size, BLOCK)

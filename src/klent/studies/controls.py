@@ -4,14 +4,14 @@ import csv
 import io
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from klent.config import DatasetRollout, Eval, GymSettings, Recipe, TransformersRollout, dump_recipe
+from klent.config import Eval, Recipe, TransformersRollout, dump_recipe
 from klent.config.load import make_recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import write_atomic
@@ -77,7 +77,7 @@ def run_controls(
         ConfigError: the recipe has no ``eval`` section or replays a data set, or a name that no arm has.
         RunError: an arm's folder holds a run of another recipe.
     """
-    if recipe.eval is None or isinstance(recipe.rollout, DatasetRollout):
+    if recipe.eval is None or not recipe.rollout.sampled:
         raise ConfigError("controls need an `eval` section and a rollout that samples")
     task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
     wanted = chosen(arms(recipe, task, rl), names)
@@ -156,7 +156,7 @@ def arms(recipe: Recipe, task: Task, rl: Recipe | None = None) -> dict[str, Arm]
     }
     if recipe.task.only is not None:
         generator = random.Random(f"{recipe.seed}/another prompt")
-        rows = range(10_000) if isinstance(recipe.task, GymSettings) else _rows(recipe, task)
+        rows = _rows(recipe, task) if isinstance(task, Sized) else range(10_000)
         others = generator.sample([n for n in rows if n not in recipe.task.only], len(recipe.task.only))
         only = recipe.task.model_dump() | {"only": others}
         every_arm["another prompt"] = Arm(changed(recipe, {"task": only}), early)

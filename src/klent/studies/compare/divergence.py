@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from klent.config import Recipe, TransformersRollout
+from klent.config import Recipe
 from klent.io.files import write_atomic
 from klent.kit.seeds import derive_seed
 from klent.measure.divergence import measure_divergence
@@ -25,7 +25,6 @@ def write_divergence(recipe: Recipe, run: Path, *, problems: int = PROBLEMS, sam
         problems: at most this many held-out problems.
         samples: completions per problem.
     """
-    assert isinstance(recipe.rollout, TransformersRollout)
     assert recipe.eval is not None
     started = time.perf_counter()
     name = recipe.reference or recipe.model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from klent.config import DatasetRollout, Recipe, load_recipe
+from klent.config import Recipe, load_recipe
 from klent.errors import ConfigError
 from klent.io.files import read_jsonl
 from klent.kit.statistics import mean
@@ -169,9 +169,9 @@ def _arm_word(key: str, value: str, *, alone: bool) -> str:
 
 
 def _refuse_unmeasured(recipe: Recipe) -> None:
-    if recipe.eval is None or not recipe.reward or isinstance(recipe.rollout, DatasetRollout):
+    if recipe.eval is None or not recipe.reward or not recipe.rollout.sampled:
         missing = "`eval` section" if recipe.eval is None else "`reward`"
-        if isinstance(recipe.rollout, DatasetRollout):
+        if not recipe.rollout.sampled:
             missing = "sampled completions (rollout.engine is dataset)"
         raise ConfigError(f"recipe has no {missing}, which comparing arms by accuracy needs")
     if recipe.eval.early_stop is not None:

@@ -1,0 +1,1 @@
+"""What every metric means, by where it comes from."""

@@ -1,0 +1,88 @@
+"""The keys of an evaluation."""
+
+from klent.report.terms.term import Term
+
+EVALUATION: dict[str, Term] = {
+    "step": Term("", "Steps trained before the evaluation.", "0 is the model as it was loaded."),
+    "problems": Term(
+        "", "Held-out problems, the same at every evaluation.", "Intervals shrink with its square root."
+    ),
+    "samples": Term(
+        "", "Completions sampled for each problem.", "Samples of one problem are not independent."
+    ),
+    "accuracy": Term(
+        "fraction",
+        "Share of the samples whose reward is at least 1; an unscorable one counts as wrong.",
+        "Compare before and after by the change over the same problems, which the report shows.",
+    ),
+    "low": Term(
+        "fraction",
+        "Lower end of the accuracy's 95% interval (Wilson).",
+        "Problems are the units, not samples.",
+    ),
+    "high": Term(
+        "fraction",
+        "Upper end of the same interval.",
+        "Overlapping intervals do not rule out a significant change.",
+    ),
+    "pass@<k>": Term(
+        "fraction",
+        "Probability that at least one of k answers to a problem is correct, estimated without bias.",
+        "If it stays flat while accuracy rises, the policy became more certain, not more capable.",
+    ),
+    "accuracy@<T>": Term(
+        "fraction",
+        "Accuracy at another sampling temperature T (eval.temperatures); 0 is greedy.",
+        "A gain that a lower temperature gives without training is not an effect of training.",
+    ),
+    "majority": Term(
+        "fraction",
+        "Problems whose most frequent answer is right; a tie counts by its share.",
+        "Training often ends where a vote of the untrained model already was.",
+    ),
+    "agreement": Term(
+        "fraction",
+        "Share of a problem's samples that gave its most frequent answer, mean; uses no label.",
+        "It rises with certainty, right or wrong.",
+    ),
+    "kept": Term(
+        "fraction",
+        "Share of answers equal to the one that won the problem's vote before training; uses no label.",
+        "It rises as the policy becomes certain of its initial answers, and falls once it leaves them.",
+    ),
+    "vote": Term("", "The answer that won each problem's vote, before training.", "`kept` compares with it."),
+    "skewness": Term(
+        "",
+        "Skewness of all logits along the sampled answers: third standardised moment, pooled over positions.",
+        "Positive: the long tail is that of likely tokens.",
+    ),
+    "skewness/position": Term(
+        "", "The same per position, mean.", "Invariant to shifting all logits of a position."
+    ),
+    "entropy": Term(
+        "nats per token", "Mean entropy while answering.", "Like policy/entropy, on held-out problems."
+    ),
+    "reward": Term(
+        "reward", "Mean reward of the samples that could be scored.", "For rewards between 0 and 1."
+    ),
+    "length": Term("tokens", "Mean number of sampled tokens.", "Like completion/length."),
+    "unscorable": Term("fraction", "Answers that could not be scored.", "0 in a healthy run."),
+    "seconds": Term("s", "Wall time of the evaluation.", "Nearly all of it is sampling."),
+    "correct": Term("", "For each problem, the outcome of each sample.", "The accuracy is computed from it."),
+    "kl/base": Term(
+        "nats per token",
+        "Reverse KL divergence of the final policy from the base model, at each token of its own answers.",
+        "How far training moved the policy; `klent compare` writes it to compare_eval.json.",
+    ),
+    "kl/base_error": Term(
+        "nats per token",
+        "Standard error of kl/base over problems.",
+        "Over which answers were sampled, not over training runs.",
+    ),
+    "kl/base_completion": Term(
+        "nats",
+        "The same divergence summed over each completion, mean over completions.",
+        "kl/base times the mean length.",
+    ),
+}
+"""The keys of an evaluation -> Term."""

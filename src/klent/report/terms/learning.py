@@ -1,0 +1,289 @@
+"""Metrics of a step's update: entropy, divergence, objective, gradient, time."""
+
+from klent.report.terms.term import Term
+
+LEARNING: dict[str, Term] = {
+    "policy/entropy": Term(
+        "nats per token",
+        "Mean entropy of the distributions that the tokens were sampled from; of the model itself if "
+        "a data set is replayed.",
+        "How much the policy still explores: exp(entropy) is the number of equally likely choices with the "
+        "same entropy. At 0 the policy has collapsed and the reward can hardly rise further.",
+    ),
+    "policy/entropy_delta": Term(
+        "nats per token",
+        "Change of entropy that one update caused, measured on the same probe tokens before and after it.",
+        "Usually negative with a reward. It has no noise from sampling new prompts.",
+    ),
+    "policy/entropy_delta_predicted": Term(
+        "nats per token",
+        "The same change as predicted by the covariance theorem: minus the covariance of a token's "
+        "log-probability with the change of that log-probability.",
+        "It should have the sign of the measured change. The theorem is first-order: the two diverge when an "
+        "update is large.",
+    ),
+    "policy/covariance": Term(
+        "nats x advantage",
+        "Covariance of log-probability and advantage over the step's tokens.",
+        "Positive: likely tokens are rewarded and entropy falls. Negative: unlikely ones are, and it rises.",
+    ),
+    "covariance/top_0.02": Term(
+        "nats x advantage",
+        "Mean covariance of the 0.02% of tokens with the largest covariance, rounded up to whole tokens.",
+        "Far above the mean: a handful of tokens spends the entropy. Below 5000 tokens: the largest.",
+    ),
+    "covariance/top_0.2": Term(
+        "nats x advantage",
+        "The same for the top 0.2%.",
+        "The tokens that KL-Cov penalizes at its setting for 7B parameters.",
+    ),
+    "covariance/top_2": Term("nats x advantage", "The same for the top 2%.", "Compare it with top_20."),
+    "covariance/top_20": Term(
+        "nats x advantage",
+        "The same for the top 20%.",
+        "If it is near the mean of all tokens, the covariance has no tail to clip.",
+    ),
+    "policy/collision": Term(
+        "fraction",
+        "Probability that two tokens drawn after the same prefix agree, estimated by the mean probability "
+        "of the sampled tokens.",
+        "An unbiased estimate of the mean sum of squared probabilities; 1 means a deterministic policy.",
+    ),
+    "policy/renyi": Term(
+        "nats per token",
+        "Mean of Rényi's entropy of order 2, minus the log of the sum of squared probabilities.",
+        "Never above policy/entropy. It weights the most likely tokens: if it falls first, the most likely "
+        "token takes over while the tail stays.",
+    ),
+    "forks/threshold": Term(
+        "nats per token",
+        "Lowest entropy among the 20% of the step's tokens that have the highest.",
+        "The forks of the 80/20 rule are above it; it falls with the entropy.",
+    ),
+    "forks/entropy_share": Term(
+        "fraction",
+        "Share of the step's entropy on these 20% of its tokens.",
+        "0.2 if all tokens have the same entropy; above 0.7, few tokens are uncertain and most are certain.",
+    ),
+    "forks/token_share": Term(
+        "fraction",
+        "Share of the tokens with a nonzero coefficient that are among these 20%.",
+        "0.2 if the objective ignores entropy; 1 under the 80/20 rule.",
+    ),
+    "forks/gradient_share": Term(
+        "fraction",
+        "Share of the sum of |coefficient| on these 20%.",
+        "Equal to forks/token_share unless the loss weights tokens by their entropy.",
+    ),
+    "selected/fraction": Term(
+        "fraction",
+        "Tokens that a selector chose; without a selector, those whose coefficient is not 0.",
+        "The recipe says what happens to them: kept, dropped or penalized.",
+    ),
+    "selected/entropy": Term(
+        "nats per token",
+        "Mean entropy over these tokens.",
+        "Compare it with rest/entropy to see what was selected for.",
+    ),
+    "rest/entropy": Term("nats per token", "Mean entropy over all other tokens.", "See selected/entropy."),
+    "selected/covariance": Term(
+        "nats x advantage",
+        "Mean covariance over the selected tokens.",
+        "Large and positive for tokens that Clip-Cov or KL-Cov chose.",
+    ),
+    "rest/covariance": Term(
+        "nats x advantage", "Mean covariance over all other tokens.", "How much entropy they still spend."
+    ),
+    "law/entropy_spent": Term(
+        "fraction",
+        "Share of the initial entropy that is gone, by means over the first and last tenth of the steps.",
+        "Most of a run's gain has happened by 0.9; further steps gain little.",
+    ),
+    "law/r2": Term(
+        "fraction",
+        "Share of the reward's variance over the steps so far that R = -a exp(H) + b explains.",
+        "Below 0.5 no ceiling is given. Absent before six steps and with a thermostat.",
+    ),
+    "law/ceiling": Term(
+        "reward",
+        "Reward that the fit predicts at zero entropy, -a + b.",
+        "What this data and model reach if all entropy is spent; valid only for runs that let entropy fall.",
+    ),
+    "law/ceiling_low": Term(
+        "reward",
+        "Lower end of the ceiling's 95% interval, widened for the correlation of consecutive steps.",
+        "Wide until entropy has moved far.",
+    ),
+    "law/ceiling_high": Term("reward", "Upper end of the same interval.", "See law/ceiling_low."),
+    "law/floor_step": Term(
+        "step",
+        "Step at which entropy reaches 0.05 nats per token at its recent rate and the rate that the "
+        "covariance predicts.",
+        "An extrapolation of the current rate. Absent if entropy is not clearly falling, or only slowly.",
+    ),
+    "policy/prob_mismatch": Term(
+        "fraction",
+        "Mean distance between the trainer's and the sampler's probability of a token, in logs of verl.",
+        "Like policy/logp_mismatch, on the scale of probabilities.",
+    ),
+    "policy/logp_mismatch": Term(
+        "nats",
+        "Mean distance |logp - logp_gen| between the trainer's and the sampler's log-probability of a token.",
+        "Rounding alone gives below 1e-3 in float32 and below 0.05 in bfloat16. More means that the two "
+        "disagree about the model, the temperature or the template.",
+    ),
+    "kl/reference": Term(
+        "nats per token",
+        "KL divergence of the policy from the reference, by the k3 estimator on sampled tokens.",
+        "How far the policy has moved in total. Absent if the run keeps no reference in memory.",
+    ),
+    "kl/update": Term(
+        "nats per token",
+        "KL divergence between the policy before and after one update, on that step's tokens.",
+        "The size of the step in distribution space; a spike means that a step was too large.",
+    ),
+    "objective/loss": Term(
+        "",
+        "Value of the loss that was differentiated.",
+        "For a policy gradient only the slope has a meaning: do not expect the value to fall.",
+    ),
+    "objective/zero_fraction": Term(
+        "fraction",
+        "Tokens whose coefficient is exactly 0: they give no gradient and cost no backward pass.",
+        "From groups with equal rewards, clipping, or a token selector. Near 1, the step does little.",
+    ),
+    "objective/clip_low": Term(
+        "fraction",
+        "Tokens clipped because the ratio fell below 1 - clip_low while the advantage was negative.",
+        "0 on the first inner step by construction; above 0.2, the step is too large.",
+    ),
+    "objective/clip_high": Term(
+        "fraction",
+        "Tokens clipped because the ratio rose above 1 + clip_high while the advantage was positive.",
+        "Clipping here suppresses unlikely good tokens, which costs entropy; clip-higher relaxes it.",
+    ),
+    "objective/clip_dual": Term(
+        "fraction",
+        "Tokens whose loss was capped because the ratio was very large while the advantage was negative.",
+        "0 on the first inner step; it guards against a few tokens that dominate the gradient.",
+    ),
+    "objective/clip": Term(
+        "fraction",
+        "Tokens clipped on either side, if a log does not separate the two.",
+        "The sum of clip_low and clip_high.",
+    ),
+    "objective/<name>": Term(
+        "",
+        "Mean of a number that one term of the loss reports about itself.",
+        "See the docstring of that function in klent.objectives.",
+    ),
+    "select/<name>": Term(
+        "fraction",
+        "Tokens that the selector with this name chose, over the first pass of the step.",
+        "The recipe's fraction, or less if too few qualify. With `mask`, only these are trained on.",
+    ),
+    "thermostat/target": Term(
+        "nats per token", "The target entropy of the thermostat.", "Compare policy/entropy with it."
+    ),
+    "thermostat/error": Term(
+        "nats per token",
+        "Target minus the step's entropy.",
+        "The entropy of one step is noisy: judge by the mean over ten steps, which should be near 0.",
+    ),
+    "thermostat/value": Term(
+        "",
+        "The number that the thermostat controls, as used in the step: the bonus coefficient, clip_high, ...",
+        "At its bound for many steps, the thermostat has lost control: widen thermostat.low or high.",
+    ),
+    "group/zero_variance": Term(
+        "fraction",
+        "Groups whose completions all got the same reward.",
+        "Their advantages are 0. High if the task is far too hard (all wrong) or solved (all right).",
+    ),
+    "grad/norm": Term(
+        "",
+        "Euclidean norm of the gradient before clipping.",
+        "Steady within a factor of ten; compare it with optimizer.max_grad_norm.",
+    ),
+    "update/skipped": Term(
+        "0 or 1",
+        "Whether the loss or the gradient was not finite, so the weights were not changed.",
+        "0 in a healthy run. Several in a row stop training.",
+    ),
+    "objective/distill": Term(
+        "nats per token",
+        "Divergence between policy and target at the sampled tokens, over the whole vocabulary, before coef.",
+        "It falls as the policy learns the target. rollout.mixture.distill names the divergence.",
+    ),
+    "mixture/alpha": Term(
+        "",
+        "Share of the policy in the mixture that was sampled from, mean over tokens.",
+        "1 is the policy, 0 the target. With a criterion it differs from token to token.",
+    ),
+    "mixture/policy_reward": Term(
+        "",
+        "Mean reward of the policy alone, estimated from the mixture's samples: each prompt's rewards "
+        "weighted by policy/mixture of whole completions.",
+        "reward/mean is that of the mixture. On long completions a single weight dominates and the estimate "
+        "is noise: trust the evaluation.",
+    ),
+    "mixture/kl_policy": Term(
+        "nats per token",
+        "KL divergence of the mixture from the policy, mean over sampled tokens.",
+        "The cost of sampling off-policy; it falls as the policy approaches the target.",
+    ),
+    "mixture/kl_target": Term(
+        "nats per token",
+        "KL divergence of the mixture from the target, mean over sampled tokens.",
+        "Equal to mixture/kl_policy at the Chernoff point.",
+    ),
+    "mixture/ess": Term(
+        "fraction",
+        "Effective sample size (Σw)²/Σw² of the weights policy/mixture before their bounds, over the number "
+        "of tokens (or of completions, with weights.ratio: sequence).",
+        "1 if the policy itself is sampled. Below 0.1 a few samples dominate the step: raise alpha, target "
+        "it with the criterion ess, or use weights per token.",
+    ),
+    "optimizer/lr": Term("", "Learning rate of the step.", "Follows the warm-up and the schedule."),
+    "time/step": Term("s", "Wall time of the whole step.", "Rollout, score and train are its parts."),
+    "time/rollout": Term("s", "Wall time of sampling the completions.", "Usually the largest part."),
+    "time/rollout_floor": Term(
+        "s",
+        "Lower bound for sampling: its matrix products at this machine's rate, or reading the weights.",
+        "time/rollout divided by it is the distance from the machine's limit; 2 is good on a CPU.",
+    ),
+    "time/train_floor": Term(
+        "s",
+        "Lower bound for training: the matrix products of forward and backward at this machine's rate.",
+        "time/train divided by it is the distance from the machine's limit; below 2 is good.",
+    ),
+    "time/score": Term(
+        "s", "Wall time of the rewards.", "Large values mean a slow reward or one that times out."
+    ),
+    "time/train": Term(
+        "s", "Wall time of forward, backward and the optimizer step.", "Falls with zero_fraction."
+    ),
+    "tokens/rollout": Term("tokens", "Tokens sampled in the step.", "Completions x mean length."),
+    "tokens/train": Term(
+        "tokens",
+        "Tokens that went through the trained model, prompts included.",
+        "A prompt shared by a packed group counts once.",
+    ),
+    "tokens/rollout_per_second": Term(
+        "tokens/s", "Tokens sampled per second: tokens/rollout over time/rollout.", "Higher is better."
+    ),
+    "tokens/train_per_second": Term(
+        "tokens/s", "Tokens trained on per second: tokens/train over time/train.", "Higher is better."
+    ),
+    "tokens/per_second": Term(
+        "tokens/s",
+        "Tokens per second of the whole step, if a log does not separate sampling and training.",
+        "Higher is better.",
+    ),
+    "memory/peak_gb": Term(
+        "GB",
+        "Peak memory so far, of the device or, on a CPU, of the process; 10^9 bytes.",
+        "It must stay flat.",
+    ),
+}
+"""Metrics of the update -> Term."""

@@ -1,0 +1,129 @@
+"""Two ranks, here two threads: what they add up to is what one rank has."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers_training import GRPO, episodes, updater
+
+from klent.streams.batch import Batch, make_batch
+from klent.training.objective import Objective
+from klent.training.update import Updater, UpdateResult
+
+REWARDS = [1.0, 0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 0.25, 0.0, 0.0, 0.0, 2.0]
+REDUCTIONS = [{"over": "tokens"}, {"over": "sequences"}, {"over": "constant", "denominator": 9.0}]
+
+
+class Threads:
+    """A world of threads that meet at a barrier."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.values: list[torch.Tensor] = [torch.zeros(())] * size
+
+    def seat(self, rank: int) -> "Seat":
+        return Seat(self, rank)
+
+
+class Seat:
+    """One thread's place in it; a klent.training.world.World."""
+
+    def __init__(self, world: Threads, rank: int) -> None:
+        self.world = world
+        self.rank = rank
+        self.size = world.size
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        self.world.values[self.rank] = value.clone()
+        self.world.barrier.wait()
+        total = torch.stack(self.world.values).sum(0)
+        self.world.barrier.wait()
+        return total
+
+
+def step_of(world: object | None, reduce: dict, **options: object) -> Updater:
+    objective = Objective({**GRPO[0], "entropy_loss": {"coef": -0.1}}, GRPO[1], None)
+    step = updater(objective, reduce=reduce, world=world, **options)
+    step.learning_rate = lambda number: 0.0
+    return step
+
+
+def rows_of(prompts: list[int]) -> Batch:
+    """Some of the three prompts, four completions each."""
+    kept = [row for prompt in prompts for row in range(4 * prompt, 4 * prompt + 4)]
+    everything = episodes()
+    return make_batch([everything[row] for row in kept], [REWARDS[row] for row in kept], group_size=4)
+
+
+def run(step: Updater, rows: Batch) -> UpdateResult:
+    step.objective.estimate_advantage(rows)
+    return step.run(rows, seed=0)
+
+
+def together(make: Callable[[object], tuple[Updater, Batch]]) -> list[tuple[Updater, UpdateResult]]:
+    """Each rank in a thread of its own."""
+    world, ends, errors = Threads(2), {}, []
+
+    def work(rank: int) -> None:
+        try:
+            step, rows = make(world.seat(rank))
+            ends[rank] = (step, run(step, rows))
+        except BaseException as error:
+            errors.append(error)
+            world.barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not errors, errors
+    return [ends[0], ends[1]]
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS, ids=lambda r: r["over"])
+def test_two_ranks_with_uneven_groups_are_one(reduce):
+    one = step_of(None, reduce)
+    expected = run(one, rows_of([0, 1, 2]))
+    parts = {0: [0], 1: [1, 2]}  # four and eight completions, of other lengths
+    ends = together(lambda seat: (step_of(seat, reduce), rows_of(parts[seat.rank])))
+    for step, result in ends:
+        assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert result.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+        assert result.sums.keys() == expected.sums.keys()
+        for name, (total, count) in expected.sums.items():
+            assert result.sums[name] == (pytest.approx(total, rel=1e-5), count)
+        for mine, theirs in zip(step.parameters, one.parameters, strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, atol=2e-6, rtol=1e-4)
+
+
+def test_a_rank_whose_completions_are_all_idle_still_takes_the_step():
+    def make(seat):
+        rows = rows_of([seat.rank])
+        if seat.rank == 0:
+            rows.streams.rewards[:] = 1.0  # a group of equal rewards teaches nothing
+        step = updater(reduce={"over": "tokens"}, world=seat, lr=0.1)
+        return step, rows
+
+    (idle, idle_result), (busy, busy_result) = together(make)
+    assert idle_result.tokens == 0
+    assert busy_result.tokens > 0
+    assert idle_result.grad_norm == busy_result.grad_norm > 0
+    for left, right in zip(idle.parameters, busy.parameters, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_world_that_does_not_add_up_is_found_out():
+    class Alone(Seat):
+        def sum(self, value):
+            return super().sum(value) * 0 + value  # meets the others and forgets what they said
+
+    one = step_of(None, REDUCTIONS[0])
+    expected = run(one, rows_of([0, 1, 2]))
+    parts = {0: [0], 1: [1, 2]}
+    ends = together(
+        lambda seat: (step_of(Alone(seat.world, seat.rank), REDUCTIONS[0]), rows_of(parts[seat.rank]))
+    )
+    assert abs(ends[0][1].grad_norm - expected.grad_norm) > 0.05 * expected.grad_norm
