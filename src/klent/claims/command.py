@@ -39,7 +39,9 @@ def claims_command(ids: list[str], as_json: bool) -> int:
         for claim, verdict in results:
             _show(claim, verdict, console)
     else:
-        console.print(_table(results))
+        for subject, title in SUBJECTS.items():
+            console.print(title, style="bold")
+            console.print(_table([result for result in results if result[0].subject == subject]))
         console.print(
             "klent claims ID shows the experiment, the control and every figure of one claim", style="dim"
         )
@@ -69,15 +71,12 @@ def _run(claims: list[Claim]) -> list[tuple[Claim, Verdict]]:
 
 def _table(results: list[tuple[Claim, Verdict]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 1, 0))
-    table.add_column("claim", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table.add_column("claim", no_wrap=True, width=max(len(claim.id) for claim in CLAIMS))
+    table.add_column("verdict", no_wrap=True, width=max(map(len, _COLOURS)))
     table.add_column("statement", ratio=2)
     table.add_column("what the figures say", ratio=3)
-    for subject, title in SUBJECTS.items():
-        table.add_row(Text(title, style="bold"))
-        for claim, verdict in results:
-            if claim.subject == subject:
-                table.add_row(claim.id, _word(verdict), claim.statement, verdict.reason)
+    for claim, verdict in results:
+        table.add_row(claim.id, _word(verdict), claim.statement, verdict.reason)
     return table
 
 
