@@ -65,7 +65,7 @@ def test_what_is_said_of_the_peak(tmp_path: Path) -> None:
     # 2 of 10 problems are solved at the peak and not at the end (6 against round(4.5) = 4)
     assert peak_sentence(rows) == (
         "Accuracy was highest at step 5, 0.60, and ended at 0.45: −0.20 ± 0.26 on the same problems. The "
-        "highest of 4 evaluations is in part luck."
+        "highest of 4 evaluations is partly luck."
     )
     assert peak_sentence(rows[:2]) == "Accuracy is highest at the end, step 5."
 

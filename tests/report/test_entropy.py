@@ -74,7 +74,7 @@ def test_a_point_on_the_line_was_predicted_right() -> None:
 def test_of_few_tokens_the_same_tail_is_drawn_once(folder: Path) -> None:
     figure = entropy.covariance(read_run(folder))
     assert [key.label for key in figure.keys] == ["top 0.2%", "top 2%", "top 20%", "all"]
-    assert "one and the same token" in figure.caption
+    assert "the same single token" in figure.caption
 
 
 def test_three_ways_in_numbers(folder: Path) -> None:

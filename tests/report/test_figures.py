@@ -218,7 +218,7 @@ def test_accuracy_stands_inside_its_interval_on_one_scale(run: RunData) -> None:
     slope, offset = np.polyfit(values, pixels, 1)
     assert slope > 0
     np.testing.assert_allclose(pixels, slope * np.array(values) + offset, atol=0.05)
-    assert drawn.caption == "n = 64 held-out problems, 2 samples of each; 95% intervals."
+    assert drawn.caption == "n = 64 held-out problems, 2 samples per problem; 95% intervals."
     assert ">before<" in drawn.svg
     assert ">after<" in drawn.svg
 

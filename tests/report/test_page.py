@@ -220,7 +220,7 @@ def test_every_problem_is_a_square_of_its_kind(tmp_path: Path) -> None:
     cells = text[text.index('<div class="cells') : text.index("</div>", text.index('<div class="cells'))]
     kinds = ["gained", "gained", "kept", "kept", "never", "lost"]
     assert re.findall(r'<i class="(\w+)">', cells) == kinds
-    labels = {"solved more often": 2, "as often as before": 2, "not before, not after": 1, "less often": 1}
+    labels = {"solved more often": 2, "as often as before": 2, "neither before nor after": 1, "less often": 1}
     for label, amount in labels.items():
         assert re.search(rf"</span>{label} <b>{amount}</b>", text), label
 

@@ -83,7 +83,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"nothing: no such run folder"):
         read_run(tmp_path / "nothing")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(RunError, match=r"holds none of config\.yaml, run\.json and metrics\.jsonl"):
+    with pytest.raises(RunError, match=r"has none of config\.yaml, run\.json and metrics\.jsonl"):
         read_run(tmp_path)
 
 
