@@ -37,7 +37,7 @@ VERBS = [
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def workdir(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(RECIPE)
     return tmp_path
@@ -63,9 +63,9 @@ def tasks_load_once(monkeypatch):
 
 
 @pytest.fixture
-def run(here):
-    def run(*words: str):
-        return CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
+def run(workdir):
+    def run(*arguments: str):
+        return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
 
     return run
 
@@ -124,7 +124,7 @@ def test_no_argument_shows_help(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("arguments", "code"),
     [
         (["train"], 2),
         (["train", "my.yaml", "--steps", "3"], 2),
@@ -139,8 +139,8 @@ def test_no_argument_shows_help(run):
         (["fly"], 2),
     ],
 )
-def test_exit_codes_of_mistakes(run, words, code):
-    result = run(*words)
+def test_exit_codes_of_mistakes(run, arguments, code):
+    result = run(*arguments)
     assert result.exit_code == code
     assert "Traceback" not in result.output
 
@@ -222,28 +222,32 @@ def test_train_resume_refuses_another_recipe(run, trained):
     assert len(trained) == 1
 
 
-def test_fresh_moves_earlier_runs_aside(run, trained, here):
+def test_fresh_moves_earlier_runs_aside(run, trained, workdir):
     for _ in range(3):
         assert run("train", "my.yaml", "--fresh").exit_code == 0
-    assert sorted(path.name for path in (here / "runs").iterdir() if path.is_dir()) == ["my", "my.1", "my.2"]
+    assert sorted(path.name for path in (workdir / "runs").iterdir() if path.is_dir()) == [
+        "my",
+        "my.1",
+        "my.2",
+    ]
     assert [call["resume"] for call in trained] == [False] * 3
 
 
-def test_fresh_leaves_a_run_in_use_alone(run, trained, here):
+def test_fresh_leaves_a_run_in_use_alone(run, trained, workdir):
     from klent.runs.folder import RunFolder
 
     run("train", "my.yaml")
-    with RunFolder.open(here / "runs" / "my"):
+    with RunFolder.open(workdir / "runs" / "my"):
         result = run("train", "my.yaml", "--fresh")
     assert result.exit_code == 1
     assert "is in use by" in result.stderr
-    assert not (here / "runs" / "my.1").exists()
+    assert not (workdir / "runs" / "my.1").exists()
 
 
 def test_resume_finds_a_run_by_folder_and_by_name(run, trained):
     run("train", "my.yaml", "steps=7")
-    for word in ("runs/my", "my"):
-        assert run("resume", word).exit_code == 0
+    for name in ("runs/my", "my"):
+        assert run("resume", name).exit_code == 0
         assert trained[-1]["recipe"].steps == 7
         assert (trained[-1]["run"], trained[-1]["resume"]) == (Path("runs/my"), True)
 
@@ -253,11 +257,11 @@ def test_a_missing_run_is_answered_with_those_there_are(run, trained):
     assert "runs holds my" in run("resume", "mine").stderr
 
 
-def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, here, trained):
-    before = sorted(here.rglob("*"))
+def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, workdir, trained):
+    before = sorted(workdir.rglob("*"))
     result = run("train", "my.yaml", "--dry-run", "loss.kl_in_loss.coef=0.1", "update.epochs=2")
     assert result.exit_code == 0, result.output
-    assert sorted(here.rglob("*")) == before
+    assert sorted(workdir.rglob("*")) == before
     assert trained == []
     for part in (
         "clip_low: 0.2",
@@ -271,7 +275,7 @@ def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, here, trained):
         "# would write runs/my; this was a dry run",
     ):
         assert part in result.output
-    (here / "again.yaml").write_text(result.output)
+    (workdir / "again.yaml").write_text(result.output)
     assert run("train", "again.yaml", "--dry-run").output == result.output
 
 
@@ -314,11 +318,11 @@ def test_recipes_show_fields_prints_them(run):
     assert "Sampling temperature" in output
 
 
-def test_recipes_cp_gives_a_recipe_that_loads(run, here):
-    (here / "own").mkdir()
+def test_recipes_cp_gives_a_recipe_that_loads(run, workdir):
+    (workdir / "own").mkdir()
     assert run("recipes", "cp", "sft", "own").exit_code == 0
-    assert (here / "own" / "sft.yaml").read_text() == (recipes_folder() / "sft.yaml").read_text()
-    assert (here / "own" / "data" / "sums.jsonl").is_file()
+    assert (workdir / "own" / "sft.yaml").read_text() == (recipes_folder() / "sft.yaml").read_text()
+    assert (workdir / "own" / "data" / "sums.jsonl").is_file()
     assert "completions read from own/data/sums.jsonl" in run("train", "own/sft.yaml", "--dry-run").output
     again = run("recipes", "cp", "sft", "own")
     assert again.exit_code == 1
@@ -332,8 +336,8 @@ def test_models_ls(run):
 
 def test_doctor(run):
     output = run("doctor").output
-    for word in ("python", "torch", "transformers", "device", "extra tasks", "extra wandb", "cache", "disk"):
-        assert word in output
+    for entry in ("python", "torch", "transformers", "device", "extra tasks", "extra wandb", "cache", "disk"):
+        assert entry in output
     assert "smollm2-135m" in output
 
 
@@ -345,7 +349,7 @@ def test_doctor_says_what_to_install(run, monkeypatch):
     assert "pip install 'klent[lora]'" in run("doctor").output
 
 
-def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monkeypatch):
+def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, workdir, monkeypatch):
     seen = []
 
     def evaluate_model(model, recipe):
@@ -355,7 +359,7 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
     monkeypatch.setattr("klent.measure.evaluate.evaluate_model", evaluate_model, raising=False)
     run("train", "my.yaml")
     assert "has no final model yet; finish it with `klent resume runs/my`" in run("eval", "my").stderr
-    (here / "runs" / "my" / "final").mkdir()
+    (workdir / "runs" / "my" / "final").mkdir()
     result = run("eval", "my", "eval.problems=9")
     assert result.exit_code == 0, result.output
     (model, recipe) = seen[-1]
@@ -366,12 +370,12 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
     assert seen[-1][0] == "a/b"
 
 
-def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, here, monkeypatch):
+def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, workdir, monkeypatch):
     monkeypatch.setattr(
         "klent.measure.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured")
     )
     run("train", "my.yaml")
-    (here / "runs" / "my" / "final").mkdir()
+    (workdir / "runs" / "my" / "final").mkdir()
     result = run("eval", "my", "eval.problems=500")
     assert result.exit_code == 2
     assert "eval.problems=500, but the run held out only" in " ".join(result.stderr.split())
