@@ -100,7 +100,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     seconds, imported = done.stdout.splitlines()[-1].split(" ", 1)
     assert imported == "[]"
     assert float(seconds) < 2.0
-    assert "Train a model by a recipe." in done.stdout
+    assert "Train a model with a recipe." in done.stdout
 
 
 def test_the_installed_command_is_this_one():
