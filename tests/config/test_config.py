@@ -261,6 +261,15 @@ REFUSED_OVERRIDES = {
         ["track=tensorboard"],
         "track=tensorboard: should be a list; got 'tensorboard'. Write track=[tensorboard]",
     ),
+    "a wrong value in the second member of a union": (
+        ["task.data=a.jsonl", "task.split=3"],
+        "command line: task.split=3: should be a valid string; got 3",
+    ),
+    "one number for a list": (
+        ["eval.temperatures=0.5"],
+        "should be a list; got 0.5. Write eval.temperatures=[0.5]",
+    ),
+    "one number for two": (["optimizer.betas=0.9"], "optimizer.betas=0.9: should be a list; got 0.9"),
     "a device": (["device=cuda"], "device=cuda: unknown key; a run uses the GPU if there is one"),
     "another program's engine": (
         ["rollout.engine=vllm"],

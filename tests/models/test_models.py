@@ -1,4 +1,4 @@
-"""Models are found, loaded, prompted and saved; what is wrong with one is said in one sentence."""
+"""Models are found, loaded, prompted and saved; what is wrong with one is answer in one sentence."""
 
 import json
 import os
@@ -185,10 +185,10 @@ def test_a_folder_that_may_not_be_read(folder: Path, monkeypatch) -> None:
 
 
 def test_a_hub_model_is_downloaded_without_pickles_or_code(folder: Path, monkeypatch) -> None:
-    asked = []
+    requests = []
 
     def snapshot(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        asked.append((repo, "*.py" in allow_patterns, any("bin" in pattern for pattern in allow_patterns)))
+        requests.append((repo, "*.py" in allow_patterns, any("bin" in pattern for pattern in allow_patterns)))
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
@@ -196,11 +196,11 @@ def test_a_hub_model_is_downloaded_without_pickles_or_code(folder: Path, monkeyp
     assert loaded.source == "org/tiny"
     assert torch.equal(logits(loaded.model), logits(tiny_model()))
     locate.download("org/tiny", trust_remote_code=True)
-    assert asked == [("org/tiny", False, False), ("org/tiny", True, False)]
+    assert requests == [("org/tiny", False, False), ("org/tiny", True, False)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "answer"),
     [
         ("GatedRepoError", "org/tiny is gated: accept its terms"),
         ("RepositoryNotFoundError", "neither a folder here nor a public model on the hub"),
@@ -208,7 +208,7 @@ def test_a_hub_model_is_downloaded_without_pickles_or_code(folder: Path, monkeyp
         ("RuntimeError", "cannot download org/tiny: first line$"),
     ],
 )
-def test_what_the_hub_may_answer(monkeypatch, kind: str, said: str) -> None:
+def test_what_the_hub_may_answer(monkeypatch, kind: str, answer: str) -> None:
     import huggingface_hub.errors
 
     error = getattr(huggingface_hub.errors, kind, RuntimeError)
@@ -217,7 +217,7 @@ def test_what_the_hub_may_answer(monkeypatch, kind: str, said: str) -> None:
         raise error.__new__(error) if error is not RuntimeError else RuntimeError("first line\nsecond")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=answer):
         load_policy("org/tiny")
 
 
@@ -418,8 +418,8 @@ def test_a_saved_model_is_a_plain_folder_with_the_same_weights(folder: Path, tmp
     save_model(loaded.model, loaded.tokenizer, tmp_path / "run" / "final")
     final = tmp_path / "run" / "final"
     assert [path.name for path in final.parent.iterdir()] == ["final"]
-    theirs = AutoModelForCausalLM.from_pretrained(final)
-    assert torch.equal(logits(theirs), logits(loaded.model))
+    reloaded = AutoModelForCausalLM.from_pretrained(final)
+    assert torch.equal(logits(reloaded), logits(loaded.model))
     again = load_policy(str(final))
     assert again.stop_ids == loaded.stop_ids == (END, TURN_END)
     assert again.tokenizer.chat_template == loaded.tokenizer.chat_template
@@ -445,8 +445,8 @@ def test_an_adapter_is_merged_into_the_written_weights_only(folder: Path, tmp_pa
     assert set(merged.state_dict()) == set(tiny_model().state_dict())
     torch.testing.assert_close(logits(merged), logits(loaded.model), rtol=0, atol=1e-4)
     assert (logits(merged) - logits(tiny_model())).abs().max() > 1
-    theirs = PeftModel.from_pretrained(tiny_model(), tmp_path / "final" / "adapter")
-    torch.testing.assert_close(logits(theirs), logits(loaded.model), rtol=1e-5, atol=1e-5)
+    reloaded = PeftModel.from_pretrained(tiny_model(), tmp_path / "final" / "adapter")
+    torch.testing.assert_close(logits(reloaded), logits(loaded.model), rtol=1e-5, atol=1e-5)
 
 
 def test_a_generation_config_that_cannot_be_saved_is_found_before_training(
@@ -454,7 +454,7 @@ def test_a_generation_config_that_cannot_be_saved_is_found_before_training(
 ) -> None:
     edit_json(folder / "generation_config.json", temperature=0.5, do_sample=False)
     with pytest.raises(ValueError, match="temperature"):
-        AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+        AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "resaved")
     loaded = load_policy(str(folder))
     assert loaded.stop_ids == (END, TURN_END)
     save_model(loaded.model, loaded.tokenizer, tmp_path / "final")

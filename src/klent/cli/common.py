@@ -2,9 +2,8 @@
 
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.panel import Panel
@@ -22,7 +21,7 @@ _debug = False
 class PlainErrors(TyperGroup):
     """Prints a KlentError as a plain message; any other error is a bug and keeps its traceback."""
 
-    def invoke(self, ctx: click.Context) -> object:
+    def invoke(self, ctx: Any) -> object:
         try:
             return super().invoke(ctx)
         except KlentError as error:

@@ -43,15 +43,17 @@ def section_at(path: KeyPath, tags: Iterable[str]) -> type[Settings]:
     return section
 
 
-def up_to_field(path: KeyPath) -> KeyPath:
-    """``path`` cut where it leaves the recipe's fields for the members of a union."""
+def up_to_field(path: KeyPath) -> tuple[KeyPath, FieldInfo | None]:
+    """``path`` cut where it leaves the recipe's fields for the members of a union, and its last field."""
     sections: list[type[Settings]] = [Recipe]
+    field = None
     for depth, part in enumerate(path):
         fields = [section.model_fields[str(part)] for section in sections if part in section.model_fields]
         if not fields:
-            return path[:depth]
-        sections = sections_in(fields[0].annotation)
-    return path
+            return path[:depth], field
+        field = fields[0]
+        sections = sections_in(field.annotation)
+    return path, field
 
 
 def _default(field: FieldInfo) -> str:

@@ -85,7 +85,7 @@ def shape_problems(error: ValidationError) -> Iterator[Problem]:
         elif item["type"] == "missing":
             yield Problem(path[:-1], f"`{path[-1]}` is missing; set it")
         else:
-            path = up_to_field(path)
+            path, _ = up_to_field(path)
             messages.setdefault(path, []).append(_plain(item))
             values[path] = item["input"] if item["type"] != "value_error" else ...
     for path, options in messages.items():  # a union gives one message for each of its members
@@ -108,12 +108,14 @@ def _value_and_hint(path: KeyPath, value: object) -> str:
     if value is None:
         return "; got null (leave the key out to have its default)"
     key = ".".join(map(str, path))
-    annotation = section_at(path[:-1], ()).model_fields[str(path[-1])].annotation if path else None
+    _, field = up_to_field(path)
+    annotation = field.annotation if field else None
     if value is True and sections_in(annotation):
         return f"; got True. Write {key}={{}} for the defaults, or set a key of it: {key}.KEY=VALUE"
     if value is False and sections_in(annotation) and type(None) in typing.get_args(annotation):
         return f"; got False. Write {key}=null to switch it off"
-    if isinstance(value, str) and "tuple" in str(annotation) and not sections_in(annotation):
+    of_any_length = "tuple[" in str(annotation) and ", ...]" in str(annotation)
+    if isinstance(value, str | int | float) and of_any_length and not sections_in(annotation):
         return f"; got {value!r}. Write {key}=[{value}]"
     if key == "rollout" and isinstance(value, dict) and value.get("engine") in FOREIGN_ENGINES:
         engine = value["engine"]
