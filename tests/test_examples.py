@@ -10,18 +10,29 @@ from statistics import mean
 
 import pytest
 import torch
+from tiny import tiny_folder
 
-LOOP = Path(__file__).parents[1] / "examples" / "reinforce_loop.py"
+from klent.config import make_recipe
+from klent.runs.console import QuietConsole
+from klent.runs.train import train
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+LOOP = EXAMPLES / "reinforce_loop.py"
+
+
+def load(file: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def loop() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("reinforce_loop", LOOP)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(LOOP)
 
 
 def ids(loop: types.ModuleType, *texts: str) -> torch.Tensor:
@@ -70,3 +81,37 @@ def test_the_command(loop: types.ModuleType) -> None:
     assert re.fullmatch(
         r"step +1  reward 0\.\d{3}  entropy 2\.\d{3} nats  \d\+\d=[0-9+=.]{1,3}\n", run.stdout
     )
+
+
+def test_the_parts_without_the_loop_do_what_the_loop_does(tmp_path: Path, monkeypatch) -> None:
+    """The same numbers to the last bit: rewards, entropies and gradient norms of every step."""
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "model")
+    parts = load(EXAMPLES / "grpo_from_parts.py")
+    settings = parts.Settings(model="model", steps=3, prompts=4, group=6, max_tokens=6, peak=1e-2, heldout=4)
+    rows = parts.main(settings)
+    recipe = make_recipe(
+        {
+            "name": "loop",
+            "model": "model",
+            "method": "grpo",
+            "task": parts.SUMS.model_dump(exclude_none=True),
+            "reward": "last_number",
+            "steps": 3,
+            "prompts_per_step": 4,
+            "group_size": 6,
+            "rollout": {"max_tokens": 6},
+            "optimizer": {"lr": 1e-2, "schedule": "linear"},
+            "eval": {"problems": 4, "samples": 2},
+        }
+    )
+    console = QuietConsole()
+    train(recipe, tmp_path / "run", command="test", console=console)
+    for number, (row, expected) in enumerate(zip(rows, console.rows, strict=True)):
+        assert row["reward/mean"] == expected["reward/mean"], number
+        assert row["policy/entropy"] == expected["policy/entropy"], number
+        assert row["grad/norm"] == expected["grad/norm"], number
+
+
+def test_the_parts_fit_on_four_pages() -> None:
+    assert len((EXAMPLES / "grpo_from_parts.py").read_text().splitlines()) <= 200

@@ -371,9 +371,7 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, workdir, mo
 
 
 def test_eval_refuses_problems_that_the_run_may_have_trained_on(run, trained, workdir, monkeypatch):
-    monkeypatch.setattr(
-        "klent.runs.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured")
-    )
+    monkeypatch.setattr("klent.runs.evaluate.evaluate_model", lambda model, recipe: pytest.fail("measured"))
     run("train", "my.yaml")
     (workdir / "runs" / "my" / "final").mkdir()
     result = run("eval", "my", "eval.problems=500")

@@ -8,10 +8,11 @@ import torch
 from tiny import tiny_folder, tiny_model
 
 from klent.config import make_recipe
-from klent.control.mixing import MEMORY, alpha_at, alpha_of, policy_reward, sample_size, with_adapter
+from klent.control.mixing import MEMORY, alpha_at, alpha_of, policy_reward, sample_size
 from klent.control.organ import StepRecord
 from klent.errors import ConfigError, DataError, ModelError
 from klent.io.files import read_jsonl
+from klent.models.adapter import merge_adapter
 from klent.models.load import load_policy
 from klent.objectives import importance_weight
 from klent.rollout.transformers_engine import TransformersEngine
@@ -178,10 +179,10 @@ def test_an_adapter_on_a_target(world):
     adapted.save_pretrained(world / "adapter")
     ids = torch.tensor([[7, 8, 9]])
     with torch.no_grad():
-        merged = with_adapter(load_policy("model"), "adapter").model(input_ids=ids).logits
+        merged = merge_adapter(load_policy("model").model, "adapter", source="model")(input_ids=ids).logits
         torch.testing.assert_close(merged, adapted(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
     with pytest.raises(ModelError, match="cannot put the adapter nowhere on"):
-        with_adapter(load_policy("model"), "nowhere")
+        merge_adapter(load_policy("model").model, "nowhere", source="model")
 
 
 def test_evaluation_samples_from_the_policy(world):

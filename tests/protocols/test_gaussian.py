@@ -162,7 +162,7 @@ def trained(path: Path, steps: int, loss: dict = PPO) -> Loop:
 def test_the_loop_moves_a_gaussian_to_the_goal(tmp_path):
     loop = trained(tmp_path / "run", 60)
     policy, rows = loop.updater.policy, loop.console.rows
-    assert float(policy.mean) == pytest.approx(GOAL, abs=0.4)
+    assert policy.mean.item() == pytest.approx(GOAL, abs=0.4)
     assert rows[-1]["reward/mean"] > rows[0]["reward/mean"] + 2
     assert rows[-1]["policy/entropy"] < rows[0]["policy/entropy"]
     assert rows[-1]["counter/steps"] == 60
@@ -173,8 +173,8 @@ def test_the_entropy_of_a_gaussian_is_exact_and_its_term_widens_it(tmp_path):
     loop = trained(tmp_path / "run", 5, {"entropy_loss": {"coef": -1.0}})
     rows = loop.console.rows
     assert rows[0]["policy/entropy"] == pytest.approx(0.5 * math.log(2 * math.pi * math.e))
-    assert float(loop.updater.policy.log_std) > 0.2
-    assert float(loop.updater.policy.mean) == 0.0  # an entropy does not depend on it
+    assert loop.updater.policy.log_std.item() > 0.2
+    assert loop.updater.policy.mean.item() == 0.0  # an entropy does not depend on it
 
 
 def test_a_stopped_gaussian_run_ends_bit_for_bit_as_one_that_was_not(tmp_path):

@@ -65,10 +65,13 @@ def run(step: Updater, rows: Batch) -> UpdateResult:
 def together(make: Callable[[object], tuple[Updater, Batch]]) -> list[tuple[Updater, UpdateResult]]:
     """Each rank in a thread of its own."""
     world, ends, errors = Threads(2), {}, []
+    made = [
+        make(world.seat(rank)) for rank in range(2)
+    ]  # not in the threads: models are made by a global seed
 
     def work(rank: int) -> None:
         try:
-            step, rows = make(world.seat(rank))
+            step, rows = made[rank]
             ends[rank] = (step, run(step, rows))
         except BaseException as error:
             errors.append(error)
@@ -109,6 +112,7 @@ def test_a_rank_whose_completions_are_all_idle_still_takes_the_step():
 
     (idle, idle_result), (busy, busy_result) = together(make)
     assert idle_result.tokens == 0
+    assert not idle_result.before.known.any()
     assert busy_result.tokens > 0
     assert idle_result.grad_norm == busy_result.grad_norm > 0
     for left, right in zip(idle.parameters, busy.parameters, strict=True):

@@ -78,3 +78,25 @@ def merged_weights(base: "PreTrainedModel") -> "dict[str, Tensor]":
                 delta = cast("_Layer", layer).get_delta_weight("default")
                 weights[f"{name}.weight"] = weight + delta.to(weight.dtype)
     return weights
+
+
+def merge_adapter(model: "PreTrainedModel", folder: str, *, source: str) -> "PreTrainedModel":
+    """A model with a LoRA adapter of a folder merged into its weights.
+
+    Args:
+        model: the base model; it must not be used any more.
+        folder: the adapter's.
+        source: where the model came from, for messages.
+
+    Raises:
+        ModelError: peft is missing, or the folder holds no adapter of this model.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError("an adapter needs peft: pip install 'klent[lora]'") from error
+    try:
+        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot put the adapter {folder} on {source}: {first_line(error)}") from error
+    return cast("PreTrainedModel", merged.eval())

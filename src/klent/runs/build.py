@@ -17,7 +17,7 @@ from klent.control.schedule import learning_rate
 from klent.control.thermostat import Controller, knob
 from klent.errors import RunError
 from klent.measure.roofline import Floor
-from klent.models.adapters import with_adapter
+from klent.models.adapter import merge_adapter
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
 from klent.policies.causal_lm.packing import Packing
@@ -245,11 +245,13 @@ def build_target(
             return replace(target, active=loaded.model.disable_adapter)
         return replace(target, loaded=initial())
     name = (recipe.reference or recipe.model) if wanted.model == "reference" else wanted.model
-    other = load_policy(name, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+    other = load_policy(
+        name, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code, device=loaded.model.device
+    )
     if wanted.adapter is not None:
-        other = with_adapter(other, wanted.adapter)
+        merged = merge_adapter(other.model, wanted.adapter, source=other.source)
+        other = replace(other, model=merged)
     other.model.requires_grad_(False)
-    other.model.to(loaded.model.device)
     return replace(target, loaded=other)
 
 

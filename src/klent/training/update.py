@@ -184,9 +184,11 @@ class Updater:
         self.policy.train()
         device = self.parameters[0].device
         done = _Pass(torch.zeros((), dtype=torch.float64, device=device))
+        anything = float(self.world.sum(torch.tensor(float(len(active)), device=device))) > 0
         for part in self.policy.microbatches(batch, active) if active else []:
             self._accumulate(batch, part, divisor, done)
-        anything = float(self.world.sum(torch.tensor(float(len(active)), device=device))) > 0
+        if anything and not active:
+            self._accompany(batch, rows[:1], divisor, done)
         norm = float(self._gradient_norm()) if anything else 0.0
         self._read(done, batch, result, first_pass=first_pass)
         total = float(self.world.sum(done.loss))
@@ -216,6 +218,12 @@ class Updater:
             total, number = done.sums.get(name, (0.0, 0.0))
             done.sums[name] = (total + part.double(), number + count.double())
         done.add(rows, stats, torch.zeros_like(logp) if logp.grad is None else logp.grad)
+
+    def _accompany(self, batch: Batch, rows: list[int], divisor: float, done: _Pass) -> None:
+        """Nothing to learn on this rank, but on another: go through the motions, and count nothing."""
+        nothing = {"mask": torch.zeros_like(batch.mask)}
+        self._accumulate(batch.with_streams(batch.streams.choosing(nothing)), rows, divisor, done)
+        done.parts.clear()
 
     def _gradient_norm(self) -> Tensor:
         """Add gradients up over ranks, clip them, and give their norm before clipping."""
