@@ -17,7 +17,7 @@ from klent.config import GymSettings
 from klent.config.rewards import parse_rewards
 from klent.control.schedule import learning_rate
 from klent.kit.seeds import derive_seed
-from klent.models.load import LoadedModel, load_policy
+from klent.models.load import load_policy
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import takes_shared_prompt
@@ -45,7 +45,7 @@ class Settings:
     seed: int = 0
 
 
-def build(settings: Settings) -> tuple[LoadedModel, TransformersEngine, Updater]:
+def build(settings: Settings) -> tuple[TransformersEngine, Updater]:
     """A model, what samples from it, and what trains it: the same weights in both."""
     loaded = load_policy(settings.model, seed=settings.seed, device="auto")
     engine = TransformersEngine(loaded, SamplingOptions(max_tokens=settings.max_tokens))
@@ -79,7 +79,7 @@ def build(settings: Settings) -> tuple[LoadedModel, TransformersEngine, Updater]
         reduction=Reduction(over="sequences"),
         max_grad_norm=1.0,
     )
-    return loaded, engine, updater
+    return engine, updater
 
 
 def train_step(
@@ -131,7 +131,7 @@ def accuracy(
 def main(settings: Settings) -> list[dict[str, float]]:
     """Train, and say what happens; a row of numbers per step."""
     task = load_task(SUMS, seed=settings.seed, heldout=settings.heldout)
-    loaded, engine, updater = build(settings)
+    engine, updater = build(settings)
     rows = []
     with Scorer(parse_rewards("last_number"), task) as scorer:
         scorer.check()
