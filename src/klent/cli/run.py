@@ -127,7 +127,7 @@ def _show_plan(settings: "Recipe", run: Path) -> None:
     from klent.tasks import load_task
 
     heldout = settings.eval.problems if settings.eval else 0
-    task = load_task(settings.task.model_dump(), seed=settings.seed, heldout=heldout)
+    task = load_task(settings.task, seed=settings.seed, heldout=heldout)
     print_yaml(dump_recipe(settings))
     for line in describe_plan(settings):
         out.print(f"# {line}", soft_wrap=True)

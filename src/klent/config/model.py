@@ -1,6 +1,5 @@
 """What a recipe holds: one class a section, each field with its meaning under it."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -17,7 +16,7 @@ from klent.config.base import (
     Words,
 )
 from klent.config.mixture import Mixture
-from klent.config.rewards import by_name, parse_rewards
+from klent.config.rewards import Reward, parse_rewards
 
 
 class Lora(Settings):
@@ -73,28 +72,8 @@ class DataSettings(Settings):
     """Decides split and order; null = the recipe's seed."""
 
 
-class Reward(Settings):
-    """One reward; the reward of a completion is the weighted sum of all."""
-
-    fn: str
-    """Name of a shipped reward, or `path/to/file.py:function`."""
-    weight: float = 1.0
-    """Weight in the sum."""
-    timeout: Positive = 10.0
-    """Seconds allowed for one call; a completion scored later than that is unscorable."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """More arguments of the function, e.g. {same: number} of empo."""
-
-
-def _list_rewards(value: Any) -> Any:
-    """Every way to write rewards as a list of them in full."""
-    if value is None or (isinstance(value, tuple) and all(isinstance(item, Reward) for item in value)):
-        return value
-    parse_rewards(value, Path())  # refuses unknown names and wrong weights, with the reason
-    if isinstance(value, dict) and "fn" not in value:
-        return [by_name(name, given) for name, given in value.items()]
-    items = value if isinstance(value, list | tuple) else [value]
-    return [{"fn": item} if isinstance(item, str) else item for item in items]
+def _list_rewards(value: object) -> tuple[Reward, ...] | None:
+    return None if value is None else parse_rewards(value)
 
 
 class Reduce(Settings):
@@ -282,7 +261,7 @@ class Eval(Settings):
 
     @field_validator("reward", mode="before")
     @classmethod
-    def _list_rewards(cls, value: Any) -> Any:
+    def _list_rewards(cls, value: object) -> tuple[Reward, ...] | None:
         return _list_rewards(value)
 
 
@@ -395,5 +374,5 @@ class Recipe(Settings):
 
     @field_validator("reward", mode="before")
     @classmethod
-    def _list_rewards(cls, value: Any) -> Any:
+    def _list_rewards(cls, value: object) -> tuple[Reward, ...] | None:
         return _list_rewards(value)

@@ -45,7 +45,7 @@ def measure_divergence(
     started = time.perf_counter()
     name = recipe.reference or recipe.model
     policy, base = (_load(source, recipe) for source in (str(run / "final"), name))
-    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     prompts = task.heldout(min(problems, recipe.eval.problems))
     seed = derive_seed(recipe.seed, "compare")
     rollouts = build_sampler(policy, recipe.rollout).generate(prompts, group_size=samples, seed=seed)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from klent.measure.certainty import extra_measures
 from klent.models.load import load_policy
 from klent.rollout.engine import Engine, Rollout
 from klent.runs.build import build_sampler
-from klent.tasks import Prompt, RewardSpec, Scorer, load_task, parse_rewards
+from klent.tasks import Prompt, Reward, Scorer, load_task
 
 
 def evaluate(
@@ -92,7 +91,7 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
     if recipe.eval is None or rewards is None:
         missing = "eval" if recipe.eval is None else "reward"
         raise ConfigError(f"recipe {recipe.name} has no `{missing}`, so that nothing can be measured; set it")
-    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     with Scorer(rewards, task) as scorer:
         scorer.check()
         loaded = load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
@@ -108,10 +107,9 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, Any]:
         )
 
 
-def eval_rewards(recipe: Recipe) -> tuple[RewardSpec, ...] | None:
+def eval_rewards(recipe: Recipe) -> tuple[Reward, ...] | None:
     """What tells right from wrong in evaluation: ``eval.reward``, else the recipe's own reward."""
-    chosen = (recipe.eval.reward if recipe.eval else None) or recipe.reward
-    return parse_rewards([reward.model_dump() for reward in chosen], Path()) if chosen else None
+    return (recipe.eval.reward if recipe.eval else None) or recipe.reward
 
 
 def pass_at_k(correct: Sequence[Sequence[bool]]) -> dict[int, float]:

@@ -8,7 +8,7 @@ It does not know which algorithm it runs (that is klent.training.objective), nor
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,8 @@ from klent.runs.record import finish_record, start_record
 from klent.runs.samples import sample_rows
 from klent.runs.trackers import Trackers
 from klent.streams.batch import Batch, make_batch
-from klent.tasks import Scorer, Scores, Task, load_task, parse_rewards
+from klent.tasks import Scorer, Scores, Task, load_task
+from klent.tasks.callables import Function
 from klent.training.released import narrow, widen
 from klent.training.update import UpdateResult
 
@@ -58,6 +59,7 @@ def train(
     resume: bool = False,
     measure: bool = True,
     console: TrainConsole | None = None,
+    rewards: Mapping[str, Function] | None = None,
 ) -> Path:
     """Run a recipe, or go on with a run, until its last step; all that comes of it is in the run folder.
 
@@ -68,6 +70,7 @@ def train(
         resume: go on from the newest whole checkpoint of an existing folder.
         measure: False = the problems of ``eval`` are kept out of training, and not measured.
         console: where to say what happens; prints to standard output by default.
+        rewards: by NAME the function of each reward ``python:NAME``, which no file holds.
 
     Returns:
         The run folder.
@@ -78,17 +81,16 @@ def train(
     """
     console = console or TrainConsole()
     task = load_task(
-        recipe.task.model_dump(),
+        recipe.task,
         seed=recipe.seed,
         heldout=recipe.eval.problems if recipe.eval else 0,
         needed=("completion",) if isinstance(recipe.rollout, DatasetRollout) else (),
     )
     check_alpha(recipe, task)
-    rewards = parse_rewards([r.model_dump() for r in recipe.reward], Path()) if recipe.reward else None
     with RunFolder.open(run) if resume else RunFolder.create(run) as folder:
-        scorer = Scorer(rewards, task, folder.rewards_log) if rewards else None
+        scorer = Scorer(recipe.reward, task, folder.rewards_log, rewards) if recipe.reward else None
         own = recipe.eval is not None and recipe.eval.reward is not None
-        judge = Scorer(eval_rewards(recipe) or (), task, folder.rewards_log) if own else scorer
+        judge = Scorer(eval_rewards(recipe) or (), task, folder.rewards_log, rewards) if own else scorer
         try:
             for each in dict.fromkeys((scorer, judge)):
                 if each:
