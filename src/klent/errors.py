@@ -1,4 +1,4 @@
-"""Errors for users: what was wrong, where, and how to fix it. The command line prints them without a traceback."""
+"""Errors for users: what was wrong, where, and how to fix it. The command line shows no traceback."""
 
 
 class KlentError(Exception):

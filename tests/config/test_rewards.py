@@ -68,7 +68,7 @@ def test_only_python_functions_have_a_python_name() -> None:
         ("my.py:", r"should read path/to/file\.py:function"),
         (":fn", r"should read path/to/file\.py:function"),
         ("my.py:a b", r"should read"),
-        ("folder/my:fn", r"no \.py file and no module; write path/to/file\.py:fn"),
+        ("folder/my:fn", r"neither a \.py file nor a module; write path/to/file\.py:fn"),
         (3, r"expected a name, a mapping or a list, not 3 \(int\)"),
         (None, r"not None"),
         ([], r"nothing to score with"),

@@ -168,7 +168,7 @@ def test_problems_do_not_depend_on_this_process_hash_seed(make: Any, hash_seed: 
 
 def test_reasoning_gym_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "reasoning_gym.py").write_text("raise ImportError('not here')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with pytest.raises(DataError, match=r"pip install 'klent\[tasks\]'"):
         load_task({"gym": "chain_sum"}, seed=0, heldout=0)
 
@@ -194,7 +194,7 @@ def test_a_section_and_a_mapping_give_the_same_task(make: Any) -> None:
         ),
         ({"data": "x.jsonl", "config": {}}, r"task\.config: .*only by a gym task; remove it"),
         ({"data": 3}, r"task\.data: should be a valid string; got 3"),
-        ({"data": "x.jsonl", "seed": -1, "only": []}, r"task\.seed: .*; task\.only: "),
+        ({"data": "x.jsonl", "seed": -1, "only": []}, r"task\.only: .*; task\.seed: "),
     ],
 )
 def test_load_task_refuses(config: dict[str, Any], message: str) -> None:

@@ -65,7 +65,7 @@ def refuse(problems: Iterable[Problem], layer: Layer) -> None:
     for problem in problems:
         key = ".".join(str(part) for part in problem.path)
         place = layer.place(problem.path)
-        named = f"{key}: " if key and not place.startswith(f"command line: {key}=") else ""
+        named = f"{key}: " if key and f": {key}=" not in place else ""
         lines.append((_position(place), f"  {place}: {named}{problem.message}"))
     if lines:
         title = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"

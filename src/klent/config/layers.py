@@ -142,15 +142,15 @@ _USER_FUNCTION = re.compile(
 )
 
 
-def parse_overrides(overrides: Iterable[str]) -> Layer:
+def parse_overrides(overrides: Iterable[str], source: str = "command line") -> Layer:
     """``key=value`` arguments as one layer; of two for the same key the later one counts."""
-    layer = Layer({}, source="command line")
+    layer = Layer({}, source=source)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(_split(key)):
-            raise ConfigError(f"command line: `{override}` should be key=value, e.g. optimizer.lr=1e-5")
+            raise ConfigError(f"{source}: `{override}` should be key=value, e.g. optimizer.lr=1e-5")
         path = _split(key)
-        here = Layer({}, source=f"command line: {override}")
+        here = Layer({}, source=f"{source}: {override}")
         value = parse_yaml(text, here, path)
         target = layer.values
         for segment in path[:-1]:
@@ -159,8 +159,8 @@ def parse_overrides(overrides: Iterable[str]) -> Layer:
             target = target[segment]
         target[path[-1]] = value
         for depth in range(1, len(path) + 1):
-            layer.places[path[:depth]] = f"command line: {override}"
-        layer.places.update(dict.fromkeys(here.places, f"command line: {override}"))
+            layer.places[path[:depth]] = f"{source}: {override}"
+        layer.places.update(dict.fromkeys(here.places, f"{source}: {override}"))
     return layer
 
 

@@ -1,4 +1,4 @@
-"""One section of a recipe, read from a plain mapping: for parts that are used from Python without a recipe."""
+"""One section of a recipe, read from a plain mapping: for use from Python without a whole recipe."""
 
 from collections.abc import Mapping
 

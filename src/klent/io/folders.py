@@ -45,7 +45,7 @@ def remove_folder(path: Path) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move ``source`` to ``target``, which is removed first. A kill in between leaves ``source`` for a retry."""
+    """Rename ``source`` to ``target``, removing that first. A kill in between leaves ``source`` to retry."""
     if target.exists():
         remove_folder(target)
     os.rename(source, target)
@@ -55,7 +55,8 @@ def replace_folder(source: Path, target: Path) -> None:
 def sweep(parent: Path, name: str = "*") -> None:
     """Clean up after killed writers of ``name`` in ``parent``; only for the process that may write there.
 
-    Unfinished folders are removed. A folder that made room for one that was never finished gets its name back.
+    Unfinished folders are removed. A folder that made room for one that was never finished gets its name
+    back.
     """
     for leftover in parent.glob(f".{name}.*.tmp"):
         original = parent / leftover.name[1:].removesuffix(ASIDE).rpartition(".")[0]

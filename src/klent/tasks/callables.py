@@ -1,19 +1,24 @@
 """Rewards that are Python functions: their names in a recipe, and how they reach the process that calls them.
 
-A function travels as a cloudpickle, with what it refers to: closures, lambdas, methods of objects and functions
-defined in a notebook all do. It goes through an anonymous file that only this user can read, never through the
-run folder. Nothing else in klent is unpickled, and this is the user's own function in the user's own process.
+A function is sent with cloudpickle, together with what it refers to; this works for closures, lambdas,
+methods of objects and functions defined in a notebook. It goes through an anonymous file that only this user
+can read, never through the run folder.
+
+Security: unpickling runs code. This is the only pickle in klent, it is of the user's own function, and it is
+read in the user's own process and nowhere else.
 """
 
 import functools
 import importlib.machinery
+import io
 import json
 import keyword
 import os
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TypeAlias
 
 from klent.config.rewards import PYTHON, Reward
@@ -49,6 +54,18 @@ def name_functions(value: object, functions: dict[str, Function]) -> object:
     return value
 
 
+def name_rewards(values: Mapping[str, object], functions: dict[str, Function]) -> dict[str, object]:
+    """A recipe's keys, nested or dotted, with the functions in ``reward`` and ``eval.reward`` named."""
+    named = dict(values)
+    for key in ("reward", "eval.reward"):
+        if key in named:
+            named[key] = name_functions(named[key], functions)
+    evaluation = named.get("eval")
+    if isinstance(evaluation, Mapping) and "reward" in evaluation:
+        named["eval"] = {**evaluation, "reward": name_functions(evaluation["reward"], functions)}
+    return named
+
+
 def pack(function: Function, name: str) -> bytes:
     """What :func:`klent.tasks.worker.unpack` needs to have the function in another process.
 
@@ -62,7 +79,7 @@ def pack(function: Function, name: str) -> bytes:
     try:
         if by_value:
             cloudpickle.register_pickle_by_value(module)
-        pickled: bytes = cloudpickle.dumps(function)
+        pickled = _dumps(function)
     except Exception as error:  # anything that an object's own __reduce__ may raise
         raise ConfigError(
             f"reward {PYTHON}:{name}: it runs in a process of its own and cannot be sent there: {error}. "
@@ -81,6 +98,24 @@ def missing(reward: Reward) -> ConfigError:
         f"reward {reward.fn}: it is a Python function, which a recipe or run folder names and does not hold. "
         f"Give it again: klent.train(RECIPE, reward={reward.python_name}), with resume=True to continue a run"
     )
+
+
+def _dumps(function: Function) -> bytes:
+    """``cloudpickle.dumps``, with code that remembers its file, which cloudpickle replaces by a constant."""
+    import cloudpickle
+
+    table = cloudpickle.CloudPickler.dispatch_table
+
+    def reduce_code(code: CodeType) -> tuple[object, tuple[object, ...]]:
+        make, arguments = table[CodeType](code)
+        return make, tuple(code.co_filename if item == "<dynamic-code>" else item for item in arguments)
+
+    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+        dispatch_table = ChainMap({CodeType: reduce_code}, table)
+
+    with io.BytesIO() as file:
+        Pickler(file).dump(function)
+        return file.getvalue()
 
 
 def _add(function: Function, functions: dict[str, Function]) -> str:

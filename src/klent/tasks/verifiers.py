@@ -66,7 +66,7 @@ def last_number(
             right.
 
     Returns:
-        1.0 or 0.0 per completion, 0.0 where it holds no number; None where the answer is missing or holds none.
+        1.0 or 0.0 per completion, 0.0 where it has no number; None where the answer is missing or has none.
 
     Examples:
         >>> last_number(["?"] * 3, ["4 + 5 = 9", "so −3.", "I pay $1,250.00!"], answer=["9", -3, "#### 1250"])

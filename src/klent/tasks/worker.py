@@ -58,7 +58,7 @@ class Reply(TypedDict, total=False):
     error: Failure
 
 
-# TRL passes these to every reward. They are passed where a function asks for them, and do nothing here, except
+# TRL passes these to every reward. They are passed where a function asks for them, and do nothing here, but
 # for log_metric(name, value): what it receives is sent back with the values.
 _TRL_ONLY: dict[str, object] = {
     "completion_ids": None,
@@ -139,7 +139,7 @@ def describe(function: Function) -> Parameters:
 
 
 def call(function: Function, arguments: Mapping[str, object], metrics: dict[str, float]) -> object:
-    """Call with those ``arguments`` that the function takes; a coroutine is awaited. It may fill ``metrics``."""
+    """Call with those ``arguments`` that the function takes, await a coroutine; it may fill ``metrics``."""
     parameters = inspect.signature(function).parameters
     taken = dict(arguments)
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
