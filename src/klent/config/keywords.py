@@ -39,7 +39,7 @@ def recipe_values(values: Mapping[str, object], source: str) -> dict[str, object
 
 def _as_yaml(key: str, value: object, source: str) -> str:
     try:
-        return yaml.dump(
+        text: str = yaml.dump(
             _plain(value),
             Dumper=RecipeDumper,
             default_flow_style=True,
@@ -53,6 +53,7 @@ def _as_yaml(key: str, value: object, source: str) -> str:
             f"{source}: {key}: a recipe cannot hold a {kind}; give numbers, text, lists and mappings "
             "(only a reward may be a Python function)"
         ) from error
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _plain(value: object) -> object:

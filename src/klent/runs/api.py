@@ -1,9 +1,8 @@
-"""The use from Python: train a recipe, open a run, measure a model.
+"""Training and evaluation from Python.
 
-run = klent.train("quickstart", steps=20, reward=my_function)
-run.metrics[-1]["reward/mean"]
-model, tokenizer = run.load()
-klent.evaluate(run).accuracy
+>>> run = klent.train("quickstart", steps=20, reward=my_function)  # doctest: +SKIP
+>>> run.metrics[-1]["reward/mean"]  # doctest: +SKIP
+>>> klent.evaluate(run).accuracy  # doctest: +SKIP
 """
 
 import json
@@ -22,9 +21,9 @@ from klent.runs.results import Evaluation, Row, Run, final_folder
 from klent.tasks import DataTask, Prompt, Scorer, load_task
 from klent.tasks.callables import Function, name_rewards
 
-Rows: TypeAlias = "Sequence[Mapping[str, object]]"  # of a task: {"prompt": ..., ...}
-TaskLike: TypeAlias = "Mapping[str, object] | str | Path | Rows"
-RewardLike: TypeAlias = "Function | str | Mapping[object, object] | Sequence[object]"
+Rows: TypeAlias = Sequence[Mapping[str, object]]  # of a task: {"prompt": ..., ...}
+TaskLike: TypeAlias = Mapping[str, object] | str | Path | Rows
+RewardLike: TypeAlias = Function | str | Mapping[object, object] | Sequence[object]
 
 
 def train(

@@ -13,7 +13,7 @@ from klent.io.files import read_jsonl
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row: TypeAlias = "dict[str, Any]"  # of metrics.jsonl or eval.jsonl
+Row: TypeAlias = dict[str, Any]  # of metrics.jsonl or eval.jsonl
 
 
 class Run:

@@ -24,7 +24,7 @@ from typing import TypeAlias
 from klent.config.rewards import PYTHON, Reward
 from klent.errors import ConfigError
 
-Function: TypeAlias = "Callable[..., object]"
+Function: TypeAlias = Callable[..., object]
 
 
 def name_functions(value: object, functions: dict[str, Function]) -> object:
@@ -111,7 +111,7 @@ def _dumps(function: Function) -> bytes:
         return make, tuple(code.co_filename if item == "<dynamic-code>" else item for item in arguments)
 
     class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-        dispatch_table = ChainMap({CodeType: reduce_code}, table)
+        dispatch_table = ChainMap({CodeType: reduce_code}, table)  # noqa: RUF012
 
     with io.BytesIO() as file:
         Pickler(file).dump(function)

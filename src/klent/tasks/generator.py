@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, TypedDict
 from klent.errors import ConfigError, DataError
 from klent.kit.names import nearest
 
-Parameters: TypeAlias = "dict[str, object]"
+Parameters: TypeAlias = dict[str, object]
 
 
 class Source(TypedDict):

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from klent.errors import ConfigError, DataError
 from klent.kit.names import nearest
 
-Row: TypeAlias = "dict[str, object]"
+Row: TypeAlias = dict[str, object]
 
 LINES = (".jsonl", ".ndjson", ".json")
 _LEFT_OUT = object()

@@ -30,7 +30,7 @@ from typing import TextIO, TypeAlias, TypedDict
 from klent.errors import ConfigError, KlentError
 from klent.kit.names import nearest
 
-Function: TypeAlias = "Callable[..., object]"
+Function: TypeAlias = Callable[..., object]
 
 
 class Parameters(TypedDict):
