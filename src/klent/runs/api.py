@@ -18,7 +18,7 @@ from klent.errors import ConfigError, DataError, RunError
 from klent.io.files import write_atomic
 from klent.runs.folder import PROMPTS, RunFolder
 from klent.runs.results import Evaluation, Row, Run, final_folder
-from klent.tasks import DataTask, Prompt, Scorer, load_task
+from klent.tasks import DataTask, Scorer, Task, load_task
 from klent.tasks.callables import Function, name_rewards
 
 Rows: TypeAlias = Sequence[Mapping[str, object]]  # of a task: {"prompt": ..., ...}
@@ -286,8 +286,9 @@ def _measure(
     if recipe.eval is None or rewards is None:
         raise ConfigError("klent.evaluate: no reward tells right from wrong; pass reward=...")
     if every_row and isinstance(recipe.task, DataSettings):
-        task = DataTask(recipe.task, seed=recipe.seed)
-        prompts: list[Prompt] = [task.train(index) for index in range(min(problems or len(task), len(task)))]
+        data = DataTask(recipe.task, seed=recipe.seed)
+        task: Task = data
+        prompts = [data.train(index) for index in range(min(problems or len(data), len(data)))]
     else:
         task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
         prompts = task.heldout(recipe.eval.problems)

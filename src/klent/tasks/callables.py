@@ -110,7 +110,7 @@ def _dumps(function: Function) -> bytes:
         make, arguments = table[CodeType](code)
         return make, tuple(code.co_filename if item == "<dynamic-code>" else item for item in arguments)
 
-    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+    class Pickler(cloudpickle.CloudPickler):
         dispatch_table = ChainMap({CodeType: reduce_code}, table)  # noqa: RUF012
 
     with io.BytesIO() as file:

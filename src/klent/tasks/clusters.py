@@ -216,7 +216,8 @@ def _meaning(threshold: float) -> Equivalence:
     def vector(text: str) -> torch.Tensor:
         inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=256)
         with torch.no_grad():
-            mean = model(**inputs).last_hidden_state[0].mean(dim=0)
-        return mean / mean.norm()
+            mean: torch.Tensor = model(**inputs).last_hidden_state[0].mean(dim=0)
+        normalised: torch.Tensor = mean / mean.norm()
+        return normalised
 
     return Equivalence(_whole, lambda a, b: float(vector(a) @ vector(b)) >= threshold)

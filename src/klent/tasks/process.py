@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
@@ -50,7 +50,7 @@ class Worker:
         self._log = log
         self._packed = packed
         self._process: subprocess.Popen[bytes] | None = None
-        self._end: weakref.finalize | None = None
+        self._end: Callable[[], object] | None = None
         self._buffer = b""
         self._parameters: Parameters | None = None
         self._retired = False

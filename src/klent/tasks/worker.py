@@ -114,7 +114,7 @@ def load(target: str) -> Function:
         raise
     except BaseException as error:
         raise ConfigError(f"importing {source} failed: {_line(error)}") from error
-    function = getattr(module, name, None)
+    function: object = getattr(module, name, None)
     if function is None:
         names = [
             key
