@@ -41,7 +41,7 @@ def prompts() -> list[Any]:
     from klent.config import load_recipe
     from klent.tasks import load_task
 
-    task = load_task(load_recipe(str(RECIPE)).task.model_dump(), seed=0, heldout=0, needed=())
+    task = load_task(load_recipe(str(RECIPE)).task, seed=0, heldout=0, needed=())
     return [task.train(i) for i in range(PROMPTS)]
 
 

@@ -66,7 +66,7 @@ def run_trl(steps: int, seed: int, model: str) -> Rows:
     from klent.tasks.verifiers import last_number
 
     recipe = load_recipe(str(RECIPE), [f"steps={steps}", f"seed={seed}"])
-    task = load_task(recipe.task.model_dump(), seed=seed, heldout=0, needed=())
+    task = load_task(recipe.task, seed=seed, heldout=0, needed=())
     problems = [task.train(i) for i in range(steps * recipe.prompts_per_step)]
     data = Dataset.from_list(
         [{"prompt": messages(p.prompt), "answer": p.columns["answer"]} for p in problems]

@@ -5,7 +5,7 @@ first model.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -17,18 +17,38 @@ if TYPE_CHECKING:
     from klent.head import token_stats as token_stats
     from klent.objectives import TokenLoss as TokenLoss
     from klent.objectives import reduce_tokens as reduce_tokens
+    from klent.runs.api import Evaluation as Evaluation
+    from klent.runs.api import Run as Run
+    from klent.runs.api import evaluate as evaluate
+    from klent.runs.api import train as train
 
 _HOME = {
     "TokenStats": "klent.head",
     "token_stats": "klent.head",
     "TokenLoss": "klent.objectives",
     "reduce_tokens": "klent.objectives",
+    "Evaluation": "klent.runs.api",
+    "Run": "klent.runs.api",
+    "evaluate": "klent.runs.api",
+    "train": "klent.runs.api",
 }
 _MODULES = ("audit", "mixture", "objectives")
-__all__ = ["TokenLoss", "TokenStats", "audit", "mixture", "objectives", "reduce_tokens", "token_stats"]
+__all__ = [
+    "Evaluation",
+    "Run",
+    "TokenLoss",
+    "TokenStats",
+    "audit",
+    "evaluate",
+    "mixture",
+    "objectives",
+    "reduce_tokens",
+    "token_stats",
+    "train",
+]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _MODULES:
         return importlib.import_module(f"klent.{name}")
     if name in _HOME:

@@ -1,4 +1,4 @@
-"""Errors written for people: what was wrong, where, and what to do. The command line prints them plainly."""
+"""Errors for users: what was wrong, where, and how to fix it. The command line shows no traceback."""
 
 
 class KlentError(Exception):
@@ -6,7 +6,7 @@ class KlentError(Exception):
 
 
 class ConfigError(KlentError, ValueError):
-    """A recipe, an override or an option that cannot be honoured."""
+    """A recipe, an override or an option that is invalid or contradicts another."""
 
 
 class DataError(KlentError, ValueError):
@@ -18,7 +18,7 @@ class ModelError(KlentError, ValueError):
 
 
 class RunError(KlentError, RuntimeError):
-    """A run that cannot start, go on or finish."""
+    """A run that cannot start, continue or finish."""
 
 
 class CheckpointError(RunError):

@@ -8,7 +8,8 @@ from helpers_training import updater
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from klent.models.load import LoadedModel, render_prompt
+from klent.models.chat import render_prompt
+from klent.models.load import LoadedModel
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import takes_shared_prompt

@@ -25,7 +25,7 @@ from klent.streams.prompt import Prompt
 from klent.studies import rank
 from klent.studies.controls import arms, changed, chosen, read_csv, run_controls, summary, write_csv
 from klent.studies.rank import rank_prompts
-from klent.tasks import DataTask, load_task
+from klent.tasks import load_task
 from klent.tasks.clusters import Equivalence, load_equivalence
 
 GOLD = "def gold(prompts, completions, **columns):\n    return [float('1' in str(c)) for c in completions]\n"
@@ -116,7 +116,7 @@ def test_the_released_code_is_off_by_one_and_goes_on_behind_the_end(world):
     loaded = LoadedModel(model.eval(), tokenizer, "model", (TURN_END,))
     engine = TransformersEngine(loaded, SamplingOptions(max_tokens=30, temperature=0.5))
     seed = derive_seed(0, "rollout", 1)
-    prompt = DataTask("prompts.jsonl", only=[7], heldout=4).train(0)
+    prompt = load_task({"data": "prompts.jsonl", "only": [7], "heldout": 4}, seed=0, heldout=0).train(0)
     rollouts = engine.generate([prompt], group_size=8, seed=seed)
     assert {row["completion"] for row in samples} <= {r.text for r in rollouts}  # what was trained on
     longest = max(len(r.tokens) for r in rollouts)
@@ -152,7 +152,7 @@ def test_a_reward_that_knows_no_answer_does_not_judge(world):
 
 
 def test_only_these_prompts(world):
-    task = DataTask("prompts.jsonl", only=[3, 5], heldout=15)
+    task = load_task({"data": "prompts.jsonl", "only": [3, 5], "heldout": 15}, seed=0, heldout=0)
     assert [task.train(p).columns["number"] for p in range(2)] in ([2, 4], [4, 2])
     assert len(task) == 2
     assert not {2, 4} & {p.columns["number"] for p in task.heldout(15)}
@@ -296,7 +296,7 @@ def test_ranked_prompts_are_a_task_and_scores_are_kept(world, monkeypatch):
         share = row["selection"]["accuracy"]
         assert row["selection"]["pass_variance"] == pytest.approx(share * (1 - share))
         assert 0 <= row["selection"]["cluster_variance"] <= 0.75
-    task = DataTask("ranked.jsonl", only=[1], heldout=2)
+    task = load_task({"data": "ranked.jsonl", "only": [1], "heldout": 2}, seed=0, heldout=0)
     assert task.train(0).prompt == rows[0]["prompt"]
     assert task.train(0).columns["number"] == rows[0]["number"]
 
@@ -382,7 +382,7 @@ def test_controls_measure_every_arm(world):
 
 def test_the_stage_with_right_answers_may_be_a_recipe_of_its_own(world):
     rl = recipe("rloo", name="other", steps=2, reward="gold.py:gold", model="elsewhere")
-    task = load_task(recipe("em").task.model_dump(), seed=0, heldout=4)
+    task = load_task(recipe("em").task, seed=0, heldout=4)
     found = arms(recipe("em"), task, rl)
     assert (found["RL"].recipe.steps, found["RL"].recipe.method) == (2, "rloo")
     assert (found["RL"].recipe.model, found["RL"].recipe.eval) == ("model", recipe("em").eval)
@@ -392,7 +392,7 @@ def test_the_stage_with_right_answers_may_be_a_recipe_of_its_own(world):
 
 
 def test_some_arms_are_trained_with_those_they_begin_with(world):
-    task = load_task(recipe("em").task.model_dump(), seed=0, heldout=4)
+    task = load_task(recipe("em").task, seed=0, heldout=4)
     found = arms(recipe("em"), task)
     assert list(chosen(found, ["RL, then this", "random rewards"])) == [
         "random rewards",
@@ -409,12 +409,12 @@ def test_no_arm_trains_on_what_is_measured(world):
     for row in range(1, 21):  # also where the only row is one that would have been held out
         task = {"data": "prompts.jsonl", "heldout": 4, "only": [row]}
         settings = recipe("em", task=task, prompts_per_step=1)
-        judge = load_task(settings.task.model_dump(), seed=settings.seed, heldout=settings.eval.problems)
+        judge = load_task(settings.task, seed=settings.seed, heldout=settings.eval.problems)
         judged = {prompt.id for prompt in judge.heldout(4)}
         assert len(judged) in (3, 4)
         for name, arm in arms(settings, judge).items():
             own = changed(arm.recipe, {"seed": 5})
-            there = load_task(own.task.model_dump(), seed=own.seed, heldout=own.eval.problems)
+            there = load_task(own.task, seed=own.seed, heldout=own.eval.problems)
             seen = {there.train(place).id for place in range(len(there))}
             assert not seen & judged, (name, row)
             assert len(seen) == (1 if own.task.only else 16), name

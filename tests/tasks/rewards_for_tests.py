@@ -81,9 +81,9 @@ def _obey(text: str) -> Any:
     if text == "recurse":
         return _obey(text)
     if text == "print":
-        print('{"ok": [9.0]}')
+        print('{"value": [9.0]}')
         print("to the error stream", file=sys.stderr)
-        os.write(1, b'{"ok": [9.0]}\n')
+        os.write(1, b'{"value": [9.0]}\n')
     if text == "vandal":
         for number in range(3, 30):
             with suppress(OSError):
@@ -144,6 +144,7 @@ def environment(completions, **kwargs):
     assert os.environ["OMP_NUM_THREADS"] == "1"
     assert "torch" not in sys.modules
     assert "transformers" not in sys.modules
+    assert "pydantic" not in sys.modules
     return [float(os.getpid())] * len(completions)
 
 

@@ -1,7 +1,7 @@
 """Rewards without an answer: agreement within a group, and chance."""
 
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -70,47 +70,58 @@ class Task:
         return []
 
 
-def scorer(value: Any, path: Any) -> Scorer:
-    return Scorer(parse_rewards(value, path), Task())
+def scorer(value: object) -> Scorer:
+    return Scorer(parse_rewards(value), Task())
 
 
-def test_in_a_worker_with_settings_metrics_and_the_true_reward_beside(tmp_path):
-    with scorer({"empo": {"same": "number"}, "last_number": 0}, tmp_path) as rewards:
+@pytest.fixture(scope="module")
+def voting() -> Iterator[Scorer]:
+    """One process for all: it takes seconds to import torch."""
+    with scorer({"empo": {"same": "number"}, "last_number": 0}) as rewards:
         rewards.check()
-        scores = rewards.score([Task().train(0)] * 4, ["8", "8.", "it is 8", "9"])
+        yield rewards
+
+
+def test_in_a_worker_with_settings_metrics_and_the_true_reward_beside(voting):
+    scores = voting.score([Task().train(0)] * 4, ["8", "8.", "it is 8", "9"])
     assert scores.reward == [0.75, 0.75, 0.75, 0.25]
     assert scores.parts["last_number"] == [0.0, 0.0, 0.0, 1.0]
     assert scores.problems == {}
     assert scores.metrics["semantic/majority"] == 0.75
 
 
-def test_what_the_budget_cut_has_no_answer(tmp_path):
-    said, ends = ["8", "8", "To solve 4 + 5", "To add 4 + 5"], ["stop", "length", "length", "length"]
+def test_what_the_budget_cut_has_no_answer(voting):
+    texts, ends = ["8", "8", "To solve 4 + 5", "To add 4 + 5"], ["stop", "length", "length", "length"]
     prompts = [Task().train(0)] * 4
-    with scorer({"empo": {"same": "number"}}, tmp_path) as rewards:
-        cut = rewards.score(prompts, said, ends)
-        assert rewards.score(prompts, said).reward == [0.5, 0.5, 0.5, 0.5]  # nothing is known to be cut
+    cut = voting.score(prompts, texts, ends)
+    assert voting.score(prompts, texts).reward == [0.5, 0.5, 0.5, 0.5]  # nothing is known to be cut
     assert cut.reward == [0.25, 0.0, 0.0, 0.0]
     assert cut.metrics["semantic/empty"] == 0.75
-    with scorer({"empo": {"same": "number", "truncated": True}}, tmp_path) as rewards:
-        assert rewards.score(prompts, said, ends).reward == [0.5, 0.5, 0.5, 0.5]
+    asked = [prompt.prompt for prompt in prompts]
+    assert empo(asked, texts, same="number", truncated=True, finish=ends) == [0.5, 0.5, 0.5, 0.5]
+    assert empo(asked, texts, same="number", finish=ends) == [0.25, 0.0, 0.0, 0.0]
 
 
 def test_a_users_reward_may_ask_how_completions_ended(tmp_path):
     (tmp_path / "ends.py").write_text(
         "def f(completions, finish):\n    return [e == 'stop' for e in finish]\n"
     )
-    with scorer("ends.py:f", tmp_path) as rewards:
+    with scorer(f"{tmp_path}/ends.py:f") as rewards:
         rewards.check()
         scores = rewards.score([Task().train(0)] * 2, ["a", "b"], ["stop", "length"])
     assert scores.reward == [1.0, 0.0]
 
 
 def test_a_setting_that_is_not_there_or_out_of_range(tmp_path):
-    refused = pytest.raises(ConfigError, match=r"reward empo: no argument 'sane' \(did you mean 'same'\?\)")
-    with scorer({"empo": {"sane": "text"}}, tmp_path) as rewards, refused:
+    (tmp_path / "mine.py").write_text(
+        "def f(completions, *, same='text'):\n    return [1.0] * len(completions)\n"
+    )
+    refused = pytest.raises(
+        ConfigError, match=r"mine\.py:f: no argument 'sane'; did you mean `same`\?; it takes same"
+    )
+    with scorer({f"{tmp_path}/mine.py:f": {"sane": "text"}}) as rewards, refused:
         rewards.check()
-    with scorer({"empo": {"low": -1.0}}, tmp_path) as rewards, pytest.raises(DataError, match="low"):
+    with scorer({"empo": {"low": -1.0}}) as rewards, pytest.raises(DataError, match=r"reward empo: .*low"):
         rewards.check()
 
 
@@ -120,7 +131,7 @@ def test_a_users_reward_logs_and_takes_settings(tmp_path):
         "    log_metric('longest', max(map(len, completions)))\n"
         "    return [scale * len(c) for c in completions]\n"
     )
-    with scorer({"mine.py:f": {"scale": 2.0}}, tmp_path) as rewards:
+    with scorer({f"{tmp_path}/mine.py:f": {"scale": 2.0}}) as rewards:
         rewards.check()
         scores = rewards.score([Task().train(0)] * 2, ["a", "bcd"])
     assert scores.reward == [2.0, 6.0]

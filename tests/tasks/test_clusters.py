@@ -110,7 +110,7 @@ def test_a_function_of_the_user(tmp_path: Path):
 
 
 def test_what_is_refused(monkeypatch, tmp_path: Path):
-    with pytest.raises(ConfigError, match="'numbr' is none of text, number, math, meaning"):
+    with pytest.raises(ConfigError, match="'numbr' is neither one of text, number, math, meaning nor path"):
         load_equivalence("numbr")
     with pytest.raises(ValueError, match="threshold is a cosine"):
         load_equivalence("meaning", threshold=1.5)

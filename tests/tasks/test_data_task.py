@@ -19,6 +19,22 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+def open_data(
+    data: str | Path,
+    *,
+    base: Path = Path("."),
+    seed: int = 0,
+    asked: int = 0,
+    needed: tuple[str, ...] = (),
+    **keys: Any,
+) -> DataTask:
+    """The task of a section with these keys."""
+    section = {"data": str(data), **keys}
+    task = load_task(section, seed=seed, heldout=asked, needed=needed, base=base)
+    assert isinstance(task, DataTask)
+    return task
+
+
 def numbered(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"question {i}", "answer": str(i)} for i in range(count)]
 
@@ -27,7 +43,7 @@ def test_a_row_becomes_a_prompt(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi", "name": "dropped"}]
     rows = [{"prompt": "2+2=", "answer": "4", "tags": ["a", 1, None]}, "", {"prompt": messages}]
     write(tmp_path / "p.jsonl", rows)
-    task = DataTask("p.jsonl", base=tmp_path)
+    task = open_data("p.jsonl", base=tmp_path)
     text, chat = sorted([task.train(0), task.train(1)], key=lambda prompt: prompt.id)
     assert (text.id, text.prompt, text.columns) == (
         "p.jsonl:1",
@@ -40,14 +56,14 @@ def test_a_row_becomes_a_prompt(tmp_path: Path) -> None:
 
 def test_every_row_once_an_epoch_in_an_order_of_its_own(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", numbered(30))
-    task = DataTask("p.jsonl", base=tmp_path)
+    task = open_data("p.jsonl", base=tmp_path)
     epochs = [[task.train(e * 30 + i).id for i in range(30)] for e in range(3)]
     assert all(len(set(epoch)) == 30 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    again = DataTask("p.jsonl", base=tmp_path)
+    again = open_data("p.jsonl", base=tmp_path)
     order = [61, 0, 35, 89, 2]  # no state: another order of asking, the same answers
     assert [again.train(p).id for p in order] == [epochs[p // 30][p % 30] for p in order]
-    assert [DataTask("p.jsonl", base=tmp_path, seed=1).train(i).id for i in range(30)] != epochs[0]
+    assert [open_data("p.jsonl", base=tmp_path, seed=1).train(i).id for i in range(30)] != epochs[0]
 
 
 @given(
@@ -63,7 +79,7 @@ def test_the_split_never_straddles_a_prompt(
         return
     folder = tmp_path_factory.mktemp("split")
     write(folder / "p.jsonl", [{"prompt": p, "row": i} for i, p in enumerate(prompts)])
-    task = DataTask("p.jsonl", base=folder, seed=seed, heldout=heldout)
+    task = open_data("p.jsonl", base=folder, seed=seed, heldout=heldout)
     kept_out = [prompt.prompt for prompt in task.heldout(100)]
     trained = [task.train(position) for position in range(len(task))]
     assert len(set(map(str, kept_out))) == len(kept_out) >= 1
@@ -74,7 +90,7 @@ def test_the_split_never_straddles_a_prompt(
 
 @pytest.mark.parametrize(
     ("heldout", "asked", "count"),
-    [(0.1, 0, 5), (0.5, 0, 25), (7, 0, 7), (7.0, 0, 7), (0, 9, 0), (None, 3, 3), (None, 64, 5), (None, 0, 0)],
+    [(0.1, 0, 5), (0.5, 0, 25), (7, 0, 7), (7, 9, 7), (None, 3, 3), (None, 64, 5), (None, 0, 0)],
 )
 def test_how_many_are_held_out(tmp_path: Path, heldout: float | None, asked: int, count: int) -> None:
     write(tmp_path / "p.jsonl", numbered(50))
@@ -86,39 +102,43 @@ def test_how_many_are_held_out(tmp_path: Path, heldout: float | None, asked: int
 def test_the_split_follows_the_seed(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", numbered(50))
     sides = [
-        {p.id for p in DataTask("p.jsonl", base=tmp_path, seed=s, heldout=10).heldout(10)} for s in (0, 0, 1)
+        {p.id for p in open_data("p.jsonl", base=tmp_path, seed=s, heldout=10).heldout(10)} for s in (0, 0, 1)
     ]
     assert sides[0] == sides[1] != sides[2]
 
 
 @pytest.mark.parametrize(
     ("heldout", "error"),
-    [(-1, ConfigError), (1.5, ConfigError), ("many", ConfigError), (True, ConfigError), (50, DataError)],
+    [
+        *((value, ConfigError) for value in (-1, 0, 1.5, 7.0, "many", True)),
+        (50, DataError),
+        (0.999, DataError),
+    ],
 )
 def test_a_share_that_cannot_be(tmp_path: Path, heldout: Any, error: type[Exception]) -> None:
     write(tmp_path / "p.jsonl", numbered(50))
     with pytest.raises(error, match=r"task\.heldout"):
-        DataTask("p.jsonl", base=tmp_path, heldout=heldout)
+        open_data("p.jsonl", base=tmp_path, heldout=heldout)
 
 
 def test_heldout_from_its_own_file(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", numbered(10))
     write(tmp_path / "test.jsonl", [*numbered(3), {"prompt": "new"}, {"prompt": "new"}])
-    task = DataTask("p.jsonl", base=tmp_path, heldout_data="test.jsonl")
+    task = open_data("p.jsonl", base=tmp_path, heldout_data="test.jsonl")
     assert [p.id for p in task.heldout(9)] == [f"test.jsonl:{i}" for i in (1, 2, 3, 4)]
     assert {task.train(i).prompt for i in range(7)} == {f"question {i}" for i in range(3, 10)}
     assert len(task) == 7
     with pytest.raises(ConfigError, match="not both"):
-        DataTask("p.jsonl", base=tmp_path, heldout_data="test.jsonl", heldout=0.1)
+        open_data("p.jsonl", base=tmp_path, heldout_data="test.jsonl", heldout=0.1)
     with pytest.raises(DataError, match="all 10 rows have a prompt that is held out"):
-        DataTask("p.jsonl", base=tmp_path, heldout_data="p.jsonl")
+        open_data("p.jsonl", base=tmp_path, heldout_data="p.jsonl")
 
 
 def test_a_system_message(tmp_path: Path) -> None:
     own = [{"role": "system", "content": "own"}, {"role": "user", "content": "c"}]
     rows = [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}, {"prompt": own}]
     write(tmp_path / "p.jsonl", rows)
-    task = DataTask("p.jsonl", base=tmp_path, system="Be brief.")
+    task = open_data("p.jsonl", base=tmp_path, system="Be brief.")
     prompts: dict[str, Any] = {task.train(i).id: task.train(i).prompt for i in range(3)}
     brief = {"role": "system", "content": "Be brief."}
     assert prompts["p.jsonl:1"] == [brief, {"role": "user", "content": "a"}]
@@ -128,7 +148,7 @@ def test_a_system_message(tmp_path: Path) -> None:
 
 def test_another_prompt_column(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", [{"question": "2+2=", "prompt": "unused"}])
-    prompt = DataTask("p.jsonl", base=tmp_path, prompt_column="question").train(0)
+    prompt = open_data("p.jsonl", base=tmp_path, prompt_column="question").train(0)
     assert (prompt.prompt, prompt.columns) == ("2+2=", {"prompt": "unused"})
 
 
@@ -143,7 +163,7 @@ GOOD = {"prompt": "a", "completion": "b"}
         ([GOOD, '["a"]'], r"p\.jsonl:2: expected an object with a prompt, not list"),
         (
             [GOOD, {"Prompt": "a"}],
-            r"p\.jsonl:2: no 'prompt' \(did you mean 'Prompt'\?\); .*task\.prompt_column",
+            r"p\.jsonl:2: no 'prompt'; did you mean `Prompt`\?; .*task\.prompt_column",
         ),
         ([GOOD, {"prompt": None}], r"p\.jsonl:2: no 'prompt'"),
         ([GOOD, {}], r"columns are: none"),
@@ -164,7 +184,7 @@ GOOD = {"prompt": "a", "completion": "b"}
 def test_what_is_wrong_with_a_file(tmp_path: Path, rows: list[Any], message: str) -> None:
     write(tmp_path / "p.jsonl", rows)
     with pytest.raises(DataError, match=message):
-        DataTask("p.jsonl", base=tmp_path)
+        open_data("p.jsonl", base=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +192,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, rows: list[Any], message: str
     [
         (
             {"prompt": "a", "completions": "b"},
-            r"p\.jsonl:2: no 'completion' \(did you mean 'completions'\?\)",
+            r"p\.jsonl:2: no 'completion'; did you mean `completions`\?",
         ),
         ({"prompt": "a", "completion": 3}, r"p\.jsonl:2: 'completion' must be text or a list of messages"),
     ],
@@ -186,27 +206,27 @@ def test_needed_columns(tmp_path: Path, row: dict[str, Any], message: str) -> No
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
     with pytest.raises(DataError, match=r"p\.jsonl:2: not UTF-8 text \(byte 13 of the line\)"):
-        DataTask("p.jsonl", base=tmp_path)
+        open_data("p.jsonl", base=tmp_path)
 
 
 def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes(
         b'\xef\xbb\xbf{"prompt": "\xc3\xa9"}\r\n\r\n{"prompt": "b\xe2\x80\xa8c"}'
     )
-    task = DataTask("p.jsonl", base=tmp_path)
+    task = open_data("p.jsonl", base=tmp_path)
     assert {p.id: p.prompt for p in map(task.train, range(2))} == {"p.jsonl:1": "é", "p.jsonl:3": "b\u2028c"}
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet"])
 def test_a_missing_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"no file {name} .*{tmp_path}"):
-        DataTask(name, base=tmp_path)
+        open_data(name, base=tmp_path)
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt\na\n")
     with pytest.raises(ConfigError, match=r"p\.csv is neither \.jsonl nor \.parquet"):
-        DataTask("p.csv", base=tmp_path)
+        open_data("p.csv", base=tmp_path)
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -223,7 +243,7 @@ def test_parquet(tmp_path: Path) -> None:
         for i in range(4)
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
-    task = DataTask("p.parquet", base=tmp_path)
+    task = open_data("p.parquet", base=tmp_path)
     prompts = {prompt.id: prompt for prompt in map(task.train, range(4))}
     assert prompts["p.parquet:2"].prompt == [{"role": "user", "content": "question 1"}]
     assert prompts["p.parquet:2"].columns == {"answer": 1, "day": "2024-01-02"}
@@ -234,7 +254,7 @@ def test_parquet_that_is_not(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"p\.parquet: not a readable parquet file"):
-        DataTask("p.parquet", base=tmp_path)
+        open_data("p.parquet", base=tmp_path)
 
 
 def test_a_saved_dataset_with_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,11 +262,11 @@ def test_a_saved_dataset_with_splits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     parts = {name: datasets.Dataset.from_list(numbered(n)) for name, n in (("train", 6), ("test", 2))}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    task = DataTask("saved", base=tmp_path, heldout_split="test")
+    task = open_data("saved", base=tmp_path, heldout_split="test")
     assert {p.id for p in task.heldout(5)} == {"saved/test:1", "saved/test:2"}
     assert {task.train(i).id for i in range(4)} == {f"saved/train:{i}" for i in range(3, 7)}
-    with pytest.raises(ConfigError, match=r"no 'tests' \(did you mean 'test'\?\); it has train, test"):
-        DataTask("saved", base=tmp_path, split="tests")
+    with pytest.raises(ConfigError, match=r"no 'tests'; did you mean `test`\?; it has train, test"):
+        open_data("saved", base=tmp_path, split="tests")
 
 
 def test_a_folder_of_files_as_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +274,7 @@ def test_a_folder_of_files_as_a_dataset(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "train.jsonl", numbered(3))
-    task = DataTask("folder", base=tmp_path)
+    task = open_data("folder", base=tmp_path)
     assert {task.train(i).prompt for i in range(3)} == {f"question {i}" for i in range(3)}
 
 
@@ -266,4 +286,4 @@ def test_a_dataset_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(ConfigError, match=r"cannot load 'someone/something' \(split 'train'\): no network"):
-        DataTask("someone/something", base=tmp_path)
+        open_data("someone/something", base=tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from klent.config import GymSettings
 from klent.errors import ConfigError, DataError
 from klent.tasks import GymTask, load_task
 from klent.tasks.generator import items
@@ -28,9 +29,20 @@ def generator() -> Iterator[Worker]:
 
 @pytest.fixture
 def make(generator: Worker, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """GymTask with one generator process for all, since each takes a second to start."""
+    """Makes a GymTask, with one generator process for all, since each takes a second to start."""
     monkeypatch.setattr("klent.tasks.gym.Worker", lambda target: generator)
-    return GymTask
+
+    def make_task(
+        name: str,
+        config: dict[str, Any] | None = None,
+        seed: int = 0,
+        system: str | None = None,
+        heldout: int = 0,
+    ) -> GymTask:
+        section = GymSettings(gym=name, config=config or {}, system=system)
+        return GymTask(section, seed=seed, heldout=heldout)
+
+    return make_task
 
 
 def questions(prompts: list[Any]) -> list[str]:
@@ -55,7 +67,7 @@ def test_without_a_system_message_there_is_none(make: Any) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_heldout_and_train_never_share_a_question(make: Any, count: int, seed: int) -> None:
     # two one-digit terms and two operators: 200 questions; at 150, train steps aside for most of its draws
-    task = make("chain_sum", ONE_DIGIT, seed, heldout_count=count)
+    task = make("chain_sum", ONE_DIGIT, seed, heldout=count)
     kept_out = questions(task.heldout(count))
     assert len(set(kept_out)) == count
     drawn = questions([task.train(position) for position in range(120)])
@@ -64,8 +76,8 @@ def test_heldout_and_train_never_share_a_question(make: Any, count: int, seed: i
 
 
 def test_positions_may_be_asked_in_any_order(make: Any) -> None:
-    first = make("chain_sum", ONE_DIGIT, 7, heldout_count=50)
-    second = make("chain_sum", ONE_DIGIT, 7, heldout_count=50)
+    first = make("chain_sum", ONE_DIGIT, 7, heldout=50)
+    second = make("chain_sum", ONE_DIGIT, 7, heldout=50)
     order = [1203, 0, 499, 500, 3]
     backwards = {position: second.train(position) for position in reversed(order)}
     assert second.heldout(50) == first.heldout(50)
@@ -73,9 +85,9 @@ def test_positions_may_be_asked_in_any_order(make: Any) -> None:
 
 
 def test_fewer_heldout_problems_are_a_prefix(make: Any) -> None:
-    task = make("chain_sum", ONE_DIGIT, heldout_count=20)
+    task = make("chain_sum", ONE_DIGIT, heldout=20)
     assert task.heldout(5) == task.heldout(20)[:5]
-    assert task.heldout(20)[:5] == make("chain_sum", ONE_DIGIT, heldout_count=5).heldout(5)
+    assert task.heldout(20)[:5] == make("chain_sum", ONE_DIGIT, heldout=5).heldout(5)
     with pytest.raises(DataError, match="20 problems are held out, not 21"):
         task.heldout(21)
 
@@ -89,27 +101,27 @@ def test_too_few_questions_to_hold_out(make: Any) -> None:
     with pytest.raises(
         DataError, match=r"about (19\d|200) distinct questions, and 250 .* lower eval.problems"
     ):
-        make("chain_sum", ONE_DIGIT, heldout_count=250)
+        make("chain_sum", ONE_DIGIT, heldout=250)
 
 
 def test_nothing_left_to_train_on(make: Any) -> None:
     bits = {"min_terms": 1, "max_terms": 1, "min_digits": 1, "max_digits": 1}  # the ten questions 0 to 9
-    with pytest.raises(DataError, match="hardly a question besides the 10 held out"):
-        make("chain_sum", bits, heldout_count=10)
+    with pytest.raises(DataError, match="hardly any question besides the 10 held out"):
+        make("chain_sum", bits, heldout=10)
 
 
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("chainsum", {}, r"no generator 'chainsum' \(did you mean 'chain_sum'"),
-        ("chain_sum", {"min_term": 2}, r"no parameter 'min_term' \(did you mean 'min_terms'.*max_digits=4"),
+        ("chainsum", {}, r"no generator 'chainsum'; did you mean `chain_sum`"),
+        ("chain_sum", {"min_term": 2}, r"no parameter 'min_term'; did you mean `min_terms`\?.*max_digits=4"),
         (
             "chain_sum",
             {"min_terms": 5, "max_terms": 2},
             r"max_terms must be >= min_terms; parameters of .*min_terms=2",
         ),
         ("chain_sum", {"min_terms": "two"}, r"refuses: .*str.*; parameters of chain_sum"),
-        ("chain_sum", {"seed": 3}, r"leave out 'seed'"),
+        ("chain_sum", {"seed": 3}, r"remove 'seed'"),
         ("composite", {"datasets": [{"name": "chain_summ"}]}, r"composite refuses: .*chain_summ"),
     ],
 )
@@ -126,7 +138,7 @@ def test_a_generator_that_always_fails(make: Any) -> None:
 
 def test_a_mixture_of_generators(make: Any) -> None:
     members = [{"name": "chain_sum", "weight": 1}, {"name": "gcd", "weight": 1}]
-    task = make("composite", {"datasets": members}, heldout_count=4)
+    task = make("composite", {"datasets": members}, heldout=4)
     text = " ".join(questions([task.train(i) for i in range(20)]))
     assert "arithmetic problem" in text
     assert "Greatest Common Divisor" in text
@@ -145,7 +157,10 @@ def test_problems_do_not_depend_on_global_random_state() -> None:
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_problems_do_not_depend_on_this_process_hash_seed(make: Any, hash_seed: str) -> None:
     # ransom_note's questions follow the order of a set
-    code = "from klent.tasks import GymTask; print(GymTask('ransom_note').train(0).columns['question'])"
+    code = (
+        "from klent.tasks import load_task; "
+        "print(load_task({'gym': 'ransom_note'}, seed=0, heldout=0).train(0).columns['question'])"
+    )
     env = {**os.environ, "PYTHONHASHSEED": hash_seed}
     seen = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == make("ransom_note").train(0).columns["question"].strip()
@@ -153,25 +168,33 @@ def test_problems_do_not_depend_on_this_process_hash_seed(make: Any, hash_seed: 
 
 def test_reasoning_gym_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "reasoning_gym.py").write_text("raise ImportError('not here')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with pytest.raises(DataError, match=r"pip install 'klent\[tasks\]'"):
-        GymTask("chain_sum")
+        load_task({"gym": "chain_sum"}, seed=0, heldout=0)
 
 
-def test_load_task_by_recipe(make: Any) -> None:
+def test_a_section_and_a_mapping_give_the_same_task(make: Any) -> None:
     config = {"gym": "chain_sum", "config": ONE_DIGIT, "system": None}
     task = load_task(config, seed=3, heldout=10)
     assert task.name == "chain_sum"
-    assert task.heldout(10) == make("chain_sum", ONE_DIGIT, 3, heldout_count=10).heldout(10)
+    assert task.heldout(10) == make("chain_sum", ONE_DIGIT, 3, heldout=10).heldout(10)
+    section = GymSettings(gym="chain_sum", config=ONE_DIGIT, seed=3)
+    assert load_task(section, seed=9, heldout=10).heldout(10) == task.heldout(10)  # its own seed counts
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "give `gym` .* here: nothing"),
-        ({"gym": "chain_sum", "data": "x.jsonl"}, "not both; here: both"),
-        ({"gym": "chain_sum", "confg": {}}, r"unknown key 'confg' \(did you mean 'config'"),
-        ({"data": "x.jsonl", "config": {}}, "unknown key 'config'"),
+        ({}, "task: name one source of problems"),
+        ({"gym": "chain_sum", "data": "x.jsonl"}, "task: name one source of problems"),
+        ({"gym": "chain_sum", "confg": {}}, r"task\.confg: unknown key; did you mean `config`\?"),
+        (
+            {"gym": "chain_sum", "prompt_column": "x"},
+            r"task\.prompt_column: .*only by a data task; remove it",
+        ),
+        ({"data": "x.jsonl", "config": {}}, r"task\.config: .*only by a gym task; remove it"),
+        ({"data": 3}, r"task\.data: should be a valid string; got 3"),
+        ({"data": "x.jsonl", "seed": -1, "only": []}, r"task\.only: .*; task\.seed: "),
     ],
 )
 def test_load_task_refuses(config: dict[str, Any], message: str) -> None:

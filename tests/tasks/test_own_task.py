@@ -32,9 +32,9 @@ def test_there_are_commands() -> None:
 
 def test_the_example_scores_as_its_docstrings_say() -> None:
     recipe = load_recipe("examples/own_task/recipe.yaml")
-    rewards = parse_rewards([reward.model_dump() for reward in recipe.reward or ()], Path())
+    assert recipe.reward is not None
     assert recipe.eval is not None
-    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     kept_out = task.heldout(recipe.eval.problems)
     trained = [task.train(position) for position in range(20)]
     assert len(kept_out) == 4
@@ -43,7 +43,7 @@ def test_the_example_scores_as_its_docstrings_say() -> None:
     right = prompt.columns["answer"]
     wrong = next(n for n in re.findall(r"\d+", prompt.prompt[0]["content"]) if n != right)  # type: ignore[index]
     completions = [right, f"It is {right}", wrong, "both"]
-    with Scorer(rewards, task) as scorer:
+    with Scorer(recipe.reward, task) as scorer:
         scorer.check()
         scores = scorer.score([prompt] * 4, completions)
     assert scores.problems == {}
@@ -65,8 +65,8 @@ def test_the_forms_of_reward_in_the_page() -> None:
         [{"fn": "reward.py:correct"}, {"fn": "reward.py:brief", "weight": 0.2, "timeout": 2}],
         {"exact": 1, "reward.py:brief": 0.2},
     ]
-    assert [spec.weight for spec in parse_rewards(listed, ROOT)] == [1.0, 0.2]
-    assert [spec.weight for spec in parse_rewards(mapped, ROOT)] == [1.0, 0.2]
+    assert [reward.weight for reward in parse_rewards(listed)] == [1.0, 0.2]
+    assert [reward.weight for reward in parse_rewards(mapped)] == [1.0, 0.2]
     assert '{"exact": 1, "reward.py:brief": 0.2}' in PAGE
 
 

@@ -14,14 +14,14 @@ import psutil
 import pytest
 
 from klent.errors import ConfigError, DataError
-from klent.tasks import DataTask, Prompt, RewardSpec, Scorer, parse_rewards
+from klent.tasks import Prompt, Reward, Scorer, Task, load_task, parse_rewards
 from klent.tasks.process import CallFailed, Worker
 
 FILE = Path(__file__).with_name("rewards_for_tests.py")
 
 
-def spec(function: str, weight: float = 1.0, timeout: float = 10.0) -> RewardSpec:
-    return RewardSpec(f"{FILE}:{function}", weight, timeout)
+def spec(function: str, weight: float = 1.0, timeout: float = 10.0) -> Reward:
+    return Reward(fn=f"{FILE}:{function}", weight=weight, timeout=timeout)
 
 
 def prompts(count: int, **columns: Any) -> list[Prompt]:
@@ -29,7 +29,7 @@ def prompts(count: int, **columns: Any) -> list[Prompt]:
 
 
 def score(rewards: Any, completions: list[str], given: list[Prompt] | None = None) -> Any:
-    rewards = [rewards] if isinstance(rewards, RewardSpec) else rewards
+    rewards = [rewards] if isinstance(rewards, Reward) else rewards
     with Scorer(rewards) as scorer:
         return scorer.score(given or prompts(len(completions)), completions)
 
@@ -92,9 +92,7 @@ def test_rewards_that_behave(function: str, expected: list[float]) -> None:
 
 
 def test_builtins_and_modules() -> None:
-    rewards = parse_rewards(
-        {"exact": 1.0, "last_number": 1.0, "klent.tasks.verifiers:math_verify": 1.0}, Path(".")
-    )
+    rewards = parse_rewards({"exact": 1.0, "last_number": 1.0, "klent.tasks.verifiers:math_verify": 1.0})
     scores = score(rewards, ["4", "= 4", "5"], prompts(3, answer="4"))
     assert scores.parts == {"exact": [1, 0, 0], "last_number": [1, 1, 0], "math_verify": [1, 1, 0]}
     assert scores.reward == [3.0, 2.0, 0.0]
@@ -144,7 +142,7 @@ def test_one_process_a_reward_kept_and_light() -> None:
         ("os._exit", "misbehave its process exited with code 3"),
         ("kill", "misbehave its process was killed by SIGKILL"),
         ("segfault", "misbehave its process was killed by SIGSEGV"),
-        ("vandal", "misbehave its process wrote something else than a reply"),
+        ("vandal", "misbehave its process wrote something other than a reply"),
         ("interrupt", "misbehave raised KeyboardInterrupt (rewards_for_tests.py, line"),
         ("recurse", "misbehave raised RecursionError: maximum recursion depth exceeded"),
     ],
@@ -217,7 +215,7 @@ def test_values_that_are_no_scores(value: str, problem: str) -> None:
     ("function", "problem"),
     [
         ("wrong_length", "wrong_length returned 2 values for 1 completions"),
-        ("not_a_list", "not_a_list returned a float where a list is due"),
+        ("not_a_list", "not_a_list returned a float instead of a list"),
         (
             "a_generator",
             "a_generator raised TypeError: returned generator, which is neither a list nor a number",
@@ -247,7 +245,7 @@ def test_the_pipe_is_out_of_a_reward_reach(habit: str, tmp_path: Path) -> None:
             assert scores.reward == [2.0, float(len(habit))]
             assert scores.problems == {}
     if habit == "print":
-        assert log.read_text().count('{"ok": [9.0]}') == 4
+        assert log.read_text().count('{"value": [9.0]}') == 4
         assert "to the error stream" in log.read_text()
 
 
@@ -272,8 +270,8 @@ def test_rewards_run_side_by_side(tmp_path: Path) -> None:
     ("target", "message"),
     [
         ("/no/such/file.py:fn", r"there is no file /no/such/file\.py"),
-        (f"{FILE}:lenght", r"has no function 'lenght' \(did you mean 'length'\?\); it has length, seen"),
-        (f"{FILE}:NOT_A_FUNCTION", r"'NOT_A_FUNCTION' in .* is a int, not a function"),
+        (f"{FILE}:lenght", r"has no function 'lenght'; did you mean `length`\?; it has length, seen"),
+        (f"{FILE}:NOT_A_FUNCTION", r"'NOT_A_FUNCTION' in .* is of type int, not a function"),
         (
             "no_such_package.rewards:fn",
             r"importing no_such_package\.rewards failed: ModuleNotFoundError: No module",
@@ -282,7 +280,7 @@ def test_rewards_run_side_by_side(tmp_path: Path) -> None:
 )
 def test_check_finds_what_is_not_there(target: str, message: str) -> None:
     with (
-        Scorer([RewardSpec("exact"), RewardSpec(target)]) as scorer,
+        Scorer([Reward(fn="exact"), Reward(fn=target)]) as scorer,
         pytest.raises(ConfigError, match=message),
     ):
         scorer.check()
@@ -303,7 +301,7 @@ def test_check_finds_what_is_not_there(target: str, message: str) -> None:
 )
 def test_check_reports_an_import_that_fails(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "my.py").write_text(source)
-    with Scorer([RewardSpec(f"{tmp_path}/my.py:fn")]) as scorer, pytest.raises(ConfigError, match=message):
+    with Scorer([Reward(fn=f"{tmp_path}/my.py:fn")]) as scorer, pytest.raises(ConfigError, match=message):
         scorer.check()
 
 
@@ -313,39 +311,39 @@ def test_a_reward_file_finds_its_neighbours(tmp_path: Path) -> None:
         "from dataclasses import dataclass\nimport helper_of_mine\n@dataclass\nclass A:\n    x: int\n"
         "def fn(completions, **kwargs):\n    return [helper_of_mine.VALUE] * len(completions)\n"
     )
-    assert score(RewardSpec(f"{tmp_path}/my.py:fn"), ["a"]).reward == [5.0]
+    assert score(Reward(fn=f"{tmp_path}/my.py:fn"), ["a"]).reward == [5.0]
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> DataTask:
+def task(tmp_path: Path) -> Task:
     (tmp_path / "p.jsonl").write_text('{"prompt": "2+2=", "anser": "4", "id": 1}\n')
-    return DataTask(tmp_path / "p.jsonl")
+    return load_task({"data": str(tmp_path / "p.jsonl")}, seed=0, heldout=0)
 
 
-def test_check_compares_columns(task: DataTask, tmp_path: Path) -> None:
+def test_check_compares_columns(task: Task, tmp_path: Path) -> None:
     with Scorer([spec("length"), spec("trl_extras")], task) as scorer:
         scorer.check()
     with (
         Scorer([spec("no_kwargs")], task) as scorer,
         pytest.raises(
-            ConfigError, match=r"needs a column 'answer' \(did you mean 'anser'\?\); columns are: anser, id"
+            ConfigError, match=r"needs a column 'answer'; did you mean `anser`\?; columns are: anser, id"
         ),
     ):
         scorer.check()
 
 
 @pytest.mark.parametrize("name", ["exact", "last_number", "math_verify"])
-def test_check_tries_builtins(task: DataTask, name: str) -> None:
+def test_check_tries_builtins(task: Task, name: str) -> None:
     with (
-        Scorer([RewardSpec(name)], task) as scorer,
+        Scorer([Reward(fn=name)], task) as scorer,
         pytest.raises(DataError, match="no column 'answer' or 'solution'"),
     ):
         scorer.check()
 
 
-def test_gym_reward_without_gym_task(task: DataTask) -> None:
+def test_gym_reward_without_gym_task(task: Task) -> None:
     with (
-        Scorer([RewardSpec("gym")], task) as scorer,
+        Scorer([Reward(fn="gym")], task) as scorer,
         pytest.raises(ConfigError, match="needs a column 'gym'"),
     ):
         scorer.check()
@@ -395,7 +393,7 @@ def test_workers_never_outlive_a_killed_parent(tmp_path: Path, habit: str) -> No
     where = tmp_path / "pids"
     code = (
         "from klent.tasks import *\n"
-        f"s = Scorer([RewardSpec({str(FILE) + ':spawn_and_hang'!r}, timeout=60)])\n"
+        f"s = Scorer([Reward(fn={str(FILE) + ':spawn_and_hang'!r}, timeout=60)])\n"
         f"s.score([Prompt('p', '?', {{'where': {str(where)!r}}})], [{habit!r}])\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from klent.config import GymSettings
 from klent.tasks import GymTask
 from klent.tasks.verifiers import exact, find_last_number, gym, last_number, math_verify
 
@@ -122,7 +123,7 @@ def test_math_verify_sets_no_alarm() -> None:
 
 
 def test_gym_scores_with_the_generator_own_verifier() -> None:
-    task = GymTask("chain_sum", {}, 0)
+    task = GymTask(GymSettings(gym="chain_sum"))
     prompt = task.train(0)
     task.close()
     answer = prompt.columns["answer"]
@@ -136,7 +137,12 @@ def test_gym_scores_with_the_generator_own_verifier() -> None:
 
 def test_gym_verifies_more_than_one_right_answer() -> None:
     # countdown accepts any expression with the right value, so the whole entry must be there, not its answer
-    task = GymTask("countdown", {"min_numbers": 3, "max_numbers": 3, "min_value": 2, "max_value": 9}, 1)
+    task = GymTask(
+        GymSettings(
+            gym="countdown", config={"min_numbers": 3, "max_numbers": 3, "min_value": 2, "max_value": 9}
+        ),
+        seed=1,
+    )
     products = [p for p in map(task.train, range(20)) if set(p.columns["answer"]) <= set("23456789*")]
     task.close()
     factors = products[0].columns["answer"].split("*")

@@ -47,6 +47,7 @@ def train(
     ```
     """
     from klent.config import load_recipe
+    from klent.runs.api import refuse_another_recipe, step_aside
 
     settings = load_recipe(recipe, overrides or [])
     run = runs / settings.name
@@ -55,11 +56,11 @@ def train(
         return
     if resume and fresh:
         raise ConfigError("--resume continues the existing run, --fresh starts another; choose one")
-    if fresh:
-        _step_aside(run)
+    if fresh and (aside := step_aside(run)):
+        out.print(f"moved the earlier {run} to {aside}", soft_wrap=True)
     resume = resume and (run / "config.yaml").is_file()
     if resume:
-        _refuse_another_recipe(settings, run)
+        refuse_another_recipe(settings, run)
     arguments = ["klent", "train", recipe, *(overrides or [])]
     if runs != Path("runs"):
         arguments += ["--runs", str(runs)]
@@ -126,36 +127,10 @@ def _show_plan(settings: "Recipe", run: Path) -> None:
     from klent.tasks import load_task
 
     heldout = settings.eval.problems if settings.eval else 0
-    task = load_task(settings.task.model_dump(), seed=settings.seed, heldout=heldout)
+    task = load_task(settings.task, seed=settings.seed, heldout=heldout)
     print_yaml(dump_recipe(settings))
     for line in describe_plan(settings):
         out.print(f"# {line}", soft_wrap=True)
     out.print(f"# first prompt: {json.dumps(task.train(0).prompt, ensure_ascii=False)}", soft_wrap=True)
     exists = " (it exists)" if run.exists() else ""
     out.print(f"# would write {run}{exists}; this was a dry run", soft_wrap=True)
-
-
-def _step_aside(run: Path) -> None:
-    """Rename an existing run folder that no process is using to the first free NAME.1, NAME.2, ..."""
-    if not (run / "config.yaml").is_file():
-        return
-    from klent.runs.folder import RunFolder
-
-    RunFolder.open(run).close()
-    number = 1
-    while (aside := run.with_name(f"{run.name}.{number}")).exists():
-        number += 1
-    run.rename(aside)
-    out.print(f"moved the earlier {run} to {aside}", soft_wrap=True)
-
-
-def _refuse_another_recipe(settings: "Recipe", run: Path) -> None:
-    from klent.config import load_recipe
-
-    before = load_recipe(run / "config.yaml")
-    changed = [key for key, value in settings if value != getattr(before, key)]
-    if changed:
-        raise ConfigError(
-            f"{run} was started with other values of {', '.join(changed)}. Continue it as it was with "
-            f"`klent resume {run}`, or start another run with name=..."
-        )

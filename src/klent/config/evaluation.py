@@ -1,39 +1,18 @@
 """Sections about rewards and held-out problems: what scores completions, and when accuracy is measured."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from klent.config.base import Arguments, Count, NonNegative, Positive, PositiveInt, Settings
-from klent.config.rewards import by_name, parse_rewards
-
-
-class Reward(Settings):
-    """One reward; the reward of a completion is the weighted sum of all."""
-
-    fn: str
-    """Name of a shipped reward, or `path/to/file.py:function`."""
-    weight: float = 1.0
-    """Weight in the sum."""
-    timeout: Positive = 10.0
-    """Seconds allowed per call; a completion that takes longer is unscorable."""
-    settings: Arguments = Field(default_factory=dict)
-    """More arguments of the function, e.g. {same: number} of empo."""
-
+from klent.config.base import Count, NonNegative, PositiveInt, Settings
+from klent.config.rewards import Reward, parse_rewards
 
 Rewards = Annotated[tuple[Reward, ...], Field(strict=False)]
 
 
-def list_rewards(value: object) -> object:
-    """Every way to write rewards as a list of them in full; what is not a reward is left to pydantic."""
-    if value is None or (isinstance(value, tuple) and all(isinstance(item, Reward) for item in value)):
-        return value
-    parse_rewards(value, Path())  # refuses unknown names and wrong weights, with the reason
-    if isinstance(value, dict) and "fn" not in value:
-        return [by_name(name, setting) for name, setting in value.items()]
-    items = value if isinstance(value, list | tuple) else [value]
-    return [{"fn": item} if isinstance(item, str) else item for item in items]
+def list_rewards(value: object) -> tuple[Reward, ...] | None:
+    """Every way to write rewards as a list of them in full."""
+    return None if value is None else parse_rewards(value)
 
 
 class EarlyStop(Settings):

@@ -55,14 +55,14 @@ def find_recipe(path_or_name: str | Path) -> Path:
     raise ConfigError(f"{path}: no such recipe{near}; `klent recipes ls` lists the shipped ones")
 
 
-def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(path_or_name: str | Path, overrides: Iterable[str] | Layer = ()) -> Recipe:
     """Read a recipe, its method's preset below and ``key=value`` overrides above, and check all of it.
 
     Args:
         path_or_name: a YAML file, or the name of a shipped recipe. A relative path in it (data,
             ``file.py:function``) is looked up in the working folder, then beside the recipe.
-        overrides: ``dotted.key=value``, the value written as YAML. null removes a term of ``loss`` or
-            ``token_reward``; elsewhere it is the value null.
+        overrides: ``dotted.key=value``, the value written as YAML, or the layer that they make. null removes
+            a term of ``loss`` or ``token_reward``; elsewhere it is the value null.
 
     Returns:
         The recipe with every default filled in, including those of the objectives' settings. No model is
@@ -74,13 +74,17 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     file = find_recipe(path_or_name)
     layer = read_layer(file)
     layer.values = {key: _beside(value, file.parent, key) for key, value in layer.values.items()}
-    return _build(layer, parse_overrides(overrides), default_name=file.stem)
+    return _build(layer, _upper(overrides), default_name=file.stem)
 
 
-def make_recipe(values: Mapping[str, object], overrides: Iterable[str] = ()) -> Recipe:
+def make_recipe(values: Mapping[str, object], overrides: Iterable[str] | Layer = ()) -> Recipe:
     """As `load_recipe`, from a mapping in place of a file."""
     layer = Layer(cast(dict[str, Yaml], dict(values)))
-    return _build(layer, parse_overrides(overrides), default_name="run")
+    return _build(layer, _upper(overrides), default_name="run")
+
+
+def _upper(overrides: Iterable[str] | Layer) -> Layer:
+    return overrides if isinstance(overrides, Layer) else parse_overrides(overrides)
 
 
 def preset(method: str, origin: str = "recipe") -> Layer:

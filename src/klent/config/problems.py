@@ -21,7 +21,7 @@ def refuse(problems: Iterable[Problem], layer: Layer) -> None:
     for problem in problems:
         key = ".".join(str(part) for part in problem.path)
         origin = layer.origin(problem.path)
-        named = f"{key}: " if key and not origin.startswith(f"command line: {key}=") else ""
+        named = f"{key}: " if key and f": {key}=" not in origin else ""
         lines.append((_position(origin), f"  {origin}: {named}{problem.message}"))
     if lines:
         title = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"

@@ -116,15 +116,15 @@ _USER_FUNCTION = re.compile(
 )
 
 
-def parse_overrides(overrides: Iterable[str]) -> Layer:
+def parse_overrides(overrides: Iterable[str], source: str = "command line") -> Layer:
     """``key=value`` arguments as one layer; of two for the same key the later one counts."""
-    layer = Layer({}, source="command line")
+    layer = Layer({}, source=source)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(_split(key)):
-            raise ConfigError(f"command line: `{override}` should be key=value, e.g. optimizer.lr=1e-5")
+            raise ConfigError(f"{source}: `{override}` should be key=value, e.g. optimizer.lr=1e-5")
         path = _split(key)
-        argument = Layer({}, source=f"command line: {override}")
+        argument = Layer({}, source=f"{source}: {override}")
         _put(layer.values, path, parse_yaml(text, argument, path))
         for depth in range(1, len(path) + 1):
             layer.origins[path[:depth]] = argument.source

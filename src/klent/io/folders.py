@@ -1,4 +1,4 @@
-"""Folders: whole or not there at all."""
+"""Folders that are complete or absent, whatever the moment of a crash."""
 
 import os
 import shutil
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ASIDE = ".aside.tmp"  # ends the name of a folder that makes room for a new one
+ASIDE = ".aside.tmp"  # suffix of a folder that makes room for a new one
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty hidden folder to fill, which takes the name ``path`` once the block has ended well.
+    """An empty hidden folder to fill, which gets the name ``path`` when the block ends without an exception.
 
     Everything in it is on the disk before it gets its name, so a crash or a power cut leaves the old folder,
-    the new one, or none; never half of one. If the block raises, nothing of it is left. A folder that already
-    has the name is replaced.
+    the new one, or none; never half of one. If the block raises, the new folder is removed. A folder that
+    already has the name is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -38,14 +38,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder by renaming it first: a kill half-way leaves a temporary, not a damaged folder."""
+    """Remove a folder by renaming it first: a kill half-way leaves a temporary folder, not a damaged one."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Give a whole folder the name of another, which goes. A kill between leaves ``source`` to try again."""
+    """Rename ``source`` to ``target``, removing that first. A kill in between leaves ``source`` to retry."""
     if target.exists():
         remove_folder(target)
     os.rename(source, target)
@@ -53,9 +53,10 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def sweep(parent: Path, name: str = "*") -> None:
-    """Clear up after killed writers of ``name`` in ``parent``. For the one process that may write there.
+    """Clean up after killed writers of ``name`` in ``parent``; only for the process that may write there.
 
-    Half-made folders go. A folder that stepped aside for one that never came gets its name back.
+    Unfinished folders are removed. A folder that made room for one that was never finished gets its name
+    back.
     """
     for leftover in parent.glob(f".{name}.*.tmp"):
         original = parent / leftover.name[1:].removesuffix(ASIDE).rpartition(".")[0]

@@ -207,7 +207,7 @@ def _build_evaluations(
             recipe.rollout,
             settings,
             scorer=judge,
-            task=task,
+            prompts=task.heldout(settings.problems),
             seed=recipe.seed,
             step=step,
             start=votes,

@@ -1,9 +1,8 @@
 """Evaluation of a whole recipe: its held-out problems, reward and sampling, on any model."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from klent.config import Eval, Recipe
+from klent.config import Eval, Recipe, Reward
 from klent.errors import ConfigError
 from klent.kit.seeds import derive_seed
 from klent.measure.certainty import extra_measures
@@ -11,13 +10,13 @@ from klent.measure.evaluate import evaluate
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
-from klent.tasks import RewardSpec, Scorer, Task, load_task, parse_rewards
+from klent.streams.prompt import Prompt
+from klent.tasks import Scorer, load_task
 
 
-def eval_rewards(recipe: Recipe) -> tuple[RewardSpec, ...] | None:
+def eval_rewards(recipe: Recipe) -> tuple[Reward, ...] | None:
     """What tells right from wrong in evaluation: ``eval.reward``, else the recipe's own reward."""
-    chosen = (recipe.eval.reward if recipe.eval else None) or recipe.reward
-    return parse_rewards([reward.model_dump() for reward in chosen], Path()) if chosen else None
+    return (recipe.eval.reward if recipe.eval else None) or recipe.reward
 
 
 def sampler_at(loaded: LoadedModel, rollout: RolloutSection) -> Callable[[float], Engine]:
@@ -32,7 +31,7 @@ def evaluate_policy(
     settings: Eval,
     *,
     scorer: Scorer,
-    task: Task,
+    prompts: Sequence[Prompt],
     seed: int,
     step: int = 0,
     start: Sequence[str | None] | None = None,
@@ -45,7 +44,7 @@ def evaluate_policy(
         rollout: how to sample.
         settings: how many problems and samples, and which extra measures.
         scorer: what tells right from wrong.
-        task: where the held-out problems come from.
+        prompts: the problems.
         seed: of the run; the sampling's seed is derived from it.
         step: the training step that is evaluated, 0 before training.
         start: the ``vote`` of the evaluation before training; None = this is that evaluation.
@@ -56,7 +55,7 @@ def evaluate_policy(
     return evaluate(
         engine or build_sampler(loaded, rollout),
         scorer,
-        task.heldout(settings.problems),
+        prompts,
         samples=settings.samples,
         seed=seed,
         step=step,
@@ -83,12 +82,13 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, object]:
         raise ConfigError(
             f"recipe {recipe.name} has no `{missing}`: there is nothing to measure. Set `{missing}`."
         )
-    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
+    prompts = task.heldout(recipe.eval.problems)
     with Scorer(rewards, task) as scorer:
         scorer.check()
         loaded = load_on_device(model, recipe)
         return evaluate_policy(
-            loaded, recipe.rollout, recipe.eval, scorer=scorer, task=task, seed=recipe.seed
+            loaded, recipe.rollout, recipe.eval, scorer=scorer, prompts=prompts, seed=recipe.seed
         )
 
 

@@ -17,6 +17,7 @@ from klent.io.folders import sweep
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "forks.jsonl")
 LOCK, OWNER = ".lock", ".owner"  # two files, because filelock may empty the first
 REWARDS_LOG = "rewards.log"  # written while rewards are tried out, before the run exists
+PROMPTS = "prompts.jsonl"  # the rows of a task given from Python, written before the run exists
 LOCK_SECONDS = 2.0  # a process that was just killed may take a moment to release it
 
 
@@ -47,7 +48,11 @@ class RunFolder:
         """
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file, not a folder; choose another name=...")
-        if path.exists() and not (path / LOCK).exists() and any(path.iterdir()):
+        if (
+            path.exists()
+            and not (path / LOCK).exists()
+            and {entry.name for entry in path.iterdir()} - {PROMPTS}
+        ):
             raise RunError(_occupied(path))  # before a lock is written into somebody's folder
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -55,7 +60,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot make the run folder {path}: {error.strerror or error}") from error
         run = cls(path, lock)
-        if {entry.name for entry in path.iterdir()} - {LOCK, OWNER, REWARDS_LOG}:
+        if {entry.name for entry in path.iterdir()} - {LOCK, OWNER, REWARDS_LOG, PROMPTS}:
             run.close()
             raise RunError(_occupied(path))
         return run

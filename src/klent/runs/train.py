@@ -1,10 +1,10 @@
 """Run a recipe from its first step to its last: the composition root of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from klent.config import Recipe, dump_recipe
+from klent.config import Recipe, Reward, dump_recipe
 from klent.control.mixing import check_alpha
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
@@ -17,7 +17,8 @@ from klent.runs.evaluate import eval_rewards
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
 from klent.runs.record import finish_record, start_record
-from klent.tasks import Scorer, Task, load_task, parse_rewards
+from klent.tasks import Scorer, Task, load_task
+from klent.tasks.callables import Function
 
 
 def train(
@@ -28,6 +29,7 @@ def train(
     resume: bool = False,
     evaluate: bool = True,
     console: TrainConsole | None = None,
+    rewards: Mapping[str, Function] | None = None,
 ) -> Path:
     """Run a recipe, or go on with a run, until its last step; everything it makes is in the run folder.
 
@@ -38,6 +40,7 @@ def train(
         resume: go on from the newest whole checkpoint of an existing folder.
         evaluate: False = the problems of ``eval`` are kept out of training, and not measured.
         console: where to say what happens; prints to standard output by default.
+        rewards: by NAME the function of each reward ``python:NAME``, which no file holds.
 
     Returns:
         The run folder.
@@ -48,7 +51,7 @@ def train(
     """
     console = console or TrainConsole()
     task = load_task(
-        recipe.task.model_dump(),
+        recipe.task,
         seed=recipe.seed,
         heldout=recipe.eval.problems if recipe.eval else 0,
         needed=recipe.rollout.needed_columns,
@@ -56,7 +59,7 @@ def train(
     check_alpha(recipe.rollout.mixture, task)
     with (
         RunFolder.open(run) if resume else RunFolder.create(run) as folder,
-        _scorers(recipe, task, folder) as (scorer, judge),
+        _scorers(recipe, task, folder, rewards) as (scorer, judge),
     ):
         parts = build_parts(
             recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
@@ -75,25 +78,25 @@ def train(
 
 
 @contextmanager
-def _scorers(recipe: Recipe, task: Task, folder: RunFolder) -> Iterator[tuple[Scorer | None, Scorer | None]]:
+def _scorers(
+    recipe: Recipe, task: Task, folder: RunFolder, functions: Mapping[str, Function] | None
+) -> Iterator[tuple[Scorer | None, Scorer | None]]:
     """What rewards completions, and what judges held-out answers: the same unless ``eval.reward`` says."""
 
-    def scorer_of(rewards: object) -> Scorer | None:
-        return Scorer(rewards, task, folder.rewards_log) if rewards else None
+    def scorer_of(rewards: Sequence[Reward] | None) -> Scorer | None:
+        return Scorer(rewards, task, folder.rewards_log, functions) if rewards else None
 
-    scorer = scorer_of(
-        parse_rewards([r.model_dump() for r in recipe.reward], Path()) if recipe.reward else None
-    )
+    scorer = scorer_of(recipe.reward)
     apart = recipe.eval is not None and recipe.eval.reward is not None
     judge = scorer_of(eval_rewards(recipe)) if apart else scorer
-    scorers = [each for each in dict.fromkeys((scorer, judge)) if each is not None]
+    scorers = [one for one in dict.fromkeys((scorer, judge)) if one is not None]
     try:
-        for each in scorers:
-            each.check()
+        for one in scorers:
+            one.check()
         yield scorer, judge
     finally:
-        for each in scorers:
-            each.close()
+        for one in scorers:
+            one.close()
 
 
 def _finish(loop: Loop, folder: RunFolder, loaded: LoadedModel, console: TrainConsole) -> None:

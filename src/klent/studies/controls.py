@@ -79,7 +79,7 @@ def run_controls(
     """
     if recipe.eval is None or not recipe.rollout.sampled:
         raise ConfigError("controls need an `eval` section and a rollout that samples")
-    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     wanted = chosen(arms(recipe, task, rl), names)
     trained_at = recipe.rollout.temperature
     with Scorer(eval_rewards(recipe) or (), task) as scorer:
@@ -216,8 +216,8 @@ def changed(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
 
 def _rows(recipe: Recipe, task: Task) -> list[int]:
     """Numbers of the rows that a data task may train on."""
-    values = recipe.task.model_dump() | {"only": None}
-    every = load_task(values, seed=recipe.seed, heldout=0)
+    section = recipe.task.model_copy(update={"only": None})
+    every = load_task(section, seed=recipe.seed, heldout=0)
     assert isinstance(every, DataTask)
     heldout = {prompt.id for prompt in task.heldout(len(every))}
     ids = (every.train(position).id for position in range(len(every)))

@@ -79,8 +79,8 @@ def rank_prompts(
     rewards = eval_rewards(recipe)
     if by == "pass_variance" and rewards is None:
         raise ConfigError("--by pass_variance needs to know right from wrong: set reward or eval.reward")
-    values = recipe.task.model_dump() | {"only": None}
-    task = load_task(values, seed=recipe.seed, heldout=recipe.eval.problems if recipe.eval else 0)
+    section = recipe.task.model_copy(update={"only": None})
+    task = load_task(section, seed=recipe.seed, heldout=recipe.eval.problems if recipe.eval else 0)
     chosen = _first(task, prompts)
     path = out.with_name(out.name + ".scores")
     scores = _read_scores(path, _header(recipe, samples, same))
@@ -147,7 +147,8 @@ def _header(recipe: Recipe, samples: int, same: str) -> Row:
     """Everything that scores depend on."""
     values = recipe.model_dump(mode="json", include={"model", "dtype", "task", "rollout", "seed"})
     values["task"].pop("only", None)
-    values["reward"] = [[spec.fn, spec.weight] for spec in eval_rewards(recipe) or ()]
+    rewards = [reward.located(Path()) for reward in eval_rewards(recipe) or ()]
+    values["reward"] = [[reward.fn, reward.weight] for reward in rewards]
     return values | {"samples": samples, "same": same}
 
 

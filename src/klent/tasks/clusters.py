@@ -1,4 +1,4 @@
-"""Answers that mean the same: where the answer stands in a completion, and which answers are one."""
+"""Which completions give the same answer: how the answer is found in a completion, and when two agree."""
 
 import logging
 import re
@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import Any
 
 from klent.errors import ConfigError, ModelError
 from klent.models.pull import pulled, quiet
 from klent.tasks.verifiers import find_last_number
 
 NO_ANSWER = -1  # the cluster of a completion without one, as klent.objectives.empo_reward reads it
-COPY_WORDS = 4  # a completion shorter than this that stands in the question may well be its answer
+COPY_WORDS = 4  # a completion of fewer words that occurs in the question may well be its answer
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _PLAIN_NUMBER = re.compile(r"[\d.,{}$€£¥%+−-]+")
-_SECONDS = 1  # for math-verify to read one expression, or to compare two
+_SECONDS = 1  # for math-verify to parse one expression, or to compare two
 
 
 @dataclass(frozen=True)
@@ -59,32 +58,35 @@ def load_equivalence(name: str, *, threshold: float = 0.85) -> Equivalence:
     if ":" in name:
         from klent.tasks.worker import load
 
-        return Equivalence(_whole, load(name))
+        function = load(name)
+        return Equivalence(_whole, lambda a, b: bool(function(a, b)))
     makers = {"text": _text, "number": _number, "math": _math, "meaning": lambda: _meaning(threshold)}
     if name not in makers:
-        raise ConfigError(f"same: {name!r} is none of {', '.join(makers)}, and no path/to/file.py:function")
+        raise ConfigError(
+            f"same: {name!r} is neither one of {', '.join(makers)} nor path/to/file.py:function"
+        )
     return makers[name]()
 
 
 def find_clusters(completions: Sequence[str], equivalence: Equivalence, question: str = "") -> list[int]:
     """Which completions of one prompt mean the same.
 
-    Clusters are the connected components of the relation "a means b or b means a": whatever the order of the
-    completions, the partition is the same, and if a means b and b means c, all three are one.
+    Clusters are the connected components of the relation "a means b or b means a": the partition does not
+    depend on the order of the completions, and if a means b and b means c, all three are one cluster.
 
     Args:
         completions: of one prompt, ``n`` texts.
         equivalence: from :func:`load_equivalence`.
-        question: what was asked; a completion that only repeats words of it has no answer. Empty = nothing is
-            taken for a copy.
+        question: what was asked; a completion that only repeats part of it has no answer. Empty = no
+            completion counts as a copy.
 
     Returns:
-        ``n`` integers: the place of the first member of the cluster, or ``NO_ANSWER``.
+        ``n`` integers: the index of the cluster's first member, or ``NO_ANSWER``.
 
     Note:
-        A relation that is not transitive chains: with a loose threshold, a row of small differences makes one
-        cluster of two ends that differ. Released EMPO code instead goes through the completions in order and
-        lets a later cluster take members of an earlier one, so that rewards depend on the order of sampling.
+        A relation that is not transitive chains: with a loose threshold, a chain of small differences puts
+        two different answers into one cluster. Released EMPO code instead goes through the completions in
+        order and lets a later cluster take members of an earlier one, so rewards depend on sampling order.
 
     Example:
         >>> find_clusters(["It is 4.", "so 4.0", "five?", "5"], load_equivalence("number"))
@@ -101,7 +103,7 @@ def read_answers(
 
 
 def label_answers(answers: Sequence[str | None], equivalence: Equivalence) -> list[int]:
-    """The cluster of each answer: the place of its first member, or ``NO_ANSWER`` for None."""
+    """The cluster of each answer: the index of its first member, or ``NO_ANSWER`` for None."""
     distinct = list(dict.fromkeys(answer for answer in answers if answer is not None))
     parent = {answer: answer for answer in distinct}
 
@@ -116,31 +118,31 @@ def label_answers(answers: Sequence[str | None], equivalence: Equivalence) -> li
                 parent[root(b)] = root(a)
     first: dict[str, int] = {}
     return [
-        NO_ANSWER if answer is None else first.setdefault(root(answer), place)
-        for place, answer in enumerate(answers)
+        NO_ANSWER if answer is None else first.setdefault(root(answer), index)
+        for index, answer in enumerate(answers)
     ]
 
 
 def find_answer(text: str) -> str | None:
-    r"""The answer in a text: in the last ``<answer>``, the last ``\boxed{}``, behind ``####``, or all of it.
+    r"""The answer in a text: in the last ``<answer>``, the last ``\boxed{}``, after ``####``, or all of it.
 
-    White space, letter case and a final full stop do not count; a plain number is written in one way.
+    White space, letter case and a final full stop are ignored; a plain number is put into one form.
 
     Example:
         >>> find_answer("so <answer> The  Cat. </answer>"), find_answer(r"\boxed{1{,}000.0}"), find_answer("")
         ('the cat', '1000', None)
     """
     tagged = _TAGGED.findall(text)
-    found = tagged[-1] if tagged else _boxed(text)
-    if found is None:
-        found = text.rpartition("####")[2]
-    plain = " ".join(unicodedata.normalize("NFKC", found).casefold().split()).rstrip(".")
+    answer = tagged[-1] if tagged else _boxed(text)
+    if answer is None:
+        answer = text.rpartition("####")[2]
+    plain = " ".join(unicodedata.normalize("NFKC", answer).casefold().split()).rstrip(".")
     number = find_last_number(plain) if _PLAIN_NUMBER.fullmatch(plain) else None
     return (plain or None) if number is None else str(number)
 
 
 def is_copy(text: str, question: str) -> bool:
-    """Whether a completion of at least 4 words stands word for word in the question.
+    """Whether a completion of at least 4 words occurs word for word in the question.
 
     Example:
         >>> is_copy("What is 4 + 5?", "What is 4 + 5?"), is_copy("9", "Is 9 odd?")
@@ -151,13 +153,13 @@ def is_copy(text: str, question: str) -> bool:
 
 
 def _boxed(text: str) -> str | None:
-    """What stands in the last ``\\boxed{...}`` that is closed."""
+    """The content of the last ``\\boxed{...}`` that is closed."""
     start = text.rfind("\\boxed{")
     depth = 0
-    for place in range(start + 6, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for end in range(start + 6, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
-            return text[start + 7 : place]
+            return text[start + 7 : end]
     return None
 
 
@@ -178,7 +180,7 @@ def _number() -> Equivalence:
 
 
 def _math() -> Equivalence:
-    """math-verify with its own time limits: a comparison that hangs makes two answers differ, no more."""
+    """math-verify with its own time limits: two answers whose comparison hangs count as different."""
     try:
         from math_verify import parse, verify
     except ImportError as error:
@@ -186,8 +188,9 @@ def _math() -> Equivalence:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
     @cache
-    def read(text: str) -> Any:
-        return parse(text, parsing_timeout=_SECONDS)
+    def read(text: str) -> object:
+        expressions: object = parse(text, parsing_timeout=_SECONDS)
+        return expressions
 
     def same(a: str, b: str) -> bool:
         return bool(verify(read(a), read(b), timeout_seconds=_SECONDS))
@@ -196,7 +199,7 @@ def _math() -> Equivalence:
 
 
 def _meaning(threshold: float) -> Equivalence:
-    """Sentence vectors: the mean of MiniLM's last states, normalised."""
+    """Sentence vectors: the normalised mean of MiniLM's last states."""
     if not -1 < threshold <= 1:
         raise ValueError(f"threshold is a cosine, in (-1, 1], not {threshold}")
     folder = pulled("minilm")
@@ -213,7 +216,8 @@ def _meaning(threshold: float) -> Equivalence:
     def vector(text: str) -> torch.Tensor:
         inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=256)
         with torch.no_grad():
-            mean = model(**inputs).last_hidden_state[0].mean(dim=0)
-        return mean / mean.norm()
+            mean: torch.Tensor = model(**inputs).last_hidden_state[0].mean(dim=0)
+        normalised: torch.Tensor = mean / mean.norm()
+        return normalised
 
     return Equivalence(_whole, lambda a, b: float(vector(a) @ vector(b)) >= threshold)

@@ -2,20 +2,21 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
+from klent.config.model import GymSettings
 from klent.errors import ConfigError, DataError
 from klent.streams.prompt import Prompt
-from klent.tasks.generator import BLOCK
+from klent.tasks.generator import BLOCK, Parameters, Source
 from klent.tasks.process import CallFailed, Worker
 
-_SECONDS = 120.0  # for one request; the slowest generators take about a second a problem
+_SECONDS = 120.0  # for one request; the slowest generators take about a second per problem
 _AT_ONCE = 32
 _ATTEMPTS = 1000  # draws for one position before the held-out problems are taken to be all there are
 
 
 class GymTask:
-    """Problems of a reasoning-gym generator, without end, the held-out ones set apart.
+    """Problems of a reasoning-gym generator, as many as are asked for, the held-out ones set apart.
 
     The held-out questions are drawn first, from a stream of their own. Position :math:`p` of training is
     problem :math:`p` of a second stream; where its question is a held-out one, of a third, and so on: a
@@ -23,35 +24,24 @@ class GymTask:
     some generators read the order of a set.
 
     Args:
-        name: the generator, such as ``chain_sum``.
-        config: its parameters, without ``seed`` and ``size``.
-        seed: decides every problem, with ``name`` and ``config``.
-        system: a system message before every question; None = none.
-        heldout_count: how many distinct questions to keep out of training.
-        only: positions to train on, in turn; None = all.
+        section: the generator, its parameters, the system message, and the positions to train on.
+        seed: decides every problem, with the generator and its parameters.
+        heldout: how many distinct questions to keep out of training.
 
     Raises:
         ConfigError: no such generator or parameter, or parameters that the generator refuses.
-        DataError: reasoning-gym is missing, or it has too few distinct questions.
+        DataError: reasoning-gym is missing, or the generator has too few distinct questions.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: dict[str, Any] | None = None,
-        seed: int = 0,
-        system: str | None = None,
-        heldout_count: int = 0,
-        only: Sequence[int] | None = None,
-    ) -> None:
-        self.name = name
-        self._config = dict(config or {})
+    def __init__(self, section: GymSettings, *, seed: int = 0, heldout: int = 0) -> None:
+        self.name = section.gym
+        self._config: Parameters = dict(section.config)
         self._seed = seed
-        self._system = system
-        self._only = tuple(only) if only else None
+        self._system = section.system
+        self._only = section.only
         self._worker = Worker("klent.tasks.generator:items")
         self._questions: set[str] = set()
-        self._heldout = self._draw_heldout(heldout_count)
+        self._heldout = self._draw_heldout(heldout)
         self.train(0)  # fails here, with its reason, where nothing is left to train on
 
     def train(self, position: int) -> Prompt:
@@ -62,16 +52,16 @@ class GymTask:
         """
         if self._only is not None:
             position = self._only[position % len(self._only)]
-        width = 1  # one draw is nearly always enough; more of them are then asked for at once
+        width = 1  # one draw is nearly always enough; after that, many are asked for at once
         attempt = 0
         while attempt < _ATTEMPTS:
             sources = [self._source(f"train/{attempt + i}", position) for i in range(width)]
-            for source, made in zip(sources, self._generate(sources), strict=True):
-                if made is not None and made[0] not in self._questions:
-                    return self._prompt(f"{self.name}/{position}", source, made)
+            for source, problem in zip(sources, self._generate(sources), strict=True):
+                if problem is not None and problem[0] not in self._questions:
+                    return self._prompt(f"{self.name}/{position}", source, problem)
             attempt, width = attempt + width, _AT_ONCE
         raise DataError(
-            f"task.gym: {self.name} with these parameters has hardly a question besides the "
+            f"task.gym: {self.name} with these parameters has hardly any question besides the "
             f"{len(self._questions)} held out; lower eval.problems or widen task.config"
         )
 
@@ -79,7 +69,7 @@ class GymTask:
         """The first ``count`` held-out problems.
 
         Raises:
-            DataError: more than ``heldout_count``; training does not avoid those beyond.
+            DataError: more than were held out when the task was made.
         """
         if count > len(self._heldout):
             raise DataError(f"{self.name}: {len(self._heldout)} problems are held out, not {count}")
@@ -90,25 +80,25 @@ class GymTask:
         self._worker.close()
 
     def _draw_heldout(self, count: int) -> list[Prompt]:
-        found: list[Prompt] = []
+        prompts: list[Prompt] = []
         position = since_new = 0
-        while len(found) < count:
+        while len(prompts) < count:
             sources = [self._source("heldout", position + i) for i in range(_AT_ONCE)]
-            for source, made in zip(sources, self._generate(sources), strict=True):
+            for source, problem in zip(sources, self._generate(sources), strict=True):
                 since_new += 1
-                if made is not None and made[0] not in self._questions and len(found) < count:
-                    self._questions.add(made[0])
-                    found.append(self._prompt(f"{self.name}/heldout/{len(found)}", source, made))
+                if problem is not None and problem[0] not in self._questions and len(prompts) < count:
+                    self._questions.add(problem[0])
+                    prompts.append(self._prompt(f"{self.name}/heldout/{len(prompts)}", source, problem))
                     since_new = 0
             position += _AT_ONCE
-            if since_new > 200 + 10 * len(found):
+            if since_new > 200 + 10 * len(prompts):
                 raise DataError(
-                    f"task.gym: {self.name} with these parameters has about {len(found)} distinct questions, "
-                    f"and {count} were to be held out; lower eval.problems or widen task.config"
+                    f"task.gym: {self.name} with these parameters has about {len(prompts)} distinct "
+                    f"questions, and {count} were to be held out; lower eval.problems or widen task.config"
                 )
-        return found
+        return prompts
 
-    def _source(self, stream: str, position: int) -> dict[str, Any]:
+    def _source(self, stream: str, position: int) -> Source:
         block, index = divmod(position, BLOCK)
         digest = hashlib.sha256(f"{self._seed}/{stream}/{block}".encode()).digest()
         # 31 bits: generators add the index and hand the sum to NumPy, which takes 32
@@ -119,22 +109,23 @@ class GymTask:
             "index": index,
         }
 
-    def _generate(self, sources: list[dict[str, Any]]) -> list[list[str] | None]:
-        arguments = {
+    def _generate(self, sources: Sequence[Source]) -> list[list[str] | None]:
+        arguments: dict[str, object] = {
             "name": self.name,
             "config": self._config,
             "seeds": [source["seed"] for source in sources],
             "indices": [source["index"] for source in sources],
         }
         try:
-            return self._worker.call(arguments, _SECONDS)
+            return cast(list[list[str] | None], self._worker.call(arguments, _SECONDS))
         except CallFailed as error:
-            kind = ConfigError if error.error == "ConfigError" else DataError
-            known = error.error in ("ConfigError", "DataError")
-            raise kind(str(error) if known else f"task.gym: {self.name}: {error}") from None
+            if error.error == "ConfigError":
+                raise ConfigError(str(error)) from None
+            message = str(error) if error.error == "DataError" else f"task.gym: {self.name}: {error}"
+            raise DataError(message) from None
 
-    def _prompt(self, id: str, source: dict[str, Any], made: list[str]) -> Prompt:
-        question, answer = made
+    def _prompt(self, id: str, source: Source, problem: list[str]) -> Prompt:
+        question, answer = problem
         messages = [{"role": "system", "content": self._system}] if self._system else []
         messages.append({"role": "user", "content": question})
         return Prompt(id, messages, {"question": question, "answer": answer, "gym": source})

@@ -1,16 +1,21 @@
 """A function in another process, called with a time limit."""
 
 import json
+import linecache
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Literal
+
+from klent.tasks.worker import Failure, Parameters, Reply
 
 START_SECONDS = 180.0  # for Python and the function's own imports; a call's limit does not include them
 
@@ -28,24 +33,26 @@ class CallFailed(Exception):
 
 
 class Worker:
-    """One function in a process of its own, started when first needed and again after it was ended.
+    """One function in a process of its own, started when it is first needed and again after it was ended.
 
-    The process leads its own session, so that Ctrl-C in the terminal does not reach it, and it ends with this
-    object, with this process (even one killed outright), or when a call runs past its limit. Hash seeds and
+    The process leads its own session, so that Ctrl-C in the terminal does not reach it. It ends with this
+    object, with this process (even one that is killed), or when a call runs past its limit. Hash seeds and
     thread counts are fixed, so that a call's value depends on its arguments alone.
 
     Args:
-        target: a built-in name, ``/path/file.py:function`` or ``package.module:function``.
+        target: ``/path/file.py:function``, ``package.module:function``, or a name for what is ``packed``.
         log: file that receives what the function prints; None = this process's standard error.
+        packed: the function itself, from :func:`klent.tasks.callables.pack`; None = ``target`` is imported.
     """
 
-    def __init__(self, target: str, log: Path | None = None) -> None:
+    def __init__(self, target: str, log: Path | None = None, packed: bytes | None = None) -> None:
         self.target = target
         self._log = log
+        self._packed = packed
         self._process: subprocess.Popen[bytes] | None = None
-        self._end: weakref.finalize | None = None
+        self._end: Callable[[], object] | None = None
         self._buffer = b""
-        self._description: dict[str, Any] | None = None
+        self._parameters: Parameters | None = None
         self._retired = False
         self.metrics: dict[str, float] = {}
 
@@ -55,51 +62,49 @@ class Worker:
             return
         if self._retired:
             raise CallFailed("died", "was closed")
-        environment = os.environ | {
-            "PYTHONHASHSEED": "0",
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        lifeline, held = os.pipe()  # nothing is ever written; its closing tells the process that we are gone
-        log = open(self._log, "ab") if self._log else None  # noqa: SIM115
+        lifeline, our_end = (
+            os.pipe()
+        )  # nothing is ever written; its closing tells the process that we are gone
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "klent.tasks.worker", str(lifeline), self.target],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                pass_fds=(lifeline,),
-                env=environment,
-                start_new_session=True,
-            )
+            with _anonymous_file(self._packed) as packed, _opened(self._log) as log:
+                descriptors = [lifeline, *([packed.fileno()] if packed else [])]
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "klent.tasks.worker", self.target, *map(str, descriptors)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    pass_fds=descriptors,
+                    env=_environment(),
+                    start_new_session=True,
+                )
         except OSError as error:
-            os.close(held)
+            os.close(our_end)
             raise CallFailed("died", f"could not be started: {error}") from None
         finally:
             os.close(lifeline)
-            if log:
-                log.close()
-        self._end = weakref.finalize(self, _end_process, self._process, held)
+        self._end = weakref.finalize(self, _end_process, self._process, our_end)
         self._buffer = b""
-        self._description = None
+        self._parameters = None
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
 
-    def describe(self) -> dict[str, Any]:
-        """The function's parameters: ``required`` and ``named`` names, and whether it takes ``any`` other."""
+    def parameters(self) -> Parameters:
+        """The function's parameters; waits until the process has imported it.
+
+        Raises:
+            CallFailed: it could not be imported.
+        """
         self.launch()
-        if self._description is None:
+        if self._parameters is None:
             try:
-                self._description = self._receive(time.monotonic() + START_SECONDS)
+                self._parameters = self._receive(time.monotonic() + START_SECONDS)["parameters"]
             except CallFailed as error:
                 self.close()
                 late = f"did not finish its imports in {START_SECONDS:g} s"
                 raise (CallFailed("timeout", late) if error.kind == "timeout" else error) from None
-        return self._description
+        return self._parameters
 
-    def call(self, arguments: dict[str, Any], timeout: float) -> Any:
+    def call(self, arguments: Mapping[str, object], timeout: float) -> object:
         """Call the function by keyword and return its value; ``metrics`` holds what it logged, by name.
 
         Args:
@@ -110,29 +115,31 @@ class Worker:
             CallFailed: no value came; the process is ended and starts anew at the next call, unless the
                 function merely raised.
         """
-        self.describe()
+        self.parameters()
         deadline = time.monotonic() + timeout
         try:
             self._send(arguments, deadline)
-            return self._receive(deadline)
+            reply = self._receive(deadline)
         except CallFailed as error:
             if error.kind == "timeout":
                 self.close()
                 raise CallFailed("timeout", f"took longer than its limit of {timeout:g} s") from None
             raise
+        self.metrics = reply["metrics"]
+        return reply["value"]
 
     def close(self) -> None:
         """End the process and whatever it started."""
         if self._end is not None:
             self._end()
-        self._process = self._end = self._description = None
+        self._process = self._end = self._parameters = None
 
     def retire(self) -> None:
         """End the process for good: a later call fails."""
         self._retired = True
         self.close()
 
-    def _send(self, request: dict[str, Any], deadline: float) -> None:
+    def _send(self, request: Mapping[str, object], deadline: float) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         pipe = self._process.stdin.fileno()
@@ -147,7 +154,7 @@ class Worker:
             except BrokenPipeError:
                 raise self._died() from None
 
-    def _receive(self, deadline: float) -> Any:
+    def _receive(self, deadline: float) -> Reply:
         assert self._process is not None
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
@@ -160,27 +167,65 @@ class Worker:
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
-            reply = json.loads(line)
+            reply: Reply = json.loads(line)
         except ValueError:
             self.close()
-            raise CallFailed("died", "its process wrote something else than a reply to its pipe") from None
-        if "error" in reply:
-            raise CallFailed("raised", reply["error"]["text"], reply["error"]["kind"])
-        self.metrics = reply.get("metrics", {})
-        return reply["ok"]
+            raise CallFailed("died", "its process wrote something other than a reply to its pipe") from None
+        if (failure := reply.get("error")) is not None:
+            source = "" if self._packed is None else _source_line(failure)
+            raise CallFailed("raised", f"{failure['text']}{source}", failure["kind"])
+        return reply
 
     def _died(self) -> CallFailed:
         assert self._process is not None
         try:
             code = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
-            how = "closed its pipe"
+            cause = "closed its pipe"
         else:
             names = {number.value: number.name for number in signal.Signals}
             killer = names.get(-code, f"signal {-code}")
-            how = f"exited with code {code}" if code >= 0 else f"was killed by {killer}"
+            cause = f"exited with code {code}" if code >= 0 else f"was killed by {killer}"
         self.close()
-        return CallFailed("died", f"its process {how}")
+        return CallFailed("died", f"its process {cause}")
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@contextmanager
+def _anonymous_file(content: bytes | None) -> Iterator[IO[bytes] | None]:
+    """A file without a name, which only this user can read, to be read from its start; None for None."""
+    if content is None:
+        yield None
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        file.seek(0)
+        yield file
+
+
+@contextmanager
+def _opened(log: Path | None) -> Iterator[IO[bytes] | None]:
+    if log is None:
+        yield None
+        return
+    with open(log, "ab") as file:
+        yield file
+
+
+def _source_line(failure: Failure) -> str:
+    """The line of source that raised, which this process knows even where it was typed into a notebook."""
+    line = linecache.getline(failure["file"], failure["line"]).strip()
+    return f": `{line}`" if line else ""
 
 
 def _ready(pipe: int, event: int, deadline: float) -> bool:
@@ -189,10 +234,10 @@ def _ready(pipe: int, event: int, deadline: float) -> bool:
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
-def _end_process(process: subprocess.Popen[bytes], held: int) -> None:
+def _end_process(process: subprocess.Popen[bytes], our_end: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    os.close(held)
+    os.close(our_end)
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         with suppress(BrokenPipeError):

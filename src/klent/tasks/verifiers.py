@@ -1,13 +1,17 @@
 """Verifiers: did a completion answer its problem? Each has TRL's reward signature.
 
 ``f(prompts, completions, **columns) -> list[float | None]``, where a completion is text, or a list of
-messages where its prompt was one. None says that nothing can be said: the completion is left out of training.
+messages if its prompt is one. None means unscorable: the completion is left out of training.
 """
 
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from klent.tasks.generator import Source
 
 Completion = str | list[dict[str, str]]
 
@@ -21,16 +25,18 @@ _LAST_NUMBER = re.compile(
 _MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-"})
 
 
-def exact(prompts: list[Any], completions: list[Completion], **columns: Any) -> list[float | None]:
-    """1 where the completion is the answer, white space at both ends aside; else 0.
+def exact(
+    prompts: Sequence[object], completions: Sequence[Completion], **columns: Sequence[object]
+) -> list[float | None]:
+    """1 where the completion is the answer, apart from white space at both ends; else 0.
 
     Args:
-        prompts: not looked at.
-        completions: text or messages, one a prompt.
+        prompts: not used.
+        completions: text or messages, one per prompt.
         columns: ``answer``, else ``solution``; a list means that any of its members is right.
 
     Returns:
-        1.0 or 0.0 a completion; None where the answer is missing. Case, articles and punctuation all count.
+        1.0 or 0.0 per completion; None where the answer is missing. Case, articles and punctuation all count.
 
     Examples:
         >>> exact(["?", "?"], [" 42\\n", "It is 42"], answer=["42", "42"])
@@ -42,7 +48,9 @@ def exact(prompts: list[Any], completions: list[Completion], **columns: Any) -> 
     ]
 
 
-def last_number(prompts: list[Any], completions: list[Completion], **columns: Any) -> list[float | None]:
+def last_number(
+    prompts: Sequence[object], completions: Sequence[Completion], **columns: Sequence[object]
+) -> list[float | None]:
     """1 where the last number in the completion equals the last number in the answer; else 0.
 
     Read as numbers: ``-3``, ``−3`` (Unicode minus), ``+3``, ``1,234.5``, ``.5``, ``$5.00``, ``-$5``,
@@ -52,13 +60,13 @@ def last_number(prompts: list[Any], completions: list[Completion], **columns: An
     ``0.333`` does not equal 1/3.
 
     Args:
-        prompts: not looked at.
-        completions: text or messages, one a prompt.
+        prompts: not used.
+        completions: text or messages, one per prompt.
         columns: ``answer``, else ``solution``: text such as ``#### 42``, a number, or a list of which any is
             right.
 
     Returns:
-        1.0 or 0.0 a completion, 0.0 where it holds no number; None where the answer is missing or holds none.
+        1.0 or 0.0 per completion, 0.0 where it has no number; None where the answer is missing or has none.
 
     Examples:
         >>> last_number(["?"] * 3, ["4 + 5 = 9", "so −3.", "I pay $1,250.00!"], answer=["9", -3, "#### 1250"])
@@ -66,25 +74,27 @@ def last_number(prompts: list[Any], completions: list[Completion], **columns: An
     """
     scores: list[float | None] = []
     for completion, gold in zip(completions, _answers(columns), strict=True):
-        wanted = {find_last_number(str(g)) for g in _several(gold)} - {None} if gold is not None else set()
-        scores.append(float(find_last_number(_text(completion)) in wanted) if wanted else None)
+        right = {find_last_number(str(g)) for g in _several(gold)} - {None} if gold is not None else set()
+        scores.append(float(find_last_number(_text(completion)) in right) if right else None)
     return scores
 
 
-def math_verify(prompts: list[Any], completions: list[Completion], **columns: Any) -> list[float | None]:
+def math_verify(
+    prompts: Sequence[object], completions: Sequence[Completion], **columns: Sequence[object]
+) -> list[float | None]:
     """1 where the ``math-verify`` library finds the completion's expression equal to the answer's; else 0.
 
     It reads LaTeX, ``\\boxed{}`` and plain expressions, and compares them with SymPy. The library's own time
-    limits need the main thread's alarm and answer "wrong" when they strike; they are off here, and the
-    reward's own ``timeout`` ends a comparison that does not end by itself.
+    limits need the main thread's alarm and answer "wrong" when it goes off; they are disabled here, and the
+    reward's own ``timeout`` ends a comparison that takes too long.
 
     Args:
-        prompts: not looked at.
-        completions: text or messages, one a prompt.
+        prompts: not used.
+        completions: text or messages, one per prompt.
         columns: ``answer``, else ``solution``: LaTeX with or without ``$``, or a number.
 
     Returns:
-        1.0 or 0.0 a completion; None where the answer is missing or cannot be parsed.
+        1.0 or 0.0 per completion; None where the answer is missing or cannot be parsed.
 
     Raises:
         ImportError: ``math-verify`` is not installed.
@@ -96,34 +106,36 @@ def math_verify(prompts: list[Any], completions: list[Completion], **columns: An
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once that its limits are off
     scores: list[float | None] = []
     for completion, gold in zip(completions, _answers(columns), strict=True):
-        wanted = [] if gold is None else parse(_as_latex(str(gold)), parsing_timeout=None)
-        if not wanted:
+        right = [] if gold is None else parse(_as_latex(str(gold)), parsing_timeout=None)
+        if not right:
             scores.append(None)
             continue
-        found = parse(_text(completion), parsing_timeout=None)
-        scores.append(float(verify(wanted, found, timeout_seconds=None)))
+        answer = parse(_text(completion), parsing_timeout=None)
+        scores.append(float(verify(right, answer, timeout_seconds=None)))
     return scores
 
 
 def gym(
-    prompts: list[Any], completions: list[Completion], gym: list[dict[str, Any]], **columns: Any
+    prompts: Sequence[object],
+    completions: Sequence[Completion],
+    gym: Sequence["Source"],
+    **columns: Sequence[object],
 ) -> list[float | None]:
     """The score of reasoning-gym's own verifier for the problem, between 0 and 1.
 
-    The text is what stands in the last ``<answer>...</answer>`` where there is one, else the whole
-    completion, white space at both ends aside. Some generators give part of the mark to an answer inside
-    other text.
+    The text is that of the last ``<answer>...</answer>`` if there is one, else the whole completion, without
+    white space at both ends. Some generators give part of the mark to an answer inside other text.
 
     Args:
-        prompts: not looked at.
-        completions: text or messages, one a prompt.
+        prompts: not used.
+        completions: text or messages, one per prompt.
         gym: where each problem came from (generator, parameters, seed, index), as
-            :class:`klent.tasks.GymTask` writes it; the problem is generated again from it, for the verifier
-            looks at more than the answer.
-        columns: not looked at.
+            :class:`klent.tasks.GymTask` writes it; the problem is generated again from it, because the
+            verifier needs more than the answer.
+        columns: not used.
 
     Returns:
-        One score a completion.
+        One score per completion.
     """
     from klent.tasks import generator
 
@@ -149,15 +161,15 @@ def find_last_number(text: str) -> Fraction | None:
     return -value if last["sign"] == "-" else value
 
 
-def _answers(columns: dict[str, Any]) -> list[Any]:
+def _answers(columns: Mapping[str, Sequence[object]]) -> Sequence[object]:
     for name in ("answer", "solution"):
         if name in columns:
             return columns[name]
-    there = ", ".join(columns) or "none"
-    raise KeyError(f"no column 'answer' or 'solution' to compare with; columns are: {there}")
+    listed = ", ".join(columns) or "none"
+    raise KeyError(f"no column 'answer' or 'solution' to compare with; columns are: {listed}")
 
 
-def _several(gold: Any) -> list[Any]:
+def _several(gold: object) -> list[object]:
     return gold if isinstance(gold, list) else [gold]
 
 

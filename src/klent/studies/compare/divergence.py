@@ -29,7 +29,7 @@ def write_divergence(recipe: Recipe, run: Path, *, problems: int = PROBLEMS, sam
     started = time.perf_counter()
     name = recipe.reference or recipe.model
     policy, base = (load_on_device(source, recipe) for source in (str(run / "final"), name))
-    task = load_task(recipe.task.model_dump(), seed=recipe.seed, heldout=recipe.eval.problems)
+    task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     prompts = task.heldout(min(problems, recipe.eval.problems))
     seed = derive_seed(recipe.seed, "compare")
     rollouts = build_sampler(policy, recipe.rollout).generate(prompts, group_size=samples, seed=seed)

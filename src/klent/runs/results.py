@@ -1,0 +1,137 @@
+"""What a finished run and an evaluation give to Python."""
+
+import html
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from klent.config import Recipe, load_recipe
+from klent.errors import RunError
+from klent.io.files import read_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row: TypeAlias = dict[str, Any]  # of metrics.jsonl or eval.jsonl
+
+
+class Run:
+    """A run's folder and what is in it.
+
+    Args:
+        path: the folder, such as ``runs/quickstart``.
+
+    Raises:
+        RunError: there is no run in it.
+
+    Attributes:
+        path: the folder.
+        final: the trained model's folder, in the Hugging Face format; it exists once the run has finished.
+        report: the run's page.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.final = self.path / "final"
+        self.report = self.path / "report.html"
+        if not (self.path / "config.yaml").is_file():
+            raise RunError(f"{self.path} is not a run: it has no config.yaml")
+
+    @cached_property
+    def config(self) -> Recipe:
+        """The recipe, every default filled in."""
+        return load_recipe(self.path / "config.yaml")
+
+    @property
+    def metrics(self) -> list[Row]:
+        """One row per step; docs/metrics.md says what is in it."""
+        return list(read_jsonl(self.path / "metrics.jsonl"))
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """One row per held-out evaluation; the first is of the model before training, at step 0."""
+        return list(read_jsonl(self.path / "eval.jsonl"))
+
+    def load(self) -> "tuple[Any, PreTrainedTokenizerBase]":
+        """The trained model, in eval mode on the CPU, and its tokenizer.
+
+        Raises:
+            RunError: the run has not finished.
+        """
+        from klent.models.load import load_policy
+
+        loaded = load_policy(
+            str(final_folder(self)), dtype=self.config.dtype, trust_remote_code=self.config.trust_remote_code
+        )
+        return loaded.model, loaded.tokenizer
+
+    def summary(self) -> dict[str, str]:
+        """What matters most, in words: steps, mean reward and held-out accuracy at first and at last."""
+        metrics, evaluations = self.metrics, self.evaluations
+        summary = {"steps": f"{len(metrics)} of {self.config.steps}"}
+        for name, rows, key in (
+            ("reward", metrics, "reward/mean"),
+            ("accuracy", evaluations, "accuracy"),
+        ):
+            values = [row[key] for row in rows if row.get(key) is not None]
+            if values:
+                summary[name] = " → ".join(f"{value:.3f}" for value in dict.fromkeys((values[0], values[-1])))
+        return summary
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name} {value}" for name, value in self.summary().items())
+        return f"Run({str(self.path)!r}: {facts})"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in self.summary().items()
+        )
+        link = f'<a href="{html.escape(str(self.report))}">report</a>'
+        return f"<b>{html.escape(str(self.path))}</b> {link}<table>{cells}</table>"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model does on held-out problems.
+
+    Attributes:
+        accuracy: share of completions whose reward is at least 1.
+        low: lower end of its 95% interval over problems (Wilson).
+        high: upper end.
+        reward: mean reward of the completions that could be scored; None if none could.
+        entropy: of the next-token distributions sampled from, mean over tokens, nats.
+        problems: how many problems.
+        samples: completions of each.
+        row: everything that was measured, as a row of ``eval.jsonl``.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    reward: float | None
+    entropy: float
+    problems: int
+    samples: int
+    row: Row
+
+    def __repr__(self) -> str:
+        reward = "unscorable" if self.reward is None else f"{self.reward:.3f}"
+        return (
+            f"Evaluation(accuracy {self.accuracy:.3f} [{self.low:.3f}, {self.high:.3f}], reward {reward}, "
+            f"entropy {self.entropy:.3f}, {self.problems} problems × {self.samples} samples)"
+        )
+
+
+def final_folder(run: Run) -> Path:
+    """The trained model's folder.
+
+    Raises:
+        RunError: the run has not finished.
+    """
+    if not run.final.is_dir():
+        raise RunError(
+            f"{run.path} has no trained model yet: {len(run.metrics)} of {run.config.steps} steps are done. "
+            f"Continue it with klent.train(name={run.path.name!r}, resume=True)"
+        )
+    return run.final
