@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from klent.config.model import DataSettings
+from klent.config import DataSettings
 from klent.errors import ConfigError, DataError
 from klent.kit.names import nearest
 from klent.streams.prompt import Prompt

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import cast
 
-from klent.config.model import GymSettings
+from klent.config import GymSettings
 from klent.errors import ConfigError, DataError
 from klent.streams.prompt import Prompt
 from klent.tasks.generator import BLOCK, Parameters, Source
