@@ -3,11 +3,14 @@
 import inspect
 
 import pytest
+from torch import Tensor
 
 from klent import objectives
 from klent.config import make_recipe, streams
-from klent.config.binding import hyperparameters_of, resolve, shipped, streams_of
+from klent.config.binding import TRAINED, choices_of, hyperparameters_of, resolve, shipped, streams_of
+from klent.config.trial import _example, try_out
 from klent.errors import ConfigError
+from klent.streams.registry import REGISTRY
 
 VALUES = {"model": "m", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 2}
 
@@ -40,15 +43,14 @@ def refusal(own):
 
 def test_every_shipped_function_has_its_place():
     assert {"cross_entropy", "reinforce", "ppo_clip", "cispo", "kl_in_loss", "entropy_loss"} <= set(
-        shipped("loss")
+        shipped("token_loss")
     )
     assert {"group_advantage", "leave_one_out"} <= set(shipped("advantage"))
     assert "kl_in_reward" in shipped("token_reward")
-    placed = [name for kind in ("loss", "advantage", "token_reward") for name in shipped(kind)]
+    placed = [name for kind in ("token_loss", "advantage", "token_reward") for name in shipped(kind)]
     assert len(placed) == len(set(placed))
-    assert not {"kl_estimate", "token_covariance", "gae", "reduce_tokens", "high_entropy_tokens"} & set(
-        placed
-    )
+    unplaced = {"kl_estimate", "token_covariance", "gae", "reduce_tokens", "high_entropy_tokens", "dpo"}
+    assert not unplaced & set(placed)
 
 
 def test_selectors_have_their_place():
@@ -60,7 +62,113 @@ def test_selectors_have_their_place():
         "kl_cov_tokens",
     }
     assert set(shipped("selector")) == chosen
-    assert {"clip_cov", "kl_cov", "entropy_shaped", "entropy_ratio_clip"} <= set(shipped("loss"))
+    assert {"clip_cov", "kl_cov", "entropy_shaped", "entropy_ratio_clip"} <= set(shipped("token_loss"))
+
+
+WHY_NOT = {
+    "a loss per pair": (
+        "loss",
+        "dpo",
+        "dpo is a loss per pair of completions and needs pairs, which no `task`",
+    ),
+    "a value model": (
+        "loss",
+        "weighted_cross_entropy",
+        "needs `logp_dummy`, `weight`, which no part of a run",
+    ),
+    "a critic": (
+        "advantage",
+        "gae",
+        "gae needs `values`, which no part of a run provides (the values of a critic)",
+    ),
+    "a denoiser": ("loss", "ddpo", "ddpo needs `sample`, `mean`, `std`, which no part of a run provides"),
+    "an estimator": ("loss", "token_covariance", "token_covariance is an estimator: it makes numbers for"),
+    "a measure": ("loss", "categorical_kl", "categorical_kl measures full distributions"),
+    "the reduction": (
+        "loss",
+        "reduce_tokens",
+        "averages the loss, which every recipe does: set it under `reduce`",
+    ),
+    "another section": (
+        "loss",
+        "kl_in_reward",
+        "does not go under loss but under `token_reward`; valid here: ",
+    ),
+    "a misspelt name": (
+        "loss",
+        "ppo_cilp",
+        "klent.objectives has no such function; did you mean `ppo_clip`?",
+    ),
+}
+
+
+@pytest.mark.parametrize(("section", "name", "message"), WHY_NOT.values(), ids=WHY_NOT.keys())
+def test_a_function_that_cannot_stand_there_says_why(section, name, message):
+    with pytest.raises(ConfigError) as caught:
+        make_recipe({**VALUES, "method": "rloo", section: {name: {}}})
+    assert message in str(caught.value)
+
+
+def test_streams_that_share_a_name_with_a_setting():
+    def f(logp, mask, *, divergence: Tensor, importance_weight: Tensor | None = None, spared: Tensor): ...
+
+    assert streams_of(f) == {"logp", "mask", "divergence", "importance_weight", "spared"}
+    assert choices_of(f) == {"spared"}
+    assert "divergence" not in streams_of(objectives.kl_in_loss)
+    assert list(hyperparameters_of(objectives.kl_in_loss)) == ["coef", "divergence"]
+    assert list(hyperparameters_of(objectives.kl_in_reward)) == ["coef"]
+
+
+def test_the_streams_that_carry_a_gradient():
+    assert {"logp", "entropy", "divergence"} == TRAINED
+
+
+def test_every_stream_has_an_example_of_its_shape():
+    for name, stream in REGISTRY.items():
+        example = _example(name)
+        assert example.ndim == (2 if stream.shape == "[B, T]" else 1)
+        assert example.requires_grad == (name in TRAINED)
+
+
+@pytest.mark.parametrize("kind", ["token_loss", "token_reward", "advantage", "selector"])
+def test_every_shipped_function_passes_its_trial(kind):
+    for function in shipped(kind).values():
+        required = {key: 1.0 for key, p in hyperparameters_of(function).items() if p.default is p.empty}
+        assert try_out(kind, function, required) is None
+
+
+OWN_IDLE = {
+    "too much": (
+        "lambda advantage, **_: advantage <= 0",
+        "its `idle` is True at a token where it has a gradient",
+    ),
+    "no tokens": (
+        "lambda **_: torch.tensor(True)",
+        "its `idle` returned torch.bool [], expected True or False",
+    ),
+    "raises": ("lambda missing, **_: missing", "its `idle` raised TypeError"),
+}
+
+
+@pytest.mark.parametrize(("idle", "message"), OWN_IDLE.values(), ids=OWN_IDLE.keys())
+def test_an_own_loss_with_a_wrong_idle_is_refused(refusal, idle, message):
+    source = "from klent.objectives.kinds import token_loss\n"
+    source += f"@token_loss(idle={idle})\ndef f(logp, advantage, mask): return -logp * advantage * mask\n"
+    assert message in refusal(source)
+
+
+def test_an_own_function_may_declare_its_kind_and_not_another(own, refusal):
+    imports = "from klent.objectives.kinds import selector, token_loss\n"
+    declared = imports + "@{}\ndef f(logp, mask): return -logp * mask\n"
+    assert "own.py:f" in own(declared.format("token_loss()")).loss
+    assert "own.py:f declares itself @selector: it does not go under loss but under `select.NAME`" in refusal(
+        declared.format("selector")
+    )
+
+
+def test_an_own_loss_with_settings_of_any_name_has_none(refusal):
+    source = "def f(logp, mask, **others): return -logp * mask\n"
+    assert "f has no such setting; it has none" in refusal(source, settings={"power": 2})
 
 
 def test_an_own_selector_and_the_loss_that_reads_it(own, tmp_path):
@@ -151,7 +259,7 @@ OWN_REFUSED = {
         "def f(advantage, mask): return advantage * mask\n",
         "reads neither `logp` nor `entropy`",
     ),
-    "averaged": ("def f(logp, mask): return logp.mean()\n", "returned shape [] where [2, 3] was due"),
+    "averaged": ("def f(logp, mask): return logp.mean()\n", "returned shape [], expected [2, 3]"),
     "detached": ("def f(logp, mask): return logp.detach()\n", "returned a loss without a gradient"),
     "not a tensor": ("def f(logp, mask): return 3\n", "returned int, not a tensor"),
     "raises": ("def f(logp, mask): raise ValueError('no, because')\n", "loss.own.py:f: no, because"),
@@ -168,7 +276,7 @@ def test_own_losses_that_are_refused(refusal, source, message):
 
 
 def test_an_own_advantage_of_the_wrong_shape(refusal):
-    assert "returned shape [] where [4] was due" in refusal(
+    assert "returned shape [], expected [4]" in refusal(
         "def f(rewards, group): return rewards.mean()\n", "advantage"
     )
 

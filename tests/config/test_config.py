@@ -174,7 +174,7 @@ REFUSED = {
     ),
     "k1 as a loss": (
         "loss: {kl_estimate: {estimator: k1}}\n",
-        "kl_estimate estimates or selects, and cannot be a loss",
+        "kl_estimate is an estimator: it makes numbers for an update or a log",
     ),
     "a setting missing": ("loss: {entropy_loss: {}}\n", "my.yaml:6: loss.entropy_loss: needs `coef`; set it"),
     "a setting's type": (

@@ -3,8 +3,11 @@
 import re
 
 import pytest
+import yaml
 
 from klent.config import dump_recipe, load_recipe, make_recipe, recipes_folder
+from klent.config.binding import hyperparameters_of, resolve
+from klent.config.layers import RecipeLoader
 from klent.errors import ConfigError
 
 FOLDER = recipes_folder()
@@ -29,7 +32,7 @@ def group(scale: str) -> dict:
     return {"group_advantage": {"scale": scale}}
 
 
-# method -> loss, advantage, what the reduction divides by
+# what papers say, method -> loss, advantage, what the reduction divides by; a new method needs no entry
 EXPECTED = {
     "sft": ({"cross_entropy": {}}, None, "tokens"),
     "distill": ({}, None, "tokens"),
@@ -76,12 +79,36 @@ CHOICES = {
 }
 
 
-def test_the_methods_are_those_expected():
-    assert set(METHODS) == set(EXPECTED)
+def test_the_methods_that_papers_pin_are_there():
+    assert set(EXPECTED) <= set(METHODS)
     assert {"quickstart", "sft", "grpo_kl_reward", "grpo_kl_loss"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_method_sets_what_its_file_says_and_takes_the_rest_from_signatures(method):
+    said = yaml.load((FOLDER / "methods" / f"{method}.yaml").read_text(), RecipeLoader)
+    recipe = make_recipe({**NEEDS.get(method, GYM), "method": method})
+    for section in ("loss", "advantage", "token_reward"):
+        terms = said.get(section) or {}
+        assert (getattr(recipe, section) or {}) == {
+            name: settled(name, given) for name, given in terms.items()
+        }
+    chosen = {
+        stream: {name: settled(name, given) for name, given in choice.items()}
+        for stream, choice in (said.get("select") or {}).items()
+    }
+    assert (recipe.select or {}) == chosen
+    assert recipe.reduce.over == (said.get("reduce") or {}).get("over", "tokens")
+
+
+def settled(name, given):
+    """The settings of a term, with the defaults of its function's signature."""
+    parameters = hyperparameters_of(resolve(name)).items()
+    defaults = {key: p.default for key, p in parameters if p.default not in (p.empty, None)}
+    return defaults | (given or {})
+
+
+@pytest.mark.parametrize("method", EXPECTED)
 def test_a_method_sets_what_its_paper_says(method):
     loss, advantage, over = EXPECTED[method]
     recipe = make_recipe({**NEEDS.get(method, GYM), "method": method})

@@ -1,12 +1,23 @@
 """What the tests of this folder share: float64 tables, random tokens, and gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Row = Sequence[float]
+
+
+class Mutant(NamedTuple):
+    """One plausible mistake in the source, and a test that must notice it."""
+
+    mistake: str
+    file: str
+    old: str
+    new: str
+    killer: Callable[[], object]
 
 
 def table(*rows: Row) -> Tensor:

@@ -13,7 +13,7 @@ from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
 CASES = {
-    "clip_cov_tokens": [{"fraction": 0.3, "low": 0}],
+    "clip_cov_tokens": [{"fraction": 0.3, "low": -10.0}],
     "kl_cov_tokens": [{"fraction": 0.3}],
     "clip_cov": [{"clip_high": 0.2}],
     "kl_cov": [{"coef": 0.1}, {"penalty": "kl"}],

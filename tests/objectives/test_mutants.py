@@ -1,7 +1,8 @@
 """The tests tested: each mutant is one plausible mistake in the source, and the test beside it must notice.
 
 A mutant is a file of ``klent.objectives`` with one string replaced, run in a module of its own whose functions
-then stand in for the real ones, wherever these are used.
+then stand in for the real ones, wherever these are used. A function's own test file may have its mutants, in
+``MUTANTS``.
 """
 
 # ruff: noqa: E501 - a table is read across, one mutant a line
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import pytest
 
@@ -35,21 +35,14 @@ from objectives import test_regret as regret
 from objectives import test_semantic as semantic
 from objectives import test_surrogate as surrogate
 from objectives import test_tokens as choices
-from objectives.declared import functions
-
-
-class Mutant(NamedTuple):
-    mistake: str
-    file: str
-    old: str
-    new: str
-    killer: Callable[[], object]
+from objectives.declared import functions, provided
+from objectives.helpers import Mutant
 
 
 def off_mask(name: str) -> Callable[[], object]:
     """The law that values off the mask are never read, on one batch."""
     law = laws.test_numbers_do_not_read_what_is_off_the_mask
-    if name in functions("token_loss"):
+    if name.split()[0] in functions("token_loss"):
         law = laws.test_losses_do_not_read_what_is_off_the_mask
     return partial(law.hypothesis.inner_test, name=case_of(name), size=(0, 4, 6))
 
@@ -66,8 +59,10 @@ def trains(name: str) -> Callable[[], object]:
 
 
 def case_of(name: str) -> str:
-    """The first case of a function in the tests of laws."""
-    return next(key for key, case in laws.EVERY.items() if case.name == name)
+    """The first case of a function in the tests of laws, or the one that has these settings too."""
+    function, *settings = name.split()
+    matches = (key for key, case in laws.EVERY.items() if case.name == function)
+    return next(key for key in matches if set(settings) <= set(key.split()))
 
 
 MUTANTS = [
@@ -175,7 +170,7 @@ MUTANTS = [
     Mutant("mean over the sequence for its product", "importance.py", "log_ratio.sum(dim=1, keepdim=True)", "log_ratio.mean(dim=1, keepdim=True)", importance.test_unbounded_sequence_weights_are_exact_and_nothing_else_is),
     Mutant("sequence weights per token", "importance.py", 'if ratio == "sequence":', "if False:", importance.test_unbounded_sequence_weights_are_exact_and_nothing_else_is),
     Mutant("each token bounded before the product", "importance.py", "log_ratio = logp_old - logp_gen", "log_ratio = (logp_old - logp_gen).clamp(max=math.log(high))", importance.test_importance_weight_table),
-    Mutant("forgotten mask", "importance.py", "    logp_old, logp_gen = on_mask(mask, logp_old.detach(), logp_gen.detach())\n", "    logp_old = logp_old.detach()\n", off_mask("importance_weight sequence")),
+    Mutant("forgotten mask", "importance.py", "    logp_old, logp_gen = on_mask(mask, logp_old.detach(), logp_gen.detach())\n", "    logp_old = logp_old.detach()\n", off_mask("importance_weight ratio=sequence")),
     Mutant("carries gradient", "importance.py", "on_mask(mask, logp_old.detach(), logp_gen.detach())", "on_mask(mask, logp_old, logp_gen)", importance.test_importance_weight_table),
     # gaussian
     Mutant("first deviation for the second", "gaussian.py", "((mean_p - mean_q) / std_q)", "((mean_p - mean_q) / std_p)", gaussian.test_gaussian_kl_table),
@@ -293,6 +288,32 @@ MUTANTS = [
     Mutant("0 / 0", "reduce.py", "torch.where(divisor == 0, 1, divisor)", "divisor", partial(reduce.test_nothing_on_the_mask_gives_zero_and_runs_backward, "tokens", None, (2, 3))),
     Mutant("forgotten mask", "reduce.py", "    (loss,) = on_mask(mask, loss)\n", "", reduce.test_reduce_tokens_averages_over_tokens_unless_told),
 ]  # fmt: skip
+
+
+MUTANTS += [mutant for table in provided("MUTANTS") for mutant in table]
+
+
+@pytest.mark.parametrize("name", functions())
+def test_every_function_has_a_mutant(name: str) -> None:
+    sources = reached(getattr(O, name))
+    assert any(mutant.old in sources.get(mutant.file, "") for mutant in MUTANTS), (
+        f"no mutant changes {name}: its own test file in tests/objectives must provide one, as "
+        'MUTANTS = [Mutant("flipped sign", "FILE.py", "old", "new", test_that_notices)]'
+    )
+
+
+def reached(function: Callable[..., object]) -> dict[str, str]:
+    """Source of a function and of those of its own module that it calls, by file."""
+    module = inspect.getmodule(function)
+    assert module is not None
+    texts, waiting = {}, [function]
+    while waiting:
+        code = waiting.pop().__code__
+        texts[code.co_name] = inspect.getsource(code)
+        inside = [getattr(module, called, None) for called in code.co_names]
+        waiting += [f for f in inside if inspect.isfunction(f) and inspect.getmodule(f) is module]
+        waiting = [f for f in waiting if f.__name__ not in texts]
+    return {Path(module.__file__ or "").name: "".join(texts.values())}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.file}: {m.mistake}")

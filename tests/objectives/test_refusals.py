@@ -1,6 +1,8 @@
 """What is refused, and that the message says what was wrong and what to do."""
 
+import inspect
 import math
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 from klent import objectives as O
+from klent.config.binding import hyperparameters_of
+from objectives.declared import Case, cases, functions, provided, with_mask
 
 X, MASK = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
 R, G = torch.zeros(4), torch.zeros(4, dtype=torch.int64)
@@ -15,6 +19,7 @@ H = torch.tensor([1.0, 2.0, 3.0])
 P, XD = torch.zeros(4, 3), torch.zeros(2, 3, 4)  # full distributions; denoising steps
 
 Call = Callable[[], Any]
+PER_TOKEN = {str(case): case for case in cases(with_mask())}
 
 
 def ppl(**settings: Any) -> torch.Tensor:
@@ -27,12 +32,12 @@ RANGES: list[tuple[Call, str]] = [
     (lambda: O.ppo_clip(X, X, X, MASK, clip_high=-0.1), "clip_high is -0.1, expected a number in [0, inf]"),
     (lambda: O.ppo_clip(X, X, X, MASK, clip_high=math.nan), "clip_high is nan"),
     (lambda: O.ppo_clip(X, X, X, MASK, dual_clip=1), "dual_clip is 1, expected a number in (1, inf]"),
-    (lambda: O.ppo_clip(X, X, X, MASK, ratio="word"), "ratio is 'word', expected one of 'token', 'sequence'"),
+    (lambda: O.ppo_clip(X, X, X, MASK, ratio="byte"), "ratio is 'byte', expected one of 'token', 'sequence'"),
     (lambda: O.cispo(X, X, X, MASK, ratio_max=0.5), "ratio_max is 0.5, expected a number in [1, inf]"),
     (lambda: O.kl_in_loss(X, X, MASK, coef=-1), "coef is -1, expected a number in [0, inf)"),
     (lambda: O.kl_in_loss(X, X, MASK, coef=math.inf), "coef is inf"),
     (lambda: O.kl_in_loss(X, X, MASK, coef=1, divergence="both"), "divergence is 'both'"),
-    (lambda: O.kl_in_loss(X, X, MASK, coef=1, estimator="k4"), "estimator is 'k4'"),
+    (lambda: O.kl_in_loss(X, X, MASK, coef=1, estimator="k4"), "estimator is 'k4', expected one of"),
     (lambda: O.kl_in_reward(X, X, MASK, coef=-1), "coef is -1"),
     (lambda: O.kl_in_reward(X, X, MASK, coef=1, estimator="k4"), "estimator is 'k4'"),
     (lambda: O.kl_estimate(X, X, estimator="k4"), "estimator is 'k4', expected one of 'k1', 'k2', 'k3'"),
@@ -78,7 +83,7 @@ RANGES: list[tuple[Call, str]] = [
     (lambda: O.predicted_entropy_change(X, X, step=1, gradient="adam"), "gradient is 'adam'"),
     (lambda: O.importance_weight(X, X, MASK, low=1.5), "low is 1.5, expected a number in [0, 1]"),
     (lambda: O.importance_weight(X, X, MASK, high=0.5), "high is 0.5, expected a number in [1, inf]"),
-    (lambda: O.importance_weight(X, X, MASK, ratio="word"), "ratio is 'word'"),
+    (lambda: O.importance_weight(X, X, MASK, ratio="byte"), "ratio is 'byte'"),
     (
         lambda: O.importance_weight(X, X, MASK, outside="clip"),
         "outside is 'clip', expected one of 'truncate'",
@@ -244,6 +249,8 @@ TYPES: list[tuple[Call, str]] = [
     (lambda: O.sft_logit_gradient(P, None), "logp_data is of type NoneType"),
 ]
 
+OWN: list[tuple[Call, type[Exception], str]] = [item for table in provided("REFUSED") for item in table]
+
 PLACEMENTS: list[tuple[Call, list[str]]] = [
     (
         lambda: O.kl_in_loss(X, X, MASK, coef=1, estimator="k1"),
@@ -274,6 +281,63 @@ PLACEMENTS: list[tuple[Call, list[str]]] = [
         ["as a loss k2 follows the reverse KL", "write divergence='reverse'"],
     ),
 ]
+
+
+@pytest.mark.parametrize("name", PER_TOKEN)
+def test_every_tensor_is_checked(name: str) -> None:
+    case = PER_TOKEN[name]
+    batch = case.batch(0)
+    parameters = inspect.signature(case.function).parameters
+    for tensor, value in batch.items():
+        others = set(batch) - {tensor}
+        optional = parameters[tensor].default is None
+        for wrong in (value.long(),) if optional else (None, value.long()):
+            with pytest.raises(TypeError, match=rf"{tensor} (is of type|has dtype)"):
+                case.call({**batch, tensor: wrong})
+        if value.ndim == 2 and "mask" in others:
+            with pytest.raises(ValueError, match=r"has shape \[3, 6\], expected \[4, 6\]"):
+                case.call({**batch, tensor: value[:3]})
+
+
+@pytest.mark.parametrize("name", PER_TOKEN)
+def test_every_setting_is_checked(name: str) -> None:
+    case = PER_TOKEN[name]
+    batch = case.batch(0)
+    for setting, parameter in hyperparameters_of(case.function).items():
+        wrong: list[Any] = ["no such", math.nan, True]
+        if any(isinstance(option, str) for option in typing.get_args(parameter.annotation)):
+            wrong = ["no such", 3]
+        if parameter.annotation is bool:
+            continue
+        for value in wrong:
+            with pytest.raises((TypeError, ValueError), match=rf"{setting} is "):
+                Case(case.name, {**case.settings, setting: value}).call(batch)
+
+
+def test_every_other_function_has_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: set[str] = set()
+
+    def recorded(name: str) -> Callable[..., Any]:
+        function = getattr(O, name)
+        return lambda *args, **kwargs: (called.add(name), function(*args, **kwargs))
+
+    others = set(functions()) - set(with_mask())
+    for name in others:
+        monkeypatch.setattr(O, name, recorded(name))
+    for call, *_ in [*RANGES, *SHAPES, *TYPES, *OWN]:
+        with pytest.raises((TypeError, ValueError)):
+            call()
+    assert not others - called, (
+        f"nothing shows what {', '.join(sorted(others - called))} refuses: the function's own test file must "
+        'provide REFUSED = [(lambda: O.f(...), ValueError, "part of the message")]'
+    )
+
+
+def test_refusals_of_the_functions_own_test_files() -> None:
+    for call, error, message in OWN:
+        with pytest.raises(error) as caught:
+            call()
+        assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("call", "message"), RANGES + SHAPES)
@@ -322,3 +386,10 @@ def test_ends_of_ranges_are_allowed() -> None:
     O.empo_reward(G, G, low=0, high=math.inf)
     O.dpok(XD, XD, XD, XD + 1, X, MASK, coef=0)
     O.predicted_entropy_change(P, P, step=0)
+
+
+@pytest.mark.parametrize("function", [O.kl_in_loss, O.kl_in_reward])
+def test_only_an_estimator_is_answered(function: Call) -> None:
+    with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'coeff'"):
+        function(X, X, MASK, coef=1, coeff=2)
+    assert "estimator" not in hyperparameters_of(function)

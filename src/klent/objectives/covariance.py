@@ -137,7 +137,7 @@ def _unpushed_or_dropped(advantage: Tensor, dropped: Tensor, **_: object) -> Ten
     return (advantage == 0) | dropped
 
 
-def _unpushed_and_unheld(advantage: Tensor, penalised: Tensor, coef: float = 1.0, **_: object) -> Tensor:
+def _unpushed_and_unheld(advantage: Tensor, penalised: Tensor, coef: float, **_: object) -> Tensor:
     unpushed = advantage == 0
     return unpushed if coef == 0 else unpushed & ~penalised
 

@@ -8,6 +8,7 @@ where it is idle: the actions at which its gradient is 0 whatever the policy's n
 update leaves out the forward pass of completions that are idle throughout, and of no others.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeVar
 
@@ -33,18 +34,26 @@ class Declaration(NamedTuple):
 
     kind: Kind
     idle: Idle | None = None
-    """Called by name with the streams and settings that the loss reads; ``[B, T]`` bool, True where idle. Its
-    values off the mask are not read, and it must not depend on ``logp`` or ``entropy``. None: never idle."""
+    """Called by name with the streams and settings that the loss reads; what is not given has the loss's own
+    default. ``[B, T]`` bool, True where idle, not read off the mask; it must not depend on ``logp`` or
+    ``entropy``. None: never idle."""
 
 
 def declare(kind: Kind, idle: Idle | None = None) -> Callable[[F], F]:
     """A decorator that gives a function its kind."""
 
     def mark(function: F) -> F:
-        function.__klent__ = (function, Declaration(kind, idle))  # type: ignore[attr-defined]
+        whole = _with_defaults_of(function, idle) if idle is not None else None
+        function.__klent__ = (function, Declaration(kind, whole))  # type: ignore[attr-defined]
         return function
 
     return mark
+
+
+def _with_defaults_of(function: Callable[..., object], idle: Idle) -> Idle:
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return lambda **given: idle(**{**defaults, **given})
 
 
 def token_loss(*, idle: Idle | None = None) -> Callable[[F], F]:
