@@ -140,7 +140,7 @@ REFUSED = {
     "a thermostat without a target": ("thermostat: {steer: bonus}\n", "`target` is missing; set it"),
     "half a ramp": (
         "thermostat: {target: {start: 2.0, end: 1.0}}\n",
-        "my.yaml:6: should be one of a number, {fraction:} or {start:, end:, steps:}; has end, start",
+        "my.yaml:6: thermostat.target: should be one of a number, {fraction:} or {start:, end:, steps:}; has end, start",
     ),
     "a target below 0": ("thermostat: {target: -1.0}\n", "should be greater than 0; got -1.0"),
     "a thermostat beside its term": (
@@ -311,7 +311,7 @@ REFUSED_OVERRIDES = {
         "methods/grpo.yaml:6: advantage: is not used: no term of the loss (cross_entropy) reads an advantage",
     ),
     "no reward": (["reward=null"], "command line: reward=null: is missing: the loss (ppo_clip)"),
-    "unknown reward": (["reward=gmy"], "command line: reward=gmy: unknown name 'gmy' (did you mean 'gym'?)"),
+    "unknown reward": (["reward=gmy"], "command line: reward=gmy: unknown name 'gmy'; did you mean `gym`?"),
     "eval without a reward": (
         ["method=sft", "task.data=a.jsonl", "reward=null", "eval.problems=5"],
         "eval.problems=5: eval: needs a reward to tell right from wrong",

@@ -7,7 +7,7 @@ import yaml
 
 from klent.config import dump_recipe, load_recipe, make_recipe, recipes_folder
 from klent.config.binding import hyperparameters_of, resolve
-from klent.config.layers import RecipeLoader
+from klent.config.yaml_text import RecipeLoader
 from klent.errors import ConfigError
 
 FOLDER = recipes_folder()

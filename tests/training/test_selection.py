@@ -115,9 +115,9 @@ def watched(step: Updater, rows: Batch) -> tuple[list, list]:
         measured.append(list(rows))
         return measure(batch, rows, *more)
 
-    def see_choose(batch, rows, own, *, seed):
-        chosen.append((rows, own["logp"][rows].clone(), seed))
-        return choose(batch, rows, own, seed=seed)
+    def see_choose(batch, rows, policy, *, seed):
+        chosen.append((rows, None if policy is None else policy.logp[rows].clone(), seed))
+        return choose(batch, rows, policy, seed=seed)
 
     step.measure, step.objective.selection.choose = see_measure, see_choose
     step.objective.estimate_advantage(rows)

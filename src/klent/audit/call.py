@@ -171,7 +171,8 @@ def wire(function: LossFunction, settings: Mapping[str, object]) -> Loss:
         }
     elif len(required) == 4 and required == ordered[:4] and readable_by_position(required):
         optional = {name: stream for name, stream in named.items() if name not in required}
-        wiring = {**dict(enumerate(POSITIONAL)), **optional}
+        wiring = dict(enumerate(POSITIONAL))
+        wiring.update(optional)
     else:
         raise LossProblem(_unknown(next(name for name in required if name not in named), named.values()))
     missing = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,11 +131,9 @@ def _panel(panel: "Axes", arrows_of: Field, *, off_policy: bool) -> "Quiver":
     at = arrows_of.points.numpy() @ corners
     longest = max(_length(arrows_of.loss).max().item(), _length(arrows_of.truth).max().item(), 1e-300)
     truth, loss = (_arrows(move, longest) @ corners for move in (arrows_of.truth, arrows_of.loss))
-    style = {"angles": "xy", "scale_units": "xy", "scale": 1.0, "pivot": "tail"}
-    panel.quiver(*at.T, *truth.T, color="#d0d0d0", width=0.014, **style)
-    arrows = panel.quiver(
-        *at.T, *loss.T, arrows_of.cosine.numpy(), cmap="coolwarm_r", clim=(-1, 1), width=0.006, **style
-    )
+    quiver = partial(panel.quiver, angles="xy", scale_units="xy", scale=1.0, pivot="tail")
+    quiver(*at.T, *truth.T, color="#d0d0d0", width=0.014)
+    arrows = quiver(*at.T, *loss.T, arrows_of.cosine.numpy(), cmap="coolwarm_r", clim=(-1, 1), width=0.006)
     _mark(panel, np.array(REFERENCE) @ corners, "o", "reference")
     if off_policy:
         _mark(panel, np.array(BEHAVIOUR) @ corners, "^", "behaviour")
@@ -159,7 +158,8 @@ def _arrows(moves: Tensor, longest: float) -> Points:
 
 
 def _length(moves: Tensor) -> Tensor:
-    return moves.norm(dim=1)
+    length: Tensor = moves.norm(dim=1)
+    return length
 
 
 def _scene(probabilities: Tensor, *, off_policy: bool) -> Scene:

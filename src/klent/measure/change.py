@@ -46,8 +46,9 @@ def distribution_change(
         Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, 2025,
         arXiv:2505.22617, Lemma 1.
     """
-    names = ("policy/entropy_delta", "policy/entropy_delta_predicted", "kl/update")
-    names = names if batch.on_policy else names[:1]
+    names = ["policy/entropy_delta", "policy/entropy_delta_predicted", "kl/update"]
+    if not batch.on_policy:
+        del names[1:]
     if not rows:
         return dict.fromkeys(names, 0.0)
     mask = batch.mask[rows]

@@ -61,7 +61,7 @@ def evaluate(
     accuracy = sum(outcomes) / len(outcomes)
     low, high = wilson(accuracy, len(prompts))
     scorable = [reward for reward in rewards if not math.isnan(reward)]
-    entropies = [value for r in rollouts for value in r.entropy.tolist()]
+    entropies = [value for r in rollouts for value in r.action_entropy.tolist()]
     return {
         "step": step,
         "split": "heldout",

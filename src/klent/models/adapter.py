@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 from klent.errors import ModelError, first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -100,3 +104,8 @@ def merge_adapter(model: "PreTrainedModel", folder: str, *, source: str) -> "Pre
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"cannot put the adapter {folder} on {source}: {first_line(error)}") from error
     return cast("PreTrainedModel", merged.eval())
+
+
+def adapters_off(model: "PreTrainedModel") -> "Callable[[], AbstractContextManager[object]]":
+    """A context in which a model with adapters is its base model."""
+    return cast("PeftModel", model).disable_adapter

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from klent.errors import KlentError, ModelError, first_line
 from klent.models.adapter import LoraSettings, add_adapter
@@ -15,6 +15,7 @@ from klent.models.pull import quiet
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -70,6 +71,8 @@ def load_policy(
     Raises:
         ModelError: the name, the folder, one of its files or an option cannot be used; the message says why.
     """
+    import torch
+
     from klent.head.products import use_onednn_linears
 
     if dtype not in DTYPES:
@@ -81,7 +84,7 @@ def load_policy(
         tokenizer = _load_tokenizer(folder, trust_remote_code)
     with quiet(), _in_one_sentence(f"cannot load the model {name}"):
         model = _load_model(folder, dtype, trust_remote_code)
-    rows = len(model.get_input_embeddings().weight)
+    rows = cast("Tensor", model.get_input_embeddings().weight).shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             f"the tokenizer of {name} has {len(tokenizer)} tokens, but its model has only {rows}"
@@ -93,7 +96,7 @@ def load_policy(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     use_onednn_linears(model)
     if target is not None:
-        model.to(target)
+        torch.nn.Module.to(model, target)  # transformers' own refuses no device and only hides its types
     return LoadedModel(model.eval(), tokenizer, str(source), stops)
 
 
@@ -116,7 +119,7 @@ def _load_model(folder: Path, dtype: str, trust_remote_code: bool) -> "PreTraine
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{folder} holds quantised weights, which cannot be trained; use the full model")
     _switch_dropout_off(config)
-    model, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, by output_loading_info
+    pair: object = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
         dtype=getattr(torch, dtype),
@@ -126,6 +129,7 @@ def _load_model(folder: Path, dtype: str, trust_remote_code: bool) -> "PreTraine
         ignore_mismatched_sizes=True,  # refused below, by name
         output_loading_info=True,
     )
+    model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", pair)
     # transformers fills both kinds of weights with random numbers and continues
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}. Copy it again")

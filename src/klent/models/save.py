@@ -25,13 +25,13 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
     from safetensors import SafetensorError
 
     adapter = cast("PeftModel", model) if hasattr(model, "peft_config") else None
-    base = model if adapter is None else adapter.get_base_model()
+    base = model if adapter is None else cast("PreTrainedModel", adapter.get_base_model())
     try:
         with quiet(), whole_folder(folder) as scratch:
             base.save_pretrained(scratch, state_dict=None if adapter is None else merged_weights(base))
             tokenizer.save_pretrained(scratch)
             if adapter is not None:
-                adapter.save_pretrained(scratch / "adapter")
+                adapter.save_pretrained(str(scratch / "adapter"))
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"cannot write the model to {folder}: {first_line(error)}. No partial folder is left; free some "

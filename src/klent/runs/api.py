@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from klent.config import DataSettings, Eval, Recipe, load_recipe, make_recipe
+from klent.config import Eval, Recipe, load_recipe, make_recipe
 from klent.config.keywords import keyword_layer, recipe_values
 from klent.errors import ConfigError, DataError, RunError
 from klent.io.files import write_atomic
 from klent.runs.folder import PROMPTS, RunFolder
 from klent.runs.results import Evaluation, Row, Run, final_folder
-from klent.tasks import DataTask, Scorer, Task, load_task
+from klent.tasks import DataTask, Scorer, load_task
 from klent.tasks.callables import Function, name_rewards
 
 Rows: TypeAlias = Sequence[Mapping[str, object]]  # of a task: {"prompt": ..., ...}
@@ -242,7 +242,6 @@ def _with_rows(settings: Recipe, rows: Rows, run: Path, *, resume: bool) -> Reci
         write_atomic(file, content)
     elif not file.is_file() or file.read_text(encoding="utf-8") != content:
         raise ConfigError(f"{run} was started with other rows; leave task out to continue with {file}")
-    assert isinstance(settings.task, DataSettings)
     section = settings.task.model_copy(update={"data": str(file)})
     return settings.model_copy(update={"task": section})
 
@@ -278,12 +277,10 @@ def _measure(
     rewards = eval_rewards(recipe)
     if recipe.eval is None or rewards is None:
         raise ConfigError("klent.evaluate: no reward tells right from wrong; pass reward=...")
-    if every_row and isinstance(recipe.task, DataSettings):
-        data = DataTask(recipe.task, seed=recipe.seed)
-        task: Task = data
-        prompts = [data.train(index) for index in range(min(problems or len(data), len(data)))]
+    task = load_task(recipe.task, seed=recipe.seed, heldout=0 if every_row else recipe.eval.problems)
+    if every_row and isinstance(task, DataTask):
+        prompts = [task.train(index) for index in range(min(problems or len(task), len(task)))]
     else:
-        task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
         prompts = task.heldout(recipe.eval.problems)
     if not prompts:
         raise DataError(

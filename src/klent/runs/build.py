@@ -17,7 +17,7 @@ from klent.control.schedule import learning_rate
 from klent.control.thermostat import Controller, knob
 from klent.errors import RunError
 from klent.measure.roofline import Floor
-from klent.models.adapter import merge_adapter
+from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
 from klent.policies.causal_lm.packing import Packing
@@ -242,7 +242,7 @@ def build_target(
         return target
     if wanted.model == "reference" and wanted.adapter is None:
         if recipe.lora is not None and recipe.reference is None:
-            return replace(target, active=loaded.model.disable_adapter)
+            return replace(target, active=adapters_off(loaded.model))
         return replace(target, loaded=initial())
     name = (recipe.reference or recipe.model) if wanted.model == "reference" else wanted.model
     other = load_policy(
@@ -365,7 +365,7 @@ def _build_reference(recipe: Recipe, loaded: LoadedModel, initial: Callable[[], 
     """The policy that is compared with and never trained; without a second model where adapters can be off."""
     temperature = recipe.rollout.temperature
     if recipe.lora is not None and recipe.reference is None:
-        return CausalPolicy(loaded.model, temperature=temperature, active=loaded.model.disable_adapter)
+        return CausalPolicy(loaded.model, temperature=temperature, active=adapters_off(loaded.model))
     model = initial().model
     model.requires_grad_(False)
     model.eval()

@@ -126,7 +126,8 @@ class Loop:
             episodes = self.source.collect(number)
         with self._timed("score"):
             scores = self.source.score(episodes)
-        batch = make_batch(episodes, scores and scores.reward, group_size=self.source.group_size)
+        rewards = None if scores is None else scores.reward
+        batch = make_batch(episodes, rewards, group_size=self.source.group_size)
         with self._timed("train"):
             self._measure_before(batch)
             for organ in self.organs:

@@ -130,8 +130,10 @@ def make_batch(
     streams = Streams(
         logp_gen=_grid(episodes, lambda episode: episode.logp),
         entropy_gen=_grid(episodes, lambda episode: episode.entropy),
-        logp_policy=_grid(episodes, lambda episode: episode.mixture and episode.mixture.logp_policy),
-        entropy_policy=_grid(episodes, lambda episode: episode.mixture and episode.mixture.entropy_policy),
+        logp_policy=_grid(episodes, lambda episode: episode.mixture.logp_policy if episode.mixture else None),
+        entropy_policy=_grid(
+            episodes, lambda episode: episode.mixture.entropy_policy if episode.mixture else None
+        ),
         rewards=None if reward is None else torch.tensor(reward, dtype=torch.float32),
         group=group,
         mask=mask,

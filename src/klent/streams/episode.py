@@ -72,6 +72,11 @@ class Episode:
             self.turn = torch.zeros(len(self.tokens), dtype=torch.long)
 
     @property
+    def action_entropy(self) -> Tensor:
+        """The sampling distribution's entropy at each action, nats; empty where nothing was sampled."""
+        return torch.zeros(0) if self.entropy is None else self.entropy[self.acted]
+
+    @property
     def turns(self) -> int:
         """How many turns it has."""
         return int(self.turn.max()) + 1 if len(self.turn) else 0

@@ -84,7 +84,7 @@ def run_controls(
     trained_at = recipe.rollout.temperature
     with Scorer(eval_rewards(recipe) or (), task) as scorer:
         scorer.check()
-        exam = Exam(recipe.rollout, recipe.eval, task, scorer, recipe.seed)
+        exam = Exam(recipe.rollout.for_evaluation(), recipe.eval, task, scorer, recipe.seed)
         say(f"measuring {recipe.model}")
         rows = exam.measure(load_on_device(recipe.model, recipe), {*TEMPERATURES, trained_at})
         rows = [{"arm": BEFORE, "seed": "", **row} for row in rows]
@@ -129,7 +129,7 @@ class Exam:
             self.rollout.model_copy(update={"temperature": temperature}),
             self.settings.model_copy(update={**changes, "same": self.settings.same or "text"}),
             scorer=self.scorer,
-            task=self.task,
+            prompts=self.task.heldout(self.settings.problems),
             seed=self.seed,
         )
         row["pass@k"] = row[f"pass@{samples}"] if samples > 1 else None

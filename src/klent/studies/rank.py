@@ -128,7 +128,7 @@ def _measure(rollouts: Sequence[Episode], outcomes: Sequence[bool] | None, relat
     labels = find_clusters(texts, relation, question(rollouts[0].prompt.prompt))
     no_answer = labels.count(NO_ANSWER)  # each is a cluster of its own
     sizes = [*Counter(label for label in labels if label != NO_ANSWER).values(), *[1] * no_answer]
-    entropies = torch.cat([rollout.entropy for rollout in rollouts])
+    entropies = torch.cat([rollout.action_entropy for rollout in rollouts])
     scores: Scores = {
         "samples": len(texts),
         "cluster_variance": 1 - sum((size / len(texts)) ** 2 for size in sizes),

@@ -41,8 +41,6 @@ def name_functions(value: object, functions: dict[str, Function]) -> object:
         >>> list(functions)
         ['len', 'lambda_']
     """
-    if isinstance(value, str | Reward):
-        return value
     if callable(value):
         return f"{PYTHON}:{_add(value, functions)}"
     if isinstance(value, list | tuple):

@@ -123,7 +123,7 @@ def _config(config: type[Any], settings: Mapping[str, object]) -> Any:
 
 def _bare(trainer: type[Any], args: Any) -> Any:
     """A trainer of one process without a model, with the attributes that its loss reads."""
-    bare = trainer.__new__(trainer)
+    bare = object.__new__(trainer)
     model = SimpleNamespace(training=True, is_gradient_checkpointing=False)
     attributes = {
         "args": args,

@@ -56,7 +56,7 @@ def _ahead_linear(run: Run) -> float:
     """The same for R = b - a·H, which is given the same later entropies."""
     columns = torch.stack([torch.ones_like(run.entropy), run.entropy], dim=1)
     line = torch.linalg.lstsq(columns[:_THIRD], run.reward[:_THIRD].unsqueeze(1)).solution[:, 0]
-    return (run.reward - columns @ line)[_THIRD:].square().mean().sqrt().item()
+    return float((run.reward - columns @ line)[_THIRD:].square().mean().sqrt())
 
 
 def _naive(run: Run) -> float:

@@ -58,7 +58,7 @@ def _pull(estimator: Estimator, distance: float) -> float:
     reference = random_logits(1, 5)
     direction = random_logits(0, 5)
     policy = reference + distance * direction / direction.norm()
-    return (paid(estimator, policy, reference).norm() / _kl_gradient(policy, reference).norm()).item()
+    return float(paid(estimator, policy, reference).norm() / _kl_gradient(policy, reference).norm())
 
 
 def judge(f: Figures) -> Judgement:

@@ -67,7 +67,8 @@ def _circle(log_p: Tensor, log_t: Tensor) -> Tensor:
 
 
 def _along(roots: Tensor) -> Tensor:
-    return 2 * (roots[1:] - roots[:-1]).norm(dim=-1).sum(0)
+    length: Tensor = 2 * (roots[1:] - roots[:-1]).norm(dim=-1).sum(0)
+    return length
 
 
 def judge(f: Figures) -> Judgement:

@@ -39,7 +39,7 @@ def _slope(p: Tensor, behaviour: Tensor, weight: Tensor) -> float:
         mean = logp.mean().expand(size, 1)
         return O.uniform_cross_entropy(logp, mean, weight.unsqueeze(1), mask, actions=size).loss
 
-    return mean_gradient(loss, p.log(), behaviour).norm().item()
+    return float(mean_gradient(loss, p.log(), behaviour).norm())
 
 
 def _dummy_error() -> float:

@@ -41,4 +41,5 @@ def evaluate(world: World, logp: Tensor) -> tuple[Tensor, Tensor]:
 def discounted(world: World, p: Tensor, per_state: Tensor) -> Tensor:
     """Expected discounted sum, starting from each state, of one number per state, ``[S]``."""
     moves = torch.einsum("sa,sat->st", p, world.transition)
-    return torch.linalg.solve(torch.eye(STATES, dtype=p.dtype) - GAMMA * moves, per_state)
+    values: Tensor = torch.linalg.solve(torch.eye(STATES, dtype=p.dtype) - GAMMA * moves, per_state)
+    return values

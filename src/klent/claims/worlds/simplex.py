@@ -40,7 +40,7 @@ def gradient(objective: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
 
 def relative_error(estimate: Tensor, true: Tensor) -> float:
     """Length of the difference over the length of the true vector."""
-    return ((estimate - true).norm() / true.norm()).item()
+    return float((estimate - true).norm() / true.norm())
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -1,9 +1,10 @@
 """What klent uses of a transformers causal language model, or of peft's wrapper around one, as types."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class TextConfig(Protocol):
@@ -74,6 +75,10 @@ class CausalModel(Protocol):
 
     def __call__(self, **inputs: object) -> Output:
         """Logits of the next token at every position."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Its parameters by name."""
         ...
 
     def eval(self) -> object:

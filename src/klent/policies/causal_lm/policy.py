@@ -134,6 +134,7 @@ class CausalPolicy(nn.Module):
     def head(self, states: Tensor) -> Head:
         """These hidden states with what turns them into distributions; only of a fused head."""
         head = self.model.get_output_embeddings()
+        assert head is not None  # a fused head is one
         scale, softcap = self.head_options.get("scale", 1.0), self.head_options.get("softcap")
         return Head(
             states, head.weight, getattr(head, "bias", None), LogitTransform(self.temperature, scale, softcap)
