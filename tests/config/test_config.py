@@ -140,7 +140,7 @@ REFUSED = {
     "a thermostat without a target": ("thermostat: {steer: bonus}\n", "`target` is missing; set it"),
     "half a ramp": (
         "thermostat: {target: {start: 2.0, end: 1.0}}\n",
-        "my.yaml:6: thermostat.target: should be one of a number, {fraction:} or {start:, end:, steps:}; has end, start",
+        "thermostat.target: should be one of a number, {fraction:} or {start:, end:, steps:}; has end, start",
     ),
     "a target below 0": ("thermostat: {target: -1.0}\n", "should be greater than 0; got -1.0"),
     "a thermostat beside its term": (
