@@ -3,19 +3,36 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from klent.head.divergence import token_divergence
 from klent.head.stats import Head
-from klent.policies.causal_lm.packing import Group, pack
+from klent.policies.causal_lm.model import CausalModel
+from klent.policies.causal_lm.packing import Group, Pack, Packing, pack
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
 
-if TYPE_CHECKING:
-    from klent.policies.causal_lm.policy import CausalPolicy
+
+class Computes(Protocol):
+    """What a teacher asks of the policy that stands for it; a causal policy does."""
+
+    packing: Packing
+
+    @property
+    def model(self) -> CausalModel:
+        """What it is made of."""
+        ...
+
+    def states(self, rows: Pack) -> Tensor:
+        """What predicts each of the ``N`` actions."""
+        ...
+
+    def head(self, states: Tensor) -> Head:
+        """These hidden states with what turns them into distributions."""
+        ...
 
 
 class Teacher:
@@ -31,7 +48,7 @@ class Teacher:
 
     def __init__(
         self,
-        policy: "CausalPolicy",
+        policy: Computes,
         encode: Callable[[Prompt], list[int]],
         *,
         divergence: Literal["reverse", "forward"],
