@@ -16,7 +16,7 @@ from klent.errors import ConfigError
 from klent.io.files import read_jsonl
 from klent.objectives.kinds import declaration
 from klent.runs.console import QuietConsole
-from klent.runs.loop import train
+from klent.runs.train import train
 from objectives import test_idle as idle
 from objectives import test_laws as laws
 from objectives import test_refusals as refusals

@@ -1,11 +1,14 @@
 """Writes docs/claims.md from the experiments: ``python -m klent.claims.page``."""
 
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
 from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict
 from klent.io.files import write_atomic
+
+WIDTH = 118  # characters of a line of prose
 
 _HEAD = """\
 # Claims
@@ -42,15 +45,28 @@ def markdown(results: Iterable[tuple[Claim, Verdict]]) -> str:
 def _section(claim: Claim, verdict: Verdict) -> list[str]:
     return [
         f"\n### {claim.id}\n",
-        f"> {claim.statement}\n",
-        f"Source: {claim.source}.\n",
-        f"Experiment: {claim.experiment}.\n",
-        f"Control: {claim.control}.\n",
-        f"**{verdict.word.capitalize()}**: {verdict.reason}.\n",
+        _filled(claim.statement, indent="> "),
+        _filled(f"Source: {claim.source}."),
+        _filled(f"Experiment: {claim.experiment}."),
+        _filled(f"Control: {claim.control}."),
+        _filled(f"**{verdict.word.capitalize()}**: {verdict.reason}."),
         "| figure | value |",
         "|---|---|",
         *(f"| {_cell(name)} | {figure} |" for name, figure in verdict.figures.items()),
     ]
+
+
+def _filled(text: str, indent: str = "") -> str:
+    """A paragraph of short lines, and the empty line after it."""
+    lines = textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines) + "\n"
 
 
 def _cell(text: str) -> str:

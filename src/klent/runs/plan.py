@@ -1,10 +1,11 @@
 """What a recipe will do at each step, worked out before anything is loaded."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from klent.config import MixtureSettings, Recipe, Thermostat, streams
+from klent.config import MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
+from klent.runs.objective import step_requirements
+from klent.training.requirements import Requirements
 
 _ALWAYS_READ = {"mask", "rewards", "group"}  # not worth a line of the plan
 
@@ -17,40 +18,26 @@ class Plan:
         completions: per step.
         updates: optimizer steps per step.
         terms: every function of the recipe with its settings, as ``kind: name(setting=value) reads a, b``.
-        needs_reference: whether log-probs of a reference model are computed.
-        needs_old: whether log-probs at the start of the step are computed separately from those of the
-            update. With one update per step they are the same numbers.
-        selects_again: whether tokens are chosen by the log-probs or entropies of a policy that has changed
-            since it sampled, which takes one more forward pass per optimizer step after the first.
+        needs: the forward passes of a step beside the update's own.
         eval_completions: per evaluation; 0 without evaluation.
     """
 
     completions: int
     updates: int
     terms: tuple[str, ...]
-    needs_reference: bool
-    needs_old: bool
-    selects_again: bool
+    needs: Requirements
     eval_completions: int
 
 
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of a recipe."""
-    reads = streams(recipe)
-    updates = recipe.update.epochs * recipe.update.minibatches
     return Plan(
         completions=recipe.prompts_per_step * recipe.group_size,
-        updates=updates,
+        updates=recipe.update.epochs * recipe.update.minibatches,
         terms=tuple(_terms(recipe)),
-        needs_reference="logp_ref" in reads,
-        needs_old=bool({"logp_old", "entropy_old"} & reads) and updates > 1,
-        selects_again=updates > 1 and any(map(_reads_policy, (recipe.select or {}).values())),
+        needs=step_requirements(recipe),
         eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval else 0,
     )
-
-
-def _reads_policy(choice: Mapping[str, object]) -> bool:
-    return any({"logp", "entropy"} & streams_of(resolve(name)) for name in choice)
 
 
 def _terms(recipe: Recipe) -> list[str]:
@@ -120,11 +107,14 @@ def describe_plan(recipe: Recipe) -> list[str]:
         _reduction(recipe),
         *([_thermostat(recipe.thermostat)] if recipe.thermostat else []),
         f"update: {_count(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
-        f"reference model: {reference if plan.needs_reference else 'none (no term reads logp_ref)'}",
+        f"reference model: {reference if plan.needs.reference else 'none (no term reads logp_ref)'}",
     ]
-    if plan.needs_old:
-        lines.append("log-probs at the start of the step: one more forward pass (several updates use them)")
-    if plan.selects_again:
+    if plan.needs.old:
+        readers = "rewards per token and the update" if recipe.token_reward else "several updates"
+        lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
+    if plan.needs.divergence:
+        lines.append("divergence from the target: its forward pass on every completion")
+    if plan.needs.reselect:
         lines.append(
             "tokens are chosen again at every optimizer step: one more forward pass per step after the first"
         )
