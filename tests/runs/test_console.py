@@ -10,6 +10,7 @@ from rich.console import Console
 
 from klent.config import make_recipe
 from klent.runs.console import QuietConsole, TrainConsole
+from klent.runs.plan import describe_plan, title_of
 
 RECIPE = make_recipe(
     {"name": "r", "model": "m", "method": "grpo", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 3}
@@ -29,7 +30,7 @@ def row(step: int, **values: float) -> dict:
 
 
 def play(console: TrainConsole, steps: int = 3) -> None:
-    console.start(RECIPE)
+    console.start(title_of(RECIPE), describe_plan(RECIPE), steps=RECIPE.steps)
     before = {
         "step": 0,
         "accuracy": 0.2,
@@ -98,7 +99,7 @@ def test_a_terminal_has_a_table_and_a_live_line(terminal):
 def test_the_live_line_says_what_the_step_is_doing():
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
     train = TrainConsole(console)
-    train.start(RECIPE)
+    train.start(title_of(RECIPE), describe_plan(RECIPE), steps=3)
     train.phase("rollout", 8, 64)
     train.warn("printing draws the live line again")
     train.phase("saving")
@@ -111,7 +112,7 @@ def test_the_live_line_says_what_the_step_is_doing():
 def test_the_live_line_goes_away_when_closed():
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     train = TrainConsole(console)
-    train.start(RECIPE)
+    train.start(title_of(RECIPE), describe_plan(RECIPE), steps=3)
     train.close()
     train.close()
     assert console.file.getvalue().rstrip().endswith("\x1b[2K")
@@ -120,7 +121,7 @@ def test_the_live_line_goes_away_when_closed():
 def test_kl_to_the_reference_comes_before_kl_of_the_update():
     console = Console(file=io.StringIO(), width=100)
     train = TrainConsole(console)
-    train.start(RECIPE)
+    train.start(title_of(RECIPE), describe_plan(RECIPE), steps=3)
     train.step(row(1, **{"kl/reference": 0.5}))
     assert "kl/reference=0.5" in console.file.getvalue()
 
@@ -128,7 +129,7 @@ def test_kl_to_the_reference_comes_before_kl_of_the_update():
 def test_values_that_are_missing_or_not_finite_are_left_out():
     console = Console(file=io.StringIO(), width=100)
     train = TrainConsole(console)
-    train.start(RECIPE)
+    train.start(title_of(RECIPE), describe_plan(RECIPE), steps=3)
     train.step({"step": 1, "reward/mean": math.nan, "policy/entropy": None, "time/step": 1.0})
     assert "step 1/3 time/step=1.0s left=2.0s" in console.file.getvalue()
 
@@ -136,7 +137,7 @@ def test_values_that_are_missing_or_not_finite_are_left_out():
 def test_a_stop_says_which_step_is_finished_and_how_to_continue():
     console = Console(file=io.StringIO(), width=100)
     train = TrainConsole(console)
-    train.start(RECIPE)
+    train.start(title_of(RECIPE), describe_plan(RECIPE), steps=3)
     train.step(row(1))
     train.stopping()
     assert "finishing step 2, saving, then stopping; press again to stop now" in console.file.getvalue()
@@ -149,7 +150,7 @@ def test_a_stop_says_which_step_is_finished_and_how_to_continue():
 def test_resuming_says_where():
     console = Console(file=io.StringIO(), width=100)
     train = TrainConsole(console)
-    train.start(RECIPE, done=2)
+    train.start(title_of(RECIPE), describe_plan(RECIPE), steps=3, done=2)
     assert "resuming after step 2" in console.file.getvalue()
     train.step(row(3))
     assert "step 3/3" in console.file.getvalue()

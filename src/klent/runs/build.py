@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import torch
 
-from klent.config import MixtureSettings, Optimizer, Recipe
+from klent.config import MixtureSettings, Optimizer, Recipe, dump_recipe
 from klent.control.limits import Guard
 from klent.control.mixing import Mixer
 from klent.control.organ import Organ
@@ -157,6 +157,7 @@ def build_loop(
     def checkpoints() -> list[str]:
         return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
 
+    trackers = Trackers(recipe.track, folder.path, title=recipe.name, recipe=dump_recipe(recipe))
     organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
     evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
     return Loop(
@@ -173,7 +174,7 @@ def build_loop(
         reference=parts.reference,
         organs=organs,
         evaluations=evaluations,
-        recorder=Recorder(folder, parts.loaded.tokenizer, Trackers(recipe, folder.path), console),
+        recorder=Recorder(folder, parts.loaded.tokenizer, trackers, console),
         state=RunState(
             folder,
             parts.updater,

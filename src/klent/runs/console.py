@@ -11,9 +11,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from klent.config import Recipe
-from klent.runs.plan import describe_plan
-
 Row = Mapping[str, object]  # of metrics.jsonl or eval.jsonl
 
 # heading, width, metrics (the first that the row has is shown), format
@@ -50,20 +47,17 @@ class TrainConsole:
         self._began = time.monotonic()
         self._timed: list[float] = []
 
-    def start(self, recipe: Recipe, plan: Sequence[str] | None = None, *, done: int = 0) -> None:
+    def start(self, title: str, plan: Sequence[str], *, steps: int, done: int = 0) -> None:
         """Print what is about to run.
 
         Args:
-            recipe: what to run.
-            plan: lines to show; by default those of `klent.runs.plan.describe_plan`.
+            title: of the run, as `klent.runs.plan.title_of` gives it.
+            plan: lines to show, as of `klent.runs.plan.describe_plan`.
+            steps: training steps in all.
             done: steps done before, if the run is resumed.
         """
-        self._steps, self._done, self._began = recipe.steps, done, time.monotonic()
-        title = f"{recipe.name} · {recipe.method or 'own objective'} · {recipe.model}"
-        lines = [
-            *(describe_plan(recipe) if plan is None else plan),
-            *([f"resuming after step {done}"] if done else []),
-        ]
+        self._steps, self._done, self._began = steps, done, time.monotonic()
+        lines = [*plan, *([f"resuming after step {done}"] if done else [])]
         if self.live:
             self.console.print(
                 Panel("\n".join(lines), title=Text(title), title_align="left", border_style="dim")

@@ -90,6 +90,11 @@ def _mixture(mixture: MixtureSettings) -> str:
     return f"sampled from: policy^alpha x target^(1 - alpha), target: {model}, alpha: {share}; {use}"
 
 
+def title_of(recipe: Recipe) -> str:
+    """``name · method · model``."""
+    return f"{recipe.name} · {recipe.method or 'own objective'} · {recipe.model}"
+
+
 def describe_plan(recipe: Recipe) -> list[str]:
     """The plan in sentences, for ``--dry-run`` and for the first lines of a run."""
     plan = make_plan(recipe)

@@ -1,10 +1,9 @@
 """Trackers besides metrics.jsonl: each row goes to the trackers that a recipe names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from klent.config import Recipe, dump_recipe
 from klent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,20 +24,22 @@ class Trackers:
     """TensorBoard, trackio and wandb behind one ``log``.
 
     Args:
-        recipe: its ``track`` names the trackers.
+        names: of the trackers.
         run: the run folder; TensorBoard's files go into its ``tensorboard/``.
+        title: of the run.
+        recipe: its text, for the trackers that keep one.
 
     Raises:
         ConfigError: a tracker that is not installed.
     """
 
-    def __init__(self, recipe: Recipe, run: Path) -> None:
-        open_tracker: dict[str, Callable[[Recipe, Path], Tracker]] = {
-            "tensorboard": _tensorboard,
-            "trackio": _trackio,
-            "wandb": _wandb,
+    def __init__(self, names: Sequence[str], run: Path, *, title: str, recipe: str) -> None:
+        open_tracker: dict[str, Callable[[], Tracker]] = {
+            "tensorboard": lambda: _tensorboard(run),
+            "trackio": lambda: _trackio(title, recipe),
+            "wandb": lambda: _wandb(run, title, recipe),
         }
-        self.open = [open_tracker[name](recipe, run) for name in recipe.track]
+        self.open = [open_tracker[name]() for name in names]
 
     def log(self, row: Row) -> None:
         """One row of metrics."""
@@ -82,7 +83,7 @@ class _Module:
         self.module.finish()
 
 
-def _tensorboard(recipe: Recipe, run: Path) -> _TensorBoard:
+def _tensorboard(run: Path) -> _TensorBoard:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -90,21 +91,21 @@ def _tensorboard(recipe: Recipe, run: Path) -> _TensorBoard:
     return _TensorBoard(SummaryWriter(str(run / "tensorboard")))
 
 
-def _trackio(recipe: Recipe, run: Path) -> _Module:
+def _trackio(title: str, recipe: str) -> _Module:
     try:
         import trackio
     except ImportError:
         raise _missing("trackio") from None
-    trackio.init(project="klent", name=recipe.name, config={"recipe": dump_recipe(recipe)})
+    trackio.init(project="klent", name=title, config={"recipe": recipe})
     return _Module(trackio)
 
 
-def _wandb(recipe: Recipe, run: Path) -> _Module:
+def _wandb(run: Path, title: str, recipe: str) -> _Module:
     try:
         import wandb
     except ImportError:
         raise _missing("wandb") from None
-    wandb.init(project="klent", name=recipe.name, dir=str(run), config={"recipe": dump_recipe(recipe)})
+    wandb.init(project="klent", name=title, dir=str(run), config={"recipe": recipe})
     return _Module(wandb)
 
 

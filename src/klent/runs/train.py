@@ -16,6 +16,7 @@ from klent.runs.console import TrainConsole
 from klent.runs.evaluate import eval_rewards
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
+from klent.runs.plan import describe_plan, title_of
 from klent.runs.record import finish_record, start_record
 from klent.tasks import Scorer, Task, load_task
 from klent.tasks.callables import Function
@@ -69,7 +70,8 @@ def train(
             write_atomic(folder.config, dump_recipe(recipe))
         start_record(run, command=command)
         try:
-            console.start(recipe, done=loop.restore())
+            done = loop.restore()
+            console.start(title_of(recipe), describe_plan(recipe), steps=recipe.steps, done=done)
             loop.fit()
             _finish(loop, folder, parts.loaded, console)
         finally:

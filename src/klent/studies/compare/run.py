@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from klent.config import Recipe
 from klent.errors import RunError
 from klent.kit.tables import Row, finite, step_of
 from klent.kit.text import duration
@@ -28,11 +27,9 @@ class ShortConsole(TrainConsole):
         super().__init__(console)
         self._label = label
 
-    def start(self, recipe: Recipe, plan: Sequence[str] | None = None, *, done: int = 0) -> None:
-        self._steps, self._done, self._began = recipe.steps, done, time.monotonic()
-        self._print(
-            f"{self._label}: " + (f"continues after step {done}" if done else f"{recipe.steps} steps")
-        )
+    def start(self, title: str, plan: Sequence[str], *, steps: int, done: int = 0) -> None:
+        self._steps, self._done, self._began = steps, done, time.monotonic()
+        self._print(f"{self._label}: " + (f"continues after step {done}" if done else f"{steps} steps"))
         if self.live:
             self._open_progress()
 
