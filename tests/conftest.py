@@ -4,3 +4,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The GPU head's kernels run in Triton's interpreter, which must be on before Triton is first imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Workers of pytest-xdist share the cores: one thread each, before torch counts them. The goldens ask for their own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -34,7 +34,7 @@ def test_the_mean_and_the_variance_are_those_of_a_plain_sum(off_policy: bool) ->
         parameters = scene.policy.clone().requires_grad_()
         table = scene.log_probs(parameters)
         entropy = -(table.exp() * table).sum(dim=1)[scene.world.prefix[row]]
-        gap = scene.token_logp(parameters)[row] - listed.streams.logp_ref[row]
+        gap = scene.token_logp(parameters)[row] - listed.streams["logp_ref"][row]
         loss = (gap**2 / 2 + 0.5 * entropy).sum()
         gradients.append(torch.autograd.grad(loss, parameters)[0].flatten())
     mean = sum(p * g for p, g in zip(listed.probability, gradients, strict=True))

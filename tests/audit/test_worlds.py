@@ -76,8 +76,8 @@ def test_nothing_leaks_from_the_padding() -> None:
 
 def test_on_policy_the_behaviour_is_the_policy() -> None:
     listed = sample(equal_lengths()[0].on_policy())
-    assert torch.equal(listed.streams.logp, listed.streams.logp_old)
-    mean = listed.probability @ listed.streams.advantage[:, 0]
+    assert torch.equal(listed.streams["logp"], listed.streams["logp_old"])
+    mean = listed.probability @ listed.streams["advantage"][:, 0]
     assert mean.item() == pytest.approx(0, abs=1e-12)
 
 

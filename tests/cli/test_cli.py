@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import klent
-from klent.cli import app
+from klent.cli import app, common
 from klent.config import recipes_folder
 from klent.errors import RunError
 
@@ -63,7 +63,10 @@ def tasks_load_once(monkeypatch):
 
 
 @pytest.fixture
-def run(workdir):
+def run(workdir, monkeypatch):
+    for console in (common.out, common.err):
+        monkeypatch.setattr(console, "_width", 200)  # whatever terminal the tests run in
+
     def run(*arguments: str):
         return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
 
@@ -83,7 +86,7 @@ def trained(monkeypatch) -> list[dict]:
         (run / "config.yaml").write_text(dump_recipe(recipe))
         return run
 
-    monkeypatch.setitem(sys.modules, "klent.runs.loop", types.SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "klent.runs.train", types.SimpleNamespace(train=train))
     return calls
 
 
@@ -181,7 +184,7 @@ def test_other_errors_of_klent_exit_with_1(run, monkeypatch):
     def train(*_, **__):
         raise RunError("the disk is full: make room")
 
-    monkeypatch.setitem(sys.modules, "klent.runs.loop", types.SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "klent.runs.train", types.SimpleNamespace(train=train))
     result = run("train", "my.yaml")
     assert result.exit_code == 1
     assert "the disk is full: make room" in result.stderr
@@ -191,7 +194,7 @@ def test_an_interrupt_exits_with_130(run, monkeypatch):
     def train(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "klent.runs.loop", types.SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "klent.runs.train", types.SimpleNamespace(train=train))
     assert run("train", "my.yaml").exit_code == 130
 
 
@@ -289,7 +292,7 @@ def test_every_shipped_recipe_dry_runs(run, name):
 def test_a_dry_run_refuses_what_the_generator_refuses(run):
     result = run("train", "my.yaml", "task.config.min_term=3", "--dry-run")
     assert result.exit_code == 2
-    assert "did you mean 'min_terms'" in result.stderr
+    assert "did you mean `min_terms`" in result.stderr
 
 
 def test_recipes_ls_and_show(run):

@@ -2,16 +2,27 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from goldens.cases import CASES, make_world
 from goldens.record import GOLDENS, fingerprint, run_case
 
 SAVED = json.loads(GOLDENS.read_text())
 DIGESTS = ("weights", "samples", "forks")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """As many as the recording had: the order in which threads add up decides the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(SAVED["grpo"]["machine"]["threads"]))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", CASES)

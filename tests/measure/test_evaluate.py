@@ -15,7 +15,10 @@ from klent.tasks.scorer import Scores
 class Engine:
     def generate(self, prompts, *, group_size, seed):
         nothing = torch.zeros(2)
-        return [Episode(p, [1], torch.tensor([5, 6]), nothing, nothing + 0.5, "x", "stop") for p in prompts]
+        return [
+            Episode(p, [1], torch.tensor([5, 6]), "x", "stop", logp=nothing, entropy=nothing + 0.5)
+            for p in prompts
+        ]
 
 
 class ThreeSamples(Engine):

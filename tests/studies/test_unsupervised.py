@@ -138,7 +138,7 @@ def test_the_released_code_is_off_by_one_and_goes_on_behind_the_end(world):
 
 
 def test_the_released_positions_are_for_entropy_alone(world):
-    with pytest.raises(ConfigError, match=r"update.released_code: takes positions at which nothing was"):
+    with pytest.raises(ConfigError, match=r"update.released_code: uses positions where nothing was sampled"):
         recipe("grpo", reward="gold.py:gold", update={"released_code": True})
 
 
@@ -163,7 +163,7 @@ def test_only_these_prompts(world):
 
 def said(text: str, prompt: str = "?") -> Episode:
     nothing = torch.zeros(1)
-    return Episode(Prompt("p", prompt), [1], torch.tensor([5]), nothing, nothing, text, "stop")
+    return Episode(Prompt("p", prompt), [1], torch.tensor([5]), text, "stop", logp=nothing, entropy=nothing)
 
 
 def test_votes_share_ties_and_ignore_no_answer():

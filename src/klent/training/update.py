@@ -229,8 +229,8 @@ class Updater:
         """Add gradients up over ranks, clip them, and give their norm before clipping."""
         if self.world.size > 1:
             for parameter in self.parameters:
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.world.sum(own)
+                idle = parameter.grad is None
+                parameter.grad = self.world.sum(torch.zeros_like(parameter) if idle else parameter.grad)
         return torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
 
     def _read(self, done: _Pass, batch: Batch, result: UpdateResult, *, first_pass: bool) -> None:
