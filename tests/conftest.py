@@ -5,6 +5,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The GPU head's kernels run in Triton's interpreter, which must be on before Triton is first imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Workers of pytest-xdist share the cores: one thread each, before torch counts them. The goldens ask for their own.
+# Workers of pytest-xdist share the cores: one thread each, before torch counts them. The goldens ask for their own,
+# and threads that wait must not spin on a core that another worker could use.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
