@@ -18,7 +18,7 @@ from klent.report.terms.learning import LEARNING
 from klent.report.terms.sampling import SAMPLING
 from klent.tasks import Prompt, Reward, Scorer, process
 from klent.tasks.process import CallFailed, Worker, bound_log, read_reply
-from klent.tasks.scorer import OWN_FAMILIES, Scores
+from klent.tasks.scorer import _BEYOND, OWN_FAMILIES, Scores
 
 
 def scorer(folder: Path, source: str, *functions: str, timeout: float = 20.0, **options: Any) -> Scorer:
@@ -434,23 +434,23 @@ def fails(completions, **c):
 """
 
 
-def test_rewards_that_float32_cannot_hold_are_unscorable(tmp_path: Path) -> None:
+def test_rewards_of_which_float32_makes_no_advantage_are_unscorable(tmp_path: Path) -> None:
     with scorer(tmp_path, VALUES) as rewards:
-        scores = score(rewards, ["1", "3.5e38", "-1e300", "10**39", "3.4e38"])
-    assert [math.isnan(value) for value in scores.reward] == [False, True, True, True, False]
+        scores = score(rewards, ["1", "3.5e38", "-1e300", "10**39", "1e20", "-1e16"])
+    assert [math.isnan(value) for value in scores.reward] == [False, True, True, True, True, False]
     assert scores.problems == {
-        "fn returned 3.5e+38, beyond what float32 holds (3.4e38)": 2,
+        f"fn returned 3.5e+38, {_BEYOND}": 3,
         "fn returned a huge integer": 1,
     }
 
 
-def test_a_sum_that_float32_cannot_hold_is_unscorable(tmp_path: Path) -> None:
+def test_a_sum_of_which_float32_makes_no_advantage_is_unscorable(tmp_path: Path) -> None:
     (tmp_path / "my.py").write_text(VALUES)
     with Scorer([Reward(fn=f"{tmp_path}/my.py:fn", weight=10.0)]) as rewards:
-        scores = score(rewards, ["1", "1e38"])
+        scores = score(rewards, ["1", "1e16"])
     assert scores.reward[0] == 10.0
     assert math.isnan(scores.reward[1])
-    assert scores.problems == {"the weighted sum of the rewards is beyond what float32 holds (3.4e38)": 1}
+    assert scores.problems == {f"the weighted sum of the rewards is {_BEYOND}": 1}
 
 
 def test_rewards_that_say_nothing_on_purpose_are_left_out_of_the_sum(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from klent.tasks.task import Task
 
 _LIMIT_HITS = 4  # in a row; the rest of the call is then given up
 _ALWAYS = ("prompts", "completions", "finish")  # what every reward can ask for
-_LARGEST = 3.4028234663852886e38  # of float32, in which advantages are computed
+_LARGEST = 1e16  # advantages are computed in float32, which must hold sums of squares of millions of rewards
+_BEYOND = "beyond 1e16: advantages, which are computed in float32, would overflow. Scale it down"
 _REASONS = 16  # of one reward that are told apart; and the metrics that it may log
 _METRICS = 64
 _TOO_MANY = (
@@ -95,7 +96,7 @@ class Scorer:
     A reward is called with the whole batch first, so that one that compares completions works. Where that
     call raises, exits, dies, runs past its limit or returns anything but one value per completion, each
     completion is scored alone; what fails then is unscorable (NaN). After 4 limits hit in a row, the rest of
-    the call is unscorable. A value that is NaN, infinite, beyond float32 or not a number is unscorable too.
+    the call is unscorable. A value that is NaN, infinite, beyond 1e16 or not a number is unscorable too.
     None is no failure: the reward says nothing of this completion, and the others are summed.
 
     Use it as a context manager: leaving it ends the processes. They end with this process in any case.
@@ -193,14 +194,14 @@ class Scorer:
             counts.update(told)
         beyond = [math.isinf(value) for value in total]
         if any(beyond):
-            counts["the weighted sum of the rewards is beyond what float32 holds (3.4e38)"] = sum(beyond)
+            counts[f"the weighted sum of the rewards is {_BEYOND}"] = sum(beyond)
         reward = [value if math.isfinite(value) else math.nan for value in total]
         parts = {name: result.values for name, result in zip(self.names, results, strict=True)}
         metrics, notes = self._metrics()
         return Scores(reward, parts, dict(counts), metrics, notes)
 
     def _total(self, results: Sequence[_Result], problems: Sequence[_Problems]) -> list[float]:
-        """The weighted sum of each completion's values: NaN = unscorable, infinite = beyond float32."""
+        """The weighted sum of each completion's values: NaN = unscorable, infinite = too large."""
         triples = zip(self._rewards, results, problems, strict=True)
         summed = [triple for triple in triples if triple[0].weight != 0]
         total = []
@@ -351,7 +352,7 @@ def _numbers(result: Sequence[object], problems: _Problems) -> _Result:
         if item is None:
             silent.add(index)
         elif isinstance(item, float) and math.isfinite(item):
-            problems.note("float32", f"returned {item:g}, beyond what float32 holds (3.4e38)")
+            problems.note("float32", f"returned {item:g}, {_BEYOND}")
         else:
             kind = str(item) if isinstance(item, float) else _kind(item)
             problems.note(f"value {kind}", f"returned {kind}")
