@@ -109,10 +109,10 @@ def test_weights() -> None:
 
 
 def test_unscorable_by_one_reward_is_unscorable() -> None:
-    scores = score([spec("length"), spec("misbehave", 2.0)], ["ab", "None", "abc"])
+    scores = score([spec("length"), spec("misbehave", 2.0)], ["ab", "nan", "abc"])
     assert shown(scores.reward) == [6.0, None, 9.0]
-    assert scores.parts["length"] == [2.0, 4.0, 3.0]
-    assert scores.problems == {"misbehave returned None": 1}
+    assert scores.parts["length"] == [2.0, 3.0, 3.0]
+    assert scores.problems == {"misbehave returned nan": 1}
 
 
 def test_nothing_to_score() -> None:
@@ -327,6 +327,21 @@ def test_check_compares_columns(task: Task, tmp_path: Path) -> None:
         Scorer([spec("no_kwargs")], task) as scorer,
         pytest.raises(
             ConfigError, match=r"needs a column 'answer'; did you mean `anser`\?; columns are: anser, id"
+        ),
+    ):
+        scorer.check()
+
+
+@pytest.mark.parametrize("name", ["prompt", "completion"])
+def test_check_refuses_a_column_that_the_call_leaves_out(tmp_path: Path, name: str) -> None:
+    row = {"question": "2+2=", "prompt": "p", "completion": "c", "topic": "sums"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    data = {"data": str(tmp_path / "p.jsonl"), "prompt_column": "question"}
+    (tmp_path / "my.py").write_text(f"def fn(completions, {name}, **c):\n    return [1.0]\n")
+    with (
+        Scorer([Reward(fn=f"{tmp_path}/my.py:fn")], load_task(data, seed=0, heldout=0)) as scorer,
+        pytest.raises(
+            ConfigError, match=f"needs a column '{name}'; it gets {name}s, a list; columns are: .*topic"
         ),
     ):
         scorer.check()

@@ -32,11 +32,16 @@ class Guard(Organ):
         self.checkpoints = checkpoints
         self.warn = warn
         self.reasons: set[str] = set()
+        self.noted: set[str] = set()
         self.unscorable = 0
         self.nonfinite = 0
 
     def after_update(self, step: StepRecord) -> dict[str, float]:
-        """Say each new reason for an unscorable completion, once."""
+        """Say each new reason for an unscorable completion, and each new note of the rewards, once."""
+        for note in step.scores.notes if step.scores else ():
+            if note not in self.noted:
+                self.noted.add(note)
+                self.warn(note)
         for problem, count in (step.scores.problems if step.scores else {}).items():
             if problem not in self.reasons:
                 self.reasons.add(problem)

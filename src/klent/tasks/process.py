@@ -8,28 +8,41 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
-from klent.tasks.worker import Failure, Parameters, Reply
+from klent.tasks.worker import Failure, Parameters, Reply, Request
 
 START_SECONDS = 180.0  # for Python and the function's own imports; a call's limit does not include them
+LOG_BYTES = 16 << 20  # of what a function prints; of a longer log the newest quarter is kept
+_REPLY_BYTES = 64 << 20  # many times what the values of a batch take
+_TEXT = 1000  # characters of an error; the worker shortens what it quotes, and is not relied upon
+_LOOK = 1.0  # seconds between two looks at the log's size while a call runs
+_CUTTING = threading.Lock()
 
 
 class CallFailed(Exception):
     """A call that brought no value: the function raised, ran into its limit, or its process died.
 
-    ``error`` is the exception's type where it raised.
+    Args:
+        kind: which of them.
+        text: for the user.
+        error: the exception's type where it raised.
+        place: where and how it failed, without what the text quotes: the same for every such failure.
     """
 
-    def __init__(self, kind: Literal["raised", "timeout", "died"], text: str, error: str = "") -> None:
+    def __init__(
+        self, kind: Literal["raised", "timeout", "died"], text: str, error: str = "", place: str = ""
+    ) -> None:
         super().__init__(text)
         self.kind = kind
         self.error = error
+        self.place = place or text
 
 
 class Worker:
@@ -51,7 +64,8 @@ class Worker:
         self._packed = packed
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Callable[[], object] | None = None
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._calls = 0
         self._parameters: Parameters | None = None
         self._retired = False
         self.metrics: dict[str, float] = {}
@@ -65,6 +79,7 @@ class Worker:
         lifeline, our_end = (
             os.pipe()
         )  # nothing is ever written; its closing tells the process that we are gone
+        self._bound_log()
         try:
             with _anonymous_file(self._packed) as packed, _opened(self._log) as log:
                 descriptors = [lifeline, *([packed.fileno()] if packed else [])]
@@ -83,7 +98,7 @@ class Worker:
         finally:
             os.close(lifeline)
         self._end = weakref.finalize(self, _end_process, self._process, our_end)
-        self._buffer = b""
+        self._buffer.clear()
         self._parameters = None
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
@@ -97,7 +112,10 @@ class Worker:
         self.launch()
         if self._parameters is None:
             try:
-                self._parameters = self._receive(time.monotonic() + START_SECONDS)["parameters"]
+                reply = self._receive(0, time.monotonic() + START_SECONDS)
+                if "parameters" not in reply:
+                    raise self._strange()
+                self._parameters = reply["parameters"]
             except CallFailed as error:
                 self.close()
                 late = f"did not finish its imports in {START_SECONDS:g} s"
@@ -117,9 +135,12 @@ class Worker:
         """
         self.parameters()
         deadline = time.monotonic() + timeout
+        self._calls += 1
         try:
-            self._send(arguments, deadline)
-            reply = self._receive(deadline)
+            self._send(_line({"id": self._calls, "arguments": dict(arguments)}), deadline)
+            reply = self._receive(self._calls, deadline)
+            if "value" not in reply:
+                raise self._strange()
         except CallFailed as error:
             if error.kind == "timeout":
                 self.close()
@@ -139,13 +160,13 @@ class Worker:
         self._retired = True
         self.close()
 
-    def _send(self, request: Mapping[str, object], deadline: float) -> None:
+    def _send(self, line: bytes, deadline: float) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         pipe = self._process.stdin.fileno()
-        data = memoryview(json.dumps(request).encode() + b"\n")
+        data = memoryview(line)
         while data:
-            if not _ready(pipe, select.POLLOUT, deadline):
+            if not self._ready(pipe, select.POLLOUT, deadline):
                 raise CallFailed("timeout", "did not read its input")
             try:
                 data = data[os.write(pipe, data) :]
@@ -154,27 +175,54 @@ class Worker:
             except BrokenPipeError:
                 raise self._died() from None
 
-    def _receive(self, deadline: float) -> Reply:
+    def _receive(self, id: int, deadline: float) -> Reply:
+        """The reply to request ``id``; whatever else the process writes ends it, and fails the call."""
         assert self._process is not None
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
-        while b"\n" not in self._buffer:
-            if not _ready(pipe, select.POLLIN, deadline):
+        end = self._buffer.find(b"\n")
+        while end < 0:
+            if not self._ready(pipe, select.POLLIN, deadline):
                 raise CallFailed("timeout", "did not answer")
             chunk = os.read(pipe, 1 << 20)
             if not chunk:
                 raise self._died()
+            position = chunk.find(b"\n")  # only in what is new: a long reply is read in linear time
+            end = position if position < 0 else len(self._buffer) + position
             self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
+            if len(self._buffer) > _REPLY_BYTES:
+                self.close()
+                raise CallFailed("died", f"its process wrote a reply of more than {_REPLY_BYTES >> 20} MiB")
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        self._bound_log()
         try:
-            reply: Reply = json.loads(line)
-        except ValueError:
-            self.close()
-            raise CallFailed("died", "its process wrote something other than a reply to its pipe") from None
+            reply = read_reply(line, id)
+        except (ValueError, RecursionError):
+            raise self._strange() from None
         if (failure := reply.get("error")) is not None:
             source = "" if self._packed is None else _source_line(failure)
-            raise CallFailed("raised", f"{failure['text']}{source}", failure["kind"])
+            where = f"{failure['kind']}:{failure['file']}:{failure['line']}"
+            raise CallFailed("raised", f"{failure['text'][:_TEXT]}{source}", failure["kind"], where)
         return reply
+
+    def _ready(self, pipe: int, event: int, deadline: float) -> bool:
+        """Whether a pipe becomes ready before the deadline; False after it, however much flows."""
+        poll = select.poll()  # not select(), which refuses file descriptors from 1024 on
+        poll.register(pipe, event)
+        while (left := deadline - time.monotonic()) > 0:
+            if poll.poll(min(left, _LOOK) * 1000):
+                return True
+            self._bound_log()
+        return False
+
+    def _bound_log(self) -> None:
+        if self._log is not None:
+            bound_log(self._log)
+
+    def _strange(self) -> CallFailed:
+        self.close()
+        return CallFailed("died", "its process wrote something other than a reply to its pipe")
 
     def _died(self) -> CallFailed:
         assert self._process is not None
@@ -188,6 +236,67 @@ class Worker:
             cause = f"exited with code {code}" if code >= 0 else f"was killed by {killer}"
         self.close()
         return CallFailed("died", f"its process {cause}")
+
+
+def read_reply(line: bytes, id: int) -> Reply:
+    """A line from a worker as its reply to request ``id``.
+
+    Raises:
+        ValueError: it is anything else.
+        RecursionError: it is nested too deeply.
+    """
+    reply = json.loads(line)
+    if not isinstance(reply, dict) or type(reply.get("id")) is not int or reply["id"] != id:
+        raise ValueError("an answer to another request")
+    kinds = reply.keys() - {"id"}
+    if kinds == {"parameters"}:
+        _check_fields(reply["parameters"], required=list, named=list)
+        if not all(isinstance(name, str) for listed in reply["parameters"].values() for name in listed):
+            raise ValueError("a parameter without a name")
+    elif kinds == {"error"}:
+        _check_fields(reply["error"], kind=str, text=str, file=str, line=int)
+    elif kinds == {"value", "metrics"}:
+        _check_fields({"metrics": reply["metrics"]}, metrics=dict)
+        if not all(isinstance(value, float) for value in reply["metrics"].values()):
+            raise ValueError("a metric that is no number")
+    else:
+        raise ValueError("not the keys of a reply")
+    return cast(Reply, reply)
+
+
+def _check_fields(value: object, **types: type) -> None:
+    """A mapping has exactly these keys, each of its type."""
+    if not isinstance(value, dict) or value.keys() != types.keys():
+        raise ValueError("not the keys of a reply")
+    if not all(isinstance(value[name], kind) for name, kind in types.items()):
+        raise ValueError("a field of another type")
+
+
+def bound_log(log: Path) -> None:
+    """Cut a log that has grown past ``LOG_BYTES`` to its newest quarter, with a note at its top.
+
+    Those who write to it append, and go on doing so.
+    """
+    with suppress(OSError):
+        if log.stat().st_size <= LOG_BYTES:
+            return
+        with _CUTTING, open(log, "a+b") as file:
+            size = file.tell()
+            if size <= LOG_BYTES:  # cut by another thread meanwhile
+                return
+            file.seek(size - LOG_BYTES // 4)
+            tail = file.read(LOG_BYTES // 4)
+            _, newline, lines = tail.partition(b"\n")
+            file.truncate(0)
+            note = f"[klent: this file had grown to {size >> 20} MiB; its older lines were removed]\n"
+            file.write(note.encode() + (lines if newline else tail))
+
+
+def _line(request: Request) -> bytes:
+    try:
+        return json.dumps(request).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CallFailed("raised", f"cannot be sent its arguments: {error}") from None
 
 
 def _environment() -> dict[str, str]:
@@ -226,12 +335,6 @@ def _source_line(failure: Failure) -> str:
     """The line of source that raised, which this process knows even where it was typed into a notebook."""
     line = linecache.getline(failure["file"], failure["line"]).strip()
     return f": `{line}`" if line else ""
-
-
-def _ready(pipe: int, event: int, deadline: float) -> bool:
-    poll = select.poll()  # not select(), which refuses file descriptors from 1024 on
-    poll.register(pipe, event)
-    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 def _end_process(process: subprocess.Popen[bytes], our_end: int) -> None:

@@ -18,6 +18,22 @@ from klent.tasks.task import Task
 
 _LIMIT_HITS = 4  # in a row; the rest of the call is then given up
 _ALWAYS = ("prompts", "completions", "finish")  # what every reward can ask for
+_LARGEST = 1e16  # advantages are computed in float32, which must hold sums of squares of millions of rewards
+_BEYOND = "beyond 1e16: advantages, which are computed in float32, would overflow. Scale it down"
+_REASONS = 16  # of one reward that are told apart; and the metrics that it may log
+_METRICS = 64
+_TOO_MANY = (
+    f"the rewards log metrics of more than {_METRICS} names: those of further names are left out. "
+    + ("Log the same few names at every call")
+)
+_TAKEN = "is a name that klent uses itself, or that cannot be shown: the metric is"
+_OWN_NAMES = frozenset({"mean", "std", "unscorable"})  # of reward/...
+OWN_FAMILIES = frozenset(
+    {"completion", "covariance", "episode", "eval", "forks", "grad", "group", "kl", "law", "memory"}
+    | {"mixture", "objective", "optimizer", "policy", "rest", "reward", "select", "selected", "semantic"}
+    | {"skewness", "sync", "thermostat", "time", "tokens", "update"}
+)
+"""The first parts of names of klent's own metrics, which a reward cannot log."""
 
 
 class Sample(NamedTuple):
@@ -33,16 +49,45 @@ class Scores:
     """The rewards of each completion.
 
     Attributes:
-        reward: the weighted sum, NaN where a reward with a weight other than 0 gave no value.
+        reward: the weighted sum of what the rewards said; NaN = unscorable, where a reward with a weight
+            other than 0 failed, or where none said anything.
         parts: each reward's own values by its short name, unweighted, NaN = unscorable.
-        problems: what went wrong, and for how many completions.
+        problems: what went wrong, and for how many completions. A failure of a kind that was met before has
+            its first text, whatever else its message quotes.
         metrics: what rewards passed to ``log_metric``, by name.
+        notes: what else the user should know; the same text each time.
     """
 
     reward: list[float]
     parts: dict[str, list[float]]
     problems: dict[str, int]
     metrics: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class _Result(NamedTuple):
+    """One reward's values, NaN where it gave none; ``silent`` are those among them where it said None."""
+
+    values: list[float]
+    silent: set[int]
+
+
+class _Problems(Counter[str]):
+    """What went wrong in one reward's calls, and how often.
+
+    It knows the places where the reward failed before. A message that quotes the completion is new every
+    time; the place is not, so the first message stands for all from there.
+    """
+
+    def __init__(self, name: str, texts: dict[str, str]) -> None:
+        super().__init__()
+        self._name = name
+        self._texts = texts
+
+    def note(self, place: str, text: str, count: int = 1) -> None:
+        if place not in self._texts and len(self._texts) >= _REASONS:
+            place, text = "", f"failed in more ways than the {_REASONS} that were reported"
+        self[f"{self._name} {self._texts.setdefault(place, text)}"] += count
 
 
 class Scorer:
@@ -51,7 +96,8 @@ class Scorer:
     A reward is called with the whole batch first, so that one that compares completions works. Where that
     call raises, exits, dies, runs past its limit or returns anything but one value per completion, each
     completion is scored alone; what fails then is unscorable (NaN). After 4 limits hit in a row, the rest of
-    the call is unscorable. A value that is None, NaN, infinite or not a number is unscorable too.
+    the call is unscorable. A value that is NaN, infinite, beyond 1e16 or not a number is unscorable too.
+    None is no failure: the reward says nothing of this completion, and the others are summed.
 
     Use it as a context manager: leaving it ends the processes. They end with this process in any case.
 
@@ -77,6 +123,8 @@ class Scorer:
         self.names = short_names(self._rewards)
         self._task = task
         self._workers = [_worker(reward, log, functions or {}) for reward in self._rewards]
+        self._texts: list[dict[str, str]] = [{} for _ in self._rewards]
+        self._logged: dict[str, str] = {}  # with the note, where another name was asked for
         self._threads = ThreadPoolExecutor(max(1, len(self._workers)), thread_name_prefix="reward")
 
     def __enter__(self) -> "Scorer":
@@ -134,20 +182,65 @@ class Scorer:
         samples = list(map(Sample, prompts, completions, finish))
         if not samples:
             return Scores([], {name: [] for name in self.names}, {})
+        problems = [_Problems(*pair) for pair in zip(self.names, self._texts, strict=True)]
         jobs = [
-            self._threads.submit(_score, name, reward, worker, samples)
-            for name, reward, worker in zip(self.names, self._rewards, self._workers, strict=True)
+            self._threads.submit(_score, reward, worker, samples, told)
+            for reward, worker, told in zip(self._rewards, self._workers, problems, strict=True)
         ]
         results = [job.result() for job in jobs]
-        parts = {name: values for name, (values, _) in zip(self.names, results, strict=True)}
-        total = [0.0] * len(prompts)
-        problems: Counter[str] = Counter()
-        for reward, (values, reward_problems) in zip(self._rewards, results, strict=True):
-            problems.update(reward_problems)
-            if reward.weight != 0:
-                total = [sum_ + reward.weight * value for sum_, value in zip(total, values, strict=True)]
-        metrics = {name: value for worker in self._workers for name, value in worker.metrics.items()}
-        return Scores([t if math.isfinite(t) else math.nan for t in total], parts, dict(problems), metrics)
+        total = self._total(results, problems)
+        counts: Counter[str] = Counter()
+        for told in problems:
+            counts.update(told)
+        beyond = [math.isinf(value) for value in total]
+        if any(beyond):
+            counts[f"the weighted sum of the rewards is {_BEYOND}"] = sum(beyond)
+        reward = [value if math.isfinite(value) else math.nan for value in total]
+        parts = {name: result.values for name, result in zip(self.names, results, strict=True)}
+        metrics, notes = self._metrics()
+        return Scores(reward, parts, dict(counts), metrics, notes)
+
+    def _total(self, results: Sequence[_Result], problems: Sequence[_Problems]) -> list[float]:
+        """The weighted sum of each completion's values: NaN = unscorable, infinite = too large."""
+        triples = zip(self._rewards, results, problems, strict=True)
+        summed = [triple for triple in triples if triple[0].weight != 0]
+        total = []
+        for index in range(len(results[0].values)):
+            said = [(r.weight, result.values[index]) for r, result, _ in summed if index not in result.silent]
+            if not said:
+                for _, _, told in summed:
+                    told.note("None", "returned None")
+            value = 0.0 if said else math.nan
+            for weight, part in said:
+                value += weight * part
+            total.append(math.inf if abs(value) > _LARGEST else value)
+        return total
+
+    def _metrics(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        """What rewards logged, with the reward's name in front where klent has a metric of that name."""
+        metrics: dict[str, float] = {}
+        notes = []
+        for name, reward, worker in zip(self.names, self._rewards, self._workers, strict=True):
+            shipped = reward.fn in SHIPPED or reward.fn.startswith("klent.")
+            for metric, value in worker.metrics.items():
+                shown = metric if shipped else self._free_name(name, metric)
+                if shown not in self._logged and len(self._logged) >= _METRICS:
+                    notes.append(_TOO_MANY)
+                    continue
+                note = f"reward {name}: log_metric({metric[:100]!r}) {_TAKEN} reward/{shown}. Choose another name"
+                note = self._logged.setdefault(shown, "" if shown == metric else note)
+                notes += [note] if note else []
+                metrics[shown] = value
+        return metrics, tuple(dict.fromkeys(notes))
+
+    def _free_name(self, reward: str, metric: str) -> str:
+        """The name, or one that no metric of klent and no reward has; printable, so that it can be shown."""
+        family, slash, _ = metric.partition("/")
+        own = family in OWN_FAMILIES if slash else metric in _OWN_NAMES or metric in self.names
+        if not own and metric.isprintable() and 0 < len(metric) <= 100:
+            return metric
+        plain = "".join(letter if letter.isprintable() and letter != "/" else "." for letter in metric[:100])
+        return f"{reward.rpartition('/')[2]}.{plain}"
 
 
 def _worker(reward: Reward, log: Path | None, functions: Mapping[str, Function]) -> Worker:
@@ -163,16 +256,14 @@ def _worker(reward: Reward, log: Path | None, functions: Mapping[str, Function])
 
 
 def _check_columns(reward: Reward, worker: Worker, prompt: Prompt) -> None:
-    columns = [name for name in prompt.columns if name != "completion"]
-    columns += reward.settings
+    arguments = {**_arguments([Sample(prompt, "", "stop")]), **reward.settings}
+    columns = [name for name in arguments if name not in _ALWAYS or name in prompt.columns]
     for name in worker.parameters()["required"]:
-        if name not in columns and name not in _ALWAYS:
+        if name not in arguments:
             listed = ", ".join(columns) or "none"
-            raise ConfigError(
-                f"reward {reward.fn}: needs a column {name!r}{nearest(name, columns)}; columns are: {listed}"
-            )
+            hint = f"; it gets {name}s, a list" if f"{name}s" in _ALWAYS else nearest(name, columns)
+            raise ConfigError(f"reward {reward.fn}: needs a column {name!r}{hint}; columns are: {listed}")
     if reward.fn in SHIPPED:
-        arguments = {**_arguments([Sample(prompt, "", "stop")]), **reward.settings}
         try:
             worker.call(arguments, max(60.0, reward.timeout))
         except CallFailed as error:
@@ -187,35 +278,34 @@ def _check_settings(reward: Reward, worker: Worker) -> None:
             raise ConfigError(f"reward {reward.fn}: no argument {name!r}{nearest(name, named)}; {takes}")
 
 
-def _score(
-    name: str, reward: Reward, worker: Worker, samples: Sequence[Sample]
-) -> tuple[list[float], Counter[str]]:
-    """One reward's values and problems."""
-    problems: Counter[str] = Counter()
+def _score(reward: Reward, worker: Worker, samples: Sequence[Sample], problems: _Problems) -> _Result:
+    """One reward's values; ``problems`` receives what went wrong."""
     try:
-        return _numbers(name, _call(worker, reward, samples), problems), problems
+        return _numbers(_call(worker, reward, samples), problems)
     except CallFailed as error:
         if len(samples) == 1:
-            problems[f"{name} {error}"] += 1
-            return [math.nan], problems
-        problems[f"{name} {error}, called with the whole batch: each completion was scored alone"] = len(
-            samples
-        )
+            problems.note(error.place, str(error))
+            return _Result([math.nan], set())
+        alone = f"{error}, called with the whole batch: each completion was scored alone"
+        problems.note(f"batch {error.place}", alone, len(samples))
     values: list[float] = []
+    silent: set[int] = set()
     hits = 0
-    for sample in samples:
+    for index, sample in enumerate(samples):
         if hits == _LIMIT_HITS:
-            problems[f"{name} was given up after {hits} limits hit in a row"] += 1
+            problems.note("given up", f"was given up after {hits} limits hit in a row")
             values.append(math.nan)
             continue
         try:
-            values += _numbers(name, _call(worker, reward, [sample]), problems)
+            result = _numbers(_call(worker, reward, [sample]), problems)
+            values += result.values
+            silent |= {index} if result.silent else set()
             hits = 0
         except CallFailed as error:
             hits = hits + 1 if error.kind == "timeout" else 0
-            problems[f"{name} {error}"] += 1
+            problems.note(error.place, str(error))
             values.append(math.nan)
-    return values, problems
+    return _Result(values, silent)
 
 
 def _call(worker: Worker, reward: Reward, samples: Sequence[Sample]) -> list[object]:
@@ -225,7 +315,8 @@ def _call(worker: Worker, reward: Reward, samples: Sequence[Sample]) -> list[obj
     if not isinstance(result, list):
         raise CallFailed("raised", f"returned {_kind(result)} instead of a list")
     if len(result) != len(samples):
-        raise CallFailed("raised", f"returned {len(result)} values for {len(samples)} completions")
+        text = f"returned {len(result)} values for {len(samples)} completions"
+        raise CallFailed("raised", text, place="number of values")
     return result
 
 
@@ -250,15 +341,22 @@ def _arguments(samples: Sequence[Sample]) -> dict[str, object]:
     }
 
 
-def _numbers(name: str, result: Sequence[object], problems: Counter[str]) -> list[float]:
+def _numbers(result: Sequence[object], problems: _Problems) -> _Result:
     values = []
-    for item in result:
-        if isinstance(item, int | float) and abs(item) <= 1e300:  # also False for NaN
+    silent = set()
+    for index, item in enumerate(result):
+        if isinstance(item, int | float) and abs(item) <= _LARGEST:  # also False for NaN
             values.append(float(item))
+            continue
+        values.append(math.nan)
+        if item is None:
+            silent.add(index)
+        elif isinstance(item, float) and math.isfinite(item):
+            problems.note("float32", f"returned {item:g}, {_BEYOND}")
         else:
-            problems[f"{name} returned {item if isinstance(item, float) else _kind(item)}"] += 1
-            values.append(math.nan)
-    return values
+            kind = str(item) if isinstance(item, float) else _kind(item)
+            problems.note(f"value {kind}", f"returned {kind}")
+    return _Result(values, silent)
 
 
 def _kind(value: object) -> str:

@@ -1,14 +1,16 @@
 """The other side of the pipe, ``python -m klent.tasks.worker``: it loads one function and calls it.
 
 Every line that it writes is a JSON object, a :class:`Reply`. The first has the function's parameters; each
-later one answers a line that it read, the arguments of one call by name. The function may print, read its
-input, exit or crash: the pipe is out of its reach.
+later one answers a :class:`Request` that it read, and has its id. The function may print, read its input,
+exit, fork or crash: the pipe is out of its reach, and out of that of its children. It finds here what a
+script finds: one event loop from the first call to the last, and children that can import its file.
 
 This module imports the standard library and little else, since every reward waits for it.
 """
 
 import asyncio
 import fcntl
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -21,11 +23,11 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TextIO, TypeAlias, TypedDict
+from typing import NoReturn, TextIO, TypeAlias, TypedDict
 
 from klent.errors import ConfigError, KlentError
 from klent.kit.names import nearest
@@ -49,9 +51,20 @@ class Failure(TypedDict):
     line: int
 
 
-class Reply(TypedDict, total=False):
-    """One line from the process: parameters, or a value and what was logged, or what was raised."""
+class Request(TypedDict):
+    """One line to the process: a call's arguments by name. Ids count up from 1."""
 
+    id: int
+    arguments: dict[str, object]
+
+
+class Reply(TypedDict, total=False):
+    """One line from the process: parameters, or a value and what was logged, or what was raised.
+
+    ``id`` is that of the request; parameters, which nobody asked for, have 0.
+    """
+
+    id: int
     parameters: Parameters
     value: object
     metrics: dict[str, float]
@@ -68,26 +81,35 @@ _TRL_ONLY: dict[str, object] = {
 }
 
 
+# Created before the function's module is imported, so that what is made there (a semaphore, an HTTP client)
+# and every call meet in one loop. The process that only imports this module never has it.
+_LOOP = asyncio.Runner()
+
+
 def main() -> None:
     """Serve the function named on the command line until standard input ends."""
     target, lifeline, *packed = sys.argv[1:]
     _die_with_parent(int(lifeline))
     requests, replies = _take_pipes()
+    _LOOP.get_loop()  # creates it, and makes it the current one
     try:
-        function = unpack(int(packed[0])) if packed else load(target)
-        first: Reply = {"parameters": describe(function)}
+        with _end_forks():
+            function = unpack(int(packed[0])) if packed else load(target, as_script=True)
+        first: Reply = {"id": 0, "parameters": describe(function)}
     except BaseException as error:
-        _write(replies, json.dumps({"error": _failure(error)}))
+        _write(replies, json.dumps({"id": 0, "error": _failure(error)}))
         return
     _write(replies, json.dumps(first))
     for line in requests:
+        request: Request = json.loads(line)
         try:
             metrics: dict[str, float] = {}
-            value = call(function, json.loads(line), metrics)
-            reply = json.dumps({"value": value, "metrics": metrics}, default=_plain)
+            with _end_forks():
+                value = call(function, request["arguments"], metrics)
+                answer = json.dumps({"id": request["id"], "value": value, "metrics": metrics}, default=_plain)
         except BaseException as error:  # a function that calls sys.exit() ends itself, not this process
-            reply = json.dumps({"error": _failure(error)})
-        _write(replies, reply)
+            answer = json.dumps({"id": request["id"], "error": _failure(error)})
+        _write(replies, answer)
 
 
 def unpack(descriptor: int) -> Function:
@@ -102,14 +124,18 @@ def unpack(descriptor: int) -> Function:
     return function
 
 
-def load(target: str) -> Function:
-    """The function ``/path/file.py:function`` or ``package.module:function``."""
+def load(target: str, *, as_script: bool = False) -> Function:
+    """The function ``/path/file.py:function`` or ``package.module:function``.
+
+    With ``as_script`` its file becomes this process's main module, as if Python had been started with it, and
+    children that are spawned import it.
+    """
     source, _, name = target.rpartition(":")
     is_file = source.endswith(".py")
     if is_file and not Path(source).is_file():
         raise ConfigError(f"there is no file {source}")
     try:
-        module = _import_file(Path(source)) if is_file else _import_module(source)
+        module = _import_file(Path(source), as_script) if is_file else _import_module(source)
     except KlentError:
         raise
     except BaseException as error:
@@ -150,20 +176,56 @@ def call(function: Function, arguments: Mapping[str, object], metrics: dict[str,
     if "log_metric" in parameters:
         taken["log_metric"] = lambda name, value: metrics.__setitem__(str(name), float(value))
     result = function(**taken)
-    return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
+    return _LOOP.run(_await(result)) if inspect.isawaitable(result) else result
 
 
 async def _await(value: Awaitable[object]) -> object:
-    return await value
+    with _end_forks():  # here already: a child must not go on in the loop that it shares with this process
+        return await value
 
 
-def _import_file(path: Path) -> ModuleType:
+@contextmanager
+def _end_forks() -> Iterator[None]:
+    """End a child process that the block forked and that comes out of it, with the status that it would have
+    as a child of a script. It must not answer for this process, nor read what is meant for it."""
+    home = os.getpid()
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() != home:
+            _end_fork(error)
+        raise
+    if os.getpid() != home:
+        _end_fork(None)
+
+
+def _end_fork(error: BaseException | None) -> NoReturn:
+    status = 0 if error is None else 1
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        status = (error.code or 0) & 0xFF
+    elif error is not None:
+        with suppress(Exception):
+            traceback.print_exception(error)
+    with suppress(Exception):
+        sys.stdout.flush()
+    with suppress(Exception):
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def _import_file(path: Path, as_script: bool) -> ModuleType:
+    """Import a file. As a script it has the name that Python gives the main module of a spawned process, so
+    that what it pickles is found there, and what stands under ``if __name__ == "__main__"`` does not run."""
     sys.path.insert(0, str(path.parent))  # a reward file may import its neighbours, as a script may
-    spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
+    name = "__mp_main__" if as_script else f"reward_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module
+    if as_script:
+        sys.modules["__main__"] = module
+        module.__spec__ = None  # as of a script: children then look for its file and not for its name
     spec.loader.exec_module(module)
     return module
 
@@ -185,7 +247,7 @@ def _plain(value: object) -> object:
 def _failure(error: BaseException) -> Failure:
     file, line = _place(error)
     if isinstance(error, SystemExit):
-        text = f"called sys.exit({error.code!r})"
+        text = f"called sys.exit({error.code!r})"[:300]
     elif isinstance(error, KlentError):
         text = str(error)
     else:
@@ -221,14 +283,25 @@ def _write(replies: TextIO, line: str) -> None:
 
 
 def _take_pipes() -> tuple[TextIO, TextIO]:
-    """Move the protocol off file descriptors 0 and 1, which then read nothing and write to standard error."""
+    """Move the protocol off file descriptors 0 and 1, which then read nothing and write to standard error.
+
+    Children get null devices in its place: one that lives on must not hold the pipes open, or write to them.
+    """
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
+    os.register_at_fork(after_in_child=functools.partial(_disconnect, requests.fileno(), replies.fileno()))
     return requests, replies
+
+
+def _disconnect(*descriptors: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(nothing, descriptor, inheritable=False)
+    os.close(nothing)
 
 
 def _die_with_parent(lifeline: int) -> None:

@@ -100,3 +100,21 @@ def test_a_resumed_watch_goes_on_as_if_it_had_not_stopped():
     assert [again.see(dict(row)) for row in rows[20:]] == law[20:]
     assert "law/entropy_spent" in law[-1]
     assert any("law/floor_step" in metrics for metrics in law[20:-1])
+
+
+def test_groups_that_were_not_scored_are_not_groups_with_equal_rewards():
+    nothing = {
+        "group/zero_variance": [1.0] * N,
+        "reward/mean": [None] * N,
+        "reward/std": [None] * N,
+        "reward/unscorable": [1.0] * N,
+    }
+    assert [finding.name for finding in diagnose(table(**nothing))] == ["unscorable"]
+    mostly = {"group/zero_variance": [1.0] * N, "reward/unscorable": [0.9] * N}
+    assert [finding.name for finding in diagnose(table(**mostly))] == ["unscorable"]
+
+
+def test_a_log_without_rewards_gets_no_mean():
+    (found,) = diagnose(Table.of({"group/zero_variance": [0.9] * N}))
+    assert found.name == "zero_variance"
+    assert "get the same reward, so" in found.evidence

@@ -13,26 +13,44 @@ FORM = re.compile(r"format|tags?\b|_tag|struct|style|xml|json|box|template", re.
 
 def zero_variance(table: Table) -> Finding | None:
     """In more than four of five groups all completions get the same reward."""
-    steps, values = table.series("group/zero_variance")
+    steps, values, rewards = _equal_groups(table)
     span = stretch(steps, [value > 0.8 for value in trailing(values)])
     if span is None or span[1] is not None:
         return None
-    _, rewards = table.series("reward/mean")
-    level = latest(rewards) if rewards else 0.5
+    level = latest(rewards) if rewards else None
     remedy = "Mix in problems of another difficulty, or raise group_size."
-    if level >= 0.8:
+    if level is not None and level >= 0.8:
         remedy = "The problems are solved: use harder ones, or stop here."
-    elif level <= 0.1:
+    elif level is not None and level <= 0.1:
         remedy = "The problems are too hard: use easier ones, raise group_size, or give partial rewards."
+    shown = "" if level is None else f" (mean {fixed(level)})"
     return Finding(
         "zero_variance",
         "Groups with equal rewards",
         *span,
-        f"in {share(latest(values))} of the groups all completions get the same reward (mean "
-        f"{fixed(level)}), so these groups give no gradient.",
+        f"in {share(latest(values))} of the groups all completions get the same reward{shown}, so these "
+        "groups give no gradient.",
         remedy,
-        0.5 if level >= 0.8 else 0.65,
+        0.5 if level is not None and level >= 0.8 else 0.65,
     )
+
+
+def _equal_groups(table: Table) -> tuple[list[int], list[float], list[float]]:
+    """Steps, shares of groups with equal rewards, and mean rewards; no means in a log that never has any.
+
+    A group of which fewer than two completions were scored counts as equal in the metric. Failing rewards
+    are a finding of their own, so a step counts here by what they cannot explain, and not where nothing was
+    scored.
+    """
+    name = "group/zero_variance"
+    if "reward/mean" not in table.names():
+        steps, values = table.series(name)
+        return steps, values, []
+    failed = dict(zip(*table.series("reward/unscorable"), strict=True))
+    scored = [(int(step), value, reward) for step, value, reward in table.pairs(name, "reward/mean")]
+    steps = [step for step, _, _ in scored]
+    values = [max(0.0, value - failed.get(step, 0.0)) for step, value, _ in scored]
+    return steps, values, [reward for _, _, reward in scored]
 
 
 def unscorable(table: Table) -> Finding | None:

@@ -16,7 +16,8 @@ SAMPLING: dict[str, Term] = {
     ),
     "reward/unscorable": Term(
         "fraction",
-        "Completions whose reward raised, timed out, exited, or returned None or NaN.",
+        "Completions of which a reward raised, timed out, exited or returned no finite number, or none said "
+        "anything.",
         "0 in a healthy run. They are left out of the baseline and get advantage 0; a high share points to a "
         "bug in the reward function.",
     ),
