@@ -13,6 +13,10 @@ class DataError(KlentError, ValueError):
     """A prompt file, a column or a reward that cannot be used."""
 
 
+class TooLong(DataError):
+    """A prompt, or prompt and completion, that the model's context or the token budget does not hold."""
+
+
 class ModelError(KlentError, ValueError):
     """A model folder, tokenizer or download that cannot be used."""
 

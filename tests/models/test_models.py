@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from tiny import CONTEXT, END, PAD, TURN_END, tiny_folder, tiny_model, tiny_toke
 from transformers import AutoModelForCausalLM
 
 from klent.config import Lora
-from klent.errors import DataError, ModelError
+from klent.errors import ModelError
 from klent.models import locate
-from klent.models.chat import context_length, render_prompt, stop_ids
+from klent.models.chat import context_length
 from klent.models.device import find_device
 from klent.models.load import LoadedModel, load_policy
 from klent.models.locate import locate_model
@@ -346,66 +345,6 @@ def test_adapter_mistakes(folder: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match=r"pip install 'klent\[lora\]'"):
         load_policy(str(folder), lora=Lora(rank=4))
-
-
-# --- prompts and stops --------------------------------------------------------------------------
-
-
-def test_messages_go_through_the_template_and_text_does_not() -> None:
-    tokenizer = tiny_tokenizer()
-    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
-    ids = render_prompt(tokenizer, chat)
-    assert tokenizer.decode(ids) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert tokenizer.decode(render_prompt(tokenizer, "1+1=")) == "1+1="
-    begun = [*chat, {"role": "assistant", "content": "It is"}]
-    assert tokenizer.decode(render_prompt(tokenizer, begun)).endswith("<|im_start|>assistant\nIt is")
-
-
-def test_text_gets_the_bos_token_of_a_tokenizer_that_has_one() -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", END)]
-    )
-    assert render_prompt(tokenizer, "ab") == [END, *tiny_tokenizer()("ab").input_ids]
-
-
-def test_prompts_that_cannot_be_rendered() -> None:
-    tokenizer = tiny_tokenizer()
-    with pytest.raises(DataError, match="the prompt is empty: it tokenizes to nothing"):
-        render_prompt(tokenizer, "")
-    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ModelError, match="the chat template refuses these messages: roles must alternate"):
-        render_prompt(tokenizer, [{"role": "user", "content": "x"}])
-    tokenizer.chat_template = None
-    with pytest.raises(ModelError, match=r"this model has no chat template.*as plain text"):
-        render_prompt(tokenizer, [{"role": "user", "content": "x"}])
-    assert render_prompt(tokenizer, "x") == tokenizer("x").input_ids
-
-
-def test_stop_tokens_come_from_three_places() -> None:
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    letter = tokenizer.convert_tokens_to_ids("z")
-    assert stop_ids(model, tokenizer) == (END, TURN_END)
-    model.generation_config.eos_token_id = None
-    assert stop_ids(model, tokenizer) == (TURN_END,)
-    model.generation_config.eos_token_id = letter
-    assert stop_ids(model, tokenizer) == (TURN_END, letter)
-    tokenizer.eos_token = "<|endoftext|>"
-    assert stop_ids(model, tokenizer) == (END, TURN_END, letter)  # the template's end of turn
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    assert stop_ids(model, tokenizer) == (END, letter)  # a newline is text
-    tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert stop_ids(model, tokenizer) == (END, letter)
-
-
-def test_context_length() -> None:
-    assert context_length(tiny_model()) == CONTEXT
-    unlimited = SimpleNamespace(config=SimpleNamespace(get_text_config=SimpleNamespace))
-    assert context_length(unlimited) == sys.maxsize
 
 
 # --- save ---------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klent.errors import ConfigError, DataError
+from klent.errors import ConfigError, DataError, TooLong
+from klent.streams.prompt import Prompt
 from klent.tasks import DataTask, load_task
 
 
@@ -40,7 +41,7 @@ def numbered(count: int) -> list[dict[str, Any]]:
 
 
 def test_a_row_becomes_a_prompt(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "hi", "name": "dropped"}]
+    messages = [{"role": "user", "content": "hi", "name": "Ann", "tool_calls": None}]
     rows = [{"prompt": "2+2=", "answer": "4", "tags": ["a", 1, None]}, "", {"prompt": messages}]
     write(tmp_path / "p.jsonl", rows)
     task = open_data("p.jsonl", base=tmp_path)
@@ -50,7 +51,11 @@ def test_a_row_becomes_a_prompt(tmp_path: Path) -> None:
         "2+2=",
         {"answer": "4", "tags": ["a", 1, None]},
     )
-    assert (chat.id, chat.prompt, chat.columns) == ("p.jsonl:3", [{"role": "user", "content": "hi"}], {})
+    assert (chat.id, chat.prompt, chat.columns) == (
+        "p.jsonl:3",
+        [{"role": "user", "content": "hi", "name": "Ann"}],
+        {},
+    )
     assert task.name == "p"
 
 
@@ -149,7 +154,48 @@ def test_a_system_message(tmp_path: Path) -> None:
 def test_another_prompt_column(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", [{"question": "2+2=", "prompt": "unused"}])
     prompt = open_data("p.jsonl", base=tmp_path, prompt_column="question").train(0)
-    assert (prompt.prompt, prompt.columns) == ("2+2=", {"prompt": "unused"})
+    assert (prompt.prompt, prompt.columns) == ("2+2=", {})  # what a reward calls `prompt` is not this column
+
+
+def test_a_whole_conversation_is_cut_before_its_last_answer(tmp_path: Path) -> None:
+    ask, say = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {"x": None}}}]}
+    tool = {"role": "tool", "content": "4"}
+    write(tmp_path / "p.jsonl", [{"messages": [ask, say, ask, call, tool, say], "answer": 4}])
+    prompt = open_data("p.jsonl", base=tmp_path, needed=("completion",)).train(0)
+    assert prompt.prompt == [ask, say, ask]
+    assert prompt.columns == {"answer": 4, "completion": [{**call, "content": ""}, tool, say]}
+    write(tmp_path / "p.jsonl", [{"messages": [ask]}])
+    assert open_data("p.jsonl", base=tmp_path, prompt_column="messages").train(0).prompt == [ask]
+    with pytest.raises(DataError, match=r"p\.jsonl:1: no 'completion'"):
+        open_data("p.jsonl", base=tmp_path, needed=("completion",))
+
+
+def test_tools_and_arguments_of_the_template_travel_with_the_prompt(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    rows = [{"prompt": "a", "tools": tools}, {"prompt": "b", "tools": json.dumps(tools)}, {"prompt": "c"}]
+    write(tmp_path / "p.jsonl", rows)
+    task = open_data("p.jsonl", base=tmp_path, template={"enable_thinking": False}, clock="2025-02-03")
+    given = {p.id[-1]: dict(p.template) for p in map(task.train, range(3))}
+    always = {"enable_thinking": False, "clock": "2025-02-03"}
+    assert given == {"1": {**always, "tools": tools}, "2": {**always, "tools": tools}, "3": always}
+
+
+def test_prompts_that_do_not_fit_are_refused_or_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", [{"prompt": "x" * length} for length in (3, 9, 4, 8)])
+
+    def check(prompt: Prompt) -> None:
+        if len(prompt.prompt) > 5:
+            raise TooLong(f"{prompt.id} is too long")
+
+    with pytest.raises(TooLong, match=r"p\.jsonl:2 is too long"):
+        open_data("p.jsonl", base=tmp_path).fit(check, check)
+    task = open_data("p.jsonl", base=tmp_path, too_long="drop")
+    assert task.fit(check, check) == 2
+    assert {task.train(i).prompt for i in range(6)} == {"xxx", "xxxx"}
+    write(tmp_path / "p.jsonl", [{"prompt": "x" * 9}])
+    with pytest.raises(TooLong, match="every training prompt of p is too long"):
+        open_data("p.jsonl", base=tmp_path, too_long="drop").fit(check, check)
 
 
 GOOD = {"prompt": "a", "completion": "b"}
@@ -176,6 +222,16 @@ GOOD = {"prompt": "a", "completion": "b"}
         ),
         ([GOOD, {"prompt": ["hi"]}], r"message 1: expected .* not \"hi\""),
         ([GOOD, {"prompt": [{"role": "user", "content": ["x"]}]}], r"message 1: expected"),
+        (
+            [GOOD, {"prompt": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}],
+            r"p\.jsonl:2: 'prompt', message 1: expected",
+        ),
+        ([GOOD, '{"prompt": "a", "prompt": "b"}'], r"p\.jsonl:2: the key 'prompt' stands twice"),
+        ([GOOD, {"prompt": "a", "completions": "b"}], r"p\.jsonl:2: a column cannot be called 'completions'"),
+        ([GOOD, {"prompt": "a", "prompts": "b"}], r"p\.jsonl:2: a column cannot be called 'prompts'"),
+        ([GOOD, {"prompt": "a", "tools": "add"}], r"p\.jsonl:2: 'tools': not valid JSON"),
+        ([GOOD, {"prompt": "a", "tools": {"name": "add"}}], r"2: 'tools' must be a list of JSON schemas"),
+        ([GOOD, {"messages": [{"role": "assistant", "content": "b"}]}], r"2: 'messages' has no message of a"),
         ([], r"p\.jsonl: no rows"),
         (["", "  "], r"p\.jsonl: no rows"),
         ([[GOOD]], r"p\.jsonl: one JSON array; .*jq"),
@@ -193,6 +249,14 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, rows: list[Any], message: str
         (
             {"prompt": "a", "completions": "b"},
             r"p\.jsonl:2: no 'completion'; did you mean `completions`\?",
+        ),
+        (
+            {"prompt": "a", "completion": [{"role": "user", "content": "b"}]},
+            r"p\.jsonl:2: 'completion' ends with a message of role 'user'",
+        ),
+        (
+            {"prompt": "a", "completion": [{"role": "asistant", "content": "b"}]},
+            r"p\.jsonl:2: 'completion', message 1: unknown role 'asistant'; did you mean `assistant`",
         ),
         ({"prompt": "a", "completion": 3}, r"p\.jsonl:2: 'completion' must be text or a list of messages"),
     ],
@@ -242,6 +306,7 @@ def test_parquet(tmp_path: Path) -> None:
         }
         for i in range(4)
     ]
+    rows[0]["prompt"][0]["name"] = "Ann"  # the table gives every other message a null here
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
     task = open_data("p.parquet", base=tmp_path)
     prompts = {prompt.id: prompt for prompt in map(task.train, range(4))}

@@ -1,6 +1,7 @@
 """A whole recipe: every section, each key with its meaning under it."""
 
-from typing import Annotated, Literal
+import datetime
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -75,3 +76,7 @@ class Recipe(Settings):
     @classmethod
     def _list_rewards(cls, value: object) -> object:
         return list_rewards(value)
+
+    def dated(self, clock: datetime.date | None) -> Self:
+        """The recipe with the day that chat templates take for today, where it names none."""
+        return self.model_copy(update={"task": self.task.dated(clock)})

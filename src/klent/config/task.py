@@ -1,6 +1,7 @@
 """The section `task`: where problems come from."""
 
-from typing import Annotated, ClassVar
+import datetime
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag
 
@@ -9,7 +10,25 @@ from klent.config.base import Arguments, Count, PositiveInt, Settings
 Numbers = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
 
-class GymSettings(Settings):
+class Rendered(Settings):
+    """How the chat template renders the problems' messages."""
+
+    template: Arguments = Field(default_factory=dict)
+    """Arguments of the model's chat template, e.g. `{enable_thinking: false}`."""
+    clock: Annotated[datetime.date, Field(strict=False)] | None = None
+    """The day that a chat template takes for today; null = the day of the run's first start."""
+
+    @property
+    def rendering(self) -> dict[str, object]:
+        """What a chat template is given beside the messages."""
+        return {**self.template, **({"clock": self.clock.isoformat()} if self.clock else {})}
+
+    def dated(self, clock: datetime.date | None) -> Self:
+        """This section with the day that the template takes for today, where it names none."""
+        return self if self.clock else self.model_copy(update={"clock": clock})
+
+
+class GymSettings(Rendered):
     """Problems made by a reasoning-gym generator."""
 
     generated: ClassVar[bool] = True  # as many problems as are asked for, without columns of their own
@@ -31,13 +50,14 @@ class GymSettings(Settings):
         return self.gym
 
 
-class DataSettings(Settings):
+class DataSettings(Rendered):
     """Problems read from a file or a Hugging Face dataset."""
 
     generated: ClassVar[bool] = False
 
     data: str
-    """A .jsonl or .parquet file, or a dataset id of the hub, with a column `prompt` (text or messages)."""
+    """A .jsonl or .parquet file, or a dataset id of the hub, with a column `prompt` (text or messages) or
+    `messages` (a whole conversation)."""
     split: str = "train"
     """Split of a dataset to train on; a file has none."""
     subset: str | None = None
@@ -54,6 +74,8 @@ class DataSettings(Settings):
     """Train on these prompts only, by the number in their id: `file.jsonl:12` is 12; null = all."""
     system: str | None = None
     """System prompt placed before every problem."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What happens to prompts that the model's context does not hold: the run does not start, or goes without."""
     seed: Count | None = None
     """Decides the split and the order; null = the recipe's seed."""
 

@@ -1,9 +1,12 @@
 """What a model reads and where it stops: rendered prompts, stop tokens, context length."""
 
+import datetime
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from klent.errors import DataError, ModelError, first_line
+from klent.streams.prompt import Messages, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,68 +14,153 @@ if TYPE_CHECKING:
 TURN = "klent-turn"  # an answer's text when a chat template is asked how it ends an answer
 
 
-def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | list[dict[str, str]]) -> list[int]:
+def render_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str | Messages, template: Mapping[str, object] | None = None
+) -> list[int]:
     """The token ids that the policy sees for a prompt.
 
-    Text is tokenised as it is, with the prefix that the tokenizer itself adds. Messages go through the
-    model's chat template, which opens the assistant's turn; if the last message is the assistant's own, it is
-    left open to be continued.
+    Text is tokenised as it is, with the prefix that the tokenizer itself adds, unless the text has it
+    already; what the tokenizer would append is left out. Messages go through the model's chat template, which
+    opens the assistant's turn; if the last message is the assistant's own, it is left open to be continued.
+
+    Args:
+        tokenizer: the model's.
+        prompt: text or messages.
+        template: what the chat template is given beside the messages; see :class:`klent.streams.prompt.Prompt`.
 
     Returns:
         Token ids, at least one. They are not cut to the context length.
 
     Raises:
-        ModelError: messages for a model without a chat template, or messages that its template refuses.
+        ModelError: messages for a model without a chat template, or messages that its template refuses or
+            rewrites.
         DataError: a prompt of no tokens.
     """
-    ids = tokenizer(prompt).input_ids if isinstance(prompt, str) else _render_messages(tokenizer, prompt)
+    if isinstance(prompt, str):
+        ids = _text_ids(tokenizer, prompt)
+    else:
+        ids = encode(tokenizer, render_messages(tokenizer, prompt, template))
     if not ids:
         raise DataError("the prompt is empty: it tokenizes to nothing")
-    return list(ids)
+    return ids
 
 
-def _render_messages(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> list[int]:
+def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Tokens of text that is complete: nothing is put before or behind it."""
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def render_messages(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Messages,
+    template: Mapping[str, object] | None = None,
+    *,
+    whole: bool = False,
+) -> str:
+    """Messages as text: with the assistant's turn open, or a ``whole`` conversation that nothing follows.
+
+    Raises:
+        ModelError: there is no chat template, it refuses the messages, or it does not continue a last message
+            of the assistant from where it ends.
+    """
     if not tokenizer.chat_template:
         raise ModelError(
             "the prompt is a list of messages, but this model has no chat template. Give the prompt as plain "
             "text, use the instruct version of the model, or put a chat_template.jinja into its folder"
         )
+    unfinished = not whole and bool(messages) and messages[-1].get("role") == "assistant"
+    if any(isinstance(message.get("content"), list) for message in messages) and not _reads_parts(tokenizer):
+        messages = [{**message, "content": text_of(message.get("content"))} for message in messages]
+    text = _apply(tokenizer, messages, template, opened=not whole and not unfinished, continued=unfinished)
+    if unfinished and len(messages) > 1:
+        _check_continued(text, messages, _apply(tokenizer, messages[:-1], template, opened=True))
+    return text
+
+
+def _apply(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Messages,
+    template: Mapping[str, object] | None,
+    *,
+    opened: bool = False,
+    continued: bool = False,
+) -> str:
     import jinja2
 
-    unfinished = bool(messages) and messages[-1].get("role") == "assistant"
+    arguments: dict[str, Any] = dict(template or {})
+    if (clock := arguments.pop("clock", None)) is not None:
+        arguments["strftime_now"] = datetime.datetime.fromisoformat(str(clock)).strftime
     try:
-        ids = tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             messages,
-            add_generation_prompt=not unfinished,
-            continue_final_message=unfinished,
-            tokenize=True,
-            return_dict=False,
+            add_generation_prompt=opened,
+            continue_final_message=continued,
+            tokenize=False,
+            **arguments,
         )
-    except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
+    except (jinja2.TemplateError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the chat template refuses these messages: {first_line(error)}") from error
-    return list(ids)
+    return str(text)
+
+
+def _check_continued(text: str, messages: Messages, opened: str) -> None:
+    """Refuse a rendering in which a begun answer does not follow the opening of the assistant's turn."""
+    begun = text_of(messages[-1].get("content")).strip()
+    head = text[: text.rindex(begun)].rstrip() if begun in text else None
+    start = opened.rstrip()
+    # a template may open the turn with the tag that the begun answer repeats
+    if head is None or not (text.startswith(start) and start.startswith(head)):
+        raise ModelError(
+            "the chat template rewrites the assistant's message that the prompt ends with, so that it would "
+            f"not be continued: {text[-80:]!r} for {begun[-40:]!r}. End the prompt with the user's message, "
+            "set the template's arguments in task.template (such as enable_thinking), or give the prompt as "
+            "text"
+        )
+
+
+def _reads_parts(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template reads content in parts as it reads the same text."""
+    plain = [{"role": "user", "content": TURN}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": TURN}]}]
+    try:
+        return _apply(tokenizer, plain, None) == _apply(tokenizer, parts, None)
+    except ModelError:
+        return False
+
+
+def _text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Tokens of a text to be continued: the tokenizer's prefix once, and nothing behind."""
+    full, plain = list(tokenizer(text).input_ids), encode(tokenizer, text)
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            prefix = full[:start]
+            return plain if plain[:start] == prefix else prefix + plain
+    return full
+
+
+def reads_clock(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template writes today's date into a prompt."""
+    return "strftime_now" in str(tokenizer.chat_template or "")
 
 
 def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """Tokens that end a completion: the generation config's, the tokenizer's, and the chat's end of turn."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = set(configured) if isinstance(configured, list | tuple) else {configured}
-    ids |= {tokenizer.eos_token_id, _turn_end(tokenizer)}
+    ids |= {tokenizer.eos_token_id, turn_end(tokenizer)}
     return tuple(sorted(i for i in ids if i is not None))
 
 
-def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The added token, such as ``<|im_end|>``, that the chat template writes right after an answer."""
     if not tokenizer.chat_template:
         return None
-    import jinja2
-
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": TURN}]
     try:
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-    except (jinja2.TemplateError, ValueError, KeyError, TypeError):
+        text = _apply(tokenizer, chat, None)
+    except ModelError:
         return None
-    ids: list[int] = tokenizer(text[text.rfind(TURN) + len(TURN) :], add_special_tokens=False).input_ids
+    ids = encode(tokenizer, text[text.rfind(TURN) + len(TURN) :])
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 

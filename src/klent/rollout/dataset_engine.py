@@ -1,22 +1,32 @@
 """The engine of supervised fine-tuning: it brings the data's own completions instead of sampling some."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
-from klent.errors import DataError
-from klent.models.chat import context_length, render_prompt
+from klent.errors import DataError, ModelError, TooLong
+from klent.models.chat import context_length, encode, render_messages, render_prompt, turn_end
 from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
 from klent.rollout.engine import SyncCertificate
 from klent.streams.episode import Episode
-from klent.streams.prompt import Prompt
+from klent.streams.prompt import Messages, Prompt, text_of
+
+
+class _Piece(NamedTuple):
+    """A stretch of the conversation: what the assistant wrote in a turn, or what was said between turns."""
+
+    text: str
+    acted: bool
 
 
 class DatasetEngine:
     """An :class:`klent.rollout.engine.Engine` that replays the ``completion`` column.
 
-    Nothing was sampled, so episodes have no ``logp`` and no ``entropy``.
+    Nothing was sampled, so episodes have no ``logp`` and no ``entropy``. A text is trained as it stands. A
+    list of messages is rendered by the chat template behind the prompt: the assistant's turns, each with the
+    token that ends it, are the actions, and everything between them is what an environment said.
 
     Args:
         loaded: the model whose tokenizer is used.
@@ -29,37 +39,135 @@ class DatasetEngine:
         self.limit = context_length(loaded.model)
         eos = loaded.tokenizer.eos_token_id
         self.end = [eos] if eos in loaded.stop_ids else list(loaded.stop_ids[:1])
+        turn = turn_end(loaded.tokenizer)
+        self.turn_end = None if turn is None else str(loaded.tokenizer.convert_ids_to_tokens(turn))
+        self.end_of_turn = self.end if turn is None else [turn]
 
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
-        """The reference completion of every prompt, followed by the model's stop token."""
+        """The reference completion of every prompt, followed by the token that ends it."""
         return [self._replay(prompt) for prompt in prompts for _ in range(group_size)]
+
+    def check(self, prompt: Prompt) -> None:
+        """Refuse a row that cannot be replayed.
+
+        Raises:
+            DataError: a completion that is none; :class:`klent.errors.TooLong` where it does not fit.
+        """
+        self._replay(prompt)
 
     def sync(self, policy: Policy) -> SyncCertificate | None:
         """Nothing to do: no weights are used."""
         return None
 
     def _replay(self, prompt: Prompt) -> Episode:
-        text = _text(prompt)
-        tokenizer = self.loaded.tokenizer
-        prompt_ids = render_prompt(tokenizer, prompt.prompt)
-        ids = [*tokenizer.encode(text, add_special_tokens=False), *self.end]
-        if len(ids) > self.max_tokens:
-            raise DataError(
-                f"the completion of {prompt.id} has {len(ids)} tokens, more than rollout.max_tokens="
-                f"{self.max_tokens}. Raise it, or shorten or remove that line."
-            )
-        if len(prompt_ids) + len(ids) > self.limit:
-            raise DataError(
-                f"prompt and completion of {prompt.id} have {len(prompt_ids) + len(ids)} tokens; the model's "
-                f"context is {self.limit}. Shorten or remove that line."
-            )
-        return Episode(prompt, prompt_ids, torch.tensor(ids), text, "stop")
+        completion = prompt.columns.get("completion")
+        try:
+            opened, pieces = self._pieces(prompt, completion)
+            prompt_ids = render_prompt(self.loaded.tokenizer, opened, prompt.template)
+        except ModelError as error:
+            raise DataError(f"{prompt.id}: {error}") from error
+        end = self._end(opened)
+        ids: list[int] = []
+        acted: list[bool] = []
+        turn: list[int] = []
+        number = 0
+        for piece in pieces:
+            tokens = encode(self.loaded.tokenizer, piece.text)
+            if piece.acted and tokens[-len(end) :] != end:  # the data may have written it
+                tokens += end
+            number += not piece.acted
+            ids += tokens
+            acted += [piece.acted] * len(tokens)
+            turn += [number] * len(tokens)
+        self._check_length(prompt, len(prompt_ids), len(ids))
+        episode = Episode(prompt, prompt_ids, torch.tensor(ids), pieces[-1].text, "stop")
+        episode.acted, episode.turn = torch.tensor(acted), torch.tensor(turn)
+        return episode
 
+    def _end(self, opened: str | Messages) -> list[int]:
+        """What ends an answer: a turn's end in a chat, rendered here or before; the text's end otherwise."""
+        chat = not isinstance(opened, str) or (self.turn_end is not None and self.turn_end in opened)
+        return self.end_of_turn if chat else self.end
 
-def _text(prompt: Prompt) -> str:
-    completion = prompt.columns.get("completion")
-    if isinstance(completion, list):  # TRL's conversational form: one assistant message
-        completion = completion[-1].get("content") if completion else None
-    if not isinstance(completion, str):
-        raise DataError(f"{prompt.id} has no text in its `completion` column; supervised training needs one.")
-    return completion
+    def _check_length(self, prompt: Prompt, before: int, count: int) -> None:
+        if count > self.max_tokens:
+            raise TooLong(
+                f"the completion of {prompt.id} has {count} tokens, more than rollout.max_tokens="
+                f"{self.max_tokens}. Raise it, shorten or remove that line, or set task.too_long=drop."
+            )
+        if before + count > self.limit:
+            raise TooLong(
+                f"prompt and completion of {prompt.id} have {before + count} tokens; the model's context is "
+                f"{self.limit}. Shorten or remove that line, or set task.too_long=drop."
+            )
+
+    def _pieces(self, prompt: Prompt, completion: object) -> tuple[str | Messages, list[_Piece]]:
+        """The prompt up to the first answer, and what follows it."""
+        if isinstance(completion, str):
+            return prompt.prompt, [_Piece(completion, True)]
+        if not isinstance(completion, list) or not completion:
+            raise DataError(
+                f"{prompt.id} has no text in its `completion` column; supervised training needs one."
+            )
+        if completion[-1].get("role") != "assistant":
+            raise DataError(
+                f"{prompt.id}: the completion ends with a message of role {completion[-1].get('role')!r}: only "
+                "an assistant's message can be trained. Remove it."
+            )
+        if isinstance(prompt.prompt, str):
+            if len(completion) > 1:
+                raise DataError(
+                    f"{prompt.id}: the completion has {len(completion)} messages behind a prompt of plain "
+                    "text, which no chat template joins. Write the prompt as messages."
+                )
+            return prompt.prompt, [_Piece(text_of(completion[0].get("content")), True)]
+        return self._conversation(prompt, prompt.prompt, completion)
+
+    def _conversation(
+        self, prompt: Prompt, before: Messages, completion: Messages
+    ) -> tuple[Messages, list[_Piece]]:
+        """What the chat template writes behind the prompt, cut where the assistant's turns begin and end."""
+        first = next(i for i, message in enumerate(completion) if message.get("role") == "assistant")
+        opened = [*before, *completion[:first]]
+        answers = completion[first:]
+        chat = [*opened, *answers]
+        starts = [len(opened) + i for i, message in enumerate(answers) if message.get("role") == "assistant"]
+        if opened and opened[-1].get("role") == "assistant":  # begun in the prompt, ended in the completion
+            begun = text_of(opened[-1].get("content")) + text_of(answers[0].get("content"))
+            chat = [*opened[:-1], {**opened[-1], **answers[0], "content": begun}, *answers[1:]]
+            starts = [len(opened) - 1, *(start - 1 for start in starts[1:])]
+        tokenizer, template = self.loaded.tokenizer, prompt.template
+        self._check_turns(prompt, chat, starts)
+        whole = render_messages(tokenizer, chat, template, whole=True)
+        pieces: list[_Piece] = []
+        end = 0
+        for number, start in enumerate(starts):
+            head = render_messages(tokenizer, chat[:start] if number else opened, template)
+            if not whole.startswith(head) or len(head) < end:
+                raise DataError(
+                    f"{prompt.id}: the chat template does not write this completion behind the prompt as it "
+                    f"opens it ({head[-40:]!r}): what would be trained is not what is sampled. Add the "
+                    "reasoning_content that it asks for, set task.template (such as enable_thinking), or give "
+                    "the completion as text."
+                )
+            if number:
+                pieces.append(_Piece(whole[end : len(head)], False))
+            stop = -1 if self.turn_end is None else whole.find(self.turn_end, len(head))
+            text = whole[len(head) : stop] if stop >= 0 else whole[len(head) :].rstrip()
+            pieces.append(_Piece(text, True))
+            end = len(head) + len(text) + len(self.turn_end or "")
+        return opened, pieces
+
+    def _check_turns(self, prompt: Prompt, chat: Messages, starts: Sequence[int]) -> None:
+        """Turns can be told apart only where a token of its own ends each, and no message holds it."""
+        if self.turn_end is None and len(starts) > 1:
+            raise DataError(
+                f"{prompt.id}: the model's chat template ends no turn with a token of its own, so that "
+                f"{len(starts)} turns of the assistant cannot be told apart. Train one turn per line."
+            )
+        for start in starts:
+            if self.turn_end and self.turn_end in text_of(chat[start].get("content")):
+                raise DataError(
+                    f"{prompt.id}: a completion holds {self.turn_end!r}, which ends a turn. Remove it; the "
+                    "chat template writes it."
+                )

@@ -31,6 +31,10 @@ class Engine(Protocol):
         """
         ...
 
+    def check(self, prompt: Prompt) -> None:
+        """Raise before training starts what :meth:`generate` would raise for this prompt later."""
+        ...
+
     def sync(self, policy: Policy) -> SyncCertificate | None:
         """Take over the policy's weights; None where the engine samples with the very same tensors."""
         ...

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from klent.errors import ConfigError, DataError
+from klent.errors import ConfigError, TooLong
 from klent.mixture.criteria import Criterion
 from klent.mixture.mixed import Mixed, mix
 from klent.models.chat import context_length
@@ -77,11 +77,16 @@ class MixtureEngine(TransformersEngine):
                 self.alpha(prompt)
         return super().generate(prompts, group_size=group_size, seed=seed)
 
+    def check(self, prompt: Prompt) -> None:
+        """As of :class:`TransformersEngine`, for policy and target."""
+        super().check(prompt)
+        self._encode_target(prompt)
+
     def _encode_target(self, prompt: Prompt) -> list[int]:
         ids = self.target.encode(prompt, self.loaded.tokenizer)
         room = context_length(self.target.loaded.model) - self.options.max_tokens
         if len(ids) > room:
-            raise DataError(
+            raise TooLong(
                 f"the target sees prompt {prompt.id} as {len(ids)} tokens; with rollout.max_tokens="
                 f"{self.options.max_tokens} its context leaves {room}. Shorten its prompt or lower "
                 "rollout.max_tokens."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from klent.errors import DataError, ModelError
 from klent.models.chat import render_prompt
 from klent.models.load import LoadedModel
-from klent.streams.prompt import Prompt
+from klent.streams.prompt import Messages, Prompt, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,9 +38,9 @@ class Target:
     def encode(self, prompt: Prompt, policy: "PreTrainedTokenizerBase") -> list[int]:
         """Token ids that the target sees; a target without a chat template gets the policy's."""
         tokenizer = self.loaded.tokenizer if self.loaded.tokenizer.chat_template else policy
-        return render_prompt(tokenizer, self.question(prompt))
+        return render_prompt(tokenizer, self.question(prompt), prompt.template)
 
-    def question(self, prompt: Prompt) -> str | list[dict[str, str]]:
+    def question(self, prompt: Prompt) -> str | Messages:
         """The policy's question with what the target is told beside it."""
         if isinstance(prompt.prompt, str):
             if self.system is not None:
@@ -56,7 +56,8 @@ class Target:
         place = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
         if place is None:
             raise DataError(f"prompt {prompt.id} has no message of a user that the target's could replace")
-        messages[place]["content"] = self._filled(prompt, messages[place]["content"])
+        if self.prompt is not None:
+            messages[place]["content"] = self._filled(prompt, text_of(messages[place]["content"]))
         return messages
 
     def _filled(self, prompt: Prompt, text: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from klent.errors import DataError
+from klent.errors import DataError, ModelError, TooLong
 from klent.models.chat import context_length, render_prompt
 from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
@@ -105,6 +105,14 @@ class TransformersEngine:
         rows.sort(key=lambda row: row.number)
         return [self._episode(row, prompts[row.prompt], encoded[row.prompt]) for row in rows]
 
+    def check(self, prompt: Prompt) -> None:
+        """Refuse a prompt that cannot be answered.
+
+        Raises:
+            KlentError: the template refuses it; :class:`klent.errors.TooLong` where it does not fit.
+        """
+        self._encode(prompt)
+
     def sync(self, policy: Policy) -> SyncCertificate | None:
         """Nothing to do: the engine reads the trainer's own weights at every call."""
         return None
@@ -112,13 +120,16 @@ class TransformersEngine:
     def _encode(self, prompt: Prompt) -> list[int]:
         ids = prompt.token_ids
         if ids is None:
-            ids = render_prompt(self.loaded.tokenizer, prompt.prompt)
+            try:
+                ids = render_prompt(self.loaded.tokenizer, prompt.prompt, prompt.template)
+            except (ModelError, DataError) as error:
+                raise type(error)(f"{prompt.id}: {error}") from error
         room = self.limit - self.options.max_tokens
         if len(ids) > room:
-            raise DataError(
+            raise TooLong(
                 f"prompt {prompt.id} has {len(ids)} tokens; with rollout.max_tokens="
                 f"{self.options.max_tokens} the model's context of {self.limit} leaves {room}. Shorten the "
-                "prompt or lower rollout.max_tokens."
+                "prompt, lower rollout.max_tokens, or set task.too_long=drop."
             )
         if not ids:
             raise DataError(f"prompt {prompt.id} is empty once tokenised; remove it from the data.")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from klent.streams.batch import Batch
 from klent.streams.episode import Episode
+from klent.streams.prompt import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ def _shown(rollout: Episode) -> str:
     prompt = rollout.prompt.prompt
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n".join(f"{message['role']}: {text_of(message.get('content'))}" for message in prompt)
 
 
 def _positions(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, object]:

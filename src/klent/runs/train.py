@@ -2,23 +2,26 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
-from klent.config import Recipe, Reward, dump_recipe
+from klent.config import Recipe, Reward, dump_recipe, load_recipe
 from klent.control.mixing import check_alpha
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
+from klent.models.chat import reads_clock
 from klent.models.load import LoadedModel
 from klent.models.save import save_model
 from klent.report import write_report
-from klent.runs.build import build_loop, build_parts
+from klent.rollout.mixture_engine import MixtureEngine
+from klent.runs.build import Parts, build_loop, build_parts
 from klent.runs.console import TrainConsole
 from klent.runs.evaluate import eval_rewards
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
 from klent.runs.plan import describe_plan, title_of
 from klent.runs.record import finish_record, start_record
-from klent.tasks import Scorer, Task, load_task
+from klent.tasks import DataTask, Scorer, Task, load_task
 from klent.tasks.callables import Function
 
 
@@ -51,6 +54,7 @@ def train(
             no gradient finite, for as many steps in a row as ``limits`` allows. What was reached is saved.
     """
     console = console or TrainConsole()
+    undated, recipe = recipe, _dated(recipe, run / "config.yaml")
     task = load_task(
         recipe.task,
         seed=recipe.seed,
@@ -65,9 +69,11 @@ def train(
         parts = build_parts(
             recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
         )
+        if isinstance(task, DataTask) and (left_out := task.fit(parts.engine.check, parts.sampler.check)):
+            console.warn(f"task.too_long=drop: {left_out} prompts do not fit and are left out")
         loop = build_loop(recipe, parts, folder, task, scorer, judge if evaluate else None, console)
         if not resume:  # all that could be refused has been: from here on the folder is a run
-            write_atomic(folder.config, dump_recipe(recipe))
+            write_atomic(folder.config, dump_recipe(recipe if _reads_clock(parts) else undated))
         start_record(run, command=command)
         try:
             done = loop.restore()
@@ -77,6 +83,19 @@ def train(
         finally:
             console.close()
     return run
+
+
+def _dated(recipe: Recipe, config: Path) -> Recipe:
+    """The recipe with the day of the run's first start, so that prompts read the same on every day."""
+    recorded = load_recipe(config).task.clock if config.is_file() else None
+    return recipe.dated(recorded or datetime.now(UTC).date())
+
+
+def _reads_clock(parts: Parts) -> bool:
+    """Whether what is asked depends on the day; only then is it part of the record."""
+    engine = parts.engine
+    models = [parts.loaded, *([engine.target.loaded] if isinstance(engine, MixtureEngine) else [])]
+    return any(reads_clock(loaded.tokenizer) for loaded in models)
 
 
 @contextmanager

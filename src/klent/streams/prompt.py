@@ -1,7 +1,12 @@
 """The prompt: what the policy is asked, and what a reward may look at."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
+
+#: a chat: each message has ``role`` and ``content`` (text, or parts of text), and may have ``tool_calls``,
+#: ``reasoning_content``, ``name``, ... which only a chat template reads
+Messages: TypeAlias = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -14,9 +19,23 @@ class Prompt:
         columns: every other column by name (``answer``, ``solution``, ...), passed on to rewards.
         token_ids: what the policy reads, where that is known already: an episode under way. None = ``prompt``
             as the model's template renders it.
+        template: what the chat template is given beside the messages: ``tools``, arguments such as
+            ``enable_thinking``, and ``clock``, the day that it takes for today.
     """
 
     id: str
-    prompt: str | list[dict[str, str]]
+    prompt: str | Messages
     columns: dict[str, Any] = field(default_factory=dict)
     token_ids: list[int] | None = None
+    template: Mapping[str, object] = field(default_factory=dict)
+
+
+def text_of(content: object) -> str:
+    """A message's content as text; parts are joined.
+
+    >>> text_of([{"type": "text", "text": "2 + "}, {"type": "text", "text": "2"}])
+    '2 + 2'
+    """
+    if isinstance(content, list):
+        return "".join(text_of(part.get("text") if isinstance(part, dict) else part) for part in content)
+    return "" if content is None else str(content)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from klent.config import Eval, Recipe, TransformersRollout, dump_recipe
+from klent.config import Eval, Recipe, TransformersRollout, dump_recipe, load_recipe
 from klent.config.load import make_recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import write_atomic
@@ -226,6 +226,8 @@ def _rows(recipe: Recipe, task: Task) -> list[int]:
 
 def _train(recipe: Recipe, folder: Path, say: Callable[[str], None], *, measure: bool) -> None:
     config = folder / "config.yaml"
+    if config.exists():
+        recipe = recipe.dated(load_recipe(config).task.clock)
     if config.exists() and config.read_text(encoding="utf-8") != dump_recipe(recipe):
         raise RunError(f"{folder} is a run of another recipe; move it away, or give this one another `name`")
     if (folder / "final").is_dir():

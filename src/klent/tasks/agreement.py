@@ -10,10 +10,11 @@ from functools import cache
 import torch
 
 from klent.objectives import empo_reward, semantic_entropy
+from klent.streams.prompt import Messages, text_of
 from klent.tasks.clusters import NO_ANSWER, Equivalence, find_clusters, is_copy, load_equivalence
 from klent.tasks.verifiers import Completion
 
-Prompted = str | list[dict[str, str]]  # a prompt: text or messages
+Prompted = str | Messages  # a prompt: text or messages
 
 _equivalence = cache(load_equivalence)  # a worker serves one reward; its model is loaded once
 
@@ -139,7 +140,7 @@ def question(prompt: Prompted) -> str:
     """What was asked: the text, or the user's last message."""
     if isinstance(prompt, str):
         return prompt
-    return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), "")
+    return next((text_of(m["content"]) for m in reversed(prompt) if m["role"] == "user"), "")
 
 
 def plain(completion: Completion) -> str:

@@ -2,16 +2,15 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from klent.config import DataSettings
-from klent.errors import ConfigError, DataError
+from klent.errors import ConfigError, DataError, TooLong
 from klent.kit.names import nearest
-from klent.streams.prompt import Prompt
-from klent.tasks.sources import LINES, read_rows
-
-Messages = list[dict[str, str]]
+from klent.streams.prompt import Messages, Prompt
+from klent.tasks.messages import checked_completion, checked_prompt, checked_tools
+from klent.tasks.sources import LINES, Row, read_rows
 
 
 class DataTask:
@@ -67,8 +66,43 @@ class DataTask:
                 f"{data}: all {len(prompts)} rows have a prompt that is held out (there are "
                 f"{len(self._heldout)}); nothing is left to train on"
             )
+        self._drop = section.too_long == "drop"
+        self._start_over()
+
+    def _start_over(self) -> None:
         self._epoch = -1
         self._order: list[int] = []
+
+    def fit(self, train: Callable[[Prompt], None], heldout: Callable[[Prompt], None]) -> int:
+        """Try every prompt before a run starts; ``task.too_long`` says what happens to those that do not fit.
+
+        Args:
+            train: raises :class:`klent.errors.TooLong` for a training prompt that the run cannot take, any
+                other error for one that is wrong.
+            heldout: the same for a held-out prompt.
+
+        Returns:
+            How many prompts were left out.
+
+        Raises:
+            TooLong: a prompt does not fit and is not to be dropped, or none is left to train on.
+        """
+        before = len(self._train) + len(self._heldout)
+        self._train = [prompt for prompt in self._train if self._fits(prompt, train)]
+        self._heldout = [prompt for prompt in self._heldout if self._fits(prompt, heldout)]
+        if not self._train:
+            raise TooLong(f"task.too_long=drop: every training prompt of {self.name} is too long")
+        self._start_over()
+        return before - len(self._train) - len(self._heldout)
+
+    def _fits(self, prompt: Prompt, check: Callable[[Prompt], None]) -> bool:
+        try:
+            check(prompt)
+        except TooLong:
+            if not self._drop:
+                raise
+            return False
+        return True
 
     def __len__(self) -> int:
         """Training rows in one epoch."""
@@ -112,49 +146,55 @@ def _read_prompts(
     data: str, split: str, section: DataSettings, needed: Sequence[str], base: Path
 ) -> list[Prompt]:
     """Every row of a source, checked."""
-    prompt_column = section.prompt_column
     prompts = []
-    for where, row in read_rows(data, split, section.subset, base):
-        for column in (prompt_column, *needed):
-            if row.get(column) is None:
-                fix = "; name the right one in task.prompt_column" if column == prompt_column else ""
+    for where, source in read_rows(data, split, section.subset, base):
+        row, column = _as_prompt(source, section.prompt_column, where)
+        for name in (column, *needed):
+            if row.get(name) is None:
+                fix = "; name the right one in task.prompt_column" if name == column else ""
                 columns = ", ".join(row) or "none"
-                raise DataError(f"{where}: no {column!r}{nearest(column, row)}; columns are: {columns}{fix}")
-        prompt = _checked(row[prompt_column], f"{where}: {prompt_column!r}")
-        if row.get("completion") is not None and "completion" in needed:
-            _checked(row["completion"], f"{where}: 'completion'")
-        others = {name: value for name, value in row.items() if name != prompt_column}
-        prompts.append(Prompt(where, _with_system(prompt, section.system), others))
+                raise DataError(f"{where}: no {name!r}{nearest(name, row)}; columns are: {columns}{fix}")
+        prompt = checked_prompt(row[column], f"{where}: {column!r}")
+        if "completion" in needed:
+            row["completion"] = checked_completion(row["completion"], f"{where}: 'completion'")
+        template = dict(section.rendering)
+        if row.get("tools"):
+            template["tools"] = checked_tools(row["tools"], f"{where}: 'tools'")
+        others = {name: value for name, value in row.items() if name not in (column, "prompt")}
+        for name in sorted(others.keys() & {"prompts", "completions"}):
+            raise DataError(
+                f"{where}: a column cannot be called {name!r}: rewards get what was asked and sampled under "
+                "this name. Rename or remove it"
+            )
+        prompts.append(Prompt(where, _with_system(prompt, section.system), others, template=template))
     if not prompts:
-        raise DataError(f"{data}: no rows; every line should be an object with a {prompt_column!r}")
+        raise DataError(f"{data}: no rows; every line should be an object with a {section.prompt_column!r}")
     return prompts
 
 
-def _checked(value: object, where: str) -> str | Messages:
-    """Text, or messages of text; anything else is refused with its place."""
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{where} is empty")
-        return value
-    if not isinstance(value, list):
-        raise DataError(f"{where} must be text or a list of messages, not {type(value).__name__}")
-    if not value:
-        raise DataError(f"{where} is an empty list of messages")
-    for number, message in enumerate(value, 1):
-        fields = [message.get("role"), message.get("content")] if isinstance(message, dict) else [None]
-        if not all(isinstance(field, str) for field in fields):
-            raise DataError(
-                f'{where}, message {number}: expected {{"role": ..., "content": ...}} with text in both, '
-                f"not {json.dumps(message, default=str)[:80]}"
-            )
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+def _as_prompt(row: Row, column: str, where: str) -> tuple[Row, str]:
+    """The row with its prompt, and the prompt's column; a whole conversation is cut before its last answer."""
+    whole = "messages"
+    if column not in ("prompt", whole) or "prompt" in row or row.get(whole) is None:
+        return dict(row), column
+    chat = checked_prompt(row[whole], f"{where}: {whole!r}")
+    if isinstance(chat, str):
+        return dict(row), column
+    cut = 1 + max((i for i, message in enumerate(chat) if message["role"] == "user"), default=-1)
+    if cut == 0:
+        raise DataError(f"{where}: {whole!r} has no message of a user")
+    rest = {name: value for name, value in row.items() if name != whole}
+    answer = {"completion": chat[cut:]} if chat[cut:] else {}
+    return {**rest, whole: chat[:cut], **answer}, whole
 
 
 def _with_system(prompt: str | Messages, system: str | None) -> str | Messages:
     if not system:
         return prompt
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return messages if messages[0]["role"] == "system" else [{"role": "system", "content": system}, *messages]
+    messages: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if messages[0]["role"] in ("system", "developer"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _key(prompt: Prompt) -> str:

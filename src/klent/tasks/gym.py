@@ -39,6 +39,7 @@ class GymTask:
         self._seed = seed
         self._system = section.system
         self._only = section.only
+        self._template = section.rendering
         self._worker = Worker("klent.tasks.generator:items")
         self._questions: set[str] = set()
         self._heldout = self._draw_heldout(heldout)
@@ -128,4 +129,5 @@ class GymTask:
         question, answer = problem
         messages = [{"role": "system", "content": self._system}] if self._system else []
         messages.append({"role": "user", "content": question})
-        return Prompt(id, messages, {"question": question, "answer": answer, "gym": source})
+        columns: dict[str, object] = {"question": question, "answer": answer, "gym": source}
+        return Prompt(id, messages, columns, template=self._template)

@@ -50,14 +50,29 @@ def _json_lines(path: Path, shown: str) -> Iterator[tuple[str, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1} of the line)") from None
+        except _Twice as error:
+            raise DataError(f"{where}: the key {error.args[0]!r} stands twice in one object") from None
         except json.JSONDecodeError as error:
             raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected an object with a prompt, not {type(row).__name__}")
         yield where, row
+
+
+class _Twice(Exception):
+    """A key that an object has twice: one of its values would be lost."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> Row:
+    row: Row = {}
+    for key, value in pairs:
+        if key in row:
+            raise _Twice(key)
+        row[key] = value
+    return row
 
 
 def _parquet(path: Path, shown: str) -> Iterator[tuple[str, Row]]:
@@ -101,8 +116,23 @@ def _dataset(data: str, path: Path, split: str, subset: str | None) -> Iterator[
 
 def _numbered(shown: str, rows: Iterable[Mapping[str, object]]) -> Iterator[tuple[str, Row]]:
     for number, row in enumerate(rows, 1):
-        columns = {name: _json_value(value) for name, value in row.items()}
+        columns = {name: _without_filling(_json_value(value)) for name, value in row.items()}
         yield f"{shown}:{number}", {name: value for name, value in columns.items() if value is not _LEFT_OUT}
+
+
+def _without_filling(value: object) -> object:
+    """Messages and tools without the nulls that a table fills in where only other rows have a field."""
+    if not isinstance(value, list) or not all(
+        isinstance(item, dict) and {"role", "function"} & item.keys() for item in value
+    ):
+        return value
+    return [_filled_fields(item) for item in value]
+
+
+def _filled_fields(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _filled_fields(item) for key, item in value.items() if item is not None}
+    return [_filled_fields(item) for item in value] if isinstance(value, list) else value
 
 
 def _json_value(value: object) -> object:

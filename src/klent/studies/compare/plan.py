@@ -192,7 +192,8 @@ def _refuse_changed(planned: Sequence[PlannedRun]) -> None:
     for run in planned:
         if run.state == "new":
             continue
-        changed = differences(load_recipe(run.folder / "config.yaml"), run.recipe)
+        there = load_recipe(run.folder / "config.yaml")
+        changed = differences(there, run.recipe.dated(there.task.clock))
         if changed:
             listed = "; ".join(f"{key}: {old} there, {new} now" for key, (old, new) in changed.items())
             raise ConfigError(
