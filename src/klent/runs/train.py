@@ -1,19 +1,29 @@
 """Run a recipe from its first step to its last: the composition root of a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
-from klent.config import Recipe, Reward, dump_recipe
+from klent.config import Recipe, Reward, dump_recipe, load_recipe
 from klent.control.mixing import check_alpha
+from klent.errors import ConfigError
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
 from klent.models.load import LoadedModel
 from klent.models.save import save_model
 from klent.report import write_report
 from klent.runs.build import build_loop, build_parts
+from klent.runs.checkpoint import peek_newest
 from klent.runs.console import TrainConsole
 from klent.runs.evaluate import eval_rewards
+from klent.runs.fingerprint import (
+    Fingerprint,
+    defaults_of,
+    free_changes,
+    refuse_other_inputs,
+    take_fingerprint,
+)
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
 from klent.runs.plan import describe_plan, title_of
@@ -35,7 +45,8 @@ def train(
     """Run a recipe, or go on with a run, until its last step; everything it makes is in the run folder.
 
     Args:
-        recipe: what to run; of a resumed run, its own ``config.yaml``.
+        recipe: what to run; of a resumed run, its own ``config.yaml``, but for what may change in a run
+            (:data:`klent.runs.fingerprint.FREE`).
         run: the run folder.
         command: the command line that repeats the run, for the report.
         resume: go on from the newest whole checkpoint of an existing folder.
@@ -47,6 +58,7 @@ def train(
         The run folder.
 
     Raises:
+        ConfigError: a resumed run's recipe, data or model are not those of its checkpoint.
         RunError: the folder is in use, or exists and ``resume`` is False; every completion was unscorable, or
             no gradient finite, for as many steps in a row as ``limits`` allows. What was reached is saved.
     """
@@ -58,25 +70,70 @@ def train(
         needed=recipe.rollout.needed_columns,
     )
     check_alpha(recipe.rollout.mixture, task)
-    with (
-        RunFolder.open(run) if resume else RunFolder.create(run) as folder,
-        _scorers(recipe, task, folder, rewards) as (scorer, judge),
-    ):
+    fingerprint = take_fingerprint(recipe.model_dump(mode="json"))
+    with _claimed(run, resume) as folder, ExitStack() as stack:
+        changes = _changes(recipe, folder, fingerprint, console) if resume else []
+        scorer, judge = stack.enter_context(_scorers(recipe, task, folder, rewards))
         parts = build_parts(
             recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
         )
         loop = build_loop(recipe, parts, folder, task, scorer, judge if evaluate else None, console)
-        if not resume:  # all that could be refused has been: from here on the folder is a run
+        loop.state.fingerprint = fingerprint.state()
+        done = loop.restore()
+        rewrite = not resume or load_recipe(folder.config) != recipe
+        if rewrite:  # all that could be refused has been: from here on the folder is a run
             write_atomic(folder.config, dump_recipe(recipe))
-        start_record(run, command=command)
+        start_record(run, command=command, changed=changes, here=rewrite, on_damage=console.warn)
         try:
-            done = loop.restore()
             console.start(title_of(recipe), describe_plan(recipe), steps=recipe.steps, done=done)
             loop.fit()
+            console.stopped_by = None if loop.finished else loop.stopped_by
             _finish(loop, folder, parts.loaded, console)
         finally:
             console.close()
     return run
+
+
+@contextmanager
+def _claimed(run: Path, resume: bool) -> Iterator[RunFolder]:
+    """The run's folder; one that was made for a run that is then refused is removed."""
+    with RunFolder.open(run) if resume else RunFolder.create(run) as folder:
+        try:
+            yield folder
+        except BaseException:
+            folder.abandon()
+            raise
+
+
+def _changes(
+    recipe: Recipe, folder: RunFolder, fingerprint: Fingerprint, console: TrainConsole
+) -> list[dict[str, object]]:
+    """What is not as it was at the newest checkpoint, for the record.
+
+    Raises:
+        ConfigError: something that may not change did.
+    """
+    newest = peek_newest(folder.path)
+    if newest is None:  # the run begins again, and may be another
+        return []
+    step, state = newest
+    if recipe.steps < step:
+        raise ConfigError(
+            f"{folder.path} cannot go on: steps is {recipe.steps}, and {step} are done. Write the number of "
+            f"steps in all, or what to add: klent resume {folder.path} steps=+{max(recipe.steps, 1)}"
+        )
+    before = state.get("fingerprint")
+    if not isinstance(before, dict) or not before:
+        console.warn(
+            f"checkpoints/{step:06d} was written by an earlier klent and has no fingerprint: whether recipe, "
+            "data and model are those that it was trained with is not checked"
+        )
+        return []
+    refuse_other_inputs(folder.path, step, before, fingerprint, defaults_of(recipe))
+    changes = free_changes(before, fingerprint)
+    for change in changes:
+        console.warn(f"changed after step {step}: {change}; the rest of the run goes by the new one")
+    return [{"step": step, **asdict(change)} for change in changes]
 
 
 @contextmanager
