@@ -185,3 +185,54 @@ def test_a_log_that_was_edited_is_reported_and_stays_whole_rows(tmp_path: Path) 
         run.truncate_logs({"metrics.jsonl": 24}, on_damage=lines.append)
         assert run.metrics.read_bytes() == b'{"step": 1}\n'
     assert lines == ["metrics.jsonl was edited: the row across byte 24 is removed"]
+
+
+# --- debris, links, refusals --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_a_start_that_was_killed_in_its_first_write_can_be_repeated(tmp_path: Path, lock: bool) -> None:
+    path = tmp_path / "run"
+    RunFolder.create(path).close()
+    for name in (".config.yaml.77.tmp", ".prompts.jsonl.77.tmp"):
+        (path / name).write_text("half")
+    if not lock:
+        for file in path.glob(".lock"):
+            file.unlink()
+    with RunFolder.create(path):
+        assert {entry.name for entry in path.iterdir()} <= {".lock", ".owner"}
+
+
+def test_hidden_files_of_somebody_else_are_no_debris(tmp_path: Path) -> None:
+    (tmp_path / ".notes.77.tmp").write_text("mine")
+    (tmp_path / ".lock").write_text("")
+    with pytest.raises(RunError, match="is not empty, and not a run"):
+        RunFolder.create(tmp_path)
+    assert (tmp_path / ".notes.77.tmp").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".lock", ".owner", "rewards.log", "prompts.jsonl"])
+def test_a_new_run_does_not_write_through_a_link(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "precious"
+    target.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).symlink_to(target)
+    with pytest.raises(RunError, match=r"is a symbolic link to|is not empty"):
+        RunFolder.create(tmp_path / "run")
+    assert target.read_text() == "mine"
+
+
+def test_a_refused_run_takes_its_folders_with_it_and_nothing_else(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "runs" / "first") as run:
+        run.abandon()
+    assert list(tmp_path.iterdir()) == []
+    with RunFolder.create(tmp_path / "runs" / "first") as run:
+        run.rewards_log.write_text("printed by a reward")
+        run.abandon()
+    assert run.rewards_log.read_text() == "printed by a reward"
+    path = started(tmp_path / "runs" / "second")
+    with RunFolder.open(path) as run:
+        run.abandon()
+    assert (path / "config.yaml").is_file()

@@ -1,6 +1,7 @@
 """``klent train``, ``resume`` and ``report``: the verbs that write a run folder."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,8 +33,9 @@ def train(
 ) -> None:
     """Train a model with a recipe.
 
-    Everything is checked before a model is loaded. Ctrl-C finishes the step, saves and stops; `klent resume`
-    continues from there. The run's folder is RUNS/NAME, its report RUNS/NAME/report.html.
+    Everything is checked before a model is loaded. Ctrl-C finishes the step, saves and stops with exit code
+    130 (143 after SIGTERM); `klent resume` continues from there. The run's folder is RUNS/NAME, its report
+    RUNS/NAME/report.html.
 
     The recipe overrides its method's settings, and KEY=VALUE overrides both. Terms of `loss` and
     `token_reward` add up, and null removes one; another `advantage`, `reward` or `task` replaces the former.
@@ -69,22 +71,27 @@ def train(
 
 def resume(
     run: Annotated[Path, typer.Argument(help="The run's folder, or its name.", show_default=False)],
+    overrides: Overrides = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Continue a run that was stopped, from its newest intact checkpoint.
+    """Continue a run that was stopped, from its newest intact checkpoint; or go on after its last step.
 
-    The final weights and metrics are those of a run without the stop, bit for bit.
+    The final weights and metrics are those of a run without the stop, bit for bit. KEY=VALUE changes what may
+    change in a run: steps, optimizer, eval, track, checkpoint and limits; `steps=+20` is 20 more than are
+    done. config.yaml and run.json keep the change. Anything else, also another data file or model, is refused.
 
     ```
     klent resume runs/quickstart
-    klent resume quickstart
+    klent resume quickstart steps=+20 optimizer.lr=1e-6
     ```
     """
     from klent.config import load_recipe
 
     folder = run_folder(run, runs)
-    _train(load_recipe(folder / "config.yaml"), folder, command=f"klent resume {folder}", resume=True)
+    words = ["klent", "resume", str(folder), *(overrides or [])]
+    settings = load_recipe(folder / "config.yaml", _in_all(overrides or [], folder))
+    _train(settings, folder, command=shlex.join(words), resume=True)
 
 
 def report(
@@ -119,6 +126,20 @@ def _train(settings: "Recipe", run: Path, *, command: str, resume: bool) -> None
         run_training(settings, run, command=command, resume=resume, console=console)
     finally:
         console.close()
+    if console.stopped_by:  # as a shell says it, so that `klent train ... && ...` does not go on
+        raise typer.Exit(128 + console.stopped_by)
+
+
+def _in_all(overrides: list[str], run: Path) -> list[str]:
+    """``steps=+20`` as the number of steps in all."""
+    if not any(word.startswith("steps=+") for word in overrides):
+        return overrides
+    from klent.runs.checkpoint import peek_newest
+
+    newest = peek_newest(run)
+    done = newest[0] if newest else 0
+    added = [re.fullmatch(r"steps=\+([0-9]{1,9})", word) for word in overrides]
+    return [f"steps={done + int(m[1])}" if m else word for m, word in zip(added, overrides, strict=True)]
 
 
 def _show_plan(settings: "Recipe", run: Path) -> None:

@@ -1,6 +1,8 @@
 """From a recipe file to a `Recipe`, and back."""
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +22,11 @@ from klent.config.usage_checks import usage_problems
 from klent.config.yaml_text import RecipeDumper, parse_overrides, read_layer
 from klent.errors import ConfigError
 from klent.kit.names import nearest
+from klent.models.pull import KNOWN
+
+_DATA = ("data", "heldout_data")  # keys that may hold a path, beside functions of files
+_MODELS = ("model", "reference", "target", "adapter", "method")  # more of them, in a run's config.yaml
+_WORDS = ("reference", "policy")  # that no path is meant by
 
 
 def recipes_folder() -> Path:
@@ -73,7 +80,8 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] | Layer = ())
     """
     file = find_recipe(path_or_name)
     layer = read_layer(file)
-    layer.values = {key: _beside(value, file.parent, key) for key, value in layer.values.items()}
+    folders = _folders(file)
+    layer.values = {key: _beside(value, folders, key) for key, value in layer.values.items()}
     return _build(layer, _upper(overrides), default_name=file.stem)
 
 
@@ -122,23 +130,56 @@ def _methods() -> list[str]:
     return sorted(file.stem for file in (recipes_folder() / "methods").glob("*.yaml"))
 
 
-def _beside(value: Yaml, folder: Path, key: str = "") -> Yaml:
-    """Relative paths that exist beside the recipe, and not in the working folder, from that folder."""
+@dataclass(frozen=True)
+class _Folders:
+    """Where relative paths of a recipe are looked up: first ``start``, then the working folder, then the others."""
+
+    start: Path | None
+    others: tuple[Path, ...]
+    keys: tuple[str, ...] = _DATA
+
+
+def _folders(file: Path) -> _Folders:
+    """The recipe's own folder; of a run's config.yaml, where the run was started, and what its folder is in."""
+    if file.name != "config.yaml":
+        return _Folders(None, (file.parent,))
+    try:
+        start = json.loads((file.parent / "run.json").read_bytes())["folder"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it informs, and may be damaged
+        start = None
+    parents = tuple(file.absolute().parents[1:4])
+    begun = Path(start) if isinstance(start, str) else None
+    return _Folders(begun, (file.parent, *parents), (*_DATA, *_MODELS))
+
+
+def _beside(value: Yaml, folders: _Folders, key: str = "") -> Yaml:
+    """Relative paths made such that they are found from the working folder."""
     if isinstance(value, dict):
-        return {_locate(name, folder): _beside(item, folder, name) for name, item in value.items()}
+        return {_locate(name, folders): _beside(item, folders, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [_beside(item, folder, key) for item in value]
-    if isinstance(value, str) and (key in ("data", "heldout_data") or ".py:" in value):
-        return _locate(value, folder, is_path=True)
+        return [_beside(item, folders, key) for item in value]
+    if isinstance(value, str) and (key in folders.keys or ".py:" in value):
+        is_preset = key == "method" and not value.endswith((".yaml", ".yml"))
+        if is_preset or value in (*_WORDS, *KNOWN):
+            return value
+        return _locate(value, folders, is_path=True)
     return value
 
 
-def _locate(text: str, folder: Path, is_path: bool = False) -> str:
+def _locate(text: str, folders: _Folders, is_path: bool = False) -> str:
     if ".py:" not in text and not is_path:
         return text
     path, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
-    if not Path(path).exists() and (folder / path).exists():
-        return f"{folder / path}{colon}{function}"
+    if Path(path).expanduser().is_absolute():
+        return text
+    start, present = folders.start, Path(path).exists()
+    if start is not None and (start / path).exists():
+        if present and (start / path).samefile(path):
+            return text
+        return f"{start / path}{colon}{function}"
+    if not present:
+        folder = next((folder for folder in folders.others if (folder / path).exists()), None)
+        return text if folder is None else f"{folder / path}{colon}{function}"
     return text
 
 

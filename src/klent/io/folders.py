@@ -20,33 +20,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _discard(temporary)
     try:
         temporary.mkdir()
         yield temporary
         _sync_tree(temporary)
-        if path.exists():  # a folder cannot be renamed onto a full one
+        if path.exists() or path.is_symlink():  # a folder cannot be renamed onto a full one, nor onto a link
             os.rename(path, aside)
         os.rename(temporary, path)
         _sync(path.parent)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not path.exists():
+        _discard(temporary)
+        if (aside.exists() or aside.is_symlink()) and not path.exists():
             os.rename(aside, path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _discard(aside)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder by renaming it first: a kill half-way leaves a temporary folder, not a damaged one."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    _discard(doomed)
 
 
 def replace_folder(source: Path, target: Path) -> None:
     """Rename ``source`` to ``target``, removing that first. A kill in between leaves ``source`` to retry."""
-    if target.exists():
+    if target.exists() or target.is_symlink():
         remove_folder(target)
     os.rename(source, target)
     _sync(target.parent)
@@ -56,16 +56,24 @@ def sweep(parent: Path, name: str = "*") -> None:
     """Clean up after killed writers of ``name`` in ``parent``; only for the process that may write there.
 
     Unfinished folders are removed. A folder that made room for one that was never finished gets its name
-    back.
+    back. A symbolic link is removed and not followed, and where ``parent`` is one nothing is done.
     """
+    if parent.is_symlink():
+        return
     for leftover in parent.glob(f".{name}.*.tmp"):
         original = parent / leftover.name[1:].removesuffix(ASIDE).rpartition(".")[0]
         if leftover.name.endswith(ASIDE) and not original.exists():
             os.rename(leftover, original)
-        elif leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            _discard(leftover)
+
+
+def _discard(path: Path) -> None:
+    """Remove a file, a folder or a symbolic link, never what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -101,6 +101,20 @@ def load_newest(run: Path, *, on_damage: Callable[[str], None]) -> Checkpoint | 
     return checkpoint
 
 
+def peek_newest(run: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of the newest checkpoint whose state is intact, without its tensors; None if there is none."""
+    for folder in reversed(_numbered(run)):
+        try:
+            entry = _manifest(folder)[1][STATE]
+            _check_file(folder / STATE, *entry)
+            state = json.loads((folder / STATE).read_text())
+        except (CheckpointError, KeyError, OSError, ValueError):
+            continue
+        if isinstance(state, dict):
+            return int(folder.name), state
+    return None
+
+
 def flatten_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -205,14 +219,7 @@ def _numbered(run: Path) -> list[Path]:
 
 def _read(folder: Path) -> Checkpoint:
     """Read a checkpoint, or raise CheckpointError with what is wrong with it."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        step = int(manifest["step"])
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{MANIFEST} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{MANIFEST} cannot be read ({error})") from error
+    step, files = _manifest(folder)
     for name, (size, sha256) in files.items():
         _check_file(folder / name, size, sha256)
     try:
@@ -225,6 +232,18 @@ def _read(folder: Path) -> Checkpoint:
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"it cannot be read ({error})") from error
     return Checkpoint(step=step, path=folder, tensors=tensors, state=state)
+
+
+def _manifest(folder: Path) -> tuple[int, dict[str, tuple[int, str]]]:
+    """The step of a checkpoint, and size and hash of each of its files."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        return int(manifest["step"]), files
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{MANIFEST} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{MANIFEST} cannot be read ({error})") from error
 
 
 def _check_file(path: Path, size: int, sha256: str) -> None:

@@ -46,6 +46,7 @@ class TrainConsole:
         self._last: Row = {}
         self._began = time.monotonic()
         self._timed: list[float] = []
+        self.stopped_by: int | None = None  # the signal that ended the run before its last step
 
     def start(self, title: str, plan: Sequence[str], *, steps: int, done: int = 0) -> None:
         """Print what is about to run.
@@ -137,6 +138,7 @@ class TrainConsole:
             self._print(f"model:  {run / 'final'}, from step {after['step']}")
         elif self._done < self._steps:
             self._print(f"stopped after step {self._done} of {self._steps}; continue: klent resume {run}")
+            self._print("the run is not finished; every step done is saved, and it can be resumed")
         else:
             self._print(f"{self._steps} steps, {took}")
             self._print(f"model:  {run / 'final'}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from klent.config import EarlyStop
 from klent.control.early_stop import best_row, is_over
-from klent.io.files import append_line, read_jsonl
+from klent.io.files import append_line, read_steps
 from klent.runs.folder import RunFolder
 
 EvalRow = dict[str, object]
@@ -45,8 +45,8 @@ class Evaluations:
 
     @property
     def rows(self) -> list[EvalRow]:
-        """Every row so far."""
-        return list(read_jsonl(self.folder.eval))
+        """Every row so far; the recorder says where one is damaged."""
+        return list(read_steps(self.folder.eval, on_damage=lambda line: None))
 
     def at(self, step: int) -> None:
         """Evaluate after ``step``, unless that row is there already."""
@@ -86,4 +86,4 @@ class Evaluations:
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Whether the evaluations have ended the run."""
-        self.over = bool(state["over"])
+        self.over = bool(state["over"]) and self.early_stop is not None

@@ -1,7 +1,9 @@
 """The run folder: one run per folder, one process at a time."""
 
+import contextlib
 import difflib
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -18,6 +20,21 @@ LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "forks.jsonl")
 LOCK, OWNER = ".lock", ".owner"  # two files, because filelock may empty the first
 REWARDS_LOG = "rewards.log"  # written while rewards are tried out, before the run exists
 PROMPTS = "prompts.jsonl"  # the rows of a task given from Python, written before the run exists
+_WRITTEN = (  # klent writes, cuts or removes these
+    *LOGS,
+    LOCK,
+    OWNER,
+    REWARDS_LOG,
+    PROMPTS,
+    "config.yaml",
+    "run.json",
+    "report.html",
+    "checkpoints",
+    "final",
+    "best",
+    "tensorboard",
+)
+_DEBRIS = re.compile(r"\.(config\.yaml|prompts\.jsonl)\.\d+\.tmp")  # of a start that was killed
 LOCK_SECONDS = 2.0  # a process that was just killed may take a moment to release it
 
 
@@ -38,32 +55,49 @@ class RunFolder:
         self.best = path / "best"  # the best model of a run that may stop early, until it becomes final/
         self.report = path / "report.html"
         self.rewards_log = path / REWARDS_LOG
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A new run's folder, empty except for the lock and what rewards printed in a refused attempt.
+
+        What a process left that was killed before its run had a config.yaml is removed.
 
         Raises:
             RunError: it is not empty, or another process uses it.
         """
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file, not a folder; choose another name=...")
-        if (
-            path.exists()
-            and not (path / LOCK).exists()
-            and {entry.name for entry in path.iterdir()} - {PROMPTS}
-        ):
+        if path.exists() and not (path / LOCK).exists() and _others(path) - {PROMPTS}:
             raise RunError(_occupied(path))  # before a lock is written into somebody's folder
+        _refuse_links(path)
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _take_lock(path)
         except OSError as error:
             raise RunError(f"cannot make the run folder {path}: {error.strerror or error}") from error
         run = cls(path, lock)
-        if {entry.name for entry in path.iterdir()} - {LOCK, OWNER, REWARDS_LOG, PROMPTS}:
+        run._made = made
+        if _others(path) - {LOCK, OWNER, REWARDS_LOG, PROMPTS}:
             run.close()
             raise RunError(_occupied(path))
+        for name in ("config.yaml", PROMPTS):
+            sweep(path, name)
         return run
+
+    def abandon(self) -> None:
+        """Remove the folders that :meth:`create` made, where the run was refused and nothing is in them."""
+        if not self._made or self.config.exists():
+            return
+        if self.rewards_log.exists() and not self.rewards_log.stat().st_size:
+            self.rewards_log.unlink()
+        if {entry.name for entry in self.path.iterdir()} <= {LOCK, OWNER}:
+            (self.path / OWNER).unlink(missing_ok=True)
+            (self.path / LOCK).unlink(missing_ok=True)
+            for folder in self._made:
+                with contextlib.suppress(OSError):  # another process has put something into it
+                    folder.rmdir()
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -74,6 +108,7 @@ class RunFolder:
         """
         if not (path / "config.yaml").is_file():
             raise RunError(_not_a_run(path))
+        _refuse_links(path)
         try:
             lock = _take_lock(path)
         except OSError as error:
@@ -153,6 +188,21 @@ def _take_lock(path: Path) -> FileLock:
     now = datetime.now().isoformat(sep=" ", timespec="seconds")
     (path / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
     return lock
+
+
+def _others(path: Path) -> set[str]:
+    """The names in a folder, without what a killed start left."""
+    return {entry.name for entry in path.iterdir() if not _DEBRIS.fullmatch(entry.name)}
+
+
+def _refuse_links(path: Path) -> None:
+    """Refuse symbolic links where klent writes, cuts and removes: their targets are somebody else's."""
+    for entry in (*(path / name for name in _WRITTEN), *(path / "checkpoints").glob("[0-9]*")):
+        if entry.is_symlink():
+            raise RunError(
+                f"{entry} is a symbolic link to {os.readlink(entry)}: a run writes to its own files only. "
+                "Put a copy of what it points to in its place, or remove it; the whole run folder may be a link"
+            )
 
 
 def _occupied(path: Path) -> str:

@@ -15,6 +15,7 @@ class StopRequest:
 
     def __init__(self, on_first: Callable[[], None]) -> None:
         self.asked = False
+        self.signal: int | None = None  # which one asked
         self._on_first = on_first
         self._previous: dict[int, object] = {}
 
@@ -32,7 +33,7 @@ class StopRequest:
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.asked, self.signal = True, number
         self._restore()
         self._on_first()
 

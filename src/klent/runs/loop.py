@@ -81,6 +81,7 @@ class Loop:
         self.checkpoint_every = checkpoint_every
         self.seed = seed
         self.done = 0
+        self.stopped_by: int | None = None  # the signal that asked to stop
         self.seconds: dict[str, float] = {}
 
     @property
@@ -99,7 +100,8 @@ class Loop:
         for organ in self.organs:
             organ.begin()
         with StopRequest(self.console.stopping) as stop:
-            self.evaluations.at(0)
+            if self.done == 0:
+                self.evaluations.at(0)
             while not self.finished and not stop.asked:
                 record = self.step(self.done + 1)
                 self.recorder.record(record)
@@ -111,6 +113,7 @@ class Loop:
                 if due or stop.asked or self.finished:
                     self.console.phase("saving")
                     self.state.save(self.done)
+        self.stopped_by = stop.signal
         if self.finished:
             self.evaluations.at(self.done)
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from klent.control.organ import StepRecord
-from klent.io.files import append_line, read_jsonl
+from klent.io.files import append_line, read_steps
 from klent.measure.diagnostics import fork_words
 from klent.measure.watch import Watch
 from klent.runs.console import TrainConsole
@@ -40,7 +40,9 @@ class Recorder:
 
     def begin(self) -> None:
         """Read the rows of the steps done before."""
-        self.watch = Watch(read_jsonl(self.folder.metrics))
+        self.watch = Watch(read_steps(self.folder.metrics, on_damage=self.console.warn))
+        for _ in read_steps(self.folder.eval, on_damage=self.console.warn):  # read elsewhere, in silence
+            pass
 
     def record(self, step: StepRecord) -> None:
         """Write the step down; from here on it has happened."""

@@ -1,6 +1,7 @@
 """What a finished run and an evaluation give to Python."""
 
 import html
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from klent.config import Recipe, load_recipe
 from klent.errors import RunError
-from klent.io.files import read_jsonl
+from klent.io.files import read_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,12 +47,12 @@ class Run:
     @property
     def metrics(self) -> list[Row]:
         """One row per step; docs/metrics.md says what is in it."""
-        return list(read_jsonl(self.path / "metrics.jsonl"))
+        return list(read_steps(self.path / "metrics.jsonl", on_damage=warnings.warn))
 
     @property
     def evaluations(self) -> list[Row]:
         """One row per held-out evaluation; the first is of the model before training, at step 0."""
-        return list(read_jsonl(self.path / "eval.jsonl"))
+        return list(read_steps(self.path / "eval.jsonl", on_damage=warnings.warn))
 
     def load(self) -> "tuple[Any, PreTrainedTokenizerBase]":
         """The trained model, in eval mode on the CPU, and its tokenizer.

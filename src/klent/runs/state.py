@@ -5,7 +5,14 @@ from typing import Protocol
 
 import torch
 
-from klent.runs.checkpoint import flatten_optimizer, load_newest, restore_optimizer, save_checkpoint
+from klent.errors import CheckpointError
+from klent.runs.checkpoint import (
+    Checkpoint,
+    flatten_optimizer,
+    load_newest,
+    restore_optimizer,
+    save_checkpoint,
+)
 from klent.runs.folder import RunFolder
 from klent.training.update import Updater
 
@@ -48,6 +55,7 @@ class RunState:
             raise ValueError(f"two organs of one name: {sorted(holder.name for holder in holders)}")
         self.keep = keep
         self.on_damage = on_damage
+        self.fingerprint: Mapping[str, object] = {}  # of what the run reads, for every checkpoint to store
 
     def save(self, step: int) -> None:
         """Write the checkpoint of ``step`` steps done."""
@@ -63,6 +71,7 @@ class RunState:
                 "optimizer_steps": self.updater.steps_done,
                 "organs": {name: holder.state_dict() for name, holder in self.holders.items()},
                 "offsets": self.folder.offsets(),
+                "fingerprint": self.fingerprint,
             },
             keep=self.keep,
         )
@@ -73,13 +82,45 @@ class RunState:
         if checkpoint is None:
             self.folder.truncate_logs({}, on_damage=self.on_damage)
             return 0
+        self._refuse_other_model(checkpoint)
         with torch.no_grad():
             for name, value in checkpoint.tensors["model"].items():
                 self.trainable[name].copy_(value)
         restore_optimizer(self.updater.optimizer, self.trainable, checkpoint.tensors["optimizer"])
         self.updater.steps_done = checkpoint.state["optimizer_steps"]
         for name, state in checkpoint.state["organs"].items():
-            if name in self.holders:
-                self.holders[name].load_state_dict(state)
+            self._restore_organ(checkpoint, name, state)
         self.folder.truncate_logs(checkpoint.state["offsets"], on_damage=self.on_damage)
         return int(checkpoint.state["step"])
+
+    def _refuse_other_model(self, checkpoint: Checkpoint) -> None:
+        """Refuse weights of another model or adapter, before the first of them is taken over."""
+        saved = checkpoint.tensors.get("model", {})
+        for name in sorted(saved.keys() ^ self.trainable.keys()):
+            owner, other = ("checkpoint", "model") if name in saved else ("model", "checkpoint")
+            raise CheckpointError(
+                f"{checkpoint.path} is of another model: the {owner} trains {name}, the {other} does not. "
+                f"{self._remedy('model and lora')}"
+            )
+        for name, value in saved.items():
+            if value.shape != self.trainable[name].shape:
+                shapes = f"{list(value.shape)}, and this model's is {list(self.trainable[name].shape)}"
+                raise CheckpointError(
+                    f"{checkpoint.path} is of another model: the shape of {name} is {shapes}. "
+                    f"{self._remedy('model and lora')}"
+                )
+
+    def _restore_organ(self, checkpoint: Checkpoint, name: str, state: Mapping[str, object]) -> None:
+        if name not in self.holders:
+            self.on_damage(f"{checkpoint.path} has a state of {name}, which the recipe does not ask for")
+            return
+        try:
+            self.holders[name].load_state_dict(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} has a state of {name} that does not fit the recipe: {error!r}. "
+                f"{self._remedy(name)}"
+            ) from error
+
+    def _remedy(self, what: str) -> str:
+        return f"Put back {what} in {self.folder.config}, or start another run with name=..."

@@ -1,12 +1,14 @@
 """Run a recipe from its first step to its last: the composition root of a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from klent.config import Recipe, Reward, dump_recipe, load_recipe
 from klent.control.mixing import check_alpha
+from klent.errors import ConfigError
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
 from klent.models.chat import reads_clock
@@ -15,8 +17,16 @@ from klent.models.save import save_model
 from klent.report import write_report
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.runs.build import Parts, build_loop, build_parts
+from klent.runs.checkpoint import peek_newest
 from klent.runs.console import TrainConsole
 from klent.runs.evaluate import eval_rewards
+from klent.runs.fingerprint import (
+    Fingerprint,
+    defaults_of,
+    free_changes,
+    refuse_other_inputs,
+    take_fingerprint,
+)
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
 from klent.runs.plan import describe_plan, title_of
@@ -38,7 +48,8 @@ def train(
     """Run a recipe, or go on with a run, until its last step; everything it makes is in the run folder.
 
     Args:
-        recipe: what to run; of a resumed run, its own ``config.yaml``.
+        recipe: what to run; of a resumed run, its own ``config.yaml``, but for what may change in a run
+            (:data:`klent.runs.fingerprint.FREE`).
         run: the run folder.
         command: the command line that repeats the run, for the report.
         resume: go on from the newest whole checkpoint of an existing folder.
@@ -50,6 +61,7 @@ def train(
         The run folder.
 
     Raises:
+        ConfigError: a resumed run's recipe, data or model are not those of its checkpoint.
         RunError: the folder is in use, or exists and ``resume`` is False; every completion was unscorable, or
             no gradient finite, for as many steps in a row as ``limits`` allows. What was reached is saved.
     """
@@ -62,23 +74,27 @@ def train(
         needed=recipe.rollout.needed_columns,
     )
     check_alpha(recipe.rollout.mixture, task)
-    with (
-        RunFolder.open(run) if resume else RunFolder.create(run) as folder,
-        _scorers(recipe, task, folder, rewards) as (scorer, judge),
-    ):
+    fingerprint = _fingerprint(undated)
+    with _claimed(run, resume) as folder, ExitStack() as stack:
+        changes = _changes(recipe, folder, fingerprint, console) if resume else []
+        scorer, judge = stack.enter_context(_scorers(recipe, task, folder, rewards))
         parts = build_parts(
             recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
         )
         if isinstance(task, DataTask) and (left_out := task.fit(parts.engine.check, parts.sampler.check)):
             console.warn(f"task.too_long=drop: {left_out} prompts do not fit and are left out")
         loop = build_loop(recipe, parts, folder, task, scorer, judge if evaluate else None, console)
-        if not resume:  # all that could be refused has been: from here on the folder is a run
-            write_atomic(folder.config, dump_recipe(recipe if _reads_clock(parts) else undated))
-        start_record(run, command=command)
+        loop.state.fingerprint = fingerprint.state()
+        done = loop.restore()
+        recorded = recipe if _reads_clock(parts) else undated
+        rewrite = not resume or load_recipe(folder.config) != recorded
+        if rewrite:  # all that could be refused has been: from here on the folder is a run
+            write_atomic(folder.config, dump_recipe(recorded))
+        start_record(run, command=command, changed=changes, here=rewrite, on_damage=console.warn)
         try:
-            done = loop.restore()
             console.start(title_of(recipe), describe_plan(recipe), steps=recipe.steps, done=done)
             loop.fit()
+            console.stopped_by = None if loop.finished else loop.stopped_by
             _finish(loop, folder, parts.loaded, console)
         finally:
             console.close()
@@ -91,11 +107,60 @@ def _dated(recipe: Recipe, config: Path) -> Recipe:
     return recipe.dated(recorded or datetime.now(UTC).date())
 
 
+def _fingerprint(recipe: Recipe) -> Fingerprint:
+    """What a checkpoint depends on; the clock is written down only where a template reads it."""
+    values = recipe.model_dump(mode="json")
+    values["task"].pop("clock", None)
+    return take_fingerprint(values)
+
+
 def _reads_clock(parts: Parts) -> bool:
     """Whether what is asked depends on the day; only then is it part of the record."""
     engine = parts.engine
     models = [parts.loaded, *([engine.target.loaded] if isinstance(engine, MixtureEngine) else [])]
     return any(reads_clock(loaded.tokenizer) for loaded in models)
+
+
+@contextmanager
+def _claimed(run: Path, resume: bool) -> Iterator[RunFolder]:
+    """The run's folder; one that was made for a run that is then refused is removed."""
+    with RunFolder.open(run) if resume else RunFolder.create(run) as folder:
+        try:
+            yield folder
+        except BaseException:
+            folder.abandon()
+            raise
+
+
+def _changes(
+    recipe: Recipe, folder: RunFolder, fingerprint: Fingerprint, console: TrainConsole
+) -> list[dict[str, object]]:
+    """What is not as it was at the newest checkpoint, for the record.
+
+    Raises:
+        ConfigError: something that may not change did.
+    """
+    newest = peek_newest(folder.path)
+    if newest is None:  # the run begins again, and may be another
+        return []
+    step, state = newest
+    if recipe.steps < step:
+        raise ConfigError(
+            f"{folder.path} cannot go on: steps is {recipe.steps}, and {step} are done. Write the number of "
+            f"steps in all, or what to add: klent resume {folder.path} steps=+{max(recipe.steps, 1)}"
+        )
+    before = state.get("fingerprint")
+    if not isinstance(before, dict) or not before:
+        console.warn(
+            f"checkpoints/{step:06d} was written by an earlier klent and has no fingerprint: whether recipe, "
+            "data and model are those that it was trained with is not checked"
+        )
+        return []
+    refuse_other_inputs(folder.path, step, before, fingerprint, defaults_of(recipe))
+    changes = free_changes(before, fingerprint)
+    for change in changes:
+        console.warn(f"changed after step {step}: {change}; the rest of the run goes by the new one")
+    return [{"step": step, **asdict(change)} for change in changes]
 
 
 @contextmanager

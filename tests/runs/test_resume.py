@@ -1,0 +1,441 @@
+"""A run goes on from its checkpoint with what made it, or says in words what is not as it was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import tiny_folder
+from typer.testing import CliRunner
+
+import klent
+from klent.cli import app
+from klent.config import load_recipe
+from klent.errors import CheckpointError, ConfigError, RunError
+from klent.io.files import read_jsonl
+from klent.runs.console import QuietConsole
+from klent.runs.fingerprint import defaults_of, refuse_other_inputs, take_fingerprint
+from klent.runs.train import train
+
+RECIPE = """
+model: model
+method: grpo
+task: {data: prompts.jsonl}
+reward: reward.py:digits
+steps: 3
+prompts_per_step: 2
+group_size: 3
+rollout: {max_tokens: 4}
+optimizer: {lr: 0.01}
+checkpoint: {every: 1, keep: 3}
+eval: {problems: 2, samples: 1}
+"""
+REWARD = """
+def digits(completions, **columns):
+    return [sum(ch.isdigit() for ch in c) / max(len(c), 1) for c in completions]
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in its folder, and that folder as the working folder."""
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    tiny_folder(project / "model")
+    (project / "reward.py").write_text(REWARD)
+    (project / "tiny.yaml").write_text(RECIPE)
+    rows = [{"prompt": f"say {i}", "number": i} for i in range(20)]
+    (project / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return project
+
+
+def start(*overrides: str, name: str = "cut") -> Path:
+    run = Path("runs") / name
+    return train(load_recipe("tiny.yaml", overrides), run, command="c", console=QuietConsole())
+
+
+def go_on(run: Path, *overrides: str) -> QuietConsole:
+    console = QuietConsole()
+    train(load_recipe(run / "config.yaml", overrides), run, command="c", resume=True, console=console)
+    return console
+
+
+def timeless(run: Path) -> list[dict[str, object]]:
+    clock = ("time/", "memory/")
+    return [
+        {k: v for k, v in row.items() if not k.startswith(clock) and not k.endswith("per_second")}
+        for row in read_jsonl(run / "metrics.jsonl")
+    ]
+
+
+def edit(run: Path, **values: object) -> None:
+    """As with an editor in config.yaml."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | values))
+
+
+# what may change, and what may not
+
+
+def test_more_steps_end_as_if_they_had_been_asked_for_at_once(world):
+    whole = start("steps=5", name="whole")
+    run = start()
+    go_on(run, "steps=5")
+    assert timeless(run) == timeless(whole)
+    weights = "final/model.safetensors"
+    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+    assert load_recipe(run / "config.yaml").steps == 5
+    record = json.loads((run / "run.json").read_text())
+    assert record["changed"] == [{"step": 3, "key": "steps", "before": 3, "after": 5}]
+
+
+def test_a_rate_changes_from_here_on_and_is_recorded_once_for_each_change(world):
+    run = start()
+    console = go_on(run, "steps=4", "optimizer.lr=1e-6", "checkpoint.keep=2", "limits.nonfinite_steps=5")
+    assert any("optimizer.lr (then 0.01, now 1e-06)" in text for text in console.warnings)
+    assert [row["optimizer/lr"] for row in read_jsonl(run / "metrics.jsonl")] == [0.01, 0.01, 0.01, 1e-6]
+    edit(run, steps=5)
+    go_on(run)
+    go_on(run)
+    record = json.loads((run / "run.json").read_text())
+    assert [(item["step"], item["key"]) for item in record["changed"]] == [
+        (3, "steps"),
+        (3, "optimizer.lr"),
+        (3, "checkpoint.keep"),
+        (3, "limits.nonfinite_steps"),
+        (4, "steps"),
+    ]
+
+
+EDITS = {
+    "lora": ({"lora": {"rank": 2}}, "- lora "),
+    "thermostat": ({"thermostat": {"target": 1.0}}, "- thermostat "),
+    "seed": ({"seed": 7}, "- seed (then 0, now 7)"),
+    "rollout": ({"rollout": {"max_tokens": 5}}, "- rollout.max_tokens (then 4, now 5)"),
+    "a term": ({"loss": {"ppo_clip": {}, "kl_in_loss": {"coef": 0.1}}}, "- loss.kl_in_loss"),
+    "the split": (
+        {"eval": {"problems": 1, "samples": 1}},
+        "- eval.problems (then 2, now 1): it decides which",
+    ),
+    "no split": ({"eval": None}, "- eval.problems (then 2, now 0)"),
+    "reward": ({"reward": "last_number"}, "- reward"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_what_may_not_change_is_refused_by_name_and_nothing_is_touched(world, case):
+    run = start()
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    values, words = EDITS[case]
+    edit(run, **values)
+    before[run / "config.yaml"] = (run / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        go_on(run, "steps=5")
+    message = str(caught.value)
+    assert words in message
+    assert "cannot go on from step 3" in message
+    assert "name=" in message
+    left = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert {k: v for k, v in left.items() if k.name not in (".lock", ".owner", "rewards.log")} == {
+        k: v for k, v in before.items() if k.name not in (".lock", ".owner", "rewards.log")
+    }
+
+
+def test_another_data_file_is_refused(world):
+    run = start()
+    text = Path("prompts.jsonl").read_text()
+    Path("prompts.jsonl").write_text(text.replace("say 19", "say 91"))
+    with pytest.raises(ConfigError, match=r"task\.data: the files that it names are not those of then"):
+        go_on(run, "steps=5")
+    Path("prompts.jsonl").write_text(text)
+    go_on(run, "steps=5")
+
+
+@pytest.mark.parametrize("damage", ["weights", "config"])
+def test_another_base_model_under_the_same_name_is_refused(world, damage):
+    run = start()
+    if damage == "weights":
+        tiny_folder(world / "other", seed=1)
+        os.replace("other/model.safetensors", "model/model.safetensors")
+    else:
+        config = json.loads(Path("model/config.json").read_text())
+        Path("model/config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))
+    with pytest.raises(ConfigError, match="- model: the files that it names are not those of then"):
+        go_on(run, "steps=5")
+
+
+def test_a_reward_that_was_mended_is_said_and_recorded(world):
+    run = start()
+    Path("reward.py").write_text(REWARD + "\n# mended\n")
+    console = go_on(run, "steps=4")
+    assert any("reward.py" in text for text in console.warnings)
+    record = json.loads((run / "run.json").read_text())
+    assert "reward.py" in [item["key"] for item in record["changed"]]
+
+
+def test_fewer_steps_than_are_done_are_refused(world):
+    run = start()
+    with pytest.raises(ConfigError, match=r"steps is 2, and 3 are done.*steps=\+"):
+        go_on(run, "steps=2")
+
+
+def without_fingerprints(run: Path) -> None:
+    """Checkpoints as versions before the fingerprint wrote them."""
+    import hashlib
+
+    for folder in (run / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text())
+        del state["fingerprint"]
+        data = json.dumps(state).encode()
+        (folder / "state.json").write_bytes(data)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["state.json"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_an_old_checkpoint_goes_on_with_a_warning(world):
+    whole = start("steps=4", name="whole")
+    run = start()
+    without_fingerprints(run)
+    console = go_on(run, "steps=4")
+    assert any("000003" in text and "no fingerprint" in text for text in console.warnings)
+    assert timeless(run) == timeless(whole)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"lora": {"rank": 2}}, "of another model.*Put back model and lora"),
+        ({"thermostat": {"target": 1.0, "steer": "temperature"}}, None),
+    ],
+    ids=["lora", "thermostat"],
+)
+def test_an_old_checkpoint_that_does_not_fit_gives_words(world, values, words):
+    run = start()
+    without_fingerprints(run)
+    edit(run, **values)
+    if words is None:
+        go_on(run, "steps=4")
+    else:
+        with pytest.raises(CheckpointError, match=words):
+            go_on(run, "steps=4")
+
+
+def test_an_organs_state_of_another_kind_gives_words(world):
+    run = start("thermostat.target=1.0", "thermostat.gain=0.25")
+    for folder in (run / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text())
+        state["organs"]["thermostat"] = {"other": 1}
+        (folder / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        data = (folder / "state.json").read_bytes()
+        import hashlib
+
+        manifest["files"]["state.json"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="a state of thermostat that does not fit"):
+        go_on(run, "steps=4")
+
+
+def test_a_setting_that_a_later_version_adds_is_no_difference(world):
+    recipe = load_recipe("tiny.yaml")
+    now = take_fingerprint(recipe.model_dump(mode="json"))
+    before = json.loads(json.dumps(now.state()))
+    del before["recipe"]["dtype"]
+    del before["recipe"]["update"]["packing"]
+    refuse_other_inputs(Path("run"), 1, before, now, defaults_of(recipe))
+    other = load_recipe("tiny.yaml", ["update.packing=off"])
+    now = take_fingerprint(other.model_dump(mode="json"))
+    with pytest.raises(ConfigError, match=r"update\.packing"):
+        refuse_other_inputs(Path("run"), 1, before, now, defaults_of(other))
+
+
+def test_a_project_that_moved_goes_on(world, tmp_path, monkeypatch):
+    run = start()
+    monkeypatch.chdir(tmp_path)
+    world.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    go_on(run, "steps=4")
+
+
+# from any folder
+
+
+def test_a_run_goes_on_from_any_folder(world, tmp_path, monkeypatch):
+    whole = start("steps=4", name="whole")
+    run = start().absolute()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "prompts.jsonl").write_text('{"prompt": "not these"}\n' * 30)  # of another project
+    go_on(run, "steps=4")
+    assert timeless(run) == timeless(world / whole)
+    monkeypatch.chdir(world)
+    go_on(run, "steps=5")
+
+
+def test_a_run_whose_record_is_lost_is_found_from_its_folder(world, tmp_path, monkeypatch):
+    run = start().absolute()
+    (run / "run.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    go_on(run, "steps=4")
+
+
+def test_a_refused_start_leaves_no_folder(world):
+    with pytest.raises(ConfigError, match="no function 'digit'"):
+        start("reward=reward.py:digit")
+    assert not Path("runs").exists()
+    Path("runs").mkdir()
+    with pytest.raises(klent.errors.ModelError):
+        start("model=./modle")
+    assert list(Path("runs").iterdir()) == []
+
+
+# the command line
+
+
+def klent_process(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "klent", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_does_not_exit_as_if_it_were_finished(world, number, code):
+    process = klent_process("train", "tiny.yaml", "name=cut", "steps=100000")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == code
+    assert "can be resumed" in rest
+    assert "klent resume runs/cut" in rest
+
+
+def test_a_stop_in_the_last_step_is_a_finished_run(world):
+    class Console(QuietConsole):
+        def step(self, row):
+            super().step(row)
+            if row["step"] == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    console = Console()
+    train(load_recipe("tiny.yaml"), Path("runs/cut"), command="c", console=console)
+    assert console.stopped_by is None
+    assert Path("runs/cut/final").is_dir()
+
+
+def test_steps_are_added_to_those_done_on_the_command_line(world):
+    run = start()
+    runner = CliRunner()
+    result = runner.invoke(app, ["resume", "cut", "steps=+2", "optimizer.lr=1e-6"])
+    assert result.exit_code == 0, result.output
+    assert len(timeless(run)) == 5
+    assert load_recipe(run / "config.yaml").optimizer.lr == 1e-6
+    result = runner.invoke(app, ["resume", "cut", "seed=3"])
+    assert result.exit_code == 2
+    assert "seed (then 0, now 3)" in " ".join(result.output.split())
+    assert load_recipe(run / "config.yaml").seed == 0
+
+
+# files that inform
+
+
+def test_a_damaged_byte_in_the_logs_is_said_with_its_line_and_the_run_goes_on(world):
+    whole = start("steps=4", name="whole")
+    run = start()
+    for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
+        lines = (run / name).read_bytes().splitlines(keepends=True)
+        lines[1] = b"\xff" + lines[1][1:]
+        (run / name).write_bytes(b"".join(lines))
+    console = go_on(run, "steps=4")
+    assert any("metrics.jsonl:2 is damaged" in text for text in console.warnings)
+    assert any("eval.jsonl:2 is damaged" in text for text in console.warnings)
+    weights = "final/model.safetensors"
+    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+    with pytest.warns(UserWarning, match="metrics.jsonl:2 is damaged"):
+        assert [row["step"] for row in klent.Run(run).metrics] == [1, 3, 4]
+
+
+def test_every_single_damaged_byte_of_a_row_lets_the_run_go_on(world):
+    """What Watch and the evaluations read; without training."""
+    from klent.io.files import read_steps
+    from klent.measure.watch import Watch
+
+    run = start()
+    row = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0]
+    file = run / "damaged.jsonl"
+    for position in range(0, len(row) - 1, 3):
+        for byte in (b"\x00", b"9", b'"', b"}", b"x"):
+            file.write_bytes(row[:position] + byte + row[position + 1 :] + row)
+            rows = list(read_steps(file, on_damage=lambda line: None))
+            assert 1 <= len(rows) <= 2
+            Watch(rows)
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"klent": "0', "[]", "null", '{"wall_seconds": "x", "started": 3}', "[" * 5000]
+)
+def test_a_torn_record_is_begun_anew(world, text):
+    run = start()
+    (run / "run.json").write_text(text)
+    console = go_on(run, "steps=4")
+    assert any("run.json:1 is damaged" in line for line in console.warnings) == ("wall" not in text)
+    record = json.loads((run / "run.json").read_text())
+    assert record["finished"]
+    assert record["wall_seconds"] >= 0
+
+
+def test_a_step_zero_that_is_lost_is_not_measured_with_trained_weights(world):
+    run = start()
+    rows = (run / "eval.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "eval.jsonl").write_bytes(b"x" + rows[0][1:] + b"".join(rows[1:]))
+    go_on(run, "steps=4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert [row["step"] for row in klent.Run(run).evaluations] == [3, 4]
+
+
+# links
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.jsonl", "checkpoints", "final", "run.json", "config.yaml", ".lock", ".owner", "rewards.log"],
+)
+def test_a_symbolic_link_in_a_run_is_refused_and_its_target_untouched(world, name):
+    run = start()
+    target = world / "precious"
+    if (run / name).is_dir():
+        (run / name).rename(target)
+        (target / ".000009.7.tmp").mkdir()
+    else:
+        target.write_bytes((run / name).read_bytes() if (run / name).exists() else b"mine")
+        (run / name).unlink(missing_ok=True)
+    before = sorted((str(p), p.read_bytes() if p.is_file() else b"") for p in [target, *target.rglob("*")])
+    (run / name).symlink_to(target)
+    with pytest.raises(RunError, match=f"{name} is a symbolic link to "):
+        train(load_recipe("tiny.yaml", ["steps=4"]), run, command="c", resume=True, console=QuietConsole())
+    after = sorted((str(p), p.read_bytes() if p.is_file() else b"") for p in [target, *target.rglob("*")])
+    assert after == before
+
+
+def test_a_run_folder_that_is_itself_a_link_is_the_users_choice(world, tmp_path):
+    run = start()
+    (tmp_path / "disk").mkdir()
+    run.rename(tmp_path / "disk" / "cut")
+    run.symlink_to(tmp_path / "disk" / "cut")
+    go_on(run, "steps=4")
+    assert len(timeless(run)) == 4
