@@ -53,6 +53,7 @@ class DatasetEngine:
                 f"prompt and completion of {prompt.id} have {len(prompt_ids) + len(ids)} tokens; the model's "
                 f"context is {self.limit}. Shorten or remove that line."
             )
+        self.loaded.check_ids([*prompt_ids, *ids], f"{prompt.id} with its completion")
         return Episode(prompt, prompt_ids, torch.tensor(ids), text, "stop")
 
 
