@@ -18,7 +18,6 @@ from klent.rollout.decoding import (
     PlainDecoder,
     RereadDecoder,
     choose_decoder,
-    takes_groups,
 )
 
 PROMPTS = [[7, 11, 13], [9, 8, 7, 6, 5, 4, 21], [30]]
@@ -100,8 +99,8 @@ def test_the_attention_of_the_model_is_put_back_even_after_an_error():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_llama_takes_groups():
-    assert takes_groups(tiny_model())
+def test_a_llama_decodes_in_groups():
+    assert choose_decoder(tiny_model()) is GroupDecoder
 
 
 SMALL = {
@@ -116,10 +115,14 @@ SMALL = {
 
 
 def test_a_window_and_a_capped_score_are_refused(monkeypatch):
-    assert not takes_groups(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)).eval())
-    assert takes_groups(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)).eval())
+    assert choose_decoder(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)).eval()) is PlainDecoder
+    assert (
+        choose_decoder(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)).eval()) is GroupDecoder
+    )
     monkeypatch.setattr(decoding, "attention_window", lambda model: None)  # refused for its cap alone
-    config = Gemma2Config(**SMALL, sliding_window=4096, attn_logit_softcapping=5.0, attn_implementation="eager")
+    config = Gemma2Config(
+        **SMALL, sliding_window=4096, attn_logit_softcapping=5.0, attn_implementation="eager"
+    )
     assert choose_decoder(Gemma2ForCausalLM(config).eval()) is PlainDecoder
 
 
@@ -132,7 +135,7 @@ def test_an_attention_that_differs_is_found_out(monkeypatch):
         self.bias.zero_()
 
     monkeypatch.setattr(decoding.GroupCache, "__init__", careless)
-    assert not takes_groups(tiny_model())
+    assert choose_decoder(tiny_model()) is PlainDecoder
 
 
 def test_a_decoder_that_is_wrong_or_raises_gives_way_to_the_next(monkeypatch):

@@ -64,6 +64,7 @@ def add_adapter(model: "PreTrainedModel", lora: LoraSettings, seed: int) -> "Pre
         reason = f"lora: {first_line(error)} Linear layers of this model: {', '.join(sorted(linear))}"
         raise ModelError(reason) from error
     _refuse_head(model)
+    _refuse_unmergeable(model, linear)
     return cast("PreTrainedModel", wrapped)  # forwards to the model
 
 
@@ -81,6 +82,19 @@ def _refuse_head(model: "PreTrainedModel") -> None:
             f"lora.target_modules names {part}: log-probabilities are taken from the head's matrix alone, and "
             "the adapter would never learn. Remove it from target_modules"
         )
+
+
+def _refuse_unmergeable(model: "PreTrainedModel", linear: "set[str]") -> None:
+    """An adapter on a bare parameter, such as the stacked weights of experts, could be trained and not saved."""
+    from peft.tuners.lora import LoraLayer
+
+    names = {name.replace(".base_layer.", ".") for name in model.state_dict()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and f"{name}.weight" not in names:
+            raise ModelError(
+                f"lora puts an adapter on {name}, which is no linear layer, and its weights cannot be merged for "
+                f"saving. Name lora.target_modules among: {', '.join(sorted(linear))}"
+            )
 
 
 def merged_weights(base: "PreTrainedModel") -> "dict[str, Tensor]":

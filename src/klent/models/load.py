@@ -127,7 +127,8 @@ def load_policy(
     model.eval()
     taken = base.config._attn_implementation or "eager"
     if base.device.type != "meta":  # where there are no numbers to compare
-        with quiet(), _in_one_sentence(f"cannot run the model {name}"):
+        adapted = " with an adapter on lora.target_modules; name others" if lora is not None else ""
+        with quiet(), _in_one_sentence(f"cannot run the model {name}{adapted}"):
             taken = choose_attention(base, attention)
             refuse_noise(model, name)
     if gradient_checkpointing:

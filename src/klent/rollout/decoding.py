@@ -17,7 +17,7 @@ group :class:`RereadDecoder`, which has no cache: slow, and exact.
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class PlainDecoder:
         logits, self.mask, self.cache = prefill(self.model, self.prompts, pad=self.pad)
         repeat = torch.arange(len(self.prompts), device=logits.device).repeat_interleave(self.group_size)
         self.mask = self.mask[repeat]
-        self.cache.reorder_cache(repeat)  # recurrent layers know this call alone
+        _select(self.cache, repeat)
         return logits[repeat]
 
     def step(self, token: Tensor) -> Tensor:
@@ -80,8 +80,13 @@ class PlainDecoder:
     def keep(self, rows: Sequence[int]) -> list[int]:
         index = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[index]
-        self.cache.reorder_cache(index)
+        _select(self.cache, index)
         return list(rows)
+
+
+def _select(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of a cache, in this order; recurrent layers know no other call for it."""
+    cache.reorder_cache(cast("torch.LongTensor", rows))
 
 
 class ApartDecoder:
@@ -194,7 +199,7 @@ class GroupCache:
     """
 
     def __init__(self, prefilled: Any, mask: Tensor, group_size: int) -> None:
-        # A DynamicCache; layers without keys and values (recurrent ones) raise: see takes_groups.
+        # A DynamicCache; layers without keys and values (recurrent ones) raise: see choose_decoder.
         self.prompts: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in prefilled.layers]
         dtype = self.prompts[0][0].dtype
         self.bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
@@ -358,11 +363,6 @@ def choose_decoder(model: CausalModel, *, groups: bool = True) -> DecoderKind:
     raise ModelError(
         "the model cannot be sampled exactly: a row's logits depend on the rows beside it. Use another model"
     )
-
-
-def takes_groups(model: CausalModel) -> bool:
-    """Whether :class:`GroupDecoder` gives the logits of each row alone."""
-    return choose_decoder(model) is GroupDecoder
 
 
 KEPT = [0, 2, 3]  # rows of the trial that go on after its first step
