@@ -10,16 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, END, PAD, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from klent.config import Lora
-from klent.errors import ModelError
-from klent.models import locate
+from klent.errors import DataError, ModelError
+from klent.models import load, locate
 from klent.models.chat import context_length
 from klent.models.device import find_device
 from klent.models.load import LoadedModel, load_policy
 from klent.models.locate import locate_model
 from klent.models.save import save_model
+from klent.rollout.dataset_engine import DatasetEngine
+from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.streams.prompt import Prompt
 
 TEXT = "What is 12 + 34?"
 
@@ -131,9 +134,9 @@ def break_folder(folder: Path, how: str) -> Path:
             (folder / "tokenizer_config.json").unlink()
         case "tokenizer damaged":
             (folder / "tokenizer.json").write_text('{"version"')
-        case "larger tokenizer":
+        case "end beyond the embedding":
             tokenizer = tiny_tokenizer()
-            tokenizer.add_tokens(["<more>", "<and more>"])
+            tokenizer.add_special_tokens({"eos_token": "<end>"})
             tokenizer.save_pretrained(folder)
     return folder
 
@@ -157,7 +160,7 @@ BROKEN = {
     "own code": "set trust_remote_code: true",
     "no tokenizer": r"cannot load the tokenizer .*no usable tokenizer\.json",
     "tokenizer damaged": "cannot load the tokenizer .*line 1",
-    "larger tokenizer": "has 200 tokens, but its model has only 198",
+    "end beyond the embedding": "'<end>', token 198, ends a completion of .* has only 198 tokens",
 }
 
 
@@ -298,6 +301,77 @@ def test_a_pad_token_is_found_where_there_is_none(folder: Path) -> None:
     assert load_policy(str(folder)).tokenizer.pad_token_id == TURN_END
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_refuses_only_those(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(folder)
+    loaded = load_policy(str(folder))
+    assert (len(loaded.tokenizer), loaded.rows) == (200, 198)
+    assert loaded.tokenizer.pad_token_id < 198  # it is looked up, though it is masked
+    engine = TransformersEngine(loaded, SamplingOptions(max_tokens=2))
+    assert len(engine.generate([Prompt("a", TEXT)], group_size=2, seed=0)) == 2
+    with pytest.raises(
+        DataError, match=r"prompt b contains '<image>', token 198, .* no embedding: it has 198"
+    ):
+        engine.generate([Prompt("a", TEXT), Prompt("b", "See <image>")], group_size=2, seed=0)
+    dataset = DatasetEngine(loaded, max_tokens=20)
+    with pytest.raises(DataError, match="c with its completion contains '<image>'"):
+        dataset.generate([Prompt("c", TEXT, {"completion": "<image>"})], group_size=1, seed=0)
+
+
+# --- attention and noise ------------------------------------------------------------------------
+
+
+def capped_folder(path: Path, cap: float) -> Path:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Gemma2Config(
+        **sizes, vocab_size=198, num_key_value_heads=2, head_dim=8, attn_logit_softcapping=cap
+    )
+    config.eos_token_id, config.bos_token_id, config.pad_token_id = TURN_END, None, PAD
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Gemma2ForCausalLM(config).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("cap", [2.0, 50.0])
+def test_attention_that_sdpa_cannot_express_is_eager(tmp_path: Path, cap: float) -> None:
+    """Also where fresh weights hide it: at a cap of 50 their numbers agree to 1e-6, and those of training do not."""
+    folder = capped_folder(tmp_path / "capped", cap)
+    right = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    loaded = load_policy(str(folder))
+    assert loaded.attention == loaded.model.config._attn_implementation == "eager"
+    assert torch.equal(logits(loaded.model), logits(right))
+    with pytest.raises(ModelError, match=r"attention: sdpa is not this model's attention .*softcap"):
+        load_policy(str(folder), attention="sdpa")
+
+
+def test_attention_is_sdpa_where_that_is_exact_and_otherwise_as_asked(folder: Path) -> None:
+    assert load_policy(str(folder)).attention == "sdpa"
+    assert load_policy(str(folder), attention="sdpa").attention == "sdpa"
+    eager = load_policy(str(folder), attention="eager")
+    assert eager.attention == eager.model.config._attn_implementation == "eager"
+    with pytest.raises(ModelError, match=r"attention: flex is not offered yet: .* Use auto"):
+        load_policy(str(folder), attention="flex")
+    with pytest.raises(ModelError, match="attention 'fast' is not one of auto, sdpa, eager, flash, flex"):
+        load_policy(str(folder), attention="fast")
+
+
+def test_noise_that_no_setting_switches_off_is_refused(folder: Path, monkeypatch) -> None:
+    edit_json(folder / "config.json", attention_dropout=0.5)
+    monkeypatch.setattr(load, "NOISES", ("jitter",))
+    with pytest.raises(ModelError, match="draws random numbers in training mode"):
+        load_policy(str(folder))
+
+
+def test_loading_leaves_the_random_state_and_the_mode_alone(folder: Path) -> None:
+    state = torch.get_rng_state()
+    assert not load_policy(str(folder), lora=Lora(rank=2, dropout=0.5)).model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 # --- LoRA ---------------------------------------------------------------------------------------
 
 
@@ -335,6 +409,13 @@ def test_an_adapter_is_drawn_from_its_seed_and_from_nothing_else(folder: Path) -
     torch.manual_seed(8)
     assert torch.equal(first_weights(1), one)
     assert not torch.equal(first_weights(2), one)
+
+
+@pytest.mark.parametrize("modules", [("lm_head",), ("q_proj", "lm_head"), ("q_proj", "embed_tokens")])
+def test_an_adapter_on_the_head_is_refused(folder: Path, modules: tuple[str, ...]) -> None:
+    """The head is read as one matrix; in this model the embedding is that matrix too."""
+    with pytest.raises(ModelError, match=r"lora.target_modules names .*output head.* Remove it"):
+        load_policy(str(folder), lora=Lora(rank=2, target_modules=modules))
 
 
 def test_adapter_mistakes(folder: Path, monkeypatch) -> None:

@@ -5,9 +5,11 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
+from klent.errors import ModelError
 from klent.policies.causal_lm.attention import AttentionKernel, attending
 from klent.policies.causal_lm.blocks import block_attention
-from klent.policies.causal_lm.probe import agrees, head_options
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.probe import agrees, evaluating, head_options
 from klent.rollout.decoding import group_attention
 
 NUMBERS = torch.tensor([1.0, -200.0])
@@ -67,6 +69,33 @@ def test_a_model_that_cannot_run_is_an_error_and_not_another_head() -> None:
     model.forward = lambda **inputs: refuses()
     with pytest.raises(KeyError):
         head_options(model)
+
+
+def test_trained_weights_that_start_at_0_are_probed_as_if_trained() -> None:
+    """A head's bias of 0 looks like none: asked with numbers in its place, which are 0 again afterwards."""
+    model = tiny_model()
+    bias = model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size))
+    with evaluating(model):
+        assert bias.any()
+    assert not bias.any()
+    bias.requires_grad_(False)
+    with evaluating(model):
+        assert not bias.any()
+
+
+def test_a_row_that_depends_on_its_neighbours_is_refused() -> None:
+    model = tiny_model()
+    body = model.model.forward
+
+    def mean_is_taken(**inputs):
+        output = body(**inputs)
+        states = output.last_hidden_state
+        output.last_hidden_state = states - 0.1 * states.mean(dim=(0, 1), keepdim=True)
+        return output
+
+    model.model.forward = mean_is_taken
+    with pytest.raises(ModelError, match="cannot be trained exactly"):
+        CausalPolicy(model, temperature=1.0)
 
 
 @pytest.mark.parametrize("kernel", [block_attention, group_attention], ids=lambda kernel: kernel.name)

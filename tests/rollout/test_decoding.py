@@ -10,8 +10,15 @@ from tiny import tiny_model
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
+from klent.errors import ModelError
 from klent.rollout import decoding
-from klent.rollout.decoding import GroupDecoder, PlainDecoder, takes_groups
+from klent.rollout.decoding import (
+    ApartDecoder,
+    GroupDecoder,
+    PlainDecoder,
+    RereadDecoder,
+    choose_decoder,
+)
 
 PROMPTS = [[7, 11, 13], [9, 8, 7, 6, 5, 4, 21], [30]]
 GROUP = 3
@@ -30,7 +37,7 @@ def alone(model: torch.nn.Module, row: list[int]) -> Tensor:
     return model(input_ids=torch.tensor([row])).logits[0, -1]
 
 
-@pytest.mark.parametrize("kind", [PlainDecoder, GroupDecoder])
+@pytest.mark.parametrize("kind", [PlainDecoder, GroupDecoder, ApartDecoder, RereadDecoder])
 @torch.no_grad()
 def test_every_step_gives_the_logits_of_the_row_alone(kind, monkeypatch):
     monkeypatch.setattr(decoding, "ROOM", 2)  # so that memory has to grow twice
@@ -92,8 +99,8 @@ def test_the_attention_of_the_model_is_put_back_even_after_an_error():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_llama_takes_groups():
-    assert takes_groups(tiny_model())
+def test_a_llama_decodes_in_groups():
+    assert choose_decoder(tiny_model()) is GroupDecoder
 
 
 SMALL = {
@@ -107,11 +114,16 @@ SMALL = {
 }
 
 
-def test_a_window_and_a_capped_score_are_refused():
-    assert not takes_groups(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)).eval())
-    capped = Gemma2ForCausalLM(Gemma2Config(**SMALL, sliding_window=None, attn_logit_softcapping=5.0)).eval()
-    assert not takes_groups(capped)
-    assert takes_groups(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)).eval())
+def test_a_window_and_a_capped_score_are_refused(monkeypatch):
+    assert choose_decoder(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)).eval()) is PlainDecoder
+    assert (
+        choose_decoder(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)).eval()) is GroupDecoder
+    )
+    monkeypatch.setattr(decoding, "attention_window", lambda model: None)  # refused for its cap alone
+    config = Gemma2Config(
+        **SMALL, sliding_window=4096, attn_logit_softcapping=5.0, attn_implementation="eager"
+    )
+    assert choose_decoder(Gemma2ForCausalLM(config).eval()) is PlainDecoder
 
 
 def test_an_attention_that_differs_is_found_out(monkeypatch):
@@ -123,7 +135,32 @@ def test_an_attention_that_differs_is_found_out(monkeypatch):
         self.bias.zero_()
 
     monkeypatch.setattr(decoding.GroupCache, "__init__", careless)
-    assert not takes_groups(tiny_model())
+    assert choose_decoder(tiny_model()) is PlainDecoder
+
+
+def test_a_decoder_that_is_wrong_or_raises_gives_way_to_the_next(monkeypatch):
+    """Down to reading every row again; and where that is wrong too, words and no step."""
+    model = tiny_model()
+    usual = decoding.prefill
+
+    def padding_is_read(model, prompts, *, pad):
+        logits, mask, cache = usual(model, prompts, pad=pad)
+        return logits, mask | 1, cache
+
+    def no_cache(model, prompts, *, pad):
+        raise AttributeError("no layers")
+
+    assert choose_decoder(model, groups=False) is PlainDecoder
+    monkeypatch.setattr(decoding, "prefill", padding_is_read)
+    assert choose_decoder(model) is ApartDecoder
+    monkeypatch.setattr(decoding, "prefill", no_cache)
+    assert choose_decoder(model) is RereadDecoder
+    forward = model.forward
+    model.forward = lambda input_ids, **rest: forward(input_ids=input_ids + len(input_ids) - 1, **rest)
+    with pytest.raises(
+        ModelError, match="cannot be sampled exactly: a row's logits depend on the rows beside"
+    ):
+        choose_decoder(model)
 
 
 @pytest.mark.parametrize("set_by_user", [{}, {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "0"}])

@@ -9,6 +9,7 @@ from tiny import TURN_END, tiny_model, tiny_tokenizer
 from klent.errors import ConfigError, DataError, ModelError
 from klent.models.chat import render_prompt
 from klent.models.load import LoadedModel
+from klent.rollout.decoding import GroupDecoder, PlainDecoder
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
@@ -78,7 +79,7 @@ def check(rollout, ours: torch.nn.Module, theirs: torch.nn.Module, target: Targe
 def test_numbers_are_those_of_independent_passes(alpha, groups):
     target = Target(loaded(1), temperature=1.2)
     engine = MixtureEngine(loaded(), target, OPTIONS, alpha=alpha)
-    engine.groups = groups
+    engine.kind = engine.target_kind = GroupDecoder if groups else PlainDecoder
     rollouts = engine.generate(PROMPTS, **SEEDED)
     assert len({len(r.tokens) for r in rollouts}) > 2  # rows have left, and others have moved
     solve = oracle.chernoff if alpha == "chernoff" else lambda p, t: alpha

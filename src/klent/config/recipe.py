@@ -25,6 +25,8 @@ class Recipe(Settings):
     """An alias of `klent models ls`, a local folder, or a hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights and of the arithmetic."""
+    attention: Literal["auto", "sdpa", "eager", "flash", "flex"] = "auto"
+    """auto = sdpa where it gives the numbers of an eager pass, else eager; flash and flex are not offered yet."""
     trust_remote_code: bool = False
     """Allow the model folder's own Python code to run."""
     lora: Lora | None = None

@@ -59,10 +59,42 @@ def add_adapter(model: "PreTrainedModel", lora: LoraSettings, seed: int) -> "Pre
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return get_peft_model(model, config)  # type: ignore[return-value]  # forwards to the model
+            wrapped = get_peft_model(model, config)
     except ValueError as error:
         reason = f"lora: {first_line(error)} Linear layers of this model: {', '.join(sorted(linear))}"
         raise ModelError(reason) from error
+    _refuse_head(model)
+    _refuse_unmergeable(model, linear)
+    return cast("PreTrainedModel", wrapped)  # forwards to the model
+
+
+def _refuse_head(model: "PreTrainedModel") -> None:
+    """The head is read as one matrix: an adapter on it, or on an embedding that is tied to it, would not act."""
+    from peft.tuners.lora import LoraLayer
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", None)
+    if isinstance(head, LoraLayer) or (tied and isinstance(embedding, LoraLayer)):
+        part = (
+            "the output head" if isinstance(head, LoraLayer) else "an embedding that is also the output head"
+        )
+        raise ModelError(
+            f"lora.target_modules names {part}: log-probabilities are taken from the head's matrix alone, and "
+            "the adapter would never learn. Remove it from target_modules"
+        )
+
+
+def _refuse_unmergeable(model: "PreTrainedModel", linear: "set[str]") -> None:
+    """An adapter on a bare parameter, such as the stacked weights of experts, could be trained and not saved."""
+    from peft.tuners.lora import LoraLayer
+
+    names = {name.replace(".base_layer.", ".") for name in model.state_dict()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and f"{name}.weight" not in names:
+            raise ModelError(
+                f"lora puts an adapter on {name}, which is no linear layer, and its weights cannot be merged for "
+                f"saving. Name lora.target_modules among: {', '.join(sorted(linear))}"
+            )
 
 
 def merged_weights(base: "PreTrainedModel") -> "dict[str, Tensor]":

@@ -1,15 +1,16 @@
 """Load a language model, its tokenizer and its stop tokens from an alias, a folder or a hub id."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from klent.errors import KlentError, ModelError, first_line
+from klent.errors import DataError, KlentError, ModelError, first_line
 from klent.models.adapter import LoraSettings, add_adapter
 from klent.models.chat import stop_ids
 from klent.models.device import find_device
+from klent.models.exact import choose_attention, refuse_attention, refuse_noise
 from klent.models.locate import download, locate_model
 from klent.models.pull import quiet
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16")
+NOISES = ("drop", "jitter", "noise")  # in the keys of configurations
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,37 @@ class LoadedModel:
         tokenizer: has a pad token.
         source: the folder or hub id that it was loaded from.
         stop_ids: token ids that end a completion, ascending.
+        attention: the implementation of the model's attention, ``sdpa`` or ``eager``.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     source: str
     stop_ids: tuple[int, ...]
+    attention: str = "sdpa"
+
+    @property
+    def rows(self) -> int:
+        """Token ids that the model can read: the rows of its embedding."""
+        return _rows(self.model)
+
+    def check_ids(self, ids: Sequence[int], what: str) -> None:
+        """Refuse token ids beyond the embedding; some tokenizers have more tokens than their models.
+
+        Args:
+            ids: what the model is to read.
+            what: what these tokens are, for the message.
+
+        Raises:
+            DataError: with the first such token.
+        """
+        rows = self.rows
+        for token in ids:
+            if token >= rows:
+                raise DataError(
+                    f"{what} contains {self.tokenizer.convert_ids_to_tokens(token)!r}, token {token}, for which "
+                    f"the model has no embedding: it has {rows}. Remove it from the text"
+                )
 
 
 def load_policy(
@@ -44,6 +71,7 @@ def load_policy(
     *,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    attention: str = "auto",
     lora: LoraSettings | None = None,
     gradient_checkpointing: bool = False,
     seed: int = 0,
@@ -51,13 +79,16 @@ def load_policy(
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer for sampling and training.
 
-    Dropout of the base model is set to 0: with it, the log-probs of the update would differ from those of the
-    sampler and every ratio would be noise. Weights are read from safetensors only, never from a pickle.
+    Dropout and jitter of the base model are set to 0: with them, the log-probs of the update would differ from
+    those of the sampler and every ratio would be noise. Weights are read from safetensors only, never from a
+    pickle.
 
     Args:
         name: alias, folder or hub id; see :func:`klent.models.locate.locate_model`.
         dtype: of the weights, ``float32``, ``bfloat16`` or ``float16``. float32 is fastest on most CPUs.
         trust_remote_code: allow a model to run the Python code in its folder.
+        attention: ``auto`` takes SDPA where it gives the numbers of an eager pass, and eager attention where it
+            does not, as with capped scores; ``sdpa`` or ``eager`` takes that.
         lora: an adapter to train instead of the weights, which are then frozen; None trains every weight.
         gradient_checkpointing: recompute activations in the backward pass. It acts in ``train()`` mode only,
             and in that mode generation has no cache: call ``eval()`` to sample.
@@ -77,27 +108,32 @@ def load_policy(
 
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    refuse_attention(attention)
     target = find_device(device) if isinstance(device, str) else device
     source = locate_model(name)
     folder = source if isinstance(source, Path) else download(source, trust_remote_code=trust_remote_code)
     with quiet(), _in_one_sentence(f"cannot load the tokenizer of {name}"):
         tokenizer = _load_tokenizer(folder, trust_remote_code)
     with quiet(), _in_one_sentence(f"cannot load the model {name}"):
-        model = _load_model(folder, dtype, trust_remote_code)
-    rows = cast("Tensor", model.get_input_embeddings().weight).shape[0]
-    if len(tokenizer) > rows:
-        raise ModelError(
-            f"the tokenizer of {name} has {len(tokenizer)} tokens, but its model has only {rows}"
-        )
+        model = _load_model(folder, dtype, trust_remote_code, attention)
     stops = stop_ids(model, tokenizer)
+    _fit_tokenizer(tokenizer, stops, _rows(model), name)
+    base = model
     if lora is not None:
         model = add_adapter(model, lora, seed)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     use_onednn_linears(model)
     if target is not None:
         torch.nn.Module.to(model, target)  # transformers' own refuses no device and only hides its types
-    return LoadedModel(model.eval(), tokenizer, str(source), stops)
+    model.eval()
+    taken = base.config._attn_implementation or "eager"
+    if base.device.type != "meta":  # where there are no numbers to compare
+        adapted = " with an adapter on lora.target_modules; name others" if lora is not None else ""
+        with quiet(), _in_one_sentence(f"cannot run the model {name}{adapted}"):
+            taken = choose_attention(base, attention)
+            refuse_noise(model, name)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return LoadedModel(model.eval(), tokenizer, str(source), stops, taken)
 
 
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
@@ -111,24 +147,43 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokeniz
     return tokenizer
 
 
-def _load_model(folder: Path, dtype: str, trust_remote_code: bool) -> "PreTrainedModel":
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _rows(model: "PreTrainedModel") -> int:
+    return cast("Tensor", model.get_input_embeddings().weight).shape[0]
+
+
+def _fit_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", stops: tuple[int, ...], rows: int, name: str
+) -> None:
+    """A tokenizer may have more tokens than the model; those that klent itself uses must have a row."""
+    if beyond := [token for token in stops if token >= rows]:
+        raise ModelError(
+            f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}, token {beyond[0]}, ends a completion of {name}, but "
+            f"its model has only {rows} tokens and can never say it. Use the model's own tokenizer, or correct "
+            "eos_token"
+        )
+    if cast("int", tokenizer.pad_token_id) >= rows:  # always masked, but it is looked up
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(stops[0] if stops else 0)
+
+
+def _load_model(folder: Path, dtype: str, trust_remote_code: bool, attention: str) -> "PreTrainedModel":
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{folder} holds quantised weights, which cannot be trained; use the full model")
-    _switch_dropout_off(config)
-    pair: object = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        ignore_mismatched_sizes=True,  # refused below, by name
-        output_loading_info=True,
-    )
+    _switch_noise_off(config)
+    try:
+        pair = _read_weights(
+            folder, config, dtype, trust_remote_code, "eager" if attention == "eager" else "sdpa"
+        )
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        if attention == "sdpa":
+            raise ModelError(
+                f"attention: sdpa does not exist for {config.model_type}. Use attention: auto or eager"
+            ) from error
+        pair = _read_weights(folder, config, dtype, trust_remote_code, "eager")
     model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", pair)
     # transformers fills both kinds of weights with random numbers and continues
     if missing := sorted(report["missing_keys"]):
@@ -142,10 +197,29 @@ def _load_model(folder: Path, dtype: str, trust_remote_code: bool) -> "PreTraine
     return model
 
 
-def _switch_dropout_off(config: "PretrainedConfig") -> None:
+def _read_weights(
+    folder: Path, config: "PretrainedConfig", dtype: str, trust_remote_code: bool, attention: str
+) -> object:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        ignore_mismatched_sizes=True,  # refused by the caller, by name
+        output_loading_info=True,
+    )
+
+
+def _switch_noise_off(config: "PretrainedConfig") -> None:
+    """What usually makes training random; :func:`klent.models.exact.refuse_noise` asks whether anything is left."""
     for section in (config, config.get_text_config()):
         for key, value in section.to_dict().items():
-            if "drop" in key and isinstance(value, float):
+            if any(noise in key for noise in NOISES) and isinstance(value, float):
                 setattr(section, key, 0.0)
 
 

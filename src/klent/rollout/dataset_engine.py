@@ -80,6 +80,7 @@ class DatasetEngine:
             acted += [piece.acted] * len(tokens)
             turn += [number] * len(tokens)
         self._check_length(prompt, len(prompt_ids), len(ids))
+        self.loaded.check_ids([*prompt_ids, *ids], f"{prompt.id} with its completion")
         episode = Episode(prompt, prompt_ids, torch.tensor(ids), pieces[-1].text, "stop")
         episode.acted, episode.turn = torch.tensor(acted), torch.tensor(turn)
         return episode

@@ -1,27 +1,33 @@
 """Decoding: the logits of the next token for rows that share their prompts.
 
-Two decoders with the same three calls. :class:`GroupDecoder` keeps the keys and values of a prompt once for
+Four decoders with the same three calls; :func:`choose_decoder` takes the first that gives the logits of each row
+read alone, without a cache and without padding. :class:`GroupDecoder` keeps the keys and values of a prompt once for
 its whole group, and those of the completions in memory laid out beforehand::
 
     prompts      keys [P, heads, prompt length, D]    read once per prompt, by all of its rows together
     completions  keys [R, heads, tokens so far, D]    one block per row
 
 so a step neither copies earlier keys and values nor reads a prompt once per row. It uses the attention
-interface of transformers; a model whose attention does more than scores and a softmax (a window, a cap,
-sinks, recurrent layers) fails the test run of :func:`takes_groups` and goes through :class:`PlainDecoder`,
-which is transformers' own cache.
+interface of transformers; a model whose attention does more than scores and a softmax (a window, a cap, sinks)
+goes through :class:`PlainDecoder`, which is transformers' own cache. Recurrent layers that read the padding of
+shorter prompts get :class:`ApartDecoder`, which has none, and a model whose cache cannot be copied to the rows of a
+group :class:`RereadDecoder`, which has no cache: slow, and exact.
 """
 
+import inspect
 from collections.abc import Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from klent.errors import ModelError, first_line
+from klent.models.exact import made_up_length
 from klent.policies.causal_lm.attention import AttentionKernel, AttentionLayer, attending
-from klent.policies.causal_lm.model import CausalModel, attention_window
-from klent.policies.causal_lm.probe import agrees
+from klent.policies.causal_lm.model import CausalModel, attention_window, whole_model
+from klent.policies.causal_lm.probe import REFUSALS, agrees, evaluating
 
 ROOM = 32  # tokens per completion that memory is laid out for at first; doubled whenever it is used up
 
@@ -57,7 +63,7 @@ class PlainDecoder:
         logits, self.mask, self.cache = prefill(self.model, self.prompts, pad=self.pad)
         repeat = torch.arange(len(self.prompts), device=logits.device).repeat_interleave(self.group_size)
         self.mask = self.mask[repeat]
-        self.cache.batch_select_indices(repeat)
+        _select(self.cache, repeat)
         return logits[repeat]
 
     def step(self, token: Tensor) -> Tensor:
@@ -74,8 +80,74 @@ class PlainDecoder:
     def keep(self, rows: Sequence[int]) -> list[int]:
         index = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[index]
-        self.cache.batch_select_indices(index)
+        _select(self.cache, index)
         return list(rows)
+
+
+def _select(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of a cache, in this order; recurrent layers know no other call for it."""
+    cache.reorder_cache(cast("torch.LongTensor", rows))
+
+
+class ApartDecoder:
+    """For models that must not see padding: each prompt with its group is a :class:`PlainDecoder` of its own."""
+
+    def __init__(
+        self, model: CausalModel, prompts: Sequence[Sequence[int]], *, group_size: int, pad: int
+    ) -> None:
+        self.parts = [PlainDecoder(model, [prompt], group_size=group_size, pad=pad) for prompt in prompts]
+        self.sizes = [group_size] * len(prompts)
+
+    def start(self) -> Tensor:
+        return torch.cat([part.start() for part in self.parts])
+
+    def step(self, token: Tensor) -> Tensor:
+        pieces = token.split(self.sizes)
+        return torch.cat([part.step(piece) for part, piece in zip(self.parts, pieces, strict=True)])
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        rows, first, left = sorted(rows), 0, []
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            kept = [row - first for row in rows if first <= row < first + size]
+            first += size
+            if kept:
+                part.keep(kept)
+                left.append((part, len(kept)))
+        self.parts, self.sizes = [part for part, _ in left], [size for _, size in left]
+        return rows
+
+
+class RereadDecoder:
+    """For models whose cache cannot be used: every step reads the rows again, those of one length together."""
+
+    def __init__(
+        self, model: CausalModel, prompts: Sequence[Sequence[int]], *, group_size: int, pad: int
+    ) -> None:
+        self.model = model
+        self.rows = [list(prompt) for prompt in prompts for _ in range(group_size)]
+        forward = inspect.signature(whole_model(model).forward).parameters
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
+
+    def start(self) -> Tensor:
+        return self._read()
+
+    def step(self, token: Tensor) -> Tensor:
+        for row, new in zip(self.rows, token.tolist(), strict=True):
+            row.append(new)
+        return self._read()
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        self.rows = [self.rows[row] for row in rows]
+        return list(rows)
+
+    def _read(self) -> Tensor:
+        logits: dict[int, Tensor] = {}
+        for length in {len(row) for row in self.rows}:
+            chosen = [i for i, row in enumerate(self.rows) if len(row) == length]
+            ids = torch.tensor([self.rows[i] for i in chosen], device=self.model.device)
+            output = self.model(input_ids=ids, use_cache=False, **self.options)
+            logits |= dict(zip(chosen, output.logits[:, -1], strict=True))
+        return torch.stack([logits[i] for i in range(len(self.rows))])
 
 
 class GroupDecoder:
@@ -127,7 +199,7 @@ class GroupCache:
     """
 
     def __init__(self, prefilled: Any, mask: Tensor, group_size: int) -> None:
-        # A DynamicCache; layers without keys and values (recurrent ones) raise: see takes_groups.
+        # A DynamicCache; layers without keys and values (recurrent ones) raise: see choose_decoder.
         self.prompts: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in prefilled.layers]
         dtype = self.prompts[0][0].dtype
         self.bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
@@ -264,27 +336,65 @@ def prefill(
     return output.logits[:, -1], mask, cache
 
 
-def takes_groups(model: CausalModel) -> bool:
-    """Whether :class:`GroupDecoder` gives the logits of :class:`PlainDecoder`, tried on a few made-up tokens.
+DecoderKind = type[GroupDecoder] | type[PlainDecoder] | type[ApartDecoder] | type[RereadDecoder]
 
-    A model with a sliding window is refused: the trial is too short to show what it does.
+
+def choose_decoder(model: CausalModel, *, groups: bool = True) -> DecoderKind:
+    """The fastest decoder whose logits are those of each row alone, tried on made-up tokens.
+
+    Args:
+        model: the model to sample from.
+        groups: whether :class:`GroupDecoder`, which moves rows, may be chosen.
+
+    Raises:
+        ModelError: the model cannot be run, or gives a row other numbers beside other rows.
     """
-    if attention_window(model) is not None:
-        return False
-    return agrees(
-        model, lambda: _trial(PlainDecoder, model), lambda: _trial(GroupDecoder, model), rounding=3e-2
+    try:
+        with evaluating(model):
+            alone = _alone(model)
+    except REFUSALS as error:
+        raise ModelError(f"the model cannot be sampled: {first_line(error)}. Use another model") from error
+    kinds: list[DecoderKind] = [PlainDecoder, ApartDecoder, RereadDecoder]
+    if groups and attention_window(model) is None:  # the trial may be too short to show a window
+        kinds.insert(0, GroupDecoder)
+    for kind in kinds:
+        if agrees(model, lambda: alone, partial(_trial, kind, model), rounding=3e-2):
+            return kind
+    raise ModelError(
+        "the model cannot be sampled exactly: a row's logits depend on the rows beside it. Use another model"
     )
 
 
-def _trial(kind: type[PlainDecoder] | type[GroupDecoder], model: CausalModel) -> Tensor:
-    """Logits of four steps over two prompts of different lengths, a row of which ends after the first."""
-    size = model.config.get_text_config().vocab_size
-    prompts = [[(7 * i + k) % size for i in range(3 + 2 * k)] for k in range(2)]
+KEPT = [0, 2, 3]  # rows of the trial that go on after its first step
+
+
+def _made_up(model: CausalModel) -> tuple[list[list[int]], Tensor]:
+    """Two prompts of different lengths, and three steps of tokens for two rows of each."""
+    config = model.config.get_text_config()
+    size, longest = config.vocab_size, made_up_length(config)
+    prompts = [[(7 * i + k) % size for i in range(length)] for k, length in enumerate((3, longest - 6))]
     tokens = torch.tensor([[(11 * i + 5 * k + 1) % size for k in range(4)] for i in range(3)])
-    tokens = tokens.to(model.device)
+    return prompts, tokens.to(model.device)
+
+
+def _alone(model: CausalModel) -> Tensor:
+    """The logits of :func:`_trial` from whole rows, one at a time, without a cache."""
+    prompts, tokens = _made_up(model)
+    logits = []
+    for k in range(4):
+        row = torch.cat([torch.tensor(prompts[k // 2], device=tokens.device), tokens[:, k]])
+        whole = model(input_ids=row[None], use_cache=False).logits[0]
+        logits.append(whole[len(prompts[k // 2]) - 1 :])
+    steps = [torch.stack([row[t] for row in logits]) for t in range(4)]
+    return torch.cat([*steps[:2], *(step[KEPT] for step in steps[2:])]).float()
+
+
+def _trial(kind: DecoderKind, model: CausalModel) -> Tensor:
+    """Logits of four steps over two prompts of different lengths, a row of which ends after the first."""
+    prompts, tokens = _made_up(model)
     decoder = kind(model, prompts, group_size=2, pad=0)
     steps = [decoder.start(), decoder.step(tokens[0])]
-    order = decoder.keep([0, 2, 3])
-    in_order = [order.index(row) for row in (0, 2, 3)]
+    order = decoder.keep(KEPT)
+    in_order = [order.index(row) for row in KEPT]
     steps += [decoder.step(token[order])[in_order] for token in tokens[1:]]
     return torch.cat(steps).float()

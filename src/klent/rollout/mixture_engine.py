@@ -17,7 +17,7 @@ from klent.mixture.criteria import Criterion
 from klent.mixture.mixed import Mixed, mix
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
-from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
+from klent.rollout.decoding import Decoder, DecoderKind, GroupDecoder, PlainDecoder, choose_decoder
 from klent.rollout.sampling import LOG2_E, TILE, sample_tokens
 from klent.rollout.target import Target, check_tokenizers
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
@@ -66,6 +66,7 @@ class MixtureEngine(TransformersEngine):
         if not callable(alpha):
             mix(torch.zeros(2), torch.zeros(2), alpha=alpha, value=value)  # refuses what cannot be
         self.target = target
+        self.target_kind: DecoderKind = PlainDecoder
         self.alpha: Share = alpha
         self.value = value
 
@@ -91,19 +92,26 @@ class MixtureEngine(TransformersEngine):
                 f"{self.options.max_tokens} its context leaves {room}. Shorten its prompt or lower "
                 "rollout.max_tokens."
             )
+        self.target.loaded.check_ids(ids, f"the target's prompt {prompt.id}")
         return ids
 
-    def _takes_groups(self) -> bool:
-        """Both or neither, so that rows move alike in both."""
+    def _choose_decoder(self) -> DecoderKind:
+        """Both or neither move rows, so that rows move alike in both."""
         with self.target.active():
-            target = takes_groups(self.target.loaded.model)
-        return target and super()._takes_groups()
+            self.target_kind = choose_decoder(self.target.loaded.model)
+        policy = super()._choose_decoder()
+        if (self.target_kind is GroupDecoder) is (policy is GroupDecoder):
+            return policy
+        if policy is GroupDecoder:
+            return choose_decoder(self.loaded.model, groups=False)
+        with self.target.active():
+            self.target_kind = choose_decoder(self.target.loaded.model, groups=False)
+        return policy
 
     def _decoder(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], group_size: int) -> Decoder:
         theirs = [self._encode_target(prompt) for prompt in prompts]
-        kind = GroupDecoder if self.groups else PlainDecoder
         pad = self.loaded.tokenizer.pad_token_id
-        target = kind(self.target.loaded.model, theirs, group_size=group_size, pad=pad)
+        target = self.target_kind(self.target.loaded.model, theirs, group_size=group_size, pad=pad)
         return MixtureDecoder(
             super()._decoder(prompts, ids, group_size),
             target,

@@ -15,7 +15,7 @@ from klent.errors import DataError, ModelError, TooLong
 from klent.models.chat import context_length, render_prompt
 from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
-from klent.rollout.decoding import Decoder, GroupDecoder, PlainDecoder, takes_groups
+from klent.rollout.decoding import Decoder, DecoderKind, choose_decoder
 from klent.rollout.engine import SyncCertificate
 from klent.rollout.sampling import sample_tokens
 from klent.streams.episode import Episode
@@ -76,7 +76,7 @@ class TransformersEngine:
         self.rows = rows
         self.progress = progress
         self.limit = context_length(loaded.model)
-        self.groups: bool | None = None  # whether the model takes the group decoder; asked when first needed
+        self.kind: DecoderKind | None = None  # asked of the model when first needed
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
@@ -92,8 +92,8 @@ class TransformersEngine:
         was_training = self.loaded.model.training
         self.loaded.model.eval()
         try:
-            if self.groups is None:
-                self.groups = self._takes_groups()
+            if self.kind is None:
+                self.kind = self._choose_decoder()
             for chosen in self._batches(encoded, group_size):
                 here = [prompts[i] for i in chosen]
                 decoder = self._decoder(here, [encoded[i] for i in chosen], group_size)
@@ -133,6 +133,7 @@ class TransformersEngine:
             )
         if not ids:
             raise DataError(f"prompt {prompt.id} is empty once tokenised; remove it from the data.")
+        self.loaded.check_ids(ids, f"prompt {prompt.id}")
         return ids
 
     def _batches(self, encoded: list[list[int]], group_size: int) -> Iterator[list[int]]:
@@ -142,14 +143,14 @@ class TransformersEngine:
         for start in range(0, len(order), width):
             yield order[start : start + width]
 
-    def _takes_groups(self) -> bool:
-        return takes_groups(self.loaded.model)
+    def _choose_decoder(self) -> DecoderKind:
+        return choose_decoder(self.loaded.model)
 
     def _decoder(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], group_size: int) -> Decoder:
         """What gives the logits that the tokens of these prompts are drawn from."""
-        kind = GroupDecoder if self.groups else PlainDecoder
+        assert self.kind is not None
         pad = self.loaded.tokenizer.pad_token_id
-        return kind(self.loaded.model, ids, group_size=group_size, pad=pad)
+        return self.kind(self.loaded.model, ids, group_size=group_size, pad=pad)
 
     def _draw(self, decoder: Decoder, logits: Tensor, uniform: Tensor) -> tuple[Tensor, ...]:
         """A token for each row, ``[R]``, then columns of what is known of it, the first as of ``Sampled``."""

@@ -86,6 +86,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         recipe.model,
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
         lora=recipe.lora,
         gradient_checkpointing=recipe.update.gradient_checkpointing,
         seed=recipe.seed,
@@ -97,6 +98,8 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         note(
             "the model does more to its logits than one matrix product: its own head is used, on full logits"
         )
+    if loaded.attention == "eager" and recipe.attention == "auto":
+        note("the model's attention is more than SDPA computes: eager attention is used (exact, slower)")
     objective = build_objective(recipe)
 
     @cache
@@ -107,6 +110,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
             name,
             dtype=recipe.dtype,
             trust_remote_code=recipe.trust_remote_code,
+            attention=recipe.attention,
             device=loaded.model.device,
         )
 
@@ -247,7 +251,11 @@ def build_target(
         return replace(target, loaded=initial())
     name = (recipe.reference or recipe.model) if wanted.model == "reference" else wanted.model
     other = load_policy(
-        name, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code, device=loaded.model.device
+        name,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        device=loaded.model.device,
     )
     if wanted.adapter is not None:
         merged = merge_adapter(other.model, wanted.adapter, source=other.source)

@@ -96,4 +96,10 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, object]:
 
 def load_on_device(model: str, recipe: Recipe) -> LoadedModel:
     """A model in the recipe's precision, on the accelerator if there is one."""
-    return load_policy(model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code, device="auto")
+    return load_policy(
+        model,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        device="auto",
+    )

@@ -63,7 +63,10 @@ class Run:
         from klent.models.load import load_policy
 
         loaded = load_policy(
-            str(final_folder(self)), dtype=self.config.dtype, trust_remote_code=self.config.trust_remote_code
+            str(final_folder(self)),
+            dtype=self.config.dtype,
+            trust_remote_code=self.config.trust_remote_code,
+            attention=self.config.attention,
         )
         return loaded.model, loaded.tokenizer
 

@@ -1,10 +1,11 @@
 """What klent uses of a transformers causal language model, or of peft's wrapper around one, as types."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class TextConfig(Protocol):
@@ -94,10 +95,20 @@ class CausalModel(Protocol):
         ...
 
 
+def whole_model(model: CausalModel) -> Any:
+    """The transformers model itself, also inside peft's wrapper, which only passes arguments on."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def body_of(model: CausalModel) -> Body:
-    """The model without its head; peft's layers live inside it, so peft's wrapper is not needed."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    body: Body = inner.base_model
+    """The model without its head; peft's layers live inside it, so peft's wrapper is not needed.
+
+    ``base_model`` is a name that each class declares, and not always that of a part which exists: then it is the
+    model itself, and the body is the part that is a model.
+    """
+    inner = whole_model(model)
+    parts = [inner.base_model, *inner.children()]
+    body: Body = next((x for x in parts if x is not inner and isinstance(x, PreTrainedModel)), inner)
     return body
 
 

@@ -22,7 +22,7 @@ from klent.policies.causal_lm.packing import (
     pack,
     row_length,
 )
-from klent.policies.causal_lm.probe import body_of, head_options
+from klent.policies.causal_lm.probe import body_of, head_options, require_rows
 from klent.policies.causal_lm.teacher import Teacher
 from klent.streams.batch import Batch, Stats
 
@@ -63,6 +63,7 @@ class CausalPolicy(nn.Module):
         self.fused = options is not None
         self.head_options = options or {}
         self.takes_blocks = False
+        require_rows(self)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The model's parameters that receive gradients, by the model's own names."""

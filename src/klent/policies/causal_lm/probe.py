@@ -13,19 +13,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from klent.errors import ModelError
+from klent.head.reference import full_logit_stats
 from klent.head.stats import TokenStats
+from klent.models.exact import close, made_up_length
 from klent.policies.causal_lm.model import CausalModel, TextConfig, attention_window, body_of
 from klent.policies.causal_lm.packing import Completion, Pack, make_groups, pack
 
 __all__ = ["agrees", "body_of", "head_is_linear", "head_options", "takes_shared_prompt"]
 
-_REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
+REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
+
+STIR = 0.05  # size of the numbers that stand for weights which are still 0
 
 
 class PackedPolicy(Protocol):
     """A policy that can be asked: statistics of packed rows, in blocks where ``takes_blocks`` is set."""
 
     takes_blocks: bool
+    fused: bool
+    temperature: float
 
     @property
     def model(self) -> CausalModel:
@@ -39,14 +46,23 @@ class PackedPolicy(Protocol):
 
 @contextmanager
 def evaluating(model: CausalModel) -> Iterator[None]:
-    """Within this block the model has neither dropout nor gradients."""
+    """Within this block the model has neither dropout nor gradients, and no trained weight that is all zeros.
+
+    Adapters and biases start at 0 and then look as if they were not there; they are given numbers meanwhile.
+    """
     was_training = model.training
     model.eval()
-    try:
-        with torch.no_grad():
+    with torch.no_grad():
+        zeros = [(p, p.clone()) for _, p in model.named_parameters() if p.requires_grad and not p.any()]
+        try:
+            for parameter, _ in zeros:
+                numbers = torch.arange(parameter.numel(), device=parameter.device, dtype=torch.float32)
+                parameter.copy_((numbers.cos() * STIR).view(parameter.shape))
             yield
-    finally:
-        model.train(was_training)
+        finally:
+            for parameter, value in zeros:
+                parameter.copy_(value)
+            model.train(was_training)
 
 
 def agrees(
@@ -67,12 +83,9 @@ def agrees(
     try:
         with evaluating(model):
             expected, actual = usual(), other()
-    except _REFUSALS:
+    except REFUSALS:
         return False
-    if expected.shape != actual.shape or not (expected.isfinite().all() and actual.isfinite().all()):
-        return False
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else rounding
-    return bool((expected - actual).abs().max() <= tolerance * expected.abs().max().clamp_min(1.0))
+    return close(expected, actual, model.dtype, rounding=rounding)
 
 
 def head_options(model: CausalModel) -> dict[str, float] | None:
@@ -136,7 +149,7 @@ def takes_shared_prompt(policy: PackedPolicy, *, longest: int) -> bool:
     window = attention_window(policy.model)
     if window is not None and longest > window:
         return False
-    apart, shared = _made_up_rows(policy.model.config.get_text_config().vocab_size)
+    _, apart, shared = _made_up_rows(policy.model, longest)
     policy.takes_blocks = False
     if not agrees(policy.model, lambda: policy(apart).logp, lambda: policy(shared).logp):
         return False
@@ -151,13 +164,56 @@ def _logp_in_blocks(policy: PackedPolicy, rows: Pack) -> Tensor:
     return policy(rows).logp
 
 
-def _made_up_rows(size: int) -> tuple[Pack, Pack]:
-    """Two completions of one prompt, in two rows and in one."""
-    prompt = [(7 * i + 3) % size for i in range(6)]
-    pair = [
-        Completion(k, prompt, torch.tensor([(11 * i + 5 * k + 1) % size for i in range(5)])) for k in range(2)
+def require_rows(policy: PackedPolicy) -> None:
+    """Refuse a model that gives a row other numbers beside other rows; give up the fused head if that is the cause.
+
+    The witness is each row alone: not padded, not packed, through the model's own head.
+
+    Raises:
+        ModelError: the policy's numbers are not those of the rows alone.
+    """
+    items, apart, _ = _made_up_rows(policy.model)
+    model, temperature = policy.model, policy.temperature
+    if temperature <= 0:
+        return
+
+    def alone() -> Tensor:
+        return torch.cat([_numbers(_read_alone(model, item, temperature)) for item in items], dim=1)
+
+    while not agrees(model, alone, lambda: _numbers(policy(apart))):
+        if not policy.fused:
+            raise ModelError(
+                "the model cannot be trained exactly: its log-probabilities change when rows of other lengths "
+                "stand beside a row. Use another model"
+            )
+        policy.fused = False
+
+
+def _numbers(stats: TokenStats) -> Tensor:
+    assert stats.entropy is not None
+    return torch.stack([stats.logp, stats.entropy]).float()
+
+
+def _read_alone(model: CausalModel, item: Completion, temperature: float) -> TokenStats:
+    row = torch.cat([torch.tensor(item.prompt_ids), item.tokens]).to(model.device)
+    logits = model(input_ids=row[None, :-1], use_cache=False).logits[0, len(item.prompt_ids) - 1 :]
+    return full_logit_stats(logits.float(), item.tokens.to(model.device), temperature)
+
+
+def _made_up_rows(model: CausalModel, limit: int | None = None) -> tuple[list[Completion], Pack, Pack]:
+    """Completions of unequal lengths, two of one prompt and one of another: in three rows, and in two."""
+    config = model.config.get_text_config()
+    size, longest = config.vocab_size, made_up_length(config)
+    if limit is not None:
+        longest = min(longest, max(limit, 12))
+    prompts = [[(7 * i + 3) % size for i in range(6)], [(5 * i + 2) % size for i in range(longest - 3)]]
+    items = [
+        Completion(
+            k, prompts[k // 2], torch.tensor([(11 * i + 5 * k + 1) % size for i in range(count)]), k // 2
+        )
+        for k, count in enumerate((5, 2, 4))
     ]
     apart, shared = (
-        pack(make_groups(pair, shared=shared, budget=64), shared=shared) for shared in (False, True)
+        pack(make_groups(items, shared=shared, budget=64), shared=shared) for shared in (False, True)
     )
-    return apart, shared
+    return items, apart, shared

@@ -1,0 +1,194 @@
+"""What a model computes is asked of the model: which attention is exact, and whether training draws noise.
+
+A configuration says little of either. SDPA drops arguments that it does not know, such as a cap on the scores,
+without a word, and noise hides under any name; both show in the arguments of the call and in the numbers.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, cast
+
+from klent.errors import ModelError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+ATTENTIONS = ("auto", "sdpa", "eager", "flash", "flex")
+LONGEST = (
+    96  # tokens of a made-up row: a window or chunk that is shorter is crossed, a longer one costs too much
+)
+
+
+def refuse_attention(attention: str) -> None:
+    """Refuse an ``attention`` that klent does not offer.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    if attention not in ATTENTIONS:
+        raise ModelError(f"attention {attention!r} is not one of {', '.join(ATTENTIONS)}")
+    if attention in ("flash", "flex"):
+        raise ModelError(
+            f"attention: {attention} is not offered yet: its kernels have not been held against an eager pass. "
+            "Use auto, which takes the fastest attention that is exact"
+        )
+
+
+def close(expected: "Tensor", actual: "Tensor", dtype: "torch.dtype", *, rounding: float = 2e-2) -> bool:
+    """Whether two computations of the same numbers agree up to the rounding of ``dtype``.
+
+    Args:
+        expected: the numbers as they should be.
+        actual: the same numbers another way.
+        dtype: of the model that computed both.
+        rounding: largest difference for bfloat16 and float16, as a fraction of the largest number (or of 1,
+            if that is more). 1e-4 for float32 and float64: a wrong mask or head is off by orders more.
+
+    Returns:
+        False also where a number is not finite.
+    """
+    import torch
+
+    if expected.shape != actual.shape or not (expected.isfinite().all() and actual.isfinite().all()):
+        return False
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else rounding
+    return bool((expected - actual).abs().max() <= tolerance * expected.abs().max().clamp_min(1.0))
+
+
+def made_up_length(config: object) -> int:
+    """Tokens that cross every window and chunk of a configuration, where that is cheap; at least 12."""
+    values: dict[str, object] = vars(config)
+    lengths = [
+        value
+        for key, value in values.items()
+        if ("window" in key or "chunk" in key) and isinstance(value, int) and 8 < value + 4 <= LONGEST
+    ]
+    return max([8, *lengths]) + 4
+
+
+def choose_attention(model: "PreTrainedModel", wanted: str) -> str:
+    """Give the model the attention that is exact: SDPA where it gives the numbers of an eager pass.
+
+    Args:
+        model: loaded with SDPA, or with eager attention where it has no other.
+        wanted: ``auto``, ``sdpa`` or ``eager``.
+
+    Returns:
+        ``sdpa`` or ``eager``, which the model has from now on.
+
+    Raises:
+        ModelError: ``wanted`` is ``sdpa``, and the model's attention is more than that.
+    """
+    if model.config._attn_implementation != "sdpa":
+        return "eager"
+    extra = _dropped_by_sdpa(model)
+    if extra is None:
+        expected = _with_attention(model, "eager", lambda: _logits(model))
+        if close(expected, _logits(model), model.dtype):
+            return "sdpa"
+        extra = "the numbers differ"
+    if wanted == "sdpa":
+        raise ModelError(
+            f"attention: sdpa is not this model's attention ({extra}), so that log-probabilities would be wrong. "
+            "Use attention: auto or eager"
+        )
+    _set_attention(model, "eager")
+    return "eager"
+
+
+def _dropped_by_sdpa(model: "PreTrainedModel") -> str | None:
+    """The first argument that the model gives its eager attention and that SDPA would drop; None without one."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    understood = set(inspect.signature(sdpa_attention_forward).parameters)
+    dropped: set[str] = set()
+
+    def witness(module: object, *tensors: object, **arguments: object) -> object:
+        eager: object = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if callable(eager):
+            used = set(inspect.signature(eager).parameters) - understood
+            dropped.update(name for name in used if arguments.get(name) is not None)
+        return sdpa_attention_forward(module, *tensors, **arguments)  # type: ignore[arg-type]
+
+    AttentionInterface.register("klent_witness", witness)
+    try:
+        _with_attention(model, "klent_witness", lambda: _logits(model))
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError):
+        return None  # attention that is not called by name: the numbers decide
+    return f"it also has {', '.join(sorted(dropped))}" if dropped else None
+
+
+def _with_attention(model: "PreTrainedModel", name: str, call: "Callable[[], Tensor]") -> "Tensor":
+    _set_attention(model, name)
+    try:
+        return call()
+    finally:
+        _set_attention(model, "sdpa")
+
+
+def _set_attention(model: "PreTrainedModel", name: str) -> None:
+    """In every configuration that the model's layers read."""
+    for config in {
+        id(part.config): part.config for part in model.modules() if hasattr(part, "config")
+    }.values():
+        if hasattr(config, "_attn_implementation"):
+            config._attn_implementation = name
+
+
+def _logits(model: "PreTrainedModel") -> "Tensor":
+    """Of one made-up row; eval mode, no cache."""
+    import torch
+
+    config = model.config.get_text_config()
+    count = made_up_length(config)
+    ids = torch.tensor([[(7 * i + 3) % config.vocab_size for i in range(count)]], device=model.device)
+    with torch.no_grad():
+        return cast("Tensor", model(input_ids=ids, use_cache=False).logits).float()
+
+
+def refuse_noise(model: "PreTrainedModel", name: str) -> None:
+    """Refuse a model whose numbers in ``train()`` mode are not those in ``eval()`` mode, every time.
+
+    An adapter's dropout is left out: it is asked for.
+
+    Raises:
+        ModelError: the model draws random numbers that no setting switches off.
+    """
+    import torch
+
+    with _without_adapter(model), _random_state(model.device):
+        model.eval()
+        quiet = _logits(model)
+        model.train()
+        try:
+            noisy = [_logits(model) for _ in range(2)]
+        finally:
+            model.eval()
+    if all(close(quiet, numbers, model.dtype) for numbers in noisy):
+        return
+    kind = "draws random numbers" if not torch.equal(noisy[0], noisy[1]) else "computes something else"
+    raise ModelError(
+        f"{name} {kind} in training mode, so that its log-probabilities are not those of the sampler: ratios "
+        "would be noise. Switch it off in the model's config.json, or use another model"
+    )
+
+
+def _without_adapter(model: "PreTrainedModel") -> "AbstractContextManager[object]":
+    disable: Callable[[], AbstractContextManager[object]] | None = getattr(model, "disable_adapter", None)
+    return disable() if hasattr(model, "peft_config") and disable is not None else nullcontext()
+
+
+@contextmanager
+def _random_state(device: "torch.device") -> Iterator[None]:
+    """Within this block random numbers may be drawn; afterwards the global state is as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
