@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from klent.config import Eval, Recipe, Reward
-from klent.errors import ConfigError
+from klent.errors import ConfigError, DataError
 from klent.kit.seeds import derive_seed
 from klent.measure.certainty import extra_measures
-from klent.measure.evaluate import evaluate
+from klent.measure.evaluate import NO_PROBLEMS, evaluate
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
@@ -84,6 +84,8 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, object]:
         )
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     prompts = task.heldout(recipe.eval.problems)
+    if not prompts:  # before a model is loaded
+        raise DataError(NO_PROBLEMS)
     with Scorer(rewards, task) as scorer:
         scorer.check()
         loaded = load_on_device(model, recipe)

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from klent.config import Recipe, Reward, dump_recipe
+from klent.control.limits import saved_state
 from klent.control.mixing import check_alpha
+from klent.errors import DivergenceError, RunError
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
 from klent.models.load import LoadedModel
@@ -74,6 +76,9 @@ def train(
             console.start(title_of(recipe), describe_plan(recipe), steps=recipe.steps, done=done)
             loop.fit()
             _finish(loop, folder, parts.loaded, console)
+        except DivergenceError as error:  # what it has become is not saved: to go on from it would fail again
+            kept = sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
+            raise RunError(f"{error}. Lower it, and start again. {saved_state(kept)}") from error
         finally:
             console.close()
     return run
