@@ -25,6 +25,10 @@ class RunError(KlentError, RuntimeError):
     """A run that cannot start, continue or finish."""
 
 
+class DivergenceError(RunError):
+    """A model whose numbers are no longer finite: nothing can be drawn from it, and no step would mend it."""
+
+
 class CheckpointError(RunError):
     """A checkpoint that is missing, damaged or could not be written."""
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from klent.errors import DivergenceError
 from klent.rollout.sampling import sample_tokens
 
 
@@ -75,3 +76,15 @@ def test_logits_are_left_as_they_were():
     before = logits.clone()
     sample_tokens(logits, torch.full((4,), 0.3), temperature=0.7, top_p=0.9, top_k=4)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 2}])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_logits_of_no_distribution_are_refused_in_words(bad, settings):
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    if bad is None:
+        logits[3] = float("-inf")
+    else:
+        logits[3, 7] = bad
+    with pytest.raises(DivergenceError, match=r"the logits of 1 of 5 rows are not finite.*optimizer\.lr"):
+        sample_tokens(logits, torch.full((5,), 0.5), **settings)

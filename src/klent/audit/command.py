@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,8 +16,10 @@ from klent.audit.peers import PEERS, PeerAudit, audit_peer
 from klent.audit.rewards import in_reward
 from klent.audit.words import nearest, qualities, sentence, short, title
 from klent.config.binding import resolve
-from klent.config.yaml_text import RecipeLoader
+from klent.config.layers import Layer
+from klent.config.yaml_text import parse_yaml
 from klent.errors import ConfigError
+from klent.kit.terminal import SafeConsole
 
 PICTURES = (".svg", ".png", ".pdf")
 FORMS = (
@@ -49,7 +50,7 @@ def audit_command(target: str, settings: list[str], json: bool, picture: Path | 
             f"{picture}: a picture is {', '.join(PICTURES)}; give its name one of these endings"
         )
     values = parse_settings(settings)
-    console = Console(highlight=False, markup=False)
+    console = SafeConsole(highlight=False, markup=False)
     if target in PEERS:
         if picture is not None:
             raise ConfigError(f"--picture draws one loss; {target} has several")
@@ -80,10 +81,7 @@ def parse_settings(settings: list[str]) -> dict[str, object]:
         key, equals, text = setting.partition("=")
         if not equals or not key.isidentifier():
             raise ConfigError(f"{setting}: a setting is written key=value")
-        try:
-            values[key] = yaml.load(text, RecipeLoader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{setting}: the value is not YAML: {error}") from error
+        values[key] = parse_yaml(text, Layer({}, source=setting), (key,))
     return values
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict
 from klent.errors import ConfigError
+from klent.kit.terminal import SafeConsole
 
 _COLOURS = {"holds": "green", "holds when": "yellow", "refuted": "red"}
 
@@ -34,7 +35,7 @@ def claims_command(ids: list[str], as_json: bool) -> int:
             json.dumps([claim.to_dict(verdict) for claim, verdict in results], indent=2, ensure_ascii=False)
         )
         return 0
-    console = Console(highlight=False, markup=False)
+    console = SafeConsole(highlight=False, markup=False)
     if ids:
         for claim, verdict in results:
             _show(claim, verdict, console)

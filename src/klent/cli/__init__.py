@@ -3,6 +3,8 @@
 Nothing heavy is imported until a verb needs it: ``klent --help`` answers at once.
 """
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -59,4 +61,7 @@ app.add_typer(library.models, name="models")
 def main() -> None:
     """Entry point of the ``klent`` command."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal's encoding lacks is no error
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -1,38 +1,82 @@
 """What every verb shares: consoles, common options, and errors shown as messages."""
 
+import errno
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.text import Text
 from typer.core import TyperGroup
 
 from klent.errors import ConfigError, KlentError, RunError
+from klent.kit.terminal import SafeConsole, visible
 
-out = Console(highlight=False, markup=False)
-err = Console(stderr=True, highlight=False, markup=False)
+out = SafeConsole(highlight=False, markup=False)
+err = SafeConsole(stderr=True, highlight=False, markup=False)
 _debug = False
 
 
 class PlainErrors(TyperGroup):
-    """Prints a KlentError as a plain message; any other error is a bug and keeps its traceback."""
+    """Where errors become words.
+
+    What klent raises on purpose is a message; so is what the machine refuses, whichever part asked: a disk that
+    is full, a file that may not be written, memory. Any other error is a bug and keeps its traceback. A reader
+    that went away (``klent ... | head -1``) ends the verb without a word.
+    """
 
     def invoke(self, ctx: Any) -> object:
         try:
             return super().invoke(ctx)
-        except KlentError as error:
+        except (KlentError, OSError, MemoryError, RecursionError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
             if _debug:
                 traceback.print_exc()
             title = "recipe or option refused" if isinstance(error, ConfigError) else "stopped"
-            err.print(Panel(Text(str(error)), title=title, title_align="left", border_style="red"))
+            text = Text(visible(_in_words(error)))
+            err.print(Panel(text, title=title, title_align="left", border_style="red"))
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
         except KeyboardInterrupt:
             err.print("stopped", style="yellow")
             raise typer.Exit(130) from None
+
+
+def _in_words(error: Exception) -> str:
+    """The message of an error; of one that the machine raised, with what to do."""
+    if isinstance(error, KlentError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error or 'an allocation failed'}. Free some, or ask for less."
+    if isinstance(error, RecursionError):
+        return "a file or a value is nested too deeply to be read; flatten it. --debug shows where."
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    fix = _FIXES.get(error.errno or 0, "--debug shows where")
+    return f"{names or 'a file or device'}: {error.strerror.lower()}. {fix[0].upper()}{fix[1:]}."
+
+
+_FIXES = {
+    errno.ENOSPC: "free space on that disk; a run continues with `klent resume`",
+    errno.EDQUOT: "free space in your quota; a run continues with `klent resume`",
+    errno.EACCES: "change its permissions, or choose another path",
+    errno.EPERM: "change its permissions, or choose another path",
+    errno.EROFS: "choose a path on a disk that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "name a folder, not a file",
+    errno.EEXIST: "choose another name, or remove it",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+}
+
+
+def show(text: str) -> None:
+    """Print what a model wrote, line by line as it is, with nothing in it that the terminal would obey."""
+    print(visible(text), flush=True)
 
 
 def _set_debug(value: bool) -> None:

@@ -1,13 +1,14 @@
 """``klent eval`` and ``klent sample``: how good a model is, and what it writes."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from klent.cli.common import Debug, Overrides, Runs, final_model, find_run, out
+from klent.cli.common import Debug, Overrides, Runs, final_model, find_run, out, show
 from klent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,6 +79,18 @@ def _refuse_trained_problems(settings: "Recipe", trained: "Recipe") -> None:
         )
 
 
+def _finite(value: float | None) -> float | None:
+    if value is not None and not (0 <= value < math.inf):  # NaN is neither
+        raise typer.BadParameter(f"{value:g} is no temperature: give a finite number, at least 0")
+    return value
+
+
+def _probability(value: float) -> float:
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{value:g} is not in (0, 1]; 1 samples among all tokens")
+    return value
+
+
 def sample(
     arguments: Annotated[
         list[str],
@@ -105,13 +118,25 @@ def sample(
     ] = None,
     target_temperature: Annotated[
         float | None,
-        typer.Option("--target-temperature", help="Temperature of the target; default: the same."),
+        typer.Option(
+            "--target-temperature", callback=_finite, help="Temperature of the target; default: the same."
+        ),
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many completions.")] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    count: Annotated[
+        int, typer.Option("-n", "--count", min=1, max=100_000, help="How many completions.")
+    ] = 1,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Longest completion, in tokens.")
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option(callback=_finite, help="Sampling temperature; 0 is greedy.")
+    ] = 1.0,
     top_p: Annotated[
-        float, typer.Option(help="Sample among the most likely tokens that hold this probability; 1 = all.")
+        float,
+        typer.Option(
+            callback=_probability,
+            help="Sample among the most likely tokens that hold this probability; 1 = all.",
+        ),
     ] = 1.0,
     top_k: Annotated[
         int, typer.Option(min=0, help="Sample among this many most likely tokens; 0 = all.")
@@ -144,11 +169,11 @@ def sample(
         "system": system,
     }
     if target is None and target_prompt is None and target_temperature is None:
-        from klent.runs.sample import sample as write
+        from klent.runs.sample import sample as complete
 
-        for number, written in enumerate(write(model, text, **options), start=1):
+        for number, written in enumerate(complete(model, text, **options), start=1):
             _heading(number, count)
-            print(written)
+            show(written)
         return
     from klent.runs.sample import sample_mixture
 
@@ -201,7 +226,7 @@ def _show_mixed(completion: "MixedText") -> None:
     """The text, its tokens with alpha and KL, and a line of means."""
     from klent.cli.tokens import show_tokens
 
-    print(completion.text)
+    show(completion.text)
     print()
     rows = (("alpha", completion.alpha), ("KL", completion.kl_policy))
     show_tokens(out, completion.tokens, rows, shade=completion.kl_policy)

@@ -78,11 +78,17 @@ def recipes_cp(
     source = _recipe_or_method(name)
     target = destination or Path(source.name)
     target = target / source.name if target.is_dir() else target
-    if target.exists() and not force:
+    if (target.exists() or target.is_symlink()) and not force:
         raise RunError(f"{target} exists; pass --force to overwrite it, or another name")
+    if target.is_symlink():
+        raise RunError(f"{target} is a symbolic link, and what it points to would be overwritten; remove it")
+    copies = _data_files(source, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    _copy_data(source, target)
+    for data, copy in copies:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(data, copy)
+        out.print(f"wrote {copy}", soft_wrap=True)
     out.print(f"wrote {target}; train it with: klent train {target}", soft_wrap=True)
 
 
@@ -146,15 +152,28 @@ def doctor(runs: Runs = Path("runs"), debug: Debug = False) -> None:
         raise typer.Exit(1)
 
 
-def _copy_data(source: Path, target: Path) -> None:
-    """Copy the data file beside a shipped recipe too."""
-    import yaml
+def _data_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """The data files beside a recipe and their places beside its copy; one that exists there is left alone.
 
-    data = ((yaml.safe_load(source.read_text()) or {}).get("task") or {}).get("data", "")
-    if data and (source.parent / data).is_file() and not (target.parent / data).exists():
-        (target.parent / data).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.parent / data, target.parent / data)
-        out.print(f"wrote {target.parent / data}", soft_wrap=True)
+    Raises:
+        ConfigError: a place outside the folder of the copy, by ``..``, an absolute path or a symbolic link.
+    """
+    from klent.config.yaml_text import read_layer
+
+    task = read_layer(source).values.get("task")
+    paths = [task.get(key) for key in ("data", "heldout_data")] if isinstance(task, dict) else []
+    files = []
+    for path in dict.fromkeys(path for path in paths if isinstance(path, str)):
+        data, copy = source.parent / path, target.parent / path
+        if not data.is_file() or copy.exists():
+            continue
+        if not copy.resolve().is_relative_to(target.parent.resolve()):
+            raise ConfigError(
+                f"{source}: its data, {path}, would be written outside {target.parent}, as {copy.resolve()}; "
+                "copy recipe and data by hand"
+            )
+        files.append((data, copy))
+    return files
 
 
 def _recipe_or_method(name: str) -> Path:

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from klent.cli.common import Debug, Overrides, Runs, err, out
+from klent.errors import ConfigError
 
 WIDE = 160  # columns of the table of arms
 Target = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a file.")]
@@ -39,6 +40,8 @@ def select(
     from klent.config import load_recipe
     from klent.studies.rank import rank_prompts
 
+    if not output.name:
+        raise ConfigError(f"--out {output} is a folder; name a file in it, such as ranked.jsonl")
     with err.status("loading") as status:
         rows = rank_prompts(
             load_recipe(recipe, overrides or []),

@@ -6,6 +6,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from klent.kit.terminal import visible
+
 Rows = Sequence[tuple[str, Sequence[float]]]
 
 #: from small to large
@@ -44,7 +46,8 @@ def blocks(tokens: Sequence[str], rows: Rows, *, width: int) -> Iterator[list[Li
      ['Hi  ', '·you']
     α ['0.50', '1.00']
     """
-    pieces = [token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") for token in tokens]
+    shown = [token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") for token in tokens]
+    pieces = [visible(token) for token in shown]
     columns = [[piece, *(f"{values[i]:.2f}" for _, values in rows)] for i, piece in enumerate(pieces)]
     widths = [max(map(cell_len, column)) for column in columns]
     room = width - _margin(rows) - 2

@@ -19,7 +19,7 @@ TAGS: dict[str, type[Settings]] = {**TASKS, **ROLLOUTS}
 class Recipe(Settings):
     """Everything that determines a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
     """Name of the run and of its folder; by default the recipe file's name."""
     model: str
     """An alias of `klent models ls`, a local folder, or a hub id."""

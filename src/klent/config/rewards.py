@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
-from klent.config.base import Positive, Settings
+from klent.config.base import Settings
 from klent.errors import ConfigError
 from klent.kit.names import nearest
 
@@ -15,6 +16,8 @@ WITHOUT_ANSWER = ("empo", "random")
 SHIPPED = ("empo", "exact", "gym", "last_number", "math_verify", "random")
 #: ``python:NAME`` is a function that was passed to klent.train from Python
 PYTHON = "python"
+#: seconds; what waits for a reply counts in milliseconds, of which it can hold 24 days
+LONGEST_TIMEOUT = 1_000_000.0
 
 
 class Reward(Settings):
@@ -24,7 +27,7 @@ class Reward(Settings):
     """Name of a shipped reward, or `path/to/file.py:function`."""
     weight: float = 1.0
     """Weight in the sum; a reward of weight 0 is measured and not summed."""
-    timeout: Positive = 10.0
+    timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] = 10.0
     """Seconds allowed for one call; a completion scored later than that is unscorable."""
     settings: dict[str, object] = Field(default_factory=dict)
     """More arguments of the function, e.g. {same: number} of empo."""
@@ -120,8 +123,9 @@ def _read(item: object) -> Reward:
     fn = _checked(fn.strip())
     weight = _number(fields.get("weight", 1.0), f"reward {fn}: weight")
     timeout = _number(fields.get("timeout", 10.0), f"reward {fn}: timeout")
-    if timeout <= 0:
-        raise ConfigError(f"reward {fn}: timeout must be more than 0 seconds, not {timeout:g}")
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        limits = f"more than 0 seconds and at most {LONGEST_TIMEOUT:,.0f}"
+        raise ConfigError(f"reward {fn}: timeout must be {limits}, not {timeout:g}")
     settings = fields.get("settings", {})
     if not isinstance(settings, Mapping):
         raise ConfigError(f"reward {fn}: settings must be a mapping of arguments, not {_shown(settings)}")

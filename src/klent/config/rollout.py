@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from klent.config.base import Count, Names, Positive, PositiveInt, Settings
+from klent.config.base import Count, Positive, PositiveInt, Settings
 from klent.config.mixture import MixtureSettings
 
 
@@ -24,7 +24,7 @@ class TransformersRollout(Settings):
     """Sample among the most likely tokens that hold this probability; 1 = all."""
     top_k: Count = 0
     """Sample among this many most likely tokens; 0 = all."""
-    stop: Names = ()
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
     """Strings that end a completion, besides the model's own end token."""
     mixture: MixtureSettings | None = None
     """Sample between the policy and a target; evaluation samples from the policy all the same."""

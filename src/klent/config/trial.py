@@ -10,6 +10,7 @@ from torch import Tensor
 
 from klent.config.binding import TRAINED, Function, choices_of, missing_from, streams_of
 from klent.objectives.kinds import Kind, declaration
+from klent.objectives.types import as_token_loss
 from klent.streams.registry import PER_ACTION, PER_COMPLETION, REGISTRY, Stream
 
 _TOKENS = (2, 3)
@@ -30,12 +31,13 @@ def try_out(kind: Kind, function: Function, settings: Mapping[str, object]) -> s
         )
     data = {name: _example(name) for name in reads}
     try:
-        result = function(**data, **settings)
+        values = function(**data, **settings)
+        if kind == "token_loss":
+            values = as_token_loss(values).loss
     except (ValueError, TypeError) as error:
         return str(error)
     except Exception as error:  # a user's function may raise anything
         return f"{type(error).__name__} when tried on two rows of three tokens: {error}"
-    values = result[0] if isinstance(result, tuple) else result
     wrong = _wrong_values(kind, values)
     if wrong is None and kind == "token_loss":
         wrong = _wrong_gradient(function, values, data, settings)

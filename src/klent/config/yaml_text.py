@@ -1,6 +1,8 @@
 """Text to layers: every key of a recipe remembers the file and line that it was written on.
 
 YAML is read by the rules of version 1.2: ``2e-5`` is a number; ``on``, ``off``, ``yes`` and ``no`` are text.
+A recipe may come from anywhere, so what reading it may cost is limited: its size, its depth, and how much its
+aliases may add up to.
 """
 
 import re
@@ -19,6 +21,11 @@ class RecipeLoader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
+
+SIZE = 2**20  # characters
+DIGITS = 1000  # of a whole number
+DEPTH = 32  # levels of lists and mappings
+VALUES = 50_000  # with every alias written out
 
 _FLOAT = re.compile(
     r"[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
@@ -47,7 +54,8 @@ def read_layer(file: Path, shown: str | None = None) -> Layer:
     """Read a recipe file; ``shown`` is the name that error messages use for it."""
     shown = shown or str(file)
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(SIZE + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown}: cannot be read: {error}") from error
     layer = Layer({}, source=shown)
@@ -59,22 +67,83 @@ def read_layer(file: Path, shown: str | None = None) -> Layer:
 
 
 def parse_yaml(text: str, layer: Layer, path: KeyPath = ()) -> Yaml:
-    """The value of a YAML text; ``layer`` gets the origins of its keys, which are below the key ``path``."""
+    """The value of a YAML text; ``layer`` gets the origins of its keys, which are below the key ``path``.
+
+    Raises:
+        ConfigError: no YAML, or more of it than a recipe can need: see ``SIZE``, ``DEPTH`` and ``VALUES``.
+    """
+    if len(text) > SIZE:
+        raise ConfigError(f"{layer.source}: longer than {SIZE:,} characters; put data into a file of its own")
     try:
+        _refuse_depth(text, layer)
         node = yaml.compose(text, Loader=RecipeLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark and not path else ""
         raise ConfigError(f"{layer.source}{line}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{layer.source}: not valid YAML: {error}") from error
-    return None if node is None else _value(node, path, layer)
+    return None if node is None else _Reader(layer, len(path)).value(node, path)
 
 
-def _value(node: yaml.Node, path: KeyPath, layer: Layer) -> Yaml:
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(node, path, layer)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, (*path, index), layer) for index, item in enumerate(node.value)]
+def _refuse_depth(text: str, layer: Layer) -> None:
+    """Before anything recurses: the events of YAML are read one after the other, however deep it is."""
+    depth = 0
+    for event in yaml.parse(text, Loader=RecipeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEPTH:
+            raise _too_deep(event.start_mark.line + 1 if event.start_mark else 1, layer)
+
+
+def _too_deep(line: int, layer: Layer) -> ConfigError:
+    return ConfigError(f"{layer.source}:{line}: nested more than {DEPTH} levels deep; no key of a recipe is")
+
+
+class _Reader:
+    """Nodes to values, with a count of them: an alias is a line, and what it stands for may be a million."""
+
+    def __init__(self, layer: Layer, above: int) -> None:
+        self.layer = layer
+        self.above = above
+        self.count = 0
+
+    def value(self, node: yaml.Node, path: KeyPath) -> Yaml:
+        line = node.start_mark.line + 1
+        self.count += 1
+        if self.count > VALUES:
+            reason = f"more than {VALUES:,} values, with every alias (*name) written out"
+            raise ConfigError(f"{self.layer.source}:{line}: {reason}; put data into a file of its own")
+        if len(path) - self.above > DEPTH:  # an alias that contains itself
+            raise _too_deep(line, self.layer)
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        return _scalar(node, line, self.layer)
+
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Yaml]:
+        result: dict[str, Yaml] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            where = f"{self.layer.source}:{line}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{where}: a key must be plain text, not a list or a mapping")
+            key = key_node.value
+            if key in result:
+                raise ConfigError(
+                    f"{where}: `{'.'.join(map(str, (*path, key)))}` is written twice "
+                    f"(first on line {lines[key]}); keep one of them"
+                )
+            lines[key] = line
+            self.layer.origins[(*path, key)] = where
+            result[key] = self.value(value_node, (*path, key))
+        return result
+
+
+def _scalar(node: yaml.Node, line: int, layer: Layer) -> Yaml:
     text, kind = str(node.value), node.tag.removeprefix("tag:yaml.org,2002:")
     match kind:
         case "str":
@@ -84,30 +153,14 @@ def _value(node: yaml.Node, path: KeyPath, layer: Layer) -> Yaml:
         case "bool":
             return text.lower() == "true"
         case "int":
+            if len(text) > DIGITS:
+                raise ConfigError(
+                    f"{layer.source}:{line}: a number of {len(text):,} digits; quote it as text"
+                )
             return int(text)
         case "float":
             return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
-    line = node.start_mark.line + 1
     raise ConfigError(f"{layer.source}:{line}: the YAML tag {node.tag} has no meaning in a recipe; remove it")
-
-
-def _mapping(node: yaml.MappingNode, path: KeyPath, layer: Layer) -> dict[str, Yaml]:
-    result: dict[str, Yaml] = {}
-    lines: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{layer.source}:{line}: a key must be plain text, not a list or a mapping")
-        key = key_node.value
-        if key in result:
-            raise ConfigError(
-                f"{layer.source}:{line}: `{'.'.join(map(str, (*path, key)))}` is written twice "
-                f"(first on line {lines[key]}); keep one of them"
-            )
-        lines[key] = line
-        layer.origins[(*path, key)] = f"{layer.source}:{line}"
-        result[key] = _value(value_node, (*path, key), layer)
-    return result
 
 
 # A segment of a dotted key may itself hold dots where it names a function of the user's: loss.my.py:fn.coef

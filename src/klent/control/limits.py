@@ -1,11 +1,17 @@
 """When a run that no longer learns stops: nothing could be scored, or nothing was finite, for too long."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from klent.config import Limits
 from klent.control.organ import Organ, StepRecord
 from klent.errors import RunError
+
+
+def saved_state(checkpoints: Sequence[str]) -> str:
+    """What a run that stopped has kept, in a sentence; ``checkpoints`` are names, oldest first."""
+    newest = f"The newest checkpoint is checkpoints/{checkpoints[-1]}." if checkpoints else None
+    return newest or "There is no checkpoint yet."
 
 
 class Guard(Organ):
@@ -57,8 +63,7 @@ class Guard(Organ):
         row = step.row
         self.unscorable = self.unscorable + 1 if row.get("reward/unscorable") == 1.0 else 0
         self.nonfinite = self.nonfinite + 1 if row["update/skipped"] else 0
-        kept = self.checkpoints()
-        saved = f"The newest checkpoint is checkpoints/{kept[-1]}." if kept else "There is no checkpoint yet."
+        saved = saved_state(self.checkpoints())
         if self.unscorable >= self.limits.unscorable_steps:
             reasons = "; ".join(sorted(self.reasons)) or "the rewards returned nothing"
             raise RunError(

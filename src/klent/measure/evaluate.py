@@ -4,11 +4,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from klent.errors import DataError
 from klent.kit.statistics import mean, pass_at_k, wilson
 from klent.rollout.engine import Engine
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.tasks import Scorer
+
+NO_PROBLEMS = (
+    "nothing is held out, so there is nothing to evaluate on: the data has one distinct prompt, and it is "
+    "trained on. Give other problems as task.heldout_data, or set eval: null"
+)
 
 Correct = Sequence[Sequence[bool]]
 """For each problem, whether each of its samples is correct."""
@@ -52,7 +58,12 @@ def evaluate(
         seed: of the sampling; the same before and after training.
         step: the training step that was evaluated, 0 before training.
         more: adds to the row, from the completions and whether each problem's are correct.
+
+    Raises:
+        DataError: there is no problem.
     """
+    if not prompts:
+        raise DataError(NO_PROBLEMS)
     started = time.perf_counter()
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
     rewards = score(scorer, rollouts)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-import yaml
-
+from klent.config.layers import Layer
+from klent.config.yaml_text import parse_yaml
 from klent.errors import RunError
 from klent.kit.tables import Row, Table, finite, step_of
 
@@ -164,8 +164,8 @@ def _mapping(text: str, name: str, notes: list[str]) -> Row:
     if not text.strip():
         return {}
     try:
-        value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        value = json.loads(text) if name.endswith(".json") else parse_yaml(text, Layer({}, source=name))
+    except (ValueError, RecursionError):
         notes.append(f"{name} could not be read: it is incomplete.")
         return {}
     return value if isinstance(value, dict) else {}

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from klent.errors import DivergenceError
+
 BLOCK = 256  # tokens of the vocabulary summed together before the search, which then reads one such block
 LOG2_E = 1 / math.log(2)
 TILE = 2**19  # logits worked on together on a CPU, 2 MB: they stay in the cache from one pass to the next
@@ -45,14 +47,20 @@ def sample_tokens(
     Returns:
         ``Sampled``; float32 numbers.
 
+    Raises:
+        DivergenceError: logits that are NaN or +inf, or a row that is -inf throughout: they are of no
+            distribution.
+
     Example:
         >>> drawn = sample_tokens(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0.75, 0.75]))
         >>> drawn.token.tolist(), [round(x, 4) for x in drawn.logp.tolist()]
         ([1, 0], [-0.6931, -0.1269])
     """
     if temperature == 0:
+        largest, token = logits.max(dim=-1)
+        _refuse_diverged(largest)
         zero = torch.zeros(len(logits), device=logits.device)
-        return Sampled(logits.argmax(dim=-1), zero, zero.clone(), zero.clone())
+        return Sampled(token, zero, zero.clone(), zero.clone())
     rows = max(1, TILE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
     parts = [
         _draw(part, u, temperature=temperature, top_p=top_p, top_k=top_k)
@@ -67,7 +75,9 @@ def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, 
     scaled = torch.zeros(count, -(-size // BLOCK) * BLOCK, device=logits.device)
     filled = scaled[:, :size]
     filled.copy_(logits).div_(temperature)
-    filled -= filled.amax(dim=-1, keepdim=True)
+    largest = filled.amax(dim=-1, keepdim=True)
+    _refuse_diverged(largest)
+    filled -= largest
     scaled[:, size:] = float("-inf")
     if top_k or top_p < 1.0:
         filled.masked_fill_(~_kept(filled, top_p=top_p, top_k=top_k), float("-inf"))
@@ -90,6 +100,16 @@ def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, 
     renyi = 2 * log_total - torch.linalg.vecdot(weight, weight)[:, None].log()
     numbers = (logp, (log_total - mean).clamp_min(0.0), renyi.clamp_min(0.0))
     return Sampled(token[:, 0], *(x[:, 0] for x in numbers))
+
+
+def _refuse_diverged(largest: Tensor) -> None:
+    """Raise where the largest logit of a row is not finite; a NaN among logits is their maximum."""
+    broken = int((~largest.isfinite()).sum())
+    if broken:
+        raise DivergenceError(
+            f"the model has diverged: the logits of {broken} of {len(largest)} rows are not finite, so no "
+            "token can be drawn. Its weights hold NaN or inf, or are too large: usually optimizer.lr is too high"
+        )
 
 
 def _below(threshold: Tensor, total: Tensor) -> Tensor:

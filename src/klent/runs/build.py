@@ -16,6 +16,7 @@ from klent.control.organ import Organ
 from klent.control.schedule import learning_rate
 from klent.control.thermostat import Controller, knob
 from klent.errors import RunError
+from klent.measure.evaluate import NO_PROBLEMS
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.load import LoadedModel, load_policy
@@ -203,6 +204,9 @@ def _build_evaluations(
     console: TrainConsole,
 ) -> Evaluations:
     settings = recipe.eval
+    prompts = task.heldout(settings.problems) if settings is not None and judge is not None else []
+    if settings is not None and judge is not None and not prompts:
+        console.warn(NO_PROBLEMS)
 
     def measure(step: int, votes: Sequence[str | None] | None) -> EvalRow:
         assert settings is not None
@@ -212,7 +216,7 @@ def _build_evaluations(
             recipe.rollout,
             settings,
             scorer=judge,
-            prompts=task.heldout(settings.problems),
+            prompts=prompts,
             seed=recipe.seed,
             step=step,
             start=votes,
@@ -221,7 +225,7 @@ def _build_evaluations(
 
     return Evaluations(
         folder,
-        measure if settings is not None and judge is not None else None,
+        measure if prompts else None,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
         keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),

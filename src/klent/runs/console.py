@@ -2,14 +2,17 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+from klent.kit.terminal import SafeConsole, discard, visible
 
 Row = Mapping[str, object]  # of metrics.jsonl or eval.jsonl
 
@@ -29,14 +32,16 @@ class TrainConsole:
 
     In a terminal, a live line at the bottom shows step, phase, reward, entropy, KL, speed and time left, and
     every finished step adds a row to the table above it. In a log file or a pipe, each step is one plain line
-    of ``name=value``.
+    of ``name=value``. What models and rewards wrote is made visible, see :func:`klent.kit.terminal.visible`.
+
+    A display that fails (its reader went away, the log's disk is full) falls silent: it ends no training.
 
     Args:
         console: where to print; standard output by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or SafeConsole(highlight=False, markup=False)
         self.live = self.console.is_terminal and not self.console.quiet
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -60,9 +65,8 @@ class TrainConsole:
         self._steps, self._done, self._began = steps, done, time.monotonic()
         lines = [*plan, *([f"resuming after step {done}"] if done else [])]
         if self.live:
-            self.console.print(
-                Panel("\n".join(lines), title=Text(title), title_align="left", border_style="dim")
-            )
+            text = Text(visible("\n".join(lines)))
+            self._print(Panel(text, title=Text(visible(title)), title_align="left", border_style="dim"))
             self._open_progress()
         else:
             self._print(title)
@@ -82,7 +86,7 @@ class TrainConsole:
         if self.live:
             if len(self._timed) == 1:
                 head = f"{'step':>9}" + "".join(f"{name:>{width}}" for name, width, *_ in _COLUMNS)
-                self.console.print(Text(head + f"{'time':>8}", style="bold"))
+                self._print(head + f"{'time':>8}", style="bold")
             cells = "".join(f"{_cell(row, keys, form):>{width}}" for _, width, keys, form in _COLUMNS)
             position = f"{self._done}/{self._steps}"
             self._print(f"{position:>9}{cells}{_clock(self._timed[-1]):>8}")
@@ -114,9 +118,10 @@ class TrainConsole:
 
     def close(self) -> None:
         """Remove the live line; safe to call more than once, and after an error."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            with self._showing():
+                progress.stop()
 
     def finish(
         self,
@@ -130,7 +135,7 @@ class TrainConsole:
         self.close()
         self._print("")
         if before and after:
-            self.console.print(_accuracy_table(before, after))
+            self._print(_accuracy_table(before, after))
             self._print("")
         took = _clock(time.monotonic() - self._began)
         if early and after:
@@ -157,7 +162,8 @@ class TrainConsole:
         )
         self._progress = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
         self._task = self._progress.add_task("", total=self._steps, completed=self._done, what="", numbers="")
-        self._progress.start()
+        with self._showing():
+            self._progress.start()
         self._update_live(redraw=True)
 
     def _update_live(self, *, redraw: bool) -> None:
@@ -171,10 +177,26 @@ class TrainConsole:
             [*(metrics if self._last else []), f"{elapsed} elapsed", f"{_clock(self.seconds_left())} left"]
         )
         what = f"step {min(self._done + 1, self._steps)}/{self._steps} {self._phase}".rstrip()
-        self._progress.update(self._task, completed=self._done, what=what, numbers=numbers, refresh=redraw)
+        with self._showing():
+            self._progress.update(
+                self._task, completed=self._done, what=what, numbers=numbers, refresh=redraw
+            )
 
-    def _print(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)
+    def _print(self, shown: RenderableType, style: str = "") -> None:
+        text = isinstance(shown, str)
+        with self._showing():
+            line = Text(visible(shown), style=style) if isinstance(shown, str) else shown
+            self.console.print(line, soft_wrap=text)
+
+    @contextmanager
+    def _showing(self) -> Iterator[None]:
+        """Whatever keeps the display from being shown ends it, and nothing else."""
+        try:
+            yield
+        except (OSError, SystemExit):  # a plain console of rich turns a broken pipe into SystemExit
+            self.console.quiet = True
+            discard(self.console.file)
+            self.close()
 
 
 class QuietConsole(TrainConsole):

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from klent.config import Eval, Recipe, Reward
-from klent.errors import ConfigError
+from klent.errors import ConfigError, DataError
 from klent.kit.seeds import derive_seed
 from klent.measure.certainty import extra_measures
-from klent.measure.evaluate import evaluate
+from klent.measure.evaluate import NO_PROBLEMS, evaluate
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
@@ -83,6 +83,8 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, object]:
             f"recipe {recipe.name} has no `{missing}`: there is nothing to measure. Set `{missing}`."
         )
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
+    if not task.heldout(recipe.eval.problems):  # before a model is loaded
+        raise DataError(NO_PROBLEMS)
     with Scorer(rewards, task) as scorer:
         scorer.check()
         loaded = load_on_device(model, recipe)

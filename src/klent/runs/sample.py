@@ -1,5 +1,6 @@
 """Completions of one prompt, from one model or from a mixture of two."""
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,6 +11,8 @@ from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.tasks import Prompt
+
+_RANGES = {"kl_budget": "be more than 0 nats", "ess": "lie in (0, 1]"}
 
 
 def sample(
@@ -124,7 +127,10 @@ def read_alpha(text: str) -> tuple[float | Criterion, float | None]:
     if name in CRITERIA:
         if bool(equals) != (name in ("kl_budget", "entropy", "ess")):
             raise ConfigError(f"--alpha {text}: {name} {'takes no value' if equals else 'needs a value'}")
-        return cast(Criterion, name), _read_number(value, text) if equals else None
+        number = _read_number(value, text) if equals else None
+        if number is not None and ((number == 0 and name != "entropy") or (number > 1 and name == "ess")):
+            raise ConfigError(f"--alpha {text}: {name} must {_RANGES[name]}")
+        return cast(Criterion, name), number
     weight = _read_number(text, text)
     if not 0 <= weight <= 1:
         raise ConfigError(f"--alpha {text}: the policy's weight must lie in [0, 1]")
@@ -133,7 +139,10 @@ def read_alpha(text: str) -> tuple[float | Criterion, float | None]:
 
 def _read_number(number: str, text: str) -> float:
     try:
-        return float(number)
+        value = float(number)
+        if not 0 <= value < math.inf:  # NaN is neither
+            raise ValueError(number)
+        return value
     except ValueError as error:
         valid = "a number in [0, 1], chernoff, snr, kl_budget=NATS, entropy=NATS or ess=FRACTION"
         raise ConfigError(f"--alpha {text}: expected {valid}") from error

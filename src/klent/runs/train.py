@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from klent.config import Recipe, Reward, dump_recipe, load_recipe
+from klent.control.limits import saved_state
 from klent.control.mixing import check_alpha
-from klent.errors import ConfigError
+from klent.errors import ConfigError, DivergenceError, RunError
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
 from klent.models.chat import reads_clock
@@ -96,6 +97,9 @@ def train(
             loop.fit()
             console.stopped_by = None if loop.finished else loop.stopped_by
             _finish(loop, folder, parts.loaded, console)
+        except DivergenceError as error:  # what it has become is not saved: to go on from it would fail again
+            kept = sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
+            raise RunError(f"{error}. Lower it, and start again. {saved_state(kept)}") from error
         finally:
             console.close()
     return run

@@ -57,6 +57,11 @@ def _json_lines(path: Path, shown: str) -> Iterator[tuple[str, Row]]:
             raise DataError(f"{where}: the key {error.args[0]!r} stands twice in one object") from None
         except json.JSONDecodeError as error:
             raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # JSON that Python does not read
+            reason = (
+                "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+            )
+            raise DataError(f"{where}: cannot be read: {reason}; write it as text") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected an object with a prompt, not {type(row).__name__}")
         yield where, row

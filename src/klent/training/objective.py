@@ -87,7 +87,7 @@ class Objective:
         whatever was sampled (``Term.weighted``). A metric that several terms report has its term's name in
         front: ``ppo_clip.ratio``.
         """
-        outcomes = [(term, self._weighted(term, term(streams), streams)) for term in self.terms]
+        outcomes = [(term, self._weighted(term, term.loss(streams), streams)) for term in self.terms]
         losses = [outcome.loss for _, outcome in outcomes]
         total = torch.stack(losses).sum(dim=0) if len(losses) > 1 else losses[0]
         reported = Counter(metric for _, outcome in outcomes for metric in outcome.metrics)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from klent.config.binding import resolve, streams_of
 from klent.objectives.kinds import declaration
+from klent.objectives.types import TokenLoss, as_token_loss
 from klent.streams.registry import Streams
 
 
@@ -38,6 +39,10 @@ class Term:
     def __call__(self, streams: Streams, **supplied: object) -> Any:
         """Call the function with what it reads; ``supplied`` is data that is no stream, such as a generator."""
         return self.function(**streams.read(self.streams), **supplied, **self.settings)
+
+    def loss(self, streams: Streams) -> TokenLoss:
+        """Call the function as a loss; one of the user's may return the loss per token alone."""
+        return as_token_loss(self(streams))
 
     def idle(self, streams: Streams) -> Tensor | None:
         """The actions at which the gradient is 0 whatever the policy's numbers are, ``[B, T]`` bool.
