@@ -84,7 +84,7 @@ def test_a_broken_loss_is_reported(mine: Path, capsys: pytest.CaptureFixture[str
         ("math:pi", [], "is not a function"),
         ("missing.py:loss", [], "no such file"),
         ("kl_in_loss", ["coef"], "a setting is written key=value"),
-        ("kl_in_loss", ["coef=[1"], "the value is not YAML"),
+        ("kl_in_loss", ["coef=[1"], "not valid YAML"),
     ],
 )
 def test_what_cannot_be_audited(target: str, settings: list[str], message: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klent.config.binding import TRAINED, Function, choices_of, missing_from, streams_of
 from klent.objectives.kinds import Kind, declaration
-from klent.objectives.types import as_token_loss
+from klent.objectives.returned import as_token_loss
 from klent.streams.registry import PER_ACTION, PER_COMPLETION, REGISTRY, Stream
 
 _TOKENS = (2, 3)

@@ -67,7 +67,7 @@ def take_fingerprint(values: Mapping[str, object]) -> Fingerprint:
     if all(_at(values, key) is None for key in _HELD_OUT):  # then it decides which prompts are trained on
         content["eval.problems"] = _at(values, "eval.problems") or 0
     # `method` only names where values came from, which are all here
-    kept = {key: value for key, value in values.items() if key not in (*FREE, "method")}
+    kept = {key: value for key, value in values.items() if key not in (*FREE, "method", "name")}
     files = sorted({text.rpartition(":")[0] for text in _texts(values) if ".py:" in text})
     return Fingerprint(
         recipe=dict(_without(kept, content)),

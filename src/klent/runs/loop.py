@@ -109,6 +109,8 @@ class Loop:
                 for organ in self.organs:
                     organ.after_record(record)
                 self.evaluations.if_due(self.done)
+                if self.finished:  # before the last checkpoint, so that a run that is extended keeps the row
+                    self.evaluations.at(self.done)
                 due = self.checkpoint_every and self.done % self.checkpoint_every == 0
                 if due or stop.asked or self.finished:
                     self.console.phase("saving")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from klent.config.binding import resolve, streams_of
 from klent.objectives.kinds import declaration
-from klent.objectives.types import TokenLoss, as_token_loss
+from klent.objectives.returned import as_token_loss
+from klent.objectives.types import TokenLoss
 from klent.streams.registry import Streams
 
 
