@@ -171,6 +171,11 @@ def refuse_noise(model: "PreTrainedModel", name: str) -> None:
             noisy = [_logits(model) for _ in range(2)]
         finally:
             model.eval()
+    if quiet.isnan().any():
+        raise ModelError(
+            f"{name} gives numbers that are not finite (NaN): the model has diverged, or its files are damaged. "
+            "Take an earlier checkpoint, or copy it again"
+        )
     if all(close(quiet, numbers, model.dtype) for numbers in noisy):
         return
     kind = "draws random numbers" if not torch.equal(noisy[0], noisy[1]) else "computes something else"
