@@ -166,6 +166,13 @@ def test_files_that_are_no_recipe(run, name):
         assert result.exit_code != 0
 
 
+def test_a_recipe_that_is_no_text_cannot_be_shown(run):
+    result = run("recipes", "show", "bytes.yaml")
+    answered(result)
+    assert result.exit_code == 1
+    assert "bytes.yaml is not UTF-8 text" in result.output
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

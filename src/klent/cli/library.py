@@ -10,6 +10,7 @@ from rich.text import Text
 
 from klent.cli.common import Debug, Runs, out, print_yaml
 from klent.errors import ConfigError, RunError
+from klent.io.files import read_text
 
 recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
 models = typer.Typer(no_args_is_help=True, help="List and download models with a short name.")
@@ -57,7 +58,7 @@ def recipes_show(
     elif name is None:
         raise ConfigError("name a recipe (`klent recipes ls`), or pass --fields for every key")
     else:
-        print_yaml(_recipe_or_method(name).read_text())
+        print_yaml(read_text(_recipe_or_method(name)))
 
 
 @recipes.command("cp")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from klent.errors import RunError
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write ``content`` so that a reader, or a crash, sees either the old file or the new one."""
@@ -23,6 +25,37 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a person may have edited.
+
+    Raises:
+        RunError: its bytes are not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RunError(
+            f"{path} is not UTF-8 text ({error}). Save it as UTF-8, or name another file"
+        ) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        RunError: there is no JSON object in it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path} is damaged: it is not JSON ({error}). Remove it, and it is written again"
+        ) from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged: it is not a JSON object. Remove it, and it is written again")
+    return value
 
 
 def append_line(path: Path, row: Mapping[str, object]) -> None:

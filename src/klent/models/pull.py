@@ -112,7 +112,7 @@ def pulled(alias: str) -> Path | None:
     """The converted folder of a known model; None if there is none, or if one of its files is missing."""
     folder = cache_folder() / "models" / alias
     try:
-        receipt = json.loads((folder / RECEIPT).read_text())
+        receipt = json.loads((folder / RECEIPT).read_bytes())
         made_from = receipt.get("weights_sha256") or receipt["gguf_sha256"]  # the key's former name
         whole = made_from == KNOWN[alias].weights_sha256 and all(
             (folder / name).stat().st_size == size for name, size in receipt["files"].items()

@@ -107,7 +107,7 @@ def peek_newest(run: Path) -> tuple[int, dict[str, Any]] | None:
         try:
             entry = _manifest(folder)[1][STATE]
             _check_file(folder / STATE, *entry)
-            state = json.loads((folder / STATE).read_text())
+            state = json.loads((folder / STATE).read_bytes())
         except (CheckpointError, KeyError, OSError, ValueError):
             continue
         if isinstance(state, dict):
@@ -228,7 +228,7 @@ def _read(folder: Path) -> Checkpoint:
             for name in files
             if name.endswith(".safetensors")
         }
-        state = json.loads((folder / STATE).read_text())
+        state = json.loads((folder / STATE).read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"it cannot be read ({error})") from error
     return Checkpoint(step=step, path=folder, tensors=tensors, state=state)
@@ -237,7 +237,7 @@ def _read(folder: Path) -> Checkpoint:
 def _manifest(folder: Path) -> tuple[int, dict[str, tuple[int, str]]]:
     """The step of a checkpoint, and size and hash of each of its files."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
         return int(manifest["step"]), files
     except FileNotFoundError as error:

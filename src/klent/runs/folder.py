@@ -181,7 +181,11 @@ def _take_lock(path: Path) -> FileLock:
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout as error:
-        owner = (path / OWNER).read_text().strip() if (path / OWNER).exists() else "another process"
+        owner = (
+            (path / OWNER).read_text(errors="replace").strip()
+            if (path / OWNER).exists()
+            else "another process"
+        )
         raise RunError(
             f"{path} is in use by {owner}. Wait for it or stop it, or start another run with name=..."
         ) from error

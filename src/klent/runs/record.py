@@ -91,6 +91,12 @@ def _read(run: Path, on_damage: Callable[[str], None]) -> dict[str, object]:
     return record
 
 
+def wall_seconds(run: Path) -> float | None:
+    """How long a run has taken, in seconds; None where its record is missing or damaged."""
+    record = _read(run, lambda line: None)
+    return _seconds(record) if "wall_seconds" in record else None
+
+
 def _seconds(record: Mapping[str, object]) -> float:
     value = record.get("wall_seconds")
     return float(value) if isinstance(value, int | float) else 0.0

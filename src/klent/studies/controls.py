@@ -14,7 +14,7 @@ import yaml
 from klent.config import Eval, Recipe, TransformersRollout, dump_recipe, load_recipe
 from klent.config.load import make_recipe
 from klent.errors import ConfigError, RunError
-from klent.io.files import write_atomic
+from klent.io.files import read_text, write_atomic
 from klent.kit.statistics import mean_and_margin, wilson
 from klent.models.load import LoadedModel
 from klent.runs.console import QuietConsole
@@ -228,7 +228,7 @@ def _train(recipe: Recipe, folder: Path, say: Callable[[str], None], *, measure:
     config = folder / "config.yaml"
     if config.exists():
         recipe = recipe.dated(load_recipe(config).task.clock)
-    if config.exists() and config.read_text(encoding="utf-8") != dump_recipe(recipe):
+    if config.exists() and read_text(config) != dump_recipe(recipe):
         raise RunError(f"{folder} is a run of another recipe; move it away, or give this one another `name`")
     if (folder / "final").is_dir():
         say(f"skipping {folder}: already complete")

@@ -14,6 +14,7 @@ from klent.io.files import read_jsonl
 from klent.kit.statistics import mean
 from klent.kit.text import duration, plural
 from klent.runs.plan import make_plan
+from klent.runs.record import wall_seconds
 
 METHODS = (
     "grpo",
@@ -248,11 +249,8 @@ def estimate(plan: ComparisonPlan, unfinished: int) -> str:
     """How long the unfinished runs will take, from the mean of the finished ones."""
     if not unfinished:
         return "all runs are finished"
-    seconds = []
-    for run in plan.runs:
-        record = run.folder / "run.json"
-        if run.state == "done" and record.is_file():
-            seconds.append(float(json.loads(record.read_text())["wall_seconds"]))
+    recorded = [wall_seconds(run.folder) for run in plan.runs if run.state == "done"]
+    seconds = [value for value in recorded if value is not None]
     if not seconds:
         return "unknown until one run is done (one alone: add --seeds 1 --over with a single value)"
     return f"about {duration(unfinished * mean(seconds))} for the {plural(unfinished, 'remaining run')}"

@@ -1,6 +1,5 @@
 """The finished runs of a comparison, read from their folders: numbers only, one object per run."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from klent.io.files import read_jsonl
+from klent.io.files import read_jsonl, read_object
 from klent.kit.statistics import pass_at_k
 from klent.kit.tables import Table, finite
 from klent.studies.compare.divergence import FILE
@@ -128,7 +127,7 @@ def read_run(run: PlannedRun) -> RunResult:
         for name in CURVES
     }
     measured = run.folder / FILE
-    divergence = finite(json.loads(measured.read_text()).get("kl/base")) if measured.is_file() else None
+    divergence = finite(read_object(measured).get("kl/base")) if measured.is_file() else None
     last = evals[run.recipe.steps]
     first = evals.get(0, last)
     return RunResult(
