@@ -1,15 +1,13 @@
 """A real run in its own process, killed without warning again and again, ends as if nothing had happened."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import finish, start
 from tiny import tiny_folder
 
 from klent.io.files import read_jsonl
@@ -66,17 +64,6 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(world: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "klent", *arguments],
-        cwd=world,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -93,29 +80,30 @@ def timeless(path: Path) -> list[dict]:
 def test_a_run_killed_at_random_points_ends_bit_identical(world, case):
     recipe, steps, kills = CASES[case]
     (world / "tiny.yaml").write_text(recipe)
-    whole = start(world, "train", "tiny.yaml", "name=whole")
-    assert whole.wait(timeout=240) == 0, whole.stdout.read()
+    output = world / "printed"
+    whole = start(world, output, "train", "tiny.yaml", "name=whole")
+    assert finish(whole) == 0, output.read_text()
 
     chance = random.Random(0)
     cut = world / "runs" / "cut"
     arguments = ["train", "tiny.yaml", "name=cut"]
     for kill in range(kills):
-        process = start(world, *arguments)
+        process = start(world, output, *arguments)
         goal = min(lines(cut / "metrics.jsonl") + chance.randint(0, 2 + steps // 10), steps - 1)
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             if (cut / "config.yaml").exists() and (kill == 0 or lines(cut / "metrics.jsonl") >= goal):
                 break
             time.sleep(0.002)
         time.sleep(
             chance.uniform(0.0, 0.15)
         )  # anywhere in the step: sampling, updating, writing a checkpoint
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert finish(process) in (-signal.SIGKILL, 0), output.read_text()
         if (cut / "config.yaml").exists():
             arguments = ["resume", "runs/cut"]
-    last = start(world, *arguments)
-    assert last.wait(timeout=240) == 0, last.stdout.read()
+    last = start(world, output, *arguments)
+    assert finish(last) == 0, output.read_text()
 
     for name in ("metrics.jsonl", "eval.jsonl"):
         assert timeless(cut / name) == timeless(world / "runs" / "whole" / name)

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import yaml
+from processes import finish, printed
+from processes import start as start_process
 from tiny import tiny_folder
 from typer.testing import CliRunner
 
@@ -300,26 +300,14 @@ def test_a_refused_start_leaves_no_folder(world):
 # the command line
 
 
-def klent_process(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "klent", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_does_not_exit_as_if_it_were_finished(world, number, code):
-    process = klent_process("train", "tiny.yaml", "name=cut", "steps=100000")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 2/"):
-            process.send_signal(number)
-            break
-    rest = process.stdout.read()
-    assert process.wait(timeout=60) == code
+    output = Path("printed").resolve()
+    process = start_process(Path.cwd(), output, "train", "tiny.yaml", "name=cut", "steps=100000")
+    if any(line.startswith("step 2/") for line in printed(process, output)):
+        os.kill(process.pid or 0, number)
+    assert finish(process) == code
+    rest = output.read_text()
     assert "can be resumed" in rest
     assert "klent resume runs/cut" in rest
 
