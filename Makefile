@@ -48,7 +48,7 @@ bench: $(STAMP) ## run the CPU benchmarks, about 28 idle minutes, and print one 
 	$(BIN)/python benchmarks/train_pass.py
 	$(BIN)/python benchmarks/two_models.py
 	$(BIN)/python benchmarks/decode.py --vllm-python $(VLLM_PYTHON)
-	-$(BIN)/python benchmarks/step.py --peer-python $(TRL_PYTHON)
+	-$(BIN)/python benchmarks/step.py --neighbours 0 1 --peer-python $(TRL_PYTHON)
 	$(BIN)/python benchmarks/table.py
 
 bench-gpu: $(STAMP) ## measure the head on a GPU against the fused kernels that are installed

@@ -1,6 +1,7 @@
 """A whole GRPO step, klent against TRL: seconds, memory, and whether both learn the same.
 
     python benchmarks/step.py                                 # 4 steps of each, 5 minutes on 2 idle cores
+    python benchmarks/step.py --neighbours 0 1                # the same again beside a process that wants a core
     python benchmarks/step.py --steps 15 --seeds 0 1 2        # the learning curves too
     python benchmarks/step.py --peer-python ../trl/bin/python # TRL in an environment of its own
 
@@ -11,9 +12,9 @@ advantages scaled by the group's standard deviation, the mean over sequences of 
 term, one update per step. TRL's options are its defaults except where those would slow it down: gradient
 checkpointing is off and all 64 completions form one batch.
 
-Each runs in a worker process; `seconds` is the median over steps without the first, `memory_gb` the peak
-resident size of the worker (VmHWM in /proc/self/status). The peer needs `pip install trl==1.16.0` and klent
-importable.
+Each runs in a worker process, with ``--neighbours`` others beside it that never wait; `seconds` is the median
+over steps without the first, `memory_gb` the peak resident size of the worker (VmHWM in /proc/self/status). The
+peer needs `pip install trl==1.16.0` and klent importable.
 """
 
 import argparse
@@ -26,7 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +142,9 @@ WORKERS = {"klent": run_klent, "trl": run_trl}
 def worker(name: str, steps: int, seed: int, model: str, out: Path) -> None:
     """Run one trainer and write its rows and versions to ``out``."""
     if name == "klent":  # as the command line does
-        from klent.runs.memory import keep_freed_memory
+        from klent.runs.process import prepare_process
 
-        keep_freed_memory()
+        prepare_process()
     import torch
 
     rows = WORKERS[name](steps, seed, model)
@@ -158,9 +161,21 @@ def worker(name: str, steps: int, seed: int, model: str, out: Path) -> None:
     out.write_text(json.dumps(record))
 
 
-def measure(name: str, python: str, steps: int, seed: int, model: str) -> dict[str, Any]:
+@contextmanager
+def busy(neighbours: int) -> Iterator[None]:
+    """That many processes beside this one, each wanting a core all the time."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def measure(name: str, python: str, steps: int, seed: int, model: str, neighbours: int = 0) -> dict[str, Any]:
     """The record that a worker process of this trainer wrote."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, busy(neighbours):
         out = Path(folder) / "out.json"
         options = ["--worker", name, "--steps", str(steps), "--seeds", str(seed), "--model", model]
         paths = [str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")]
@@ -173,7 +188,7 @@ def measure(name: str, python: str, steps: int, seed: int, model: str) -> dict[s
         )
         if done.returncode:
             sys.exit(f"the {name} worker ended with {done.returncode}; is it installed in {python}?")
-        return dict(json.loads(out.read_text()))
+        return {**json.loads(out.read_text()), "neighbours": neighbours}
 
 
 def summary(records: Sequence[tuple[int, str, dict[str, Any]]]) -> Rows:
@@ -187,6 +202,7 @@ def summary(records: Sequence[tuple[int, str, dict[str, Any]]]) -> Rows:
                 "trainer": name,
                 "version": record["version"],
                 "seed": seed,
+                "neighbours": record["neighbours"],
                 "steps": len(rows),
                 "seconds": round(statistics.median(row["seconds"] for row in rows[1:] or rows), 2),
                 "reward_first": round(rows[0]["reward"], 3),
@@ -209,6 +225,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument(
+        "--neighbours", type=int, nargs="+", default=[0], help="processes that want a core beside the trainer"
+    )
     parser.add_argument("--trainers", nargs="+", choices=WORKERS, default=list(WORKERS))
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has TRL")
     parser.add_argument("--out", type=Path, default=RESULTS / "step_cpu.csv", help="CSV to write (replaced)")
@@ -219,21 +238,32 @@ def main() -> None:
         return
     sys.path.insert(0, str(HERE))
     records = []
-    for seed in options.seeds:
-        for name in options.trainers:
-            python = sys.executable if name == "klent" else options.peer_python
-            records.append((seed, name, measure(name, python, options.steps, seed, options.model)))
-            print(json.dumps({**summary(records[-1:])[0]}), flush=True)
+    for seed, neighbours, name in product(options.seeds, options.neighbours, options.trainers):
+        python = sys.executable if name == "klent" else options.peer_python
+        record = measure(name, python, options.steps, seed, options.model, neighbours)
+        records.append((seed, name, record))
+        print(json.dumps({**summary(records[-1:])[0]}), flush=True)
     from common import write
 
     write(options.out, summary(records))
     curves = [
-        {"trainer": name, "seed": seed, "step": k + 1} | row
+        {"trainer": name, "seed": seed, "neighbours": record["neighbours"], "step": k + 1} | row
         for seed, name, record in records
         for k, row in enumerate(record["rows"])
     ]
     path = options.out.with_name(options.out.stem + "_curves.csv")
-    columns = ["trainer", "seed", "step", "seconds", "rollout", "train", "reward", "entropy", "length"]
+    columns = [
+        "trainer",
+        "seed",
+        "neighbours",
+        "step",
+        "seconds",
+        "rollout",
+        "train",
+        "reward",
+        "entropy",
+        "length",
+    ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

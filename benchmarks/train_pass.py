@@ -169,7 +169,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from klent.runs.memory import keep_freed_memory
+    from klent.runs.process import keep_freed_memory
 
     keep_freed_memory()
     main()

@@ -35,7 +35,7 @@ from klent.models.load import LoadedModel, load_policy  # noqa: E402
 from klent.rollout.mixture_engine import MixtureEngine  # noqa: E402
 from klent.rollout.target import Target  # noqa: E402
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine  # noqa: E402
-from klent.runs.memory import keep_freed_memory  # noqa: E402
+from klent.runs.process import keep_freed_memory  # noqa: E402
 from klent.tasks import Prompt  # noqa: E402
 
 PROMPTS, GROUP, TOKENS = 2, 8, 64

@@ -163,14 +163,18 @@ def test_a_decoder_that_is_wrong_or_raises_gives_way_to_the_next(monkeypatch):
         choose_decoder(model)
 
 
-@pytest.mark.parametrize("set_by_user", [{}, {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "0"}])
-def test_the_switches_of_memory_are_set_unless_the_user_has_set_them(set_by_user):
+@pytest.mark.parametrize(
+    "set_by_user", [{}, {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "0", "OMP_WAIT_POLICY": "ACTIVE"}]
+)
+def test_the_switches_of_the_process_are_set_unless_the_user_has_set_them(set_by_user):
     code = (
-        "import os; from klent.runs.memory import keep_freed_memory; keep_freed_memory();"
-        "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+        "import os, sys; from klent.runs.process import prepare_process; prepare_process();"
+        "assert 'torch' not in sys.modules;"
+        "print(os.environ['THP_MEM_ALLOC_ENABLE'], os.environ['OMP_WAIT_POLICY'])"
     )
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "THP_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "THP_", "OMP_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean | set_by_user, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == set_by_user.get("THP_MEM_ALLOC_ENABLE", "1")
+    expected = {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"} | set_by_user
+    assert done.stdout.split() == [expected["THP_MEM_ALLOC_ENABLE"], expected["OMP_WAIT_POLICY"]]

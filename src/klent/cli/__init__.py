@@ -12,7 +12,7 @@ import typer
 import klent
 from klent.cli import audit, compare, evaluate, library, run, studies
 from klent.cli.common import Debug, PlainErrors, out
-from klent.runs.memory import keep_freed_memory
+from klent.runs.process import prepare_process
 
 app = typer.Typer(
     cls=PlainErrors,
@@ -60,7 +60,7 @@ app.add_typer(library.models, name="models")
 
 def main() -> None:
     """Entry point of the ``klent`` command."""
-    keep_freed_memory()
+    prepare_process()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal's encoding lacks is no error
             stream.reconfigure(errors="backslashreplace")
