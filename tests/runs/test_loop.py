@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from tiny import tiny_folder
 from klent.config import make_recipe
 from klent.errors import ConfigError, DataError, ModelError, RunError
 from klent.io.files import read_jsonl
+from klent.policies.causal_lm import policy as causal_lm
+from klent.policies.causal_lm.packing import pack
 from klent.runs.console import QuietConsole
+from klent.runs.loop import Loop
 from klent.runs.train import train
 
 REWARD = '''
@@ -199,6 +203,33 @@ def test_supervised_rows_claim_nothing_about_samples_that_were_not_drawn(world):
 def test_the_sampler_and_the_trainer_agree_on_log_probs(world):
     folder, _ = run(world, rollout={"max_tokens": 8, "temperature": 0.6})
     assert max(row["policy/logp_mismatch"] for row in metrics(folder)) < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 4}, "optimizer": {"lr": 0.05}}])
+def test_now_and_then_the_trainer_is_compared_with_a_row_read_alone(world, changes):
+    folder, _ = run(world, rollout={"max_tokens": 8, "temperature": 0.6}, steps=5, **changes)
+    mismatch = {
+        row["step"]: row["policy/row_mismatch"] for row in metrics(folder) if "policy/row_mismatch" in row
+    }
+    assert list(mismatch) == [1, 2, 4]
+    assert max(mismatch.values()) < 1e-5
+
+
+def test_a_trainer_that_is_wrong_in_the_run_is_said_to_be(world, monkeypatch):
+    def shifted(groups, *, shared):  # each completion one position later than it stands
+        rows = pack(groups, shared=shared)
+        return replace(rows, position_ids=rows.position_ids + (rows.owner > 0))
+
+    def fit(loop):  # after what is asked of a model before the first step
+        monkeypatch.setattr(causal_lm, "pack", shifted)
+        whole(loop)
+
+    whole = Loop.fit
+    monkeypatch.setattr(Loop, "fit", fit)
+    folder, console = run(world, steps=2)
+    (said,) = [line for line in console.warnings if "read alone" in line]
+    assert "update.packing=off" in said
+    assert metrics(folder)[0]["policy/row_mismatch"] > 1e-3
 
 
 def test_the_mismatch_leaves_out_what_a_steps_own_updates_did(world):

@@ -15,15 +15,17 @@ from klent.control.mixing import Mixer
 from klent.control.organ import Organ
 from klent.control.schedule import learning_rate
 from klent.control.thermostat import Controller, knob
+from klent.control.witness import Witness
 from klent.errors import RunError
 from klent.measure.evaluate import NO_PROBLEMS
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off, merge_adapter
+from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
-from klent.policies.causal_lm.probe import takes_shared_prompt
+from klent.policies.causal_lm.probe import read_alone, takes_shared_prompt
 from klent.policies.causal_lm.teacher import Teacher
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
@@ -57,7 +59,8 @@ class Parts:
         loaded: the model, its tokenizer and stop tokens.
         engine: samples for training.
         sampler: samples for evaluation: from the policy alone.
-        updater: trains the policy.
+        policy: what is trained.
+        updater: trains it.
         reference: what the policy is compared with.
         organs: the thermostat and the mixture, where the recipe has them.
     """
@@ -65,6 +68,7 @@ class Parts:
     loaded: LoadedModel
     engine: Engine
     sampler: Engine
+    policy: CausalPolicy
     updater: Updater
     reference: CausalPolicy | None
     organs: list[Organ]
@@ -131,6 +135,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         loaded=loaded,
         engine=engine,
         sampler=build_sampler(loaded, rollout, progress=progress),
+        policy=policy,
         updater=updater,
         reference=reference,
         organs=_build_organs(recipe, objective, engine, policies),
@@ -163,7 +168,11 @@ def build_loop(
         return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
 
     trackers = Trackers(recipe.track, folder.path, title=recipe.name, recipe=dump_recipe(recipe))
-    organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
+    organs = [
+        *parts.organs,
+        Guard(recipe.limits, folder.path, checkpoints, console.warn),
+        _build_witness(parts, console.warn),
+    ]
     evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
     return Loop(
         source=TaskSource(
@@ -372,6 +381,15 @@ def _build_organs(
     if recipe.rollout.mixture is not None and isinstance(engine, MixtureEngine):
         organs.append(Mixer(recipe.rollout.mixture, engine))
     return organs
+
+
+def _build_witness(parts: Parts, warn: Callable[[str], None]) -> Witness:
+    return Witness(
+        parts.updater.measure,
+        partial(read_alone, parts.policy),
+        partial(close, dtype=parts.loaded.model.dtype),
+        warn,
+    )
 
 
 def _build_reference(recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]) -> CausalPolicy:

@@ -18,9 +18,10 @@ from klent.head.reference import full_logit_stats
 from klent.head.stats import TokenStats
 from klent.models.exact import close, made_up_length
 from klent.policies.causal_lm.model import CausalModel, TextConfig, attention_window, body_of
-from klent.policies.causal_lm.packing import Completion, Pack, make_groups, pack
+from klent.policies.causal_lm.packing import Completion, Pack, completions, make_groups, pack
+from klent.streams.batch import Batch
 
-__all__ = ["agrees", "body_of", "head_is_linear", "head_options", "takes_shared_prompt"]
+__all__ = ["agrees", "body_of", "head_is_linear", "head_options", "read_alone", "takes_shared_prompt"]
 
 REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
 
@@ -192,6 +193,17 @@ def require_rows(policy: PackedPolicy) -> None:
 def _numbers(stats: TokenStats) -> Tensor:
     assert stats.entropy is not None
     return torch.stack([stats.logp, stats.entropy]).float()
+
+
+def read_alone(policy: PackedPolicy, batch: Batch, row: int) -> Tensor:
+    """Log-probabilities of one episode's tokens, nats ``[L]``: its row alone, without padding, packing or cache."""
+    item = completions(batch, [row])[0]
+    was_training = policy.model.training
+    policy.model.eval()
+    with torch.no_grad():
+        stats = _read_alone(policy.model, item, policy.temperature)
+    policy.model.train(was_training)
+    return stats.logp
 
 
 def _read_alone(model: CausalModel, item: Completion, temperature: float) -> TokenStats:

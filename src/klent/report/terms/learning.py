@@ -132,6 +132,13 @@ LEARNING: dict[str, Term] = {
         "Rounding alone gives below 1e-3 in float32 and below 0.05 in bfloat16. More means that the two "
         "disagree about the model, the temperature or the template.",
     ),
+    "policy/row_mismatch": Term(
+        "nats",
+        "Largest distance between the trainer's log-probability of a token and that of its row read alone: not "
+        "packed, not padded, without a cache.",
+        "Of the longest completion, at steps 1, 2, 4, ..., 64 and every 64th. Rounding alone gives below 1e-4 in "
+        "float32. More means that the gradient is not the model's.",
+    ),
     "kl/reference": Term(
         "nats per token",
         "KL divergence of the policy from the reference, by the k3 estimator on sampled tokens.",
