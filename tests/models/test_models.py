@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, END, PAD, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from klent.config import Lora
 from klent.errors import DataError, ModelError
-from klent.models import load, locate
+from klent.models import exact, load, locate
 from klent.models.chat import context_length
 from klent.models.device import find_device
 from klent.models.load import LoadedModel, load_policy
@@ -348,13 +350,40 @@ def test_attention_that_sdpa_cannot_express_is_eager(tmp_path: Path, cap: float)
         load_policy(str(folder), attention="sdpa")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU both can train")
+def test_a_kernel_that_cannot_train_here_is_refused(folder: Path) -> None:
+    for attention, reason in (
+        ("flex", "FlexAttention does not support backward on CPU"),
+        ("flash", "FlashAttention"),
+    ):
+        with pytest.raises(
+            ModelError, match=f"attention: {attention} cannot train this model here .*{reason}"
+        ):
+            load_policy(str(folder), attention=attention)
+
+
+def test_a_kernel_is_held_against_an_eager_pass(folder: Path, monkeypatch) -> None:
+    def kernel(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **rest):
+        output, weights = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **rest
+        )
+        return output * scale, weights
+
+    AttentionInterface.register("a_kernel", kernel)
+    AttentionMaskInterface.register("a_kernel", sdpa_mask)
+    monkeypatch.setitem(exact.KERNELS, "flex", "a_kernel")
+    scale = 1.0
+    assert load_policy(str(folder), attention="flex").model.config._attn_implementation == "a_kernel"
+    scale = 1.01
+    with pytest.raises(ModelError, match=r"attention: flex is not .*the numbers differ"):
+        load_policy(str(folder), attention="flex")
+
+
 def test_attention_is_sdpa_where_that_is_exact_and_otherwise_as_asked(folder: Path) -> None:
     assert load_policy(str(folder)).attention == "sdpa"
     assert load_policy(str(folder), attention="sdpa").attention == "sdpa"
     eager = load_policy(str(folder), attention="eager")
     assert eager.attention == eager.model.config._attn_implementation == "eager"
-    with pytest.raises(ModelError, match=r"attention: flex is not offered yet: .* Use auto"):
-        load_policy(str(folder), attention="flex")
     with pytest.raises(ModelError, match="attention 'fast' is not one of auto, sdpa, eager, flash, flex"):
         load_policy(str(folder), attention="fast")
 

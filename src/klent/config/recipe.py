@@ -26,7 +26,7 @@ class Recipe(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights and of the arithmetic."""
     attention: Literal["auto", "sdpa", "eager", "flash", "flex"] = "auto"
-    """auto = sdpa where it gives the numbers of an eager pass, else eager; flash and flex are not offered yet."""
+    """auto = sdpa where it gives the numbers of an eager pass, else eager. flash and flex are held against it."""
     trust_remote_code: bool = False
     """Allow the model folder's own Python code to run."""
     lora: Lora | None = None

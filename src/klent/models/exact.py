@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
-from klent.errors import ModelError
+from klent.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -19,25 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-ATTENTIONS = ("auto", "sdpa", "eager", "flash", "flex")
+KERNELS = {"flash": "flash_attention_2", "flex": "flex_attention"}  # a recipe's name -> that of transformers
+ATTENTIONS = ("auto", "sdpa", "eager", *KERNELS)
 LONGEST = (
     96  # tokens of a made-up row: a window or chunk that is shorter is crossed, a longer one costs too much
 )
 
 
 def refuse_attention(attention: str) -> None:
-    """Refuse an ``attention`` that klent does not offer.
+    """Refuse an ``attention`` that is no name of one.
 
     Raises:
-        ModelError: with the reason.
+        ModelError: with the names.
     """
     if attention not in ATTENTIONS:
         raise ModelError(f"attention {attention!r} is not one of {', '.join(ATTENTIONS)}")
-    if attention in ("flash", "flex"):
-        raise ModelError(
-            f"attention: {attention} is not offered yet: its kernels have not been held against an eager pass. "
-            "Use auto, which takes the fastest attention that is exact"
-        )
 
 
 def close(expected: "Tensor", actual: "Tensor", dtype: "torch.dtype", *, rounding: float = 2e-2) -> bool:
@@ -77,22 +73,22 @@ def choose_attention(model: "PreTrainedModel", wanted: str) -> str:
 
     Args:
         model: loaded with SDPA, or with eager attention where it has no other.
-        wanted: ``auto``, ``sdpa`` or ``eager``.
+        wanted: ``auto``, ``sdpa``, ``eager``, ``flash`` or ``flex``.
 
     Returns:
-        ``sdpa`` or ``eager``, which the model has from now on.
+        ``sdpa``, ``eager``, ``flash`` or ``flex``, which the model has from now on.
 
     Raises:
-        ModelError: ``wanted`` is ``sdpa``, and the model's attention is more than that.
+        ModelError: ``wanted`` does not give the numbers of an eager pass, or cannot run here.
     """
+    if wanted in KERNELS:
+        _take_kernel(model, wanted)
+        return wanted
     if model.config._attn_implementation != "sdpa":
         return "eager"
-    extra = _dropped_by_sdpa(model)
+    extra = _difference(model, "sdpa")
     if extra is None:
-        expected = _with_attention(model, "eager", lambda: _logits(model))
-        if close(expected, _logits(model), model.dtype):
-            return "sdpa"
-        extra = "the numbers differ"
+        return "sdpa"
     if wanted == "sdpa":
         raise ModelError(
             f"attention: sdpa is not this model's attention ({extra}), so that log-probabilities would be wrong. "
@@ -102,12 +98,46 @@ def choose_attention(model: "PreTrainedModel", wanted: str) -> str:
     return "eager"
 
 
-def _dropped_by_sdpa(model: "PreTrainedModel") -> str | None:
-    """The first argument that the model gives its eager attention and that SDPA would drop; None without one."""
+def _take_kernel(model: "PreTrainedModel", wanted: str) -> None:
+    """Give the model a kernel that was asked for, once it has given an eager pass's numbers, and a gradient."""
+    import torch
+
+    name = KERNELS[wanted]
+    try:
+        model.set_attn_implementation(name)
+        _set_attention(model, name)
+        with torch.enable_grad():
+            torch.autograd.grad(
+                _logits(model, grad=True).sum(), list(model.parameters())[:1], allow_unused=True
+            )
+    except (ImportError, ValueError, RuntimeError, NotImplementedError, TypeError) as error:
+        raise ModelError(
+            f"attention: {wanted} cannot train this model here ({first_line(error)}). Use attention: auto"
+        ) from error
+    if extra := _difference(model, name):
+        raise ModelError(
+            f"attention: {wanted} is not this model's attention ({extra}), so that log-probabilities would be "
+            "wrong. Use attention: auto or eager"
+        )
+
+
+def _difference(model: "PreTrainedModel", name: str) -> str | None:
+    """Why an attention is not that of an eager pass; None where it is. The model has it from now on."""
+    extra = _dropped(model, name)
+    if extra is None:
+        expected = _with_attention(model, "eager", name, lambda: _logits(model))
+        if not close(expected, _logits(model), model.dtype):
+            extra = "the numbers differ"
+    return extra
+
+
+def _dropped(model: "PreTrainedModel", name: str) -> str | None:
+    """What the model gives its eager attention and another one would drop without a word; None without any."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    understood = set(inspect.signature(sdpa_attention_forward).parameters)
+    forward: Callable[..., object] = AttentionInterface()[name]
+    understood = set(inspect.signature(forward).parameters)
     dropped: set[str] = set()
 
     def witness(module: object, *tensors: object, **arguments: object) -> object:
@@ -119,18 +149,20 @@ def _dropped_by_sdpa(model: "PreTrainedModel") -> str | None:
 
     AttentionInterface.register("klent_witness", witness)
     try:
-        _with_attention(model, "klent_witness", lambda: _logits(model))
+        _with_attention(model, "klent_witness", name, lambda: _logits(model))
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError):
         return None  # attention that is not called by name: the numbers decide
     return f"it also has {', '.join(sorted(dropped))}" if dropped else None
 
 
-def _with_attention(model: "PreTrainedModel", name: str, call: "Callable[[], Tensor]") -> "Tensor":
+def _with_attention(
+    model: "PreTrainedModel", name: str, usual: str, call: "Callable[[], Tensor]"
+) -> "Tensor":
     _set_attention(model, name)
     try:
         return call()
     finally:
-        _set_attention(model, "sdpa")
+        _set_attention(model, usual)
 
 
 def _set_attention(model: "PreTrainedModel", name: str) -> None:
@@ -142,14 +174,14 @@ def _set_attention(model: "PreTrainedModel", name: str) -> None:
             config._attn_implementation = name
 
 
-def _logits(model: "PreTrainedModel") -> "Tensor":
-    """Of one made-up row; eval mode, no cache."""
+def _logits(model: "PreTrainedModel", *, grad: bool = False) -> "Tensor":
+    """Of one made-up row; no cache."""
     import torch
 
     config = model.config.get_text_config()
     count = made_up_length(config)
     ids = torch.tensor([[(7 * i + 3) % config.vocab_size for i in range(count)]], device=model.device)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         return cast("Tensor", model(input_ids=ids, use_cache=False).logits).float()
 
 
