@@ -29,7 +29,7 @@ demo: $(STAMP) ## train a 135M model to add, and write a page about it (an earli
 	$(BIN)/klent train recipes/quickstart.yaml --fresh
 
 test: lint types ## lint, types, doctests and tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: $(STAMP) ## style and formatting
 	$(BIN)/ruff check .

@@ -16,6 +16,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
+# Files whose tests take longest come first, so that no worker is alone with one at the end.
+LONGEST = ("test_kill.py", "test_end_to_end.py", "test_goldens.py", "test_hostile_runs.py", "test_pull.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the order of LONGEST, then as collected."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command of an earlier test that was given --debug leaves the switch on."""
