@@ -116,6 +116,12 @@ def _cache_argument(forward: Callable[..., object]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
+def recomputes(model: CausalModel) -> bool:
+    """Whether the model runs again in the backward pass (gradient or activation checkpointing)."""
+    inner: nn.Module = whole_model(model)
+    return any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
+
+
 def body_of(model: CausalModel) -> Body:
     """The model without its head; peft's layers live inside it, so peft's wrapper is not needed.
 
