@@ -59,6 +59,7 @@ docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.report.glossary
 	$(BIN)/python -m klent.audit.table
 	$(BIN)/python -m klent.claims.page
+	$(BIN)/python examples/tables.py
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""The single-file loop of examples/: its parts by hand, and that it learns."""
+"""examples/: the single-file loop, by hand and that it learns; and the tables of docs/ made of its results."""
 
 import importlib.util
 import re
@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_folder
@@ -115,3 +116,48 @@ def test_the_parts_without_the_loop_do_what_the_loop_does(tmp_path: Path, monkey
 
 def test_the_parts_fit_on_four_pages() -> None:
     assert len((EXAMPLES / "grpo_from_parts.py").read_text().splitlines()) <= 200
+
+
+@pytest.fixture(scope="module")
+def tables() -> types.ModuleType:
+    return load(EXAMPLES / "tables.py")
+
+
+@pytest.mark.parametrize("page", ["unsupervised.md", "entropy.md", "mixture.md"])
+def test_the_tables_of_results_are_those_of_the_committed_files(tables: types.ModuleType, page: str) -> None:
+    written = (tables.DOCS / page).read_text(encoding="utf-8")
+    assert tables.filled(page) == written, "run python examples/tables.py"
+
+
+def test_verdicts_and_resolution_by_hand(tables: types.ModuleType) -> None:
+    """Nine arms under three seeds: 16 degrees of freedom, by a two-way analysis without klent's code."""
+    runs = tables.plain(tables.NINE_ARMS)
+    arms = list(dict.fromkeys(row["arm"] for row in runs))
+    means = np.array([[float(row["pass@1"]) for row in runs if row["arm"] == arm] for arm in arms])
+    residual = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
+    df = (9 - 1) * (3 - 1)
+    error = np.sqrt(2 * (residual**2).sum() / df / 3)
+    t = {0.05: 2.1199, 0.05 / 8: 3.1458, 0.4: 0.8647}  # two-sided, 16 degrees of freedom
+    table = tables.resolution(tables.NINE_ARMS, "grpo")
+    assert f"{df} degrees of freedom" in table
+    found = [float(number) for number in re.findall(r"\d\.\d{3}", table)]
+    assert found == pytest.approx(
+        [t[0.05] * error, t[0.05 / 8] * error, (t[0.05 / 8] + t[0.4]) * error], abs=6e-4
+    )
+    hold = means[arms.index("hold")].mean() - means[arms.index("grpo")].mean()
+    against = next(
+        line for line in tables.comparison(tables.NINE_ARMS, "grpo").splitlines() if "`hold`" in line
+    )
+    assert f"{hold:+.3f} ({hold - found[0]:+.3f} to" in against
+
+
+def test_margins_over_seeds_by_hand(tables: types.ModuleType) -> None:
+    """EM after RL on SmolLM2, greedily: 0, 0 and -8/48, so nothing that three seeds can detect."""
+    lines = tables.differences_table(tables.controls("em_products"), 0.5).splitlines()
+    row = next(line for line in lines if line.startswith("| RL, then this - RL | greedy"))
+    mean, margin = -8 / 48 / 3, 4.3027 * (8 / 48) / 3  # standard deviation over the root of 3
+    assert row.split("|")[3:5] == [" +0.000, +0.000, -0.167 ", f" {mean:+.3f} "]
+    assert row.split("|")[6].strip() == f"{margin:.3f}"
+    free = next(line for line in lines if "best vote" in line)
+    gain, over_problems = (float(free.split("|")[place]) for place in (4, 5))
+    assert gain < over_problems, "a gain over the best vote that 48 problems do not show"

@@ -3,13 +3,17 @@
 import inspect
 
 import pytest
+import torch
 from torch import Tensor
 
 from klent import objectives
 from klent.config import make_recipe, streams
 from klent.config.binding import TRAINED, choices_of, hyperparameters_of, resolve, shipped, streams_of
+from klent.config.mixture_checks import imitations
+from klent.config.places import wrong_function
 from klent.config.trial import _example, try_out
 from klent.errors import ConfigError
+from klent.objectives.kinds import declaration
 from klent.streams.registry import REGISTRY
 
 VALUES = {"model": "m", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 2}
@@ -74,7 +78,7 @@ WHY_NOT = {
     "a value model": (
         "loss",
         "weighted_cross_entropy",
-        "needs `logp_dummy`, `weight`, which no part of a run",
+        "needs `logp_dummy`, `weight`, which no part of a run provides (a head with a dummy action, a value model)",
     ),
     "a critic": (
         "advantage",
@@ -107,6 +111,35 @@ def test_a_function_that_cannot_stand_there_says_why(section, name, message):
     with pytest.raises(ConfigError) as caught:
         make_recipe({**VALUES, "method": "rloo", section: {name: {}}})
     assert message in str(caught.value)
+
+
+def test_no_loss_is_called_an_estimator_and_every_one_left_out_says_what_is_missing():
+    for name in objectives.__all__:
+        declared = declaration(getattr(objectives, name))
+        if declared is None or declared.kind not in ("token_loss", "pair_loss"):
+            continue
+        reason = wrong_function("loss", name)
+        if name in shipped("token_loss"):
+            assert reason is None
+        elif declared.kind == "pair_loss":
+            assert "a loss per pair of completions" in reason
+        else:
+            assert "which no part of a run provides (" in reason, name
+
+
+def test_imitations_are_losses_that_a_recipe_can_name_and_average_to_no_gradient():
+    """Weights policy/q turn samples of q into the policy's own: the gradient is a sum over all tokens."""
+    logits = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert imitations() == {"cross_entropy"}
+    for name in imitations():
+        logp = logits.log_softmax(-1)[:, None]  # one completion of one token for each of seven
+        loss = shipped("token_loss")[name](logp=logp, mask=torch.ones_like(logp, dtype=torch.bool)).loss
+        (gradient,) = torch.autograd.grad((logp.exp().detach() * loss).sum(), logits)
+        assert gradient.abs().max() < 1e-15
+        mixture = {"target": "teacher", "alpha": 0.5}
+        values = {**VALUES, "advantage": None, "reduce": {"over": "tokens"}, "eval": {"problems": 4}}
+        with pytest.raises(ConfigError, match=f"would reweight {name} to the policy's own samples"):
+            make_recipe({**values, "loss": {name: {}}, "rollout": {"mixture": mixture}})
 
 
 def test_streams_that_share_a_name_with_a_setting():

@@ -256,6 +256,16 @@ REFUSED_OVERRIDES = {
         "command line: lora=true: should be a mapping; got True. Write lora={} for the defaults, or set a "
         "key of it: lora.KEY=VALUE",
     ),
+    "lora as a number": (["lora=16"], "got 16. Write lora={} for the defaults, or set a key of it"),
+    "lora as a word": (["lora=yes"], "got 'yes'. Write lora={} for the defaults"),
+    "a tracker that there is not": (
+        ["track=none"],
+        "got 'none'. Name some of tensorboard, trackio, wandb, e.g. track=[tensorboard], or none: track=[]",
+    ),
+    "trackers switched on": (["track=true"], "got True. Name some of tensorboard, trackio, wandb"),
+    "another name of the trackers": (["wandb=true"], "wandb=true: unknown key; klent calls it `track`"),
+    "GPUs by number": (["num_gpus=2"], "a run is one process on one GPU"),
+    "another program's flag": (["use_vllm=true"], "this version of klent samples with transformers"),
     "peft's name of the rank": (["lora.r=8"], "lora.r=8: unknown key; klent calls it `lora.rank`"),
     "one tracker as text": (
         ["track=tensorboard"],

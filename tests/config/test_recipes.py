@@ -1,6 +1,7 @@
 """The recipes and methods that klent ships."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -182,3 +183,16 @@ def test_the_kl_recipes_differ_from_the_quickstart_in_the_kl_alone():
 def test_the_example_loads(request):
     recipe = load_recipe(request.config.rootpath / "examples" / "own_task" / "recipe.yaml")
     assert recipe.task.data.endswith("examples/own_task/prompts.jsonl")
+
+
+def test_the_keys_that_newcomers_ask_for_are_in_the_docs_and_work():
+    page = (Path(__file__).parents[2] / "docs" / "bring-your-own.md").read_text(encoding="utf-8")
+    section = page.partition("### Adapters, GPU, precision, trackers")[2].partition("\n## ")[0]
+    given = re.findall(r"^\| `(\S+=\S+)`", section, flags=re.M)
+    assert {key.partition("=")[0] for key in given} == {"lora", "dtype", "track", "attention"}
+    recipe = load_recipe("quickstart", given)
+    assert recipe.lora is not None
+    assert (recipe.dtype, recipe.track) == ("bfloat16", ("tensorboard",))
+    for word in ("recipes show quickstart --fields", "CUDA_VISIBLE_DEVICES", "klent doctor"):
+        assert word in section
+    assert "rewards.log" in page

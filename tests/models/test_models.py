@@ -22,6 +22,7 @@ from klent.models.device import find_device
 from klent.models.load import LoadedModel, load_policy
 from klent.models.locate import locate_model
 from klent.models.save import save_model
+from klent.policies.causal_lm.model import recomputes
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.prompt import Prompt
@@ -284,7 +285,7 @@ def test_dropout_of_the_base_model_is_off(folder: Path) -> None:
 def test_gradient_checkpointing_changes_memory_and_not_gradients(folder: Path) -> None:
     plain = load_policy(str(folder)).model.train()
     sparing = load_policy(str(folder), gradient_checkpointing=True).model.train()
-    assert sparing.is_gradient_checkpointing
+    assert recomputes(sparing)
     ids = torch.tensor([tiny_tokenizer()(TEXT).input_ids])
     calls = []
     sparing.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from klent.models.load import recompute_activations
 from klent.policies.causal_lm.blocks import block_attention, find_blocks
 from klent.policies.causal_lm.packing import Completion, make_groups, pack
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -84,7 +85,7 @@ def test_under_gradient_checkpointing_one_mask_is_used():
     policy = CausalPolicy(model, temperature=1.0)
     assert takes_shared_prompt(policy, longest=30)
     plain = policy(rows()).logp
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     model.train()
     stats = policy(rows())
     stats.logp.sum().backward()

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from klent.errors import ModelError
+from klent.policies.causal_lm.model import reading_cache
 from klent.rollout import decoding
 from klent.rollout.decoding import (
     ApartDecoder,
@@ -161,6 +162,21 @@ def test_a_decoder_that_is_wrong_or_raises_gives_way_to_the_next(monkeypatch):
         ModelError, match="cannot be sampled exactly: a row's logits depend on the rows beside"
     ):
         choose_decoder(model)
+
+
+@pytest.mark.parametrize(
+    ("forward", "name"),
+    [
+        (lambda self, input_ids, past_key_values=None, use_cache=None: None, "past_key_values"),
+        (lambda self, input_ids, cache=None, use_cache=None: None, "cache"),  # transformers 5.24
+    ],
+)
+def test_the_cache_goes_by_the_name_that_the_model_has_for_it(forward, name):
+    """transformers renames the argument model by model, and removes the old name in 5.40."""
+    kind = type("Model", (torch.nn.Module,), {"forward": forward})
+    assert reading_cache(kind(), "kept") == {name: "kept", "use_cache": True}
+    wrapped = type("Wrapper", (torch.nn.Module,), {"get_base_model": lambda self: kind()})
+    assert reading_cache(wrapped(), "kept") == {name: "kept", "use_cache": True}
 
 
 @pytest.mark.parametrize(

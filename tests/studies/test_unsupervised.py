@@ -23,7 +23,16 @@ from klent.runs.train import train
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.studies import rank
-from klent.studies.controls import arms, changed, chosen, read_csv, run_controls, summary, write_csv
+from klent.studies.controls import (
+    arms,
+    changed,
+    chosen,
+    difference,
+    read_csv,
+    run_controls,
+    summary,
+    write_csv,
+)
 from klent.studies.rank import rank_prompts
 from klent.tasks import load_task
 from klent.tasks.clusters import Equivalence, load_equivalence
@@ -441,4 +450,17 @@ def test_a_change_is_paired_by_problem():
     assert after["accuracy"] == "0.625"
     assert after["over seeds"] == "0.500 to 0.750"
     assert after["interval"] == before["interval"].replace("0.15", "0.22").replace("0.85", "0.91")
-    assert (before["change"], before["over seeds"]) == ("–", "–")
+    assert (before["change"], before["over seeds"], before["± over seeds"]) == ("–", "–", "–")
+    # the seeds' changes are 0.25 and 0: standard error 0.125, and t(1) = 12.706
+    assert after["± over seeds"] == f"{12.7062 * 0.125:.3f}"
+    assert summary(rows[:2])[1]["± over seeds"] == "–"  # one seed says nothing about others
+
+
+def test_a_difference_is_paired_by_seed_too():
+    found = difference([[1.0, 0.0], [1.0, 1.0]], [[0.5, 0.0], [0.5, 0.5]])
+    assert found.by_seed == [0.25, 0.5]
+    assert found.mean == 0.375
+    assert found.over_problems == pytest.approx(1.96 * 0.125)  # problems differ by 0.5 and 0.25 on average
+    assert found.over_seeds == pytest.approx(12.7062 * 0.125, rel=1e-4)
+    with pytest.raises(ValueError, match="shorter"):
+        difference([[1.0]] * 3, [[0.5]] * 2)

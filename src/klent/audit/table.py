@@ -58,9 +58,11 @@ def replace_table(page: str, name: str, table: str) -> str:
 
     >>> replace_table("<!-- table: x -->\\nold\\n<!-- end -->", "x", "new")
     '<!-- table: x -->\\nnew\\n<!-- end -->'
+    >>> replace_table("<!-- table: x -->\\n<!-- end -->", "x", "new")  # one that is still empty
+    '<!-- table: x -->\\nnew\\n<!-- end -->'
     """
-    pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.S)
-    changed, count = pattern.subn(lambda match: match[1] + table + match[2], page)
+    pattern = re.compile(rf"(<!-- table: {re.escape(name)} -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.S)
+    changed, count = pattern.subn(lambda match: f"{match[1]}{table}\n{match[2]}", page)
     if count != 1:
         raise ValueError(f"the page has {count} tables named {name}, expected 1")
     return changed

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
+from klent.config.binding import shipped, streams_of
 from klent.config.mixture import Alpha, MixtureSettings
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 
 _WAYS = ({"fixed"}, {"criterion"}, {"start", "end", "steps"}, {"start", "until_reward"}, {"column"})
 _AIMED = ("kl_budget", "entropy", "ess")
-_COPIES = ("cross_entropy", "weighted_cross_entropy", "uniform_cross_entropy")
 
 
 def mixture_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -25,13 +25,21 @@ def mixture_problems(recipe: Recipe) -> Iterator[Problem]:
             "is the policy as it was at the start, so there is nothing to distil; name a model, or give it a "
             "prompt of its own, e.g. {model: policy, prompt: '{prompt} (the answer is {answer})'}",
         )
-    copies = [name for name in recipe.loss if name in _COPIES]
+    copies = [name for name in recipe.loss if name in imitations()]
     if mixture.weights is not None and copies:
         yield Problem(
             ("rollout", "mixture", "weights"),
             f"would reweight {copies[0]} to the policy's own samples, on which its mean gradient is 0; set "
             "weights: null to learn from the mixture's samples",
         )
+
+
+def imitations() -> set[str]:
+    """Losses that a recipe can name and that weigh every sample alike: they read ``logp`` and ``mask`` alone.
+
+    Under weights policy/q their mean gradient is that of the sum of the policy's probabilities, 0.
+    """
+    return {name for name, loss in shipped("token_loss").items() if streams_of(loss) <= {"logp", "mask"}}
 
 
 def _is_start(recipe: Recipe, mixture: MixtureSettings) -> bool:

@@ -58,6 +58,6 @@ def _unfed(name: str, function: Function) -> str | None:
     missing = missing_from(function)
     if not missing:
         return None
-    provider = next((f" ({_PROVIDER[name]})" for name in missing if name in _PROVIDER), "")
-    listed = ", ".join(f"`{name}`" for name in missing)
-    return f"{name} needs {listed}, which no part of a run provides{provider}"
+    providers = ", ".join(_PROVIDER[number] for number in missing if number in _PROVIDER)
+    listed = ", ".join(f"`{number}`" for number in missing)
+    return f"{name} needs {listed}, which no part of a run provides{f' ({providers})' if providers else ''}"

@@ -38,6 +38,11 @@ SYNONYMS = {
     "loss_type": "reduce.over",
     "scale_rewards": "advantage.group_advantage.scale",
     "report_to": "track",
+    "logger": "track",
+    "wandb": "track",
+    "tensorboard": "track",
+    "use_peft": "lora",
+    "peft_config": "lora",
     "dataset": "task.data",
     "model_name_or_path": "model",
     "max_grad_norm": "optimizer.max_grad_norm",
@@ -48,9 +53,18 @@ SYNONYMS = {
     "torch_dtype": "dtype",
     "bf16": "dtype",
 }
+_GPU = "a run uses the GPU if there is one; to use the CPU, set CUDA_VISIBLE_DEVICES= for the command"
+_ONE = "a run is one process on one GPU, or on the CPU where there is none"
+_SAMPLER = "this version of klent samples with transformers, in the process that trains"
 #: what a recipe does not decide, and who does
 ELSEWHERE = {
-    "device": "a run uses the GPU if there is one; to use the CPU, set CUDA_VISIBLE_DEVICES= for the command",
+    "device": _GPU,
+    "device_map": _GPU,
+    "num_gpus": _ONE,
+    "n_gpus_per_node": _ONE,
+    "vllm": _SAMPLER,
+    "use_vllm": _SAMPLER,
+    "backend": _SAMPLER,
     "output_dir": "a run's folder is RUNS/NAME: set `name`, or pass --runs RUNS",
 }
 #: engines of other trainers that a recipe may ask for
@@ -110,17 +124,29 @@ def _value_and_hint(path: KeyPath, value: object) -> str:
     key = ".".join(map(str, path))
     _, field = up_to_field(path)
     annotation = field.annotation if field else None
-    if value is True and sections_in(annotation):
-        return f"; got True. Write {key}={{}} for the defaults, or set a key of it: {key}.KEY=VALUE"
-    if value is False and sections_in(annotation) and type(None) in typing.get_args(annotation):
+    optional = sections_in(annotation) and type(None) in typing.get_args(annotation)
+    if value is False and optional:
         return f"; got False. Write {key}=null to switch it off"
+    if (value is True and sections_in(annotation)) or (isinstance(value, str | int | float) and optional):
+        return f"; got {value!r}. Write {key}={{}} for the defaults, or set a key of it: {key}.KEY=VALUE"
     of_any_length = "tuple[" in str(annotation) and ", ...]" in str(annotation)
     if isinstance(value, str | int | float) and of_any_length and not sections_in(annotation):
+        choices = _choices(annotation)
+        if choices and value not in choices:
+            return f"; got {value!r}. Name some of {', '.join(choices)}, e.g. {key}=[{choices[0]}], or none: {key}=[]"
         return f"; got {value!r}. Write {key}=[{value}]"
     if key == "rollout" and isinstance(value, dict) and value.get("engine") in FOREIGN_ENGINES:
         engine = value["engine"]
         return f"; got {engine!r}. This version of klent samples with transformers; remove rollout.engine"
     return f"; got {value!r}"
+
+
+def _choices(annotation: object) -> tuple[str, ...]:
+    """The texts of the first `Literal` in a type; none if it has none."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return tuple(map(str, typing.get_args(annotation)))
+    inner = (_choices(part) for part in typing.get_args(annotation))
+    return next((found for found in inner if found), ())
 
 
 def _unknown_key(path: KeyPath, tags: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Load a language model, its tokenizer and its stop tokens from an alias, a folder or a hub id."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ def load_policy(
             taken = choose_attention(base, attention)
             refuse_noise(model, name)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     return LoadedModel(model.eval(), tokenizer, str(source), stops, taken)
 
 
@@ -221,6 +221,13 @@ def _switch_noise_off(config: "PretrainedConfig") -> None:
         for key, value in section.to_dict().items():
             if any(noise in key for noise in NOISES) and isinstance(value, float):
                 setattr(section, key, 0.0)
+
+
+def recompute_activations(model: "PreTrainedModel") -> None:
+    """Keep no activations for the backward pass; transformers renames this on the way to version 6."""
+    old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"
+    enable: Callable[[dict[str, object]], None] = getattr(model, new if hasattr(model, new) else old)
+    enable({"use_reentrant": False})
 
 
 def _make_savable(model: "PreTrainedModel") -> None:

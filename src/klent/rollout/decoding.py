@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from klent.errors import ModelError, first_line
 from klent.models.exact import made_up_length
 from klent.policies.causal_lm.attention import AttentionKernel, AttentionLayer, attending
-from klent.policies.causal_lm.model import CausalModel, attention_window, whole_model
+from klent.policies.causal_lm.model import CausalModel, attention_window, reading_cache, whole_model
 from klent.policies.causal_lm.probe import REFUSALS, agrees, evaluating
 
 ROOM = 32  # tokens per completion that memory is laid out for at first; doubled whenever it is used up
@@ -72,8 +72,7 @@ class PlainDecoder:
             input_ids=token[:, None],
             attention_mask=self.mask,
             position_ids=self.mask.sum(dim=1, keepdim=True) - 1,
-            past_key_values=self.cache,
-            use_cache=True,
+            **reading_cache(self.model, self.cache),
         )
         return output.logits[:, -1]
 
@@ -172,8 +171,7 @@ class GroupDecoder:
             output = self.model(
                 input_ids=token[:, None],
                 position_ids=self.length[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
+                **reading_cache(self.model, self.cache),
                 **attention,
             )
         self.cache.length += 1
@@ -329,8 +327,7 @@ def prefill(
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),
-        past_key_values=cache,
-        use_cache=True,
+        **reading_cache(model, cache),
         logits_to_keep=1,
     )
     return output.logits[:, -1], mask, cache

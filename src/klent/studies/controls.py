@@ -2,12 +2,13 @@
 
 import csv
 import io
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -15,7 +16,8 @@ from klent.config import Eval, Recipe, TransformersRollout, dump_recipe, load_re
 from klent.config.load import make_recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import read_text, write_atomic
-from klent.kit.statistics import mean_and_margin, wilson
+from klent.kit.statistics import mean_and_margin, standard_error, wilson
+from klent.kit.student import t_bound
 from klent.models.load import LoadedModel
 from klent.runs.console import QuietConsole
 from klent.runs.evaluate import eval_rewards, evaluate_policy, load_on_device
@@ -31,6 +33,7 @@ Row = dict[str, Any]
 """One measurement: ``arm``, ``seed``, ``temperature`` and the columns that :func:`run_controls` names."""
 
 Rows = list[Row]
+Shares = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,8 @@ def summary(rows: Rows) -> list[dict[str, str]]:
     """One line per arm and temperature: means over seeds, intervals over problems, the range over seeds.
 
     ``change`` is the accuracy minus that of the model before training at the same temperature, problem by
-    problem, with a 95% interval over problems; it does not cover what other seeds would give.
+    problem, with the margin of a 95% interval over problems, for these trained models. ``± over seeds`` is
+    the margin over training runs on these problems, by Student's t: what other seeds would give.
     """
     before = {row["temperature"]: row["solved"] for row in rows if row["arm"] == BEFORE}
     lines = []
@@ -261,16 +265,51 @@ def summary(rows: Rows) -> list[dict[str, str]]:
         line["interval"] = f"{low:.2f} to {high:.2f}"
         line["over seeds"] = f"{min(accuracy):.3f} to {max(accuracy):.3f}" if len(of_seeds) > 1 else "–"
         solved = [row["solved"] for row in of_seeds]
-        line["change"] = _change(solved, before[temperature]) if arm != BEFORE else "–"
+        line["change"], line["± over seeds"] = "–", "–"
+        if arm != BEFORE:
+            change = difference(solved, [before[temperature]])
+            line["change"] = f"{change.mean:+.3f} ± {change.over_problems:.3f}"
+            if len(solved) > 1:
+                line["± over seeds"] = f"{change.over_seeds:.3f}"
         lines.append(line)
     return lines
 
 
-def _change(solved: Sequence[Sequence[float]], before: Sequence[float]) -> str:
-    """``+0.120 ± 0.034``: mean over problems of (mean over seeds minus before), with its 95% margin."""
-    changes = [statistics.fmean(seeds) - start for *seeds, start in zip(*solved, before, strict=True)]
-    change, margin = mean_and_margin(changes)
-    return f"{change:+.3f} ± {margin:.3f}"
+class Difference(NamedTuple):
+    """Accuracy of one model minus another's on the same problems.
+
+    Attributes:
+        mean: over seeds and problems.
+        by_seed: of each seed, the mean over problems.
+        over_problems: half the width of a 95% interval over problems, for these trained models.
+        over_seeds: the same over seeds, on these problems, by Student's t; NaN for fewer than two.
+    """
+
+    mean: float
+    by_seed: list[float]
+    over_problems: float
+    over_seeds: float
+
+
+def difference(solved: Shares, baseline: Shares) -> Difference:
+    """Two models' right answers, ``[seed][problem]``, paired by problem and, where both have seeds, by seed.
+
+    Args:
+        solved: the share of right answers to each problem, for every seed.
+        baseline: the same of the other model; one row serves every seed.
+
+    Example:
+        >>> found = difference([[1.0, 0.5], [0.5, 0.5]], [[0.0, 0.5]])
+        >>> found.mean, found.by_seed, round(found.over_seeds, 2)
+        (0.375, [0.5, 0.25], 1.59)
+    """
+    starts = list(baseline) * (len(solved) if len(baseline) == 1 else 1)
+    pairs = zip(solved, starts, strict=True)
+    apart = [[one - other for one, other in zip(*pair, strict=True)] for pair in pairs]
+    by_seed = [statistics.fmean(problems) for problems in apart]
+    mean, over_problems = mean_and_margin([statistics.fmean(seeds) for seeds in zip(*apart, strict=True)])
+    over_seeds = t_bound(0.05, len(by_seed) - 1) * standard_error(by_seed) if len(by_seed) > 1 else math.nan
+    return Difference(mean, by_seed, over_problems, over_seeds)
 
 
 def write_csv(path: Path, rows: Rows) -> None:

@@ -1,6 +1,8 @@
 """What klent uses of a transformers causal language model, or of peft's wrapper around one, as types."""
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -98,6 +100,26 @@ class CausalModel(Protocol):
 def whole_model(model: CausalModel) -> Any:
     """The transformers model itself, also inside peft's wrapper, which only passes arguments on."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def reading_cache(model: CausalModel, cache: object) -> dict[str, Any]:
+    """Arguments that make a model read and extend a cache.
+
+    Newer transformers call it ``cache``, earlier ones ``past_key_values``, model by model.
+    """
+    inner: nn.Module = whole_model(model)
+    return {_cache_argument(type(inner).forward): cache, "use_cache": True}
+
+
+@functools.cache
+def _cache_argument(forward: Callable[..., object]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+def recomputes(model: CausalModel) -> bool:
+    """Whether the model runs again in the backward pass (gradient or activation checkpointing)."""
+    inner: nn.Module = whole_model(model)
+    return any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
 
 
 def body_of(model: CausalModel) -> Body:

@@ -11,7 +11,7 @@ from klent.head.reference import full_logit_stats
 from klent.head.stats import Head, LogitTransform
 from klent.policies.causal_lm.attention import attending
 from klent.policies.causal_lm.blocks import block_attention, find_blocks
-from klent.policies.causal_lm.model import CausalModel
+from klent.policies.causal_lm.model import CausalModel, recomputes
 from klent.policies.causal_lm.packing import (
     Group,
     Pack,
@@ -110,7 +110,7 @@ class CausalPolicy(nn.Module):
 
     def states(self, rows: Pack) -> Tensor:
         """What predicts each of the ``N`` actions: last hidden states; logits where the head is not fused."""
-        if rows.shared and self.takes_blocks and not getattr(self.model, "is_gradient_checkpointing", False):
+        if rows.shared and self.takes_blocks and not recomputes(self.model):
             # Not with checkpointing: it runs the model again in the backward pass, when this is over.
             blocks = find_blocks(rows.owner).to(self.model.device, self.model.dtype)
             with attending(self.model, block_attention, blocks) as attention:

@@ -1,0 +1,145 @@
+"""Writes the tables of docs/ that stand on the results in examples/ and benchmarks/.
+
+    python examples/tables.py
+
+Each table is between `<!-- table: NAME -->` and `<!-- end -->`, and made of a committed file.
+"""
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from klent.audit.table import replace_table
+from klent.io.files import write_atomic
+from klent.kit.student import t_bound
+from klent.studies.compare.statistics import LEVEL, contrasts
+from klent.studies.controls import Rows, read_csv
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "unsupervised"))
+
+from table import arms_table, baselines_table, differences_table, markdown, spread, steps_table  # noqa: E402
+
+DOCS = HERE.parent / "docs"
+RESULTS = HERE / "unsupervised" / "results"
+NINE_ARMS = HERE / "small_model" / "compare.csv"
+MIXTURES = HERE / "small_model" / "mixture" / "compare.csv"
+
+
+def controls(name: str) -> Rows:
+    """A committed output of `klent controls`."""
+    return read_csv(RESULTS / f"{name}.csv")
+
+
+def plain(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file as text."""
+    with open(file, encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def comparison(file: Path, first: str) -> str:
+    """The runs of `klent compare`: every arm, best pass@1 first, against one of them."""
+    arms: dict[str, list[dict[str, str]]] = {}
+    for row in plain(file):
+        arms.setdefault(row["arm"], []).append(row)
+    heads = ["arm", "pass@1", f"against `{first}`", "pass@8", f"against `{first}`", "entropy", "KL to base"]
+    against = {key: against_first(arms, first, key) for key in ("pass@1", "pass@8")}
+    body = []
+    for arm in sorted(arms, key=lambda name: -numbers(arms[name], "pass@1").mean()):
+        cells = [f"`{arm}`"]
+        for key, verdicts in against.items():
+            cells += [spread(numbers(arms[arm], key).tolist()), verdicts.get(arm, "")]
+        cells += [
+            f"{numbers(arms[arm], 'entropy').mean():.3f}",
+            spread(numbers(arms[arm], "kl_base").tolist()),
+        ]
+        body.append(cells)
+    return markdown(heads, body)
+
+
+def numbers(rows: list[dict[str, str]], key: str) -> np.ndarray:
+    """One column."""
+    return np.array([float(row[key]) for row in rows])
+
+
+def scores(arms: dict[str, list[dict[str, str]]], first: str, key: str) -> dict[str, dict[int, np.ndarray]]:
+    """What `contrasts` takes, the first arm first; of each run the mean over its problems."""
+    ordered = [first, *(arm for arm in arms if arm != first)]
+    return {arm: {int(row["seed"]): np.array([float(row[key])]) for row in arms[arm]} for arm in ordered}
+
+
+def against_first(arms: dict[str, list[dict[str, str]]], first: str, key: str) -> dict[str, str]:
+    """Arm -> difference, 95% interval over seeds, verdict after Holm's correction."""
+    return {
+        item.arm: f"{item.difference:+.3f} ({item.low:+.3f} to {item.high:+.3f}), {item.verdict}"
+        for item in contrasts(scores(arms, first, key))
+    }
+
+
+def resolution(file: Path, first: str) -> str:
+    """How large a difference in pass@1 had to be to be found, and to be found four times in five."""
+    arms: dict[str, list[dict[str, str]]] = {}
+    for row in plain(file):
+        arms.setdefault(row["arm"], []).append(row)
+    items = contrasts(scores(arms, first, "pass@1"))
+    pooled = [item for item in items if not item.own]  # the others are judged by their own noise
+    df = pooled[0].df
+    error = fmean((item.high - item.low) / 2 / t_bound(LEVEL, df) for item in pooled)
+    least = t_bound(LEVEL / len(items), df)
+    often = least + t_bound(0.4, df)  # Student's t is above its 0.2 quantile four times in five
+    rows = [
+        ["half the 95% interval of one arm", f"{t_bound(LEVEL, df) * error:.3f}"],
+        [f"least that counts among {len(items)} arms (Holm's first step)", f"{least * error:.3f}"],
+        ["found four times in five", f"{often * error:.3f}"],
+    ]
+    return markdown([f"difference in pass@1, {df} degrees of freedom", ""], rows)
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "unsupervised.md": {
+        "before training": lambda: baselines_table(
+            {
+                "`products`, 12": controls("empo_products"),
+                "`products`, 32": controls("em_products"),
+                "`chain_sum`, 12": controls("empo_chain"),
+            }
+        ),
+        "em_products": lambda: arms_table(controls("em_products")),
+        "em_products, differences": lambda: differences_table(controls("em_products"), 0.5),
+        "em_chain_steps": lambda: steps_table(plain(RESULTS / "em_chain_steps.csv")),
+        "small_em": lambda: arms_table(controls("small_em")),
+        "small_em, differences": lambda: differences_table(controls("small_em"), 0.5),
+        "empo_products": lambda: arms_table(controls("empo_products")),
+        "empo_chain": lambda: arms_table(controls("empo_chain")),
+        "empo_cool": lambda: arms_table(controls("empo_cool")),
+        "small_empo": lambda: arms_table(controls("small_empo")),
+    },
+    "entropy.md": {
+        "nine arms": lambda: comparison(NINE_ARMS, "grpo"),
+        "resolution": lambda: resolution(NINE_ARMS, "grpo"),
+    },
+    "mixture.md": {"in training": lambda: comparison(MIXTURES, "grpo")},
+}
+"""Page of docs/ -> name of a table -> what makes it."""
+
+
+def filled(page: str) -> str:
+    """The text of a page with its tables made again."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for name, table in TABLES[page].items():
+        text = replace_table(text, name, table())
+    return text
+
+
+def main() -> None:
+    for page in TABLES:
+        write_atomic(DOCS / page, filled(page))
+        print(f"wrote {DOCS / page}")
+
+
+if __name__ == "__main__":
+    main()
