@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from klent.audit import Certificate, certify, in_reward
-from klent.audit.names import ALIASES, STREAMS
+from klent.audit.names import STREAMS, is_alias, stream_of
 
 
 def k2(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, mask: Tensor) -> Tensor:
@@ -234,13 +235,38 @@ def test_the_hint_for_an_unknown_name_works_when_it_is_followed() -> None:
     assert certify(resembling).on_policy.follows == "reverse_kl_token"
 
 
-def test_every_alias_is_of_a_stream_and_documented() -> None:
+def test_the_documented_names_are_read_and_those_of_other_things_are_not() -> None:
     page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
-    for alias, stream in ALIASES.items():
-        assert stream in STREAMS
-        assert alias not in STREAMS
-        row = next(line for line in page.splitlines() if line.startswith(f"| `{stream}` |"))
-        assert f"`{alias}`" in row
+    table = page.split("other names, for example")[1].split("The rule")[0]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    assert {row[1].strip(" `") for row in rows} == set(STREAMS)
+    for row in rows:
+        for alias in re.findall(r"`(\w+)`", row[4]):
+            assert stream_of(alias) == row[1].strip(" `"), alias
+            assert is_alias(alias)
+    for other in re.findall(
+        r"`(\w+)`", page.split("A name with\nany other word")[1].split("is not guessed")[0]
+    ):
+        assert stream_of(other) is None, other
+    for other in (
+        "logits",
+        "old_ref_logps",
+        "seq_logps",
+        "epsilon",
+        "padding_mask",
+        "mask_ratio",
+        "advantage_std",
+    ):
+        assert stream_of(other) is None, other
+
+
+def test_a_loss_with_the_names_of_another_library_is_certified() -> None:
+    def loss(policy_logps: Tensor, old_logps: Tensor, adv: Tensor, response_mask: Tensor) -> Tensor:
+        return -(policy_logps - old_logps).exp() * adv * response_mask
+
+    found = certify(loss)
+    assert found.problem is None
+    assert found.on_policy.coefficients == pytest.approx({"expected_reward": -1})
 
 
 def test_callables_of_every_kind() -> None:

@@ -49,6 +49,10 @@ def transposed(logp: Tensor, mask: Tensor) -> Tensor:
     return logp.T
 
 
+def widened(logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    return -logp * advantages[:, None]
+
+
 def nothing(logp: Tensor, mask: Tensor) -> None:
     return None
 
@@ -83,6 +87,7 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (number, {}, "returned a scalar"),
     (per_sequence, {}, r"returned shape \[15\] for logp of shape \[15, 3\].*put a sequence's loss on one"),
     (transposed, {}, r"returned shape \[3, 15\]"),
+    (widened, {}, r"returned shape \[15, 15, 3\].*every argument is \[B, T\], advantages too"),
     (nothing, {}, "returned NoneType, not a tensor"),
     (integers, {}, r"returned torch.int64, not floating point"),
     (detached, {}, "returned a tensor without a gradient.*in_reward"),

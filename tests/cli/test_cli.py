@@ -352,12 +352,36 @@ def test_doctor_says_what_to_install(run, monkeypatch):
     assert "pip install 'klent[lora]'" in run("doctor").output
 
 
+def test_eval_of_graded_and_of_unscorable_answers(run, trained, monkeypatch):
+    rows = [
+        {
+            "reward": 0.3,
+            "reward_low": 0.2,
+            "reward_high": 0.4,
+            "problems": 9,
+            "samples": 2,
+            "temperature": 1.0,
+        },
+        {"reward": None, "problems": 9, "samples": 2, "unscorable_why": {"f raised KeyError": 18}},
+    ]
+    monkeypatch.setattr("klent.runs.evaluate.evaluate_model", lambda *_, note: rows.pop(0))
+    graded = run("eval", "a/b", "--recipe", "my.yaml").output
+    assert "mean reward at temperature 1: 0.300 (95% interval 0.200 to 0.400)" in graded
+    assert "accuracy" not in graded
+    nothing = run("eval", "a/b", "--recipe", "my.yaml").output
+    assert "no completion could be scored" in nothing
+    assert "held out, 18 completions unscorable: f raised KeyError" in nothing
+    assert "interval" not in nothing
+
+
 def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, workdir, monkeypatch):
     seen = []
 
-    def evaluate_model(model, recipe):
+    def evaluate_model(model, recipe, note):
         seen.append((model, recipe))
-        return {"accuracy": 0.5, "low": 0.4, "high": 0.6, "problems": 9, "samples": 2, "entropy": 1.25}
+        greedy = {"accuracy@0": 0.75, "low@0": 0.7, "high@0": 0.8, "reward@0": 0.75}
+        own = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "reward": 0.5, "temperature": 1.0, **greedy}
+        return own | {"problems": 9, "samples": 2, "entropy": 1.25}
 
     monkeypatch.setattr("klent.runs.evaluate.evaluate_model", evaluate_model, raising=False)
     run("train", "my.yaml")
@@ -367,7 +391,10 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, workdir, mo
     assert result.exit_code == 0, result.output
     (model, recipe) = seen[-1]
     assert (model, recipe.model, recipe.eval.problems) == ("runs/my/final", "runs/my/final", 9)
-    assert "accuracy 0.500 (95% interval 0.400 to 0.600) on 9 problems x 2 samples" in result.output
+    assert "9 problems x 2 samples" in result.output
+    assert "accuracy at temperature 1: 0.500 (95% interval 0.400 to 0.600)" in result.output
+    assert "accuracy greedily (one sample): 0.750 (95% interval 0.700 to 0.800)" in result.output
+    assert "mean reward at temperature 1: 0.500" in result.output
     assert "entropy: 1.250" in result.output
     assert run("eval", "a/b", "--recipe", "my.yaml", "--json").output.startswith('{"accuracy": 0.5')
     assert seen[-1][0] == "a/b"

@@ -11,6 +11,7 @@ import torch
 
 from goldens.cases import CASES, make_world
 from goldens.record import GOLDENS, fingerprint, run_case
+from klent.kit.statistics import mean, pass_at_k, wilson
 
 SAVED = json.loads(GOLDENS.read_text())
 DIGESTS = ("weights", "samples", "forks")
@@ -46,7 +47,8 @@ def compare(run: dict[str, Any], saved: dict[str, Any]) -> None:
     """Every bit where the machine and its libraries are those of the recording; else numbers, to rounding."""
     if fingerprint() == saved["machine"]:
         assert without_nan(known(run["metrics"], saved["metrics"])) == without_nan(saved["metrics"])
-        assert without_nan(run["evaluations"]) == without_nan(saved["evaluations"])
+        evaluations = [as_recorded(row) for row in run["evaluations"]]
+        assert without_nan(evaluations) == without_nan(saved["evaluations"])
         assert {key: run[key] for key in DIGESTS} == {key: saved[key] for key in DIGESTS}
         return
     for row, expected in zip(run["metrics"], saved["metrics"], strict=True):
@@ -58,6 +60,32 @@ def compare(run: dict[str, Any], saved: dict[str, Any]) -> None:
 def known(rows: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The metrics that were there when the run was recorded; later ones say more of the same run."""
     return [{key: row[key] for key in then} for row, then in zip(rows, recorded, strict=True)]
+
+
+def as_recorded(row: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation with the keys of the recording, each computed from its rewards as the recording had it.
+
+    The recordings count rewards of at least 1 as accuracy also where rewards are graded, at the recipe's
+    temperature and at others, and have no intervals of the mean reward. None of the graded rewards is 1.
+    """
+    rewards = row["rewards"]
+    assert all(value is not None for problem in rewards for value in problem)
+    correct = [[float(value >= 1.0 - 1e-6) for value in problem] for problem in rewards]
+    accuracy = sum(map(sum, correct)) / sum(map(len, correct))
+    low, high = wilson(accuracy, len(correct))
+    passes = {f"pass@{k}": mean(pass_at_k(correct, k)) for k in range(1, row["samples"] + 1)}
+    recorded = {"accuracy": accuracy, "low": low, "high": high, **passes, "correct": correct}
+    assert row.get("accuracy", accuracy) == accuracy
+    for key in [key for key in row if key.startswith("reward@")]:
+        at = key.removeprefix("reward")
+        assert row[key] < 1.0
+        recorded[f"accuracy{at}"] = row.get(f"accuracy{at}", 0.0)
+    if "agreement" in row:
+        recorded["majority"] = row.get("majority", 0.0)
+    added = {"temperature", "rewards", "reward_low", "reward_high"}
+    kept = {key: value for key, value in row.items() if key not in added}
+    kept = {key: value for key, value in kept.items() if "@" not in key or key.startswith("accuracy@")}
+    return kept | recorded
 
 
 def without_nan(value: Any) -> Any:

@@ -98,6 +98,41 @@ def test_accuracy_over_the_same_problems() -> None:
     assert cautions(worse) == {"Accuracy"}
 
 
+def graded(step: int, rewards: list[list[float | None]], **more: Any) -> dict[str, Any]:
+    known = [value for problem in rewards for value in problem if value is not None]
+    row = {"step": step, "split": "heldout", "reward": sum(known) / len(known), "rewards": rewards}
+    return row | {"problems": len(rewards), "samples": len(rewards[0])} | more
+
+
+def test_graded_rewards_are_told_by_their_mean() -> None:
+    before = graded(0, [[0.0, 0.0], [0.0, 0.0]], accuracy=0.0)
+    after = graded(9, [[0.2, None], [0.6, 0.4]], reward_low=0.1, reward_high=0.7)
+    run = run_of({}, [before, after])
+    assert problem_pairs(run) == [(0.0, 0.2), (0.0, 0.5)]
+    assert said(run)["Held-out reward"].startswith(
+        "Held-out mean reward went from 0.00 to 0.40. Over the same 2"
+    )
+    assert "Accuracy" not in said(run)
+    tile = headline(run)["stats"][0]
+    assert tuple(tile) == ("Held-out mean reward", "0.00", "0.40", "95%: 0.10 to 0.70; 2 problems × 2")
+
+
+def test_the_first_tile_has_every_temperature() -> None:
+    rows = [
+        evaluation(step, [[0.0], [1.0]], **{"accuracy@0": greedy}) for step, greedy in ((0, 0.44), (9, 0.75))
+    ]
+    run = run_of({}, rows)
+    assert headline(run)["stats"][0].sub.endswith("; greedily: 0.44 → 0.75")
+    assert "went from 0.50 to 0.50 (greedily from 0.44 to 0.75)." in said(run)["Accuracy"]
+
+
+def test_what_could_not_be_scored_is_said_in_the_first_tile() -> None:
+    unscored = {"step": 9, "split": "heldout", "problems": 2, "samples": 1, "reward": None, "unscorable": 1.0}
+    for rows in ([unscored], [evaluation(0, [[0.0], [1.0]]), unscored]):
+        tile = headline(run_of({}, rows))["stats"][0]
+        assert tuple(tile) == ("Held-out reward", "", "not scored", "no completion of 2 problems could be")
+
+
 def test_a_change_that_may_be_chance_is_called_so() -> None:
     run = run_of({}, [evaluation(0, [[0.0], [1.0], [0.0]]), evaluation(9, [[1.0], [0.0], [1.0]])])
     assert said(run)["Accuracy"].endswith("(95% interval): it may be chance.")

@@ -116,7 +116,7 @@ def test_how_a_run_shows_itself() -> None:
     run = klent.Run("runs/done")
     shown = repr(run)
     assert shown.startswith("Run('runs/done': steps 2 of 2, reward ")
-    assert "accuracy" in shown
+    assert "held-out reward" in shown  # the share of digits: graded
     page = run._repr_html_()
     assert "runs/done/report.html" in page
     assert "2 of 2" in page
@@ -349,16 +349,13 @@ def test_evaluate_a_run_as_its_recipe_says() -> None:
     run = klent.Run("runs/done")
     evaluation = klent.evaluate(run, reward=letters("0123456789"))
     last = run.evaluations[-1]
-    assert (evaluation.accuracy, evaluation.low, evaluation.high) == (
-        last["accuracy"],
-        last["low"],
-        last["high"],
-    )
+    bounds = ("accuracy", "low", "high", "reward_low", "reward_high")
+    assert [getattr(evaluation, name) for name in bounds] == [last.get(name) for name in bounds]
     assert evaluation.reward == last["reward"]
     assert evaluation.entropy == pytest.approx(last["entropy"])
     assert (evaluation.problems, evaluation.samples) == (2, 1)
     assert evaluation.row["unscorable"] == 0.0
-    assert repr(evaluation).startswith("Evaluation(accuracy 0.")
+    assert repr(evaluation).startswith(("Evaluation(mean reward 0.", "Evaluation(accuracy 0."))
 
 
 def test_evaluate_a_model_on_rows() -> None:

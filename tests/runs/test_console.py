@@ -179,3 +179,44 @@ def test_times(seconds, text):
     from klent.runs.console import _clock
 
     assert _clock(seconds) == text
+
+
+def plain(*rows: dict, finish: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=140, highlight=False, markup=False)
+    train = TrainConsole(console)
+    train.start(title_of(RECIPE), describe_plan(RECIPE), steps=3, done=3)
+    for each in rows:
+        train.eval({"problems": 50, "samples": 2, "entropy": 2.0} | each)
+    if finish:
+        train.finish(Path("runs/r"), rows[0], rows[-1])
+    return console.file.getvalue()
+
+
+def test_graded_rewards_are_shown_by_their_mean():
+    before = {"step": 0, "reward": 0.0, "reward_low": 0.0, "reward_high": 0.07, "accuracy": 0.0}
+    after = {"step": 3, "reward": 0.3, "reward_low": 0.2, "reward_high": 0.4}
+    text = plain(before, after, finish=True)
+    assert "held-out mean reward after step 3: 0.300 (95% interval 0.200 to 0.400) on 50 problems" in text
+    title, heads, *lines = text[text.rindex("held-out mean reward") :].splitlines()
+    assert heads.split() == ["mean", "reward", "95%", "interval", "entropy,", "nats"]
+    assert lines[0].split()[:2] == ["before", "0.000"]
+    assert lines[1].split()[:2] == ["after", "0.300"]
+    assert "accuracy" not in title + heads + "".join(lines)
+
+
+def test_every_temperature_is_shown():
+    values = {"temperature": 1.0, "accuracy": 0.1, "low": 0.05, "high": 0.2}
+    before = {"step": 0, **values, "accuracy@0": 0.4, "low@0": 0.3, "high@0": 0.5}
+    text = plain(before, {**before, "step": 3, "accuracy@0": 0.7}, finish=True)
+    assert "before training: 0.100 (95% interval 0.050 to 0.200) at temperature 1, 0.400" in text
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "after, greedily 0.700 0.300 to 0.500" in rows
+    assert any(line.startswith("after, at temperature 1 0.100 0.050 to 0.200") for line in rows)
+
+
+def test_what_could_not_be_scored_is_said_and_has_no_number():
+    row = {"step": 3, "reward": None, "unscorable_why": {"f raised ValueError: no (my.py, line 2)": 100}}
+    text = plain(row)
+    assert "held-out mean reward after step 3: no completion could be scored on 50 problems" in text
+    assert "warning: held out, 100 completions unscorable: f raised ValueError: no (my.py, line 2)" in text
+    assert "interval" not in text

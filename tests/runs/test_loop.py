@@ -186,7 +186,7 @@ def test_a_kl_term_holds_the_policy_near_its_reference(world, changes):
 
 
 def test_supervised_rows_claim_nothing_about_samples_that_were_not_drawn(world):
-    changes = METHODS["sft"] | {"reward": "reward.py:nothing", "eval": {"problems": 2, "samples": 1}}
+    changes = METHODS["sft"] | {"reward": "reward.py:digits", "eval": {"problems": 2, "samples": 1}}
     folder, _ = run(
         world, method="sft", steps=4, **changes
     )  # a reward for evaluation does not score the data
@@ -399,6 +399,30 @@ def test_a_reward_that_scores_nothing_ends_the_run_after_a_few_steps(world):
         run(world, reward="reward.py:nothing", steps=9)
     assert [row["reward/unscorable"] for row in metrics(world / "run")] == [1.0] * 3
     assert metrics(world / "run")[0]["reward/mean"] is None
+
+
+def test_an_evaluation_that_scores_nothing_ends_the_run_before_it_begins(world):
+    changes = {"eval": {"problems": 2, "samples": 1, "reward": "reward.py:nothing"}}
+    with pytest.raises(
+        RunError, match="no completion of the 2 held-out problems could be scored: nothing returned"
+    ):
+        run(world, **changes)
+    assert not (world / "run" / "metrics.jsonl").exists() or metrics(world / "run") == []
+    with pytest.raises(RunError, match="no completion of the 2 held-out problems"):
+        run(world, resume=True, **changes)  # and not taken for done
+
+
+def test_greedy_answers_are_measured_beside_and_move_no_training_number(world):
+    without, _ = run(world, name="without", steps=2, eval={"problems": 2, "samples": 2})
+    beside, _ = run(world, name="beside", steps=2, eval={"problems": 2, "samples": 2, "temperatures": [0]})
+    assert timeless(metrics(beside)) == timeless(metrics(without))
+    weights = [(folder / "final" / "model.safetensors").read_bytes() for folder in (without, beside)]
+    assert weights[0] == weights[1]
+    rows = [timeless(list(read_jsonl(folder / "eval.jsonl"))) for folder in (without, beside)]
+    for plain, both in zip(*rows, strict=True):
+        assert both["temperature"] == 1.0
+        assert "reward@0" in both
+        assert {k: v for k, v in both.items() if "@0" not in k} | {"seconds": 0} == plain | {"seconds": 0}
 
 
 def test_gradients_that_are_never_finite_end_the_run_and_leave_the_weights(world, monkeypatch):

@@ -178,7 +178,7 @@ def said(text: str, prompt: str = "?") -> Episode:
 def test_votes_share_ties_and_ignore_no_answer():
     texts = ["1", "1", "2", "x", "3", "4", "x", "x"]
     correct = [[True, True, False, False], [True, False, False, False]]
-    found = votes([said(t) for t in texts], correct, load_equivalence("number"))
+    found = votes([said(t) for t in texts], correct, load_equivalence("number"), len(correct[0]))
     assert found == {"majority": (1 + 0.5) / 2, "agreement": (0.5 + 0.25) / 2}
 
 

@@ -30,12 +30,53 @@ def no_kwargs(completions, answer):
     return [text == right for text, right in zip(completions, answer, strict=True)]
 
 
-def trl_extras(completions, completion_ids, trainer_state, log_metric, log_extra=None, **kwargs):
+def trl_extras(completions, log_metric, trainer_state="absent", log_extra=None, **kwargs):
     log_metric("name", 1.0)
-    assert completion_ids is None
-    assert trainer_state is None
+    assert trainer_state == "absent"
     assert log_extra is None  # its own default
     return [1.0] * len(completions)
+
+
+def tokens(completions, completion_ids, **kwargs):
+    return [float(sum(ids)) for ids in completion_ids]
+
+
+def stateful(completions, trainer_state, **kwargs):
+    return [float(trainer_state.global_step)] * len(completions)
+
+
+def of_text(completions, answer, **kwargs):
+    return [float(right in text.split()) for text, right in zip(completions, answer, strict=True)]
+
+
+def of_messages(completions, answer, **kwargs):
+    return [float(right in c[0]["content"]) for c, right in zip(completions, answer, strict=True)]
+
+
+def silently_of_text(completions, answer, **kwargs):
+    return [float(right in text) for text, right in zip(completions, answer, strict=True)]
+
+
+def one_number(completions, **kwargs):
+    return 1.0
+
+
+def words(completions, **kwargs):
+    return ["good"] * len(completions)
+
+
+def misspelt(completions, **kwargs):
+    return [lenght(text) for text in completions]  # noqa: F821
+
+
+def of_json(completions, **kwargs):
+    import json
+
+    return [float(json.loads(text)["score"]) for text in completions]
+
+
+def silent(completions, **kwargs):
+    return [None] * len(completions)
 
 
 async def later(completions, **kwargs):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -345,6 +346,105 @@ def test_check_refuses_a_column_that_the_call_leaves_out(tmp_path: Path, name: s
         ),
     ):
         scorer.check()
+
+
+def asked(folder: Path, prompt: Any, **columns: Any) -> Task:
+    (folder / "asked.jsonl").write_text(json.dumps({"prompt": prompt, **columns}) + "\n")
+    return load_task({"data": str(folder / "asked.jsonl")}, seed=0, heldout=0)
+
+
+CHAT = [{"role": "user", "content": "2+2="}]
+
+
+def tried(name: str, task: Task) -> Any:
+    with Scorer([spec(name) if name not in ("exact", "last_number") else Reward(fn=name)], task) as scorer:
+        (one,) = scorer.check()
+    return one._replace(text=re.sub(r"/\S*/", "", one.text))
+
+
+def test_each_reward_is_called_once_on_the_first_problem(tmp_path: Path) -> None:
+    task = asked(tmp_path, "2+2=", answer="4")
+    found = tried("last_number", task)
+    assert (found.text, found.doubt) == (
+        'reward last_number: 1 for "4", the answer of asked.jsonl:1; 0 for "I do not know."',
+        False,
+    )
+    one = tried("length", asked(tmp_path, "2+2="))
+    assert one.text == 'reward rewards_for_tests.py:length: 14 for "I do not know." to asked.jsonl:1'
+    group = tried("against_the_group", task)
+    assert group.text.endswith(': 0 for "4", the answer of asked.jsonl:1; 1 for "I do not know."')
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "message"),
+    [
+        (
+            "of_messages",
+            "2+2=",
+            r"raised TypeError: .*It is written for messages, completion\[0\]\['content'\], and",
+        ),
+        (
+            "of_text",
+            CHAT,
+            "raised AttributeError: .*It is written for text, and this task's prompts are messages",
+        ),
+        ("one_number", "2+2=", "returned float, not a list with a number for each completion: 1.0"),
+        ("words", CHAT, r"returned a list, not a list with a number for each completion: \['good', 'good'\]"),
+        (
+            "misspelt",
+            "2+2=",
+            r"raised NameError: .*lenght.*, called with the first problem \(.*asked.jsonl:1\)",
+        ),
+        ("stateful", "2+2=", "asks for trainer_state, which klent does not have"),
+    ],
+)
+def test_a_reward_that_can_score_nothing_of_the_task_is_refused(
+    tmp_path: Path, name: str, prompt: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tried(name, asked(tmp_path, prompt, answer="4"))
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "message"),
+    [
+        ("of_json", "2+2=", 'and "4" as its completion; a completion on which it does so is unscorable'),
+        ("silent", "2+2=", 'nothing for "4", the answer of asked.jsonl:1; nothing for "I do not know."'),
+        ("silently_of_text", CHAT, "but 1 and 0 if they are text. It is written for text"),
+    ],
+)
+def test_what_is_strange_in_the_first_call_is_told(
+    tmp_path: Path, name: str, prompt: Any, message: str
+) -> None:
+    found = tried(name, asked(tmp_path, prompt, answer="4"))
+    assert message in found.text
+    assert found.doubt
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("of_text", "2+2="), ("of_messages", CHAT)])
+def test_a_reward_of_the_right_form_is_not_doubted(tmp_path: Path, name: str, prompt: Any) -> None:
+    assert not tried(name, asked(tmp_path, prompt, answer="4")).doubt
+
+
+def test_a_first_call_that_hangs_names_the_timeout(tmp_path: Path) -> None:
+    (tmp_path / "my.py").write_text("import time\ndef fn(completions, **c):\n    time.sleep(60)\n")
+    reward = Reward(fn=f"{tmp_path}/my.py:fn", timeout=0.2)
+    with Scorer([reward], asked(tmp_path, "2+2=")) as scorer:
+        (found,) = scorer.check()
+    assert "took longer than its limit of 0.2 s on the first problem" in found.text
+    assert "raise its `timeout` if it needs the time" in found.text
+    assert found.doubt
+
+
+def test_completion_ids_are_those_that_were_sampled() -> None:
+    with Scorer([spec("tokens")]) as scorer:
+        known = scorer.score(prompts(2), ["a", "b"], None, [[1, 2], [3]])
+        unknown = scorer.score(prompts(2), ["a", "b"])
+    assert known.reward == [3.0, 3.0]
+    assert shown(unknown.reward) == [None, None]
+    assert any(
+        "asks for completion_ids, and only texts were given" in problem for problem in unknown.problems
+    )
 
 
 @pytest.mark.parametrize("name", ["exact", "last_number", "math_verify"])

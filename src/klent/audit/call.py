@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from klent.audit.names import (
-    ALIASES,
     POSITIONAL,
     STREAMS,
     TRAINED,
+    is_alias,
     readable_by_position,
     stream_of,
     suggested,
@@ -71,8 +71,8 @@ class Loss:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Its parameters with a name from another library -> the stream that they take."""
-        return {key: stream for key, stream in self.wiring.items() if isinstance(key, str) and key in ALIASES}
+        """Its parameters with a name that is not klent's -> the stream that they take."""
+        return {key: stream for key, stream in self.wiring.items() if isinstance(key, str) and is_alias(key)}
 
     @property
     def reads(self) -> frozenset[str]:
@@ -138,7 +138,7 @@ def as_argument(parameter: str | int, value: Tensor) -> Tensor:
 
     A mask under the name of another library is int64, as in that library, where ``1 - mask`` is allowed.
     """
-    integers = parameter in ALIASES and value.dtype == torch.bool
+    integers = is_alias(parameter) and value.dtype == torch.bool
     return value.long() if integers else value.clone()
 
 
@@ -202,10 +202,12 @@ def check_values(result: object, shape: torch.Size, mask: Tensor) -> Tensor:
             "token, [B, T], and leave the averaging to the trainer"
         )
     if values.shape != shape:
-        per_sequence = "; put a sequence's loss on one of its tokens" if values.shape == shape[:1] else ""
+        advice = "; put a sequence's loss on one of its tokens" if values.shape == shape[:1] else ""
+        if values.ndim > len(shape):
+            advice = "; every argument is [B, T], advantages too, so leave out [:, None] and unsqueeze"
         raise LossProblem(
             f"returned shape {list(values.shape)} for logp of shape {list(shape)}; expected one loss per "
-            f"token, [B, T]{per_sequence}"
+            f"token, [B, T]{advice}"
         )
     if not values.is_floating_point():
         raise LossProblem(f"returned {values.dtype}, not floating point")
@@ -227,9 +229,9 @@ def _unknown(parameter: str, supplied: Collection[str]) -> str:
     rename = f"if it is `{stream}`, give it that name; " if stream and stream not in supplied else ""
     return (
         f"needs `{parameter}`, which the auditor cannot supply: {rename}if it is a setting, set it "
-        f"({parameter}=...). The auditor supplies {', '.join(STREAMS)}, also under their names in TRL and "
-        f"verl. Four required arguments are read by position, as ({', '.join(POSITIONAL)}), if none of them "
-        "names a stream or each resembles the one in its place"
+        f"({parameter}=...). The auditor supplies {', '.join(STREAMS)}, also under names such as "
+        f"old_log_probs or response_mask (docs/audit.md). Four required arguments are read by position, as "
+        f"({', '.join(POSITIONAL)}), if none of them names a stream or each resembles the one in its place"
     )
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from klent.cli.common import Debug, Overrides, Runs, final_model, find_run, out, show
+from klent.cli.common import Debug, Overrides, Runs, err, final_model, find_run, out, show
 from klent.errors import ConfigError
 
 if TYPE_CHECKING:
     from klent.config import Recipe
+    from klent.kit.tables import Row
+    from klent.measure.score import Kind
     from klent.runs.sample import MixedText
 
 
@@ -29,16 +31,17 @@ def evaluate(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Measure accuracy on held-out problems.
+    """Measure the mean reward on held-out problems; the accuracy, where every reward is 0 or 1.
+
+    At the recipe's temperature, and at those of eval.temperatures; 0 is greedy.
 
     ```
-    klent eval runs/quickstart eval.samples=8
+    klent eval runs/quickstart eval.samples=8 eval.temperatures=[0,0.5]
     klent eval smollm2-135m --recipe quickstart
     klent eval runs/quickstart task.config.max_terms=4
     ```
     """
     from klent.config import load_recipe
-    from klent.runs.console import accuracy
 
     folder = find_run(Path(target), runs)
     source = recipe or (folder / "config.yaml" if folder else None)
@@ -54,15 +57,32 @@ def evaluate(
         _refuse_trained_problems(settings, load_recipe(folder / "config.yaml"))
     from klent.runs.evaluate import evaluate_model
 
-    row = evaluate_model(model, settings)
+    row = evaluate_model(model, settings, note=lambda text: err.print(f"warning: {text}", soft_wrap=True))
     if as_json:
         print(json.dumps(row))
-        return
-    measured = f"{accuracy(row)} on {row['problems']} problems x {row['samples']} samples"
-    out.print(f"{model}: accuracy {measured}", soft_wrap=True)
-    for key in ("reward", "entropy", "length", "unscorable"):
+    else:
+        _show_evaluation(model, row)
+
+
+def _show_evaluation(model: str, row: "Row") -> None:
+    """The score at every temperature with its interval, and the rest of the row's numbers."""
+    from klent.measure.score import LABELS, is_scored, kind_of, score_of, temperatures_of
+    from klent.runs.console import unscored
+
+    out.print(f"{model}: {row['problems']} problems x {row['samples']} samples", soft_wrap=True)
+    if not is_scored(row):
+        out.print("  no completion could be scored")
+    kinds: list[Kind] = ["accuracy", "reward"] if kind_of([row]) == "accuracy" else ["reward"]
+    for at, words in temperatures_of(row).items():
+        for kind in kinds if is_scored(row) else []:
+            score = score_of(row, kind, at)
+            one = " (one sample)" if words == "greedily" else ""
+            out.print(f"  {LABELS[kind]} {words}{one}: {'not scored' if score is None else score}")
+    for key in ("entropy", "length", "unscorable"):
         if row.get(key) is not None:
             out.print(f"  {key}: {row[key]:.3f}")
+    for text in unscored(row):
+        out.print(f"  {text}", soft_wrap=True)
 
 
 def _refuse_trained_problems(settings: "Recipe", trained: "Recipe") -> None:

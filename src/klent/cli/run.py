@@ -13,6 +13,8 @@ from klent.errors import ConfigError
 
 if TYPE_CHECKING:
     from klent.config import Recipe
+    from klent.tasks import Task
+    from klent.tasks.first_call import Tried
 
 
 def train(
@@ -142,6 +144,20 @@ def _in_all(overrides: list[str], run: Path) -> list[str]:
     return [f"steps={done + int(m[1])}" if m else word for m, word in zip(added, overrides, strict=True)]
 
 
+def _try_rewards(settings: "Recipe", task: "Task") -> "list[Tried]":
+    """What each reward says of the first problem."""
+    from klent.runs.evaluate import eval_rewards
+    from klent.tasks import Scorer
+
+    judges = eval_rewards(settings) if settings.eval else None
+    found = []
+    for rewards in (settings.reward, judges if judges != settings.reward else None):
+        if rewards:
+            with Scorer(rewards, task) as scorer:
+                found += scorer.check()
+    return found
+
+
 def _show_plan(settings: "Recipe", run: Path) -> None:
     from klent.config import dump_recipe
     from klent.runs.plan import describe_plan
@@ -152,6 +168,8 @@ def _show_plan(settings: "Recipe", run: Path) -> None:
     print_yaml(dump_recipe(settings))
     for line in describe_plan(settings):
         out.print(f"# {line}", soft_wrap=True)
+    for tried in _try_rewards(settings, task):
+        out.print(f"# {'warning' if tried.doubt else 'tried'}: {tried.text}", soft_wrap=True)
     out.print(f"# first prompt: {json.dumps(task.train(0).prompt, ensure_ascii=False)}", soft_wrap=True)
     exists = " (it exists)" if run.exists() else ""
     out.print(f"# would write {run}{exists}; this was a dry run", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Sections about rewards and held-out problems: what scores completions, and when accuracy is measured."""
+"""Sections about rewards and held-out problems: what scores completions, and when held-out ones are measured."""
 
 from typing import Annotated, Literal
 
@@ -36,9 +36,9 @@ class Eval(Settings):
     every: Count = 0
     """Steps between evaluations during training; 0 = none."""
     reward: Rewards | None = None
-    """What tells right from wrong, where the recipe's own reward does not; null = the recipe's reward."""
+    """What scores held-out answers, where the recipe's own reward should not; null = the recipe's reward."""
     temperatures: Annotated[tuple[NonNegative, ...], Field(strict=False)] = ()
-    """Measure accuracy at these sampling temperatures too; 0 = greedy."""
+    """Measure the reward at these sampling temperatures too; 0 = greedy."""
     same: str | None = None
     """Which answers count as equal, as in `empo`: measures the accuracy of a majority vote; null = off."""
     logits: bool = False

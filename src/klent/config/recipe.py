@@ -68,7 +68,7 @@ class Recipe(Settings):
     checkpoint: Checkpoint = Checkpoint()
     """When the state is saved."""
     eval: Eval | None = Eval()
-    """Accuracy on held-out problems; null = never."""
+    """Reward (accuracy, where it is 0 or 1) on held-out problems; null = never."""
     limits: Limits = Limits()
     """When to abort a failing run."""
     track: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], Field(strict=False)] = ()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from klent.config import Eval
-from klent.measure.evaluate import Correct, More, is_correct, score
+from klent.measure.evaluate import Correct, More, by_problem, score
+from klent.measure.score import measure as measure_rewards
 from klent.policies.causal_lm.probe import body_of, head_is_linear
 from klent.rollout.engine import Engine
 from klent.streams.episode import Episode
@@ -51,56 +52,69 @@ def extra_measures(
     """
     relation = load_equivalence(settings.same) if settings.same else None
 
-    def measure(rollouts: Sequence[Episode], correct: Correct) -> dict[str, object]:
+    def measure(rollouts: Sequence[Episode], correct: Correct | None) -> dict[str, object]:
         row: dict[str, object] = {}
         if relation:
-            answers = by_problem(rollouts, settings.samples, relation)
-            row |= votes(rollouts, correct, relation) | {"kept": kept(answers, relation, start)}
+            answers = answers_by_problem(rollouts, settings.samples, relation)
+            row |= votes(rollouts, correct, relation, settings.samples) | {
+                "kept": kept(answers, relation, start)
+            }
             row |= {"vote": winners(answers, relation)} if start is None else {}
         prompts = [rollout.prompt for rollout in rollouts[:: settings.samples]]
         for temperature in settings.temperatures:
             samples = settings.samples if temperature else 1
-            accuracy = accuracy_of(sampler_at(temperature), scorer, prompts, samples=samples, seed=seed)
-            row[f"accuracy@{temperature:g}"] = accuracy
+            row |= scores_at(
+                temperature, sampler_at(temperature), scorer, prompts, samples=samples, seed=seed
+            )
         return row | (logit_skewness(model, rollouts) if settings.logits else {})
 
     return measure
 
 
-def accuracy_of(
-    engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], *, samples: int, seed: int
-) -> float:
-    """Share of correct completions among ``samples`` for each prompt."""
+def scores_at(
+    temperature: float, engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], *, samples: int, seed: int
+) -> dict[str, object]:
+    """Mean reward and accuracy at another temperature, with their intervals: ``reward@0``, ``low@0``, ..."""
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
-    return sum(map(is_correct, score(scorer, rollouts))) / len(rollouts)
+    measured = measure_rewards(by_problem(score(scorer, rollouts).reward, samples))
+    return {f"{key}@{temperature:g}": value for key, value in measured.items() if "@" not in key}
 
 
-def votes(rollouts: Sequence[Episode], correct: Correct, relation: Equivalence) -> dict[str, float]:
+def votes(
+    rollouts: Sequence[Episode], correct: Correct | None, relation: Equivalence, samples: int
+) -> dict[str, float]:
     """How often the most frequent answer is right, and how frequent it is.
 
     Args:
         rollouts: problem by problem.
-        correct: for each problem, whether each of its samples is correct.
+        correct: for each problem, whether each of its samples is correct; None where rewards are graded.
         relation: which answers are the same.
+        samples: of each problem.
 
     Returns:
-        ``majority``, accuracy of a vote among a problem's samples; where several answers tie, the share of
-        them that is right. ``agreement``, the mean share of the most frequent answer.
+        ``agreement``, the mean share of the most frequent answer; and, where right is told from wrong,
+        ``majority``, accuracy of a vote among a problem's samples: where several answers tie, the share of
+        them that is right.
     """
-    samples = len(correct[0])
+    problems = len(rollouts) // samples
     right = share = 0.0
-    for index, outcomes in enumerate(correct):
+    for index in range(problems):
         problem = rollouts[index * samples : (index + 1) * samples]
         labels = find_clusters([r.text for r in problem], relation, question(problem[0].prompt.prompt))
         size = Counter(label for label in labels if label != NO_ANSWER)
         most = max(size.values(), default=0)
-        leading = [c for label, c in zip(labels, outcomes, strict=True) if most and size[label] == most]
-        right += sum(leading) / len(leading) if leading else 0.0
         share += most / samples
-    return {"majority": right / len(correct), "agreement": share / len(correct)}
+        if correct is not None:
+            pairs = zip(labels, correct[index], strict=True)
+            leading = [outcome for label, outcome in pairs if most and size[label] == most]
+            right += sum(leading) / len(leading) if leading else 0.0
+    majority = {} if correct is None else {"majority": right / problems}
+    return {**majority, "agreement": share / problems}
 
 
-def by_problem(rollouts: Sequence[Episode], samples: int, relation: Equivalence) -> list[list[str | None]]:
+def answers_by_problem(
+    rollouts: Sequence[Episode], samples: int, relation: Equivalence
+) -> list[list[str | None]]:
     """The answers to each problem, ``samples`` of them; None is no answer."""
     groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
     return [read_answers([r.text for r in g], relation, question(g[0].prompt.prompt)) for g in groups]

@@ -1,4 +1,4 @@
-"""Draws certainty against truth: accuracy over training with its peak, over temperatures; logit skewness."""
+"""Draws certainty against truth: the held-out score over training and temperatures, its peak; logit skewness."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from klent.kit.statistics import mean_and_margin
 from klent.kit.svg import Figure, Key, canvas, colour, horizontal, render, unit
 from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import fixed, number, plural
+from klent.measure.score import LABELS, Kind, kind_of, score_of, temperatures_of
 from klent.report.curves import Line, limits, pixels, step_axis
 from klent.report.read import RunData
 
@@ -24,18 +25,19 @@ def figures(run: RunData) -> list[Figure]:
 
 
 def best(rows: Sequence[Row]) -> Row:
-    """The evaluation with the highest accuracy, the first one on a tie."""
-    return max(rows, key=_accuracy)
+    """The evaluation with the highest score, the first one on a tie."""
+    kind = kind_of(rows)
+    return max(rows, key=lambda row: _value(row, kind))
 
 
-def _accuracy(row: Row) -> float:
-    accuracy = finite(row["accuracy"])
-    assert accuracy is not None  # RunData.heldout has no other rows
-    return accuracy
+def _value(row: Row, kind: Kind) -> float:
+    score = score_of(row, kind)
+    assert score is not None  # RunData.heldout has no other rows
+    return score.value
 
 
 def peak(run: RunData) -> Figure | None:
-    """Held-out accuracy above what training saw, with the highest accuracy marked in both.
+    """Held-out score above what training saw, with its highest value marked in both.
 
     None with fewer than three evaluations, or if the run's own reward already tells right from wrong.
     """
@@ -56,9 +58,9 @@ def peak(run: RunData) -> Figure | None:
     for panel in (top, bottom):
         panel.axvline(step_of(high), color=colour("reward"), linewidth=0.9, linestyle=(0, (2, 2)))
         step_axis(panel, steps)
-    top.plot(step_of(high), _accuracy(high), "o", markersize=8, color=colour("reward"), gid="peak")
-    top.set_ylim(0, 1.02)
-    unit(top, "fraction of held-out answers")
+    top.plot(step_of(high), _value(high, run.kind), "o", markersize=8, color=colour("reward"), gid="peak")
+    top.set_ylim(*_score_limits(rows))
+    unit(top, "fraction of held-out answers" if run.kind == "accuracy" else "held-out reward, or fraction")
     unit(bottom, label if rewarded else "loss, nats")
     horizontal(bottom, "step")
     shown = [_latest_before(seen_steps, seen_values, step) for step in steps]
@@ -68,8 +70,9 @@ def peak(run: RunData) -> Figure | None:
 
 
 def _evaluation_lines(panel: "Axes", rows: Sequence[Row], steps: Sequence[int]) -> list[Key]:
-    """Accuracy with its interval, and the signals that need no label; their legend."""
-    lines = [Line("accuracy", "held-out accuracy", "reward"), Line("kept", "kept", "tone3", "dash")]
+    """The score with its interval, and the signals that need no label; their legend."""
+    kind = kind_of(rows)
+    lines = [Line(kind, f"held-out {LABELS[kind]}", "reward"), Line("kept", "kept", "tone3", "dash")]
     lines.append(Line("agreement", "agreement", "muted", "dash"))
     keys: list[Key] = []
     for line in reversed(lines):
@@ -89,7 +92,7 @@ def _evaluation_lines(panel: "Axes", rows: Sequence[Row], steps: Sequence[int]) 
         )
         shown = [fixed(finite(row.get(line.metric))) for row in rows]
         keys.insert(0, Key(line.label, line.role, line.mark, line.metric, shown))
-    ends = Table(rows).pairs("low", "high")
+    ends = Table(rows).pairs(*(("low", "high") if kind == "accuracy" else ("reward_low", "reward_high")))
     if len(ends) == len(rows):
         _, lows, highs = zip(*ends, strict=True)
         panel.fill_between(steps, lows, highs, color=colour("reward"), alpha=0.12, linewidth=0, gid="band")
@@ -97,32 +100,44 @@ def _evaluation_lines(panel: "Axes", rows: Sequence[Row], steps: Sequence[int]) 
 
 
 def peak_sentence(rows: Sequence[Row]) -> str:
-    """Where accuracy was highest and how much was lost after it, paired by problem if outcomes are logged."""
-    high, last = best(rows), rows[-1]
+    """Where the score was highest and how much was lost after it, paired by problem if outcomes are logged."""
+    high, last, kind = best(rows), rows[-1], kind_of(rows)
+    name = LABELS[kind].capitalize()
     if high is last:
-        return f"Accuracy is highest at the end, step {last['step']}."
-    text = f"Accuracy was highest at step {high['step']}, {fixed(_accuracy(high))}"
-    text += f", and ended at {fixed(_accuracy(last))}"
-    change = _paired(high, last)
+        return f"{name} is highest at the end, step {last['step']}."
+    text = f"{name} was highest at step {high['step']}, {fixed(_value(high, kind))}"
+    text += f", and ended at {fixed(_value(last, kind))}"
+    change = _paired(high, last, kind)
     if change is not None:
         text += f": {number(change[0], 2)} ± {number(change[1], 2)} on the same problems"
     return text + f". The highest of {plural(len(rows), 'evaluation')} is partly luck."
 
 
-def _paired(one: Row, other: Row) -> tuple[float, float] | None:
-    """Mean change of each problem's share of right answers, with its 95% margin over problems."""
-    before, after = one.get("correct"), other.get("correct")
-    if not isinstance(before, list) or not isinstance(after, list) or min(len(before), len(after)) < 2:
+def _paired(one: Row, other: Row, kind: Kind) -> tuple[float, float] | None:
+    """Mean change of each problem's mean reward, with its 95% margin over problems; None if not logged."""
+    before, after = (row.get("correct" if kind == "accuracy" else "rewards") for row in (one, other))
+    if not isinstance(before, list) or not isinstance(after, list):
         return None
-    pairs = zip(before, after, strict=False)
-    return mean_and_margin([statistics.fmean(a) - statistics.fmean(b) for b, a in pairs])
+    problems = [
+        [[value for sample in problem if (value := finite(sample)) is not None] for problem in pair]
+        for pair in zip(before, after, strict=False)
+    ]
+    changes = [statistics.fmean(a) - statistics.fmean(b) for b, a in problems if a and b]
+    return mean_and_margin(changes) if len(changes) > 1 else None
+
+
+def _score_limits(rows: Sequence[Row]) -> tuple[float, float]:
+    """0 to 1, where fractions lie, and further where a mean reward does."""
+    kind = kind_of(rows)
+    ends = [end for row in rows if (score := score_of(row, kind)) for end in score if end is not None]
+    return min([0.0, *ends]), max([1.0, *ends]) + 0.02
 
 
 def temperatures(run: RunData) -> Figure | None:
-    """Accuracy against sampling temperature: before training, at the peak and at the end."""
+    """Score against sampling temperature: before training, at the peak and at the end."""
     rows = run.heldout
     trained_at = finite(run.setting("rollout", "temperature")) or 1.0
-    if not rows or len(_by_temperature(rows[-1], trained_at)) < 2:
+    if not rows or len(_by_temperature(rows[-1], run.kind, trained_at)) < 2:
         return None
     figure, (panel,) = canvas(left=LEFT)
     high, first, last = best(rows), step_of(rows[0]), step_of(rows[-1])
@@ -133,7 +148,7 @@ def temperatures(run: RunData) -> Figure | None:
         drawn.append((rows[-1], f"step {last}", "reward", "-"))
     keys: list[Key] = []
     for row, label, role, style in drawn:
-        x, y = zip(*_by_temperature(row, trained_at), strict=True)
+        x, y = zip(*_by_temperature(row, run.kind, trained_at), strict=True)
         panel.plot(
             x,
             y,
@@ -145,20 +160,19 @@ def temperatures(run: RunData) -> Figure | None:
             linewidth=1.8,
         )
         keys.append(Key(label, role, "line" if style == "-" else "dash"))
-    panel.set_ylim(0, 1.02)
-    unit(panel, "held-out accuracy", left=LEFT)
+    panel.set_ylim(*_score_limits(rows))
+    unit(panel, f"held-out {LABELS[run.kind]}", left=LEFT)
     horizontal(panel, "T", left=LEFT)
     caption = f"n = {_sizes(rows)}; greedy (T = 0) is one sample. Trained at T = {number(trained_at)}."
     return Figure("temperatures", "Sampling temperature", render(figure, "temperatures"), keys, caption)
 
 
-def _by_temperature(row: Row, trained_at: float) -> list[tuple[float, float]]:
-    points = {
-        float(name.partition("@")[2]): value
-        for name in row
-        if name.startswith("accuracy@") and (value := finite(row[name])) is not None
-    }
-    return sorted((points | {trained_at: _accuracy(row)}).items())
+def _by_temperature(row: Row, kind: Kind, trained_at: float) -> list[tuple[float, float]]:
+    points = {trained_at: _value(row, kind)}
+    for at in temperatures_of(row):
+        if at and (score := score_of(row, kind, at)):
+            points.setdefault(float(at[1:]), score.value)
+    return sorted(points.items())
 
 
 def skewness(run: RunData) -> Figure | None:

@@ -8,6 +8,7 @@ from klent.kit.statistics import ends, mean, mean_and_margin
 from klent.kit.tables import Row, Table, finite
 from klent.kit.text import fixed, number, plural, share, signed, signed_fixed
 from klent.measure.law import Fit, points
+from klent.measure.score import LABELS, Kind, score_of, temperatures_of
 from klent.report.read import RunData
 
 
@@ -28,7 +29,7 @@ class Fact(NamedTuple):
 def facts(run: RunData, fit: Fit | None) -> list[Fact]:
     """Every fact that the rows support: outcomes first, warnings last."""
     parts: list[Callable[[], Fact | None]] = [
-        lambda: _accuracy(run),
+        lambda: _heldout(run),
         lambda: _reward(run),
         lambda: _loss(run),
         lambda: _entropy(run),
@@ -44,7 +45,7 @@ def facts(run: RunData, fit: Fit | None) -> list[Fact]:
 
 
 def gain(run: RunData) -> tuple[float, float, int] | None:
-    """Change of accuracy from the first to the last evaluation over the same problems.
+    """Change of the score from the first to the last evaluation over the same problems.
 
     Returns:
         The mean difference, half the width of its 95% interval (normal, over problems), and their number;
@@ -58,18 +59,18 @@ def gain(run: RunData) -> tuple[float, float, int] | None:
 
 
 def problem_pairs(run: RunData) -> list[tuple[float, float]]:
-    """Share of correct samples of each held-out problem, in the first and in the last evaluation."""
+    """Mean reward of each held-out problem's samples (the share that is correct), at first and at last."""
     rows = run.heldout
     if len(rows) < 2:
         return []
-    before, after = (_by_problem(row) for row in (rows[0], rows[-1]))
+    before, after = (_by_problem(row, run.kind) for row in (rows[0], rows[-1]))
     if len(before) != len(after):
         return []
     return [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
 
 
-def _by_problem(row: Row) -> list[float | None]:
-    correct = row.get("correct")
+def _by_problem(row: Row, kind: Kind) -> list[float | None]:
+    correct = row.get("correct" if kind == "accuracy" else "rewards")
     shares: list[float | None] = []
     for samples in correct if isinstance(correct, list) else []:
         outcomes = [finite(outcome) for outcome in samples] if isinstance(samples, list) else []
@@ -78,22 +79,34 @@ def _by_problem(row: Row) -> list[float | None]:
     return shares
 
 
-def _accuracy(run: RunData) -> Fact | None:
+def score_change(run: RunData, at: str = "", arrow: str = " → ") -> str:
+    """``0.44 → 0.75``: the first and the last evaluation's score at a temperature."""
+    rows = (run.heldout[0], run.heldout[-1]) if len(run.heldout) > 1 else (run.heldout[-1],)
+    scores = [score_of(row, run.kind, at) for row in rows]
+    return arrow.join("–" if score is None else fixed(score.value) for score in scores)
+
+
+def _heldout(run: RunData) -> Fact | None:
     rows = run.heldout
     change = gain(run)
     if len(rows) < 2:
         return None
-    before, after = (finite(row.get("accuracy")) for row in (rows[0], rows[-1]))
+    before, after = (score_of(row, run.kind) for row in (rows[0], rows[-1]))
     if before is None or after is None:
         return None
-    text = f"Held-out accuracy went from {fixed(before)} to {fixed(after)}."
+    lead = "Accuracy" if run.kind == "accuracy" else "Held-out reward"
+    text = f"Held-out {LABELS[run.kind]} went from {fixed(before.value)} to {fixed(after.value)}"
+    others = [
+        f"{word} from {score_change(run, at, ' to ')}" for at, word in temperatures_of(rows[-1]).items() if at
+    ]
+    text += f" ({', '.join(others)})." if others else "."
     if change is None:
-        return Fact("Accuracy", text)
+        return Fact(lead, text)
     gained, margin, n = change
     significant = abs(gained) > margin
     text += f" Over the same {plural(n, 'problem')} the change is {signed_fixed(gained)} ± {fixed(margin)} "
     text += "(95% interval)" + ("." if significant else ": it may be chance.")
-    return Fact("Accuracy", text, caution=not significant or gained < 0)
+    return Fact(lead, text, caution=not significant or gained < 0)
 
 
 def _reward(run: RunData) -> Fact | None:

@@ -10,7 +10,9 @@ from klent.kit.statistics import mean
 from klent.kit.svg import BOTTOM, FONT, HEIGHT, TOP, Figure, Key, canvas, colour, horizontal, render, unit
 from klent.kit.tables import Row, finite, step_of
 from klent.kit.text import duration, fixed, number, plural
+from klent.measure.score import LABELS, Kind, score_of, temperatures_of
 from klent.report.curves import Line, Panel, curves, parts, pixels, sizes, step_axis
+from klent.report.facts import score_change
 from klent.report.read import RunData
 
 if TYPE_CHECKING:
@@ -237,7 +239,7 @@ def time_parts(run: RunData) -> dict[str, list[float]]:
 
 
 def accuracy(run: RunData) -> Figure | None:
-    """Held-out accuracy with its 95% interval at every evaluation."""
+    """Held-out accuracy, or mean reward, with its 95% interval at every evaluation."""
     rows = run.heldout
     if not rows:
         return None
@@ -246,29 +248,40 @@ def accuracy(run: RunData) -> Figure | None:
     for index, row in enumerate(rows):
         position = index if few else step_of(row)
         role = "reward" if index == len(rows) - 1 or not few else "muted"
-        _interval(panel, position, row, role, across=few)
+        _interval(panel, position, row, run.kind, role, across=few)
     if few:
         panel.set_yticks(range(len(rows)), [_when(row, rows) for row in rows])
         panel.set_ylim(len(rows) - 0.45, -0.65)
-        panel.set_xlim(-0.02, 1.02)
+        panel.set_xlim(*_range(rows, run.kind))
         panel.grid(visible=False, axis="y")
         panel.grid(axis="x", color=colour("rule"), linewidth=0.8)
-        horizontal(panel, "accuracy", left=NAMES)
+        horizontal(panel, LABELS[run.kind], left=NAMES)
     else:
-        panel.set_ylim(-0.02, 1.02)
-        unit(panel, "accuracy", left=NAMES)
+        panel.set_ylim(*_range(rows, run.kind))
+        unit(panel, LABELS[run.kind], left=NAMES)
         horizontal(panel, "step", left=NAMES)
     problems, samples = (int(finite(rows[0].get(key)) or 0) for key in ("problems", "samples"))
     caption = (
         f"n = {plural(problems, 'held-out problem')}, {plural(samples, 'sample')} per problem; 95% intervals."
     )
-    return Figure("accuracy", "Held-out accuracy", render(figure, "accuracy"), [], caption)
+    others = [f"{word} {score_change(run, at)}" for at, word in temperatures_of(rows[-1]).items() if at]
+    caption += f" {'; '.join(others).capitalize()}." if others else ""
+    return Figure("accuracy", f"Held-out {LABELS[run.kind]}", render(figure, "accuracy"), [], caption)
 
 
-def _interval(panel: "Axes", position: float, row: Row, role: str, *, across: bool) -> None:
+def _range(rows: Sequence[Row], kind: Kind) -> tuple[float, float]:
+    """An axis from 0 to 1, and further where graded rewards are beyond."""
+    scores = [score for row in rows if (score := score_of(row, kind))]
+    ends = [end for score in scores for end in score if end is not None]
+    low, high = min([0.0, *ends]), max([1.0, *ends])
+    return low - 0.02 * (high - low), high + 0.02 * (high - low)
+
+
+def _interval(panel: "Axes", position: float, row: Row, kind: Kind, role: str, *, across: bool) -> None:
     """A point and its interval, horizontal or vertical."""
-    value, low, high = (finite(row.get(key)) for key in ("accuracy", "low", "high"))
-    assert value is not None  # RunData.heldout has no other rows
+    score = score_of(row, kind)
+    assert score is not None  # RunData.heldout has no other rows
+    value, low, high = score
     if low is not None and high is not None:
         ends = ([low, high], [position, position]) if across else ([position, position], [low, high])
         panel.plot(*ends, color=colour(role), linewidth=2.2, alpha=0.55, gid=f"interval-{row['step']}")

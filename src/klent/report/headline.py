@@ -6,7 +6,9 @@ from typing import NamedTuple
 from klent.kit.statistics import ends, mean
 from klent.kit.tables import finite, step_of
 from klent.kit.text import count, duration, fixed, number, plural, share
+from klent.measure.score import is_scored, score_of, temperatures_of
 from klent.report.certainty import stopped
+from klent.report.facts import score_change
 from klent.report.read import RunData
 
 
@@ -69,22 +71,36 @@ def _progress(run: RunData) -> list[str]:
 
 
 def _outcome(run: RunData) -> Stat | None:
-    rows = run.heldout
-    if rows:
-        first, last = rows[0], rows[-1]
-        problems, samples = (int(finite(last.get(key)) or 0) for key in ("problems", "samples"))
-        low, high = finite(last.get("low")), finite(last.get("high"))
-        interval = f"95%: {fixed(low)} to {fixed(high)}; " if low is not None and high is not None else ""
-        before = fixed(finite(first["accuracy"])) if last is not first else ""
-        sub = f"{interval}{problems:,} problems × {samples}"
-        sub += "; before training" if step_of(last) == 0 else ""
-        return Stat("Held-out accuracy", before, fixed(finite(last["accuracy"])), sub)
+    if run.evals and not is_scored(run.evals[-1]):
+        problems = int(finite(run.evals[-1].get("problems")) or 0)
+        return Stat(
+            "Held-out reward", "", "not scored", f"no completion of {plural(problems, 'problem')} could be"
+        )
+    if run.heldout:
+        return _heldout(run)
     name, label = ("reward/mean", "Mean reward") if run.has("reward/mean") else ("objective/loss", "Loss")
     _, values = run.series(name)
     if not values:
         return None
     start, end, _ = ends(values)
     return Stat(label, fixed(start) if len(values) > 1 else "", fixed(end), "on the training prompts")
+
+
+def _heldout(run: RunData) -> Stat:
+    """The score before and after, its interval, and below it the same at the other temperatures."""
+    first, last = run.heldout[0], run.heldout[-1]
+    after = score_of(last, run.kind)
+    assert after is not None  # RunData.heldout has no other rows
+    problems, samples = (int(finite(last.get(key)) or 0) for key in ("problems", "samples"))
+    parts = [f"95%: {fixed(after.low)} to {fixed(after.high)}"] if after.interval else []
+    parts.append(f"{problems:,} problems × {samples}")
+    words = temperatures_of(last)
+    parts += [words[""]] if len(words) > 1 else []
+    parts += ["before training"] if step_of(last) == 0 else []
+    parts += [f"{word}: {score_change(run, at)}" for at, word in words.items() if at]
+    label = "Held-out accuracy" if run.kind == "accuracy" else "Held-out mean reward"
+    before = score_of(first, run.kind) if last is not first else None
+    return Stat(label, fixed(before.value) if before else "", fixed(after.value), "; ".join(parts))
 
 
 def _entropy(run: RunData) -> Stat | None:

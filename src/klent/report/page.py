@@ -37,9 +37,10 @@ COVERS = {
 
 
 class Cells(NamedTuple):
-    """The held-out problems: their number, (kind, label, amount) of each kind, and each problem's kind."""
+    """The held-out problems: their number, what "more" means, (kind, label, amount), and each problem's kind."""
 
     n: int
+    explanation: str
     counts: list[tuple[str, str, int]]
     kinds: list[str]
 
@@ -235,8 +236,15 @@ def _cells(run: RunData) -> Cells | None:
         "never": "neither before nor after",
         "lost": "less often",
     }
+    if run.kind == "reward":
+        labels = {"gained": "better", "kept": "as before", "never": "0 or less, as before", "lost": "worse"}
     return Cells(
         n=len(pairs),
+        explanation=(
+            "Solved more often: more of its samples are correct than before training."
+            if run.kind == "accuracy"
+            else "Better: the mean reward of its samples is higher than before training."
+        ),
         counts=[(kind, label, kinds.count(kind)) for kind, label in labels.items()],
         kinds=sorted(kinds, key=list(labels).index) if len(kinds) <= CELLS_SHOWN else [],
     )

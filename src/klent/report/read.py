@@ -16,6 +16,7 @@ from klent.config.layers import Layer
 from klent.config.yaml_text import parse_yaml
 from klent.errors import RunError
 from klent.kit.tables import Row, Table, finite, step_of
+from klent.measure.score import Kind, is_scored, kind_of
 
 SAMPLES_PER_STEP = 64
 """Most completions read per step; a step may have thousands, and the page shows a few."""
@@ -97,11 +98,14 @@ class RunData:
 
     @property
     def heldout(self) -> list[Row]:
-        """Evaluations of one split that measured an accuracy, from before training to the last."""
+        """Evaluations of one split that could be scored, from before training to the last."""
         split = self.evals[0].get("split") if self.evals else None
-        return [
-            row for row in self.evals if row.get("split") == split and finite(row.get("accuracy")) is not None
-        ]
+        return [row for row in self.evals if row.get("split") == split and is_scored(row)]
+
+    @property
+    def kind(self) -> Kind:
+        """What the evaluations are read by: the accuracy, or the mean reward where rewards are graded."""
+        return kind_of(self.heldout)
 
     def setting(self, *keys: str) -> object:
         """A value of the recipe by its path, None if there is none."""

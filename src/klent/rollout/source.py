@@ -67,4 +67,5 @@ class TaskSource:
         if self.scorer is None:
             return None
         prompts = [episode.prompt for episode in episodes]
-        return self.scorer.score(prompts, [e.text for e in episodes], [e.finish for e in episodes])
+        ids = [e.tokens[e.acted].tolist() for e in episodes]
+        return self.scorer.score(prompts, [e.text for e in episodes], [e.finish for e in episodes], ids)

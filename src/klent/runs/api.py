@@ -111,13 +111,13 @@ def evaluate(
     samples: int | None = None,
     **overrides: object,
 ) -> Evaluation:
-    """Accuracy, reward and entropy of a model, or of a run's trained model, on problems.
+    """Mean reward, accuracy and entropy of a model, or of a run's trained model, on problems.
 
     Args:
         model_or_run: alias, folder or hub id of a model; or a run, whose task, reward, sampling and seed are
             then those of the recipe.
         task: a section, whose held-out problems are solved; or a data file or rows, all of which are.
-        reward: what tells right (at least 1) from wrong; as of :func:`train`.
+        reward: what scores the answers (1 is right and 0 wrong, for an accuracy); as of :func:`train`.
         problems: at most so many problems; None = ``eval.problems``, all of a file or of rows.
         samples: completions of each; None = ``eval.samples``.
         overrides: other keys of the recipe, such as ``rollout={"max_tokens": 64}``.
@@ -142,8 +142,7 @@ def evaluate(
             recipe = _build(values, given, functions, caller="klent.evaluate")
         every_row = task is not None and not isinstance(task, Mapping)
         row = _measure(model, recipe, functions, problems if every_row else None, every_row=every_row)
-    names = ("accuracy", "low", "high", "reward", "entropy", "problems", "samples")
-    return Evaluation(**{name: row[name] for name in names}, row=row)
+    return Evaluation.of(row)
 
 
 def step_aside(run: Path) -> Path | None:

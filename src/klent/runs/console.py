@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from klent.kit.terminal import SafeConsole, discard, visible
+from klent.measure.score import LABELS, is_scored, kind_of, score_of, temperatures_of
 
 Row = Mapping[str, object]  # of metrics.jsonl or eval.jsonl
 
@@ -103,9 +104,12 @@ class TrainConsole:
         """One evaluation: a row of eval.jsonl."""
         when = "before training" if row["step"] == 0 else f"after step {row['step']}"
         took = f", {row['seconds']:.0f} s" if "seconds" in row else ""
+        name = LABELS[kind_of([row])]
         self._print(
-            f"held-out accuracy {when}: {accuracy(row)} on {row['problems']} problems{took}", style="bold"
+            f"held-out {name} {when}: {scores(row)} on {row['problems']} problems{took}", style="bold"
         )
+        for text in unscored(row):
+            self.warn(text)
 
     def warn(self, text: str) -> None:
         """Something that the user should know, but that does not stop the run."""
@@ -131,11 +135,11 @@ class TrainConsole:
         *,
         early: bool = False,
     ) -> None:
-        """The end: accuracy before and after, and the report; ``early`` if ``eval.early_stop`` ended it."""
+        """The end: the held-out score before and after, and the report; ``early`` if ``eval.early_stop`` ended it."""
         self.close()
         self._print("")
         if before and after:
-            self._print(_accuracy_table(before, after))
+            self._print(_score_table(before, after))
             self._print("")
         took = _clock(time.monotonic() - self._began)
         if early and after:
@@ -219,21 +223,45 @@ class QuietConsole(TrainConsole):
         self.warnings.append(text)
 
 
-def accuracy(row: Row) -> str:
-    """``0.210 (95% interval 0.152 to 0.281)`` from a row of eval.jsonl."""
-    interval = f" (95% interval {row['low']:.3f} to {row['high']:.3f})" if "low" in row else ""
-    return f"{row['accuracy']:.3f}{interval}"
-
-
-def _accuracy_table(before: Row, after: Row) -> Table:
-    table = Table(
-        title="held-out accuracy", title_justify="left", title_style="bold", box=None, pad_edge=False
+def scores(row: Row) -> str:
+    """``0.210 (95% interval 0.152 to 0.281)`` of an evaluation, at every temperature that it was measured at."""
+    kind, words = kind_of([row]), temperatures_of(row)
+    found = {word: score_of(row, kind, at) for at, word in words.items()}
+    if not any(found.values()):
+        return "no completion could be scored"
+    several = len(words) > 1
+    return ", ".join(
+        f"{score or 'not scored'}{f' {word}' if several else ''}" for word, score in found.items()
     )
-    for column in ("", "accuracy", "95% interval", "entropy, nats"):
+
+
+def unscored(row: Row) -> list[str]:
+    """Why completions of an evaluation were unscorable, each reason once."""
+    why = row.get("unscorable_why")
+    reasons = why.items() if isinstance(why, Mapping) else []
+    return [f"held out, {count} completions unscorable: {reason}" for reason, count in reasons]
+
+
+def _score_table(before: Row, after: Row) -> Table:
+    """Before and after, at every temperature that both were measured at."""
+    kind = kind_of([row for row in (before, after) if is_scored(row)])
+    table = Table(
+        title=f"held-out {LABELS[kind]}", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for column in ("", LABELS[kind], "95% interval", "entropy, nats"):
         table.add_column(column, justify="right" if column else "left")
-    for name, row in (("before", before), ("after", after)):
-        interval = f"{row['low']:.3f} to {row['high']:.3f}" if "low" in row else "-"
-        table.add_row(name, f"{row['accuracy']:.3f}", interval, _cell(row, ("entropy",), "{:.3f}"))
+    words = temperatures_of(after)
+    for at, word in words.items():
+        for name, row in (("before", before), ("after", after)):
+            score = score_of(row, kind, at)
+            entropy = "" if at else _cell(row, ("entropy",), "{:.3f}")
+            value = "not scored" if score is None else f"{score.value:.3f}"
+            table.add_row(
+                f"{name}, {word}" if len(words) > 1 else name,
+                value,
+                (score.interval if score else "") or "-",
+                entropy,
+            )
     return table
 
 

@@ -52,7 +52,7 @@ def evaluate_policy(
     """
     seed = derive_seed(seed, "eval")
     at_temperature = sampler_at(loaded, rollout)
-    return evaluate(
+    row = evaluate(
         engine or build_sampler(loaded, rollout),
         scorer,
         prompts,
@@ -61,14 +61,18 @@ def evaluate_policy(
         step=step,
         more=extra_measures(settings, loaded.model, scorer, seed, sampler_at=at_temperature, start=start),
     )
+    return {**row, "temperature": rollout.temperature}
 
 
-def evaluate_model(model: str, recipe: Recipe) -> dict[str, object]:
-    """Held-out accuracy of any model on a recipe's task, with its reward, sampling and seed.
+def evaluate_model(
+    model: str, recipe: Recipe, note: Callable[[str], None] = lambda text: None
+) -> dict[str, object]:
+    """Held-out reward, and accuracy, of any model on a recipe's task, with its reward, sampling and seed.
 
     Args:
         model: alias, folder or hub id.
         recipe: where the problems come from and how they are scored; its own ``model`` is not loaded.
+        note: told of what is strange in what a reward says of the first problem.
 
     Returns:
         A row as of :func:`klent.measure.evaluate.evaluate`, step 0.
@@ -86,7 +90,9 @@ def evaluate_model(model: str, recipe: Recipe) -> dict[str, object]:
     if not task.heldout(recipe.eval.problems):  # before a model is loaded
         raise DataError(NO_PROBLEMS)
     with Scorer(rewards, task) as scorer:
-        scorer.check()
+        for tried in scorer.check():
+            if tried.doubt:
+                note(tried.text)
         loaded = load_on_device(model, recipe)
         if isinstance(task, DataTask):  # the same problems as in training
             task.fit(lambda prompt: None, build_sampler(loaded, recipe.rollout).check)

@@ -1,10 +1,13 @@
 """The held-out evaluations of a run: before, in its course, after; and when they end it early."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from klent.config import EarlyStop
 from klent.control.early_stop import best_row, is_over
+from klent.errors import RunError
 from klent.io.files import append_line, read_steps
+from klent.measure.score import is_scored
 from klent.runs.folder import RunFolder
 
 EvalRow = dict[str, object]
@@ -49,12 +52,18 @@ class Evaluations:
         return list(read_steps(self.folder.eval, on_damage=lambda line: None))
 
     def at(self, step: int) -> None:
-        """Evaluate after ``step``, unless that row is there already."""
+        """Evaluate after ``step``, unless that row is there already.
+
+        Raises:
+            RunError: before training, and nothing could be scored.
+        """
         rows = self.rows
         if self.measure is None or any(row["step"] == step for row in rows):
             return
         votes = [row.get("vote") for row in rows if row["step"] == 0]
         row = self.measure(step, votes[0] if votes else None)  # type: ignore[arg-type]
+        if step == 0 and not is_scored(row):
+            raise RunError(unscored(row, self.folder.path))
         append_line(self.folder.eval, row)
         self.show(row)
         if self.early_stop is not None:
@@ -87,3 +96,13 @@ class Evaluations:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Whether the evaluations have ended the run."""
         self.over = bool(state["over"]) and self.early_stop is not None
+
+
+def unscored(row: EvalRow, run: Path) -> str:
+    """Why a run whose first evaluation could not be scored does not begin."""
+    why = row.get("unscorable_why")
+    reasons = "; ".join(why) if isinstance(why, dict) and why else "the rewards returned nothing"
+    return (
+        f"no completion of the {row['problems']} held-out problems could be scored: {reasons}. Fix the reward, "
+        f"then `klent resume {run}`; or measure nothing held out: eval=null"
+    )

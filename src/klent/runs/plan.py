@@ -126,7 +126,9 @@ def describe_plan(recipe: Recipe) -> list[str]:
     if recipe.eval is not None:
         when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
         size = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}"
-        lines.append(f"evaluation: {size}, before, after{when}")
+        others = [f"at temperature {t:g}" if t else "greedily" for t in recipe.eval.temperatures]
+        also = f"; also {', '.join(others)}" if others else ""
+        lines.append(f"evaluation: {size}, before, after{when}{also}")
     lines.append(f"in total: {recipe.steps} steps, {recipe.steps * plan.completions} completions")
     return lines
 

@@ -2,7 +2,7 @@
 
 import html
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from klent.config import Recipe, load_recipe
 from klent.errors import RunError
 from klent.io.files import read_steps
+from klent.measure.score import LABELS, is_scored, kind_of, score_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,16 +72,20 @@ class Run:
         return loaded.model, loaded.tokenizer
 
     def summary(self) -> dict[str, str]:
-        """What matters most, in words: steps, mean reward and held-out accuracy at first and at last."""
-        metrics, evaluations = self.metrics, self.evaluations
+        """What matters most, in words: steps, mean reward and held-out score at first and at last."""
+        metrics, evaluations = self.metrics, [row for row in self.evaluations if is_scored(row)]
+        kind = kind_of(evaluations)
+        found = [score_of(row, kind) for row in evaluations]
+        values = {
+            "reward": [row["reward/mean"] for row in metrics if row.get("reward/mean") is not None],
+            "accuracy" if kind == "accuracy" else "held-out reward": [
+                score.value for score in found if score
+            ],
+        }
         summary = {"steps": f"{len(metrics)} of {self.config.steps}"}
-        for name, rows, key in (
-            ("reward", metrics, "reward/mean"),
-            ("accuracy", evaluations, "accuracy"),
-        ):
-            values = [row[key] for row in rows if row.get(key) is not None]
-            if values:
-                summary[name] = " → ".join(f"{value:.3f}" for value in dict.fromkeys((values[0], values[-1])))
+        for name, seen in values.items():
+            if seen:
+                summary[name] = " → ".join(f"{value:.3f}" for value in dict.fromkeys((seen[0], seen[-1])))
         return summary
 
     def __repr__(self) -> str:
@@ -100,31 +105,41 @@ class Evaluation:
     """How well a model does on held-out problems.
 
     Attributes:
-        accuracy: share of completions whose reward is at least 1.
+        reward: mean reward of the completions that could be scored; None if none could.
+        reward_low: lower end of its 95% interval over problems; None where there is none.
+        reward_high: upper end.
+        accuracy: share of completions that are correct, where every reward is 0 or 1; else None.
         low: lower end of its 95% interval over problems (Wilson).
         high: upper end.
-        reward: mean reward of the completions that could be scored; None if none could.
         entropy: of the next-token distributions sampled from, mean over tokens, nats.
         problems: how many problems.
         samples: completions of each.
-        row: everything that was measured, as a row of ``eval.jsonl``.
+        row: everything that was measured, as a row of ``eval.jsonl``; ``accuracy@0``, ... at other temperatures.
     """
 
-    accuracy: float
-    low: float
-    high: float
     reward: float | None
+    reward_low: float | None
+    reward_high: float | None
+    accuracy: float | None
+    low: float | None
+    high: float | None
     entropy: float
     problems: int
     samples: int
     row: Row
 
+    @classmethod
+    def of(cls, row: Row) -> "Evaluation":
+        """From a row of ``eval.jsonl``; what was not measured is None."""
+        values: Row = {field.name: row.get(field.name) for field in fields(cls)}
+        return cls(**(values | {"row": row}))
+
     def __repr__(self) -> str:
-        reward = "unscorable" if self.reward is None else f"{self.reward:.3f}"
+        kind = kind_of([self.row])
+        score = score_of(self.row, kind)
         return (
-            f"Evaluation(accuracy {self.accuracy:.3f} [{self.low:.3f}, {self.high:.3f}], reward {reward}, "
-            f"entropy {self.entropy:.3f}, {self.problems} problems × {self.samples} samples)"
-        )
+            f"Evaluation({LABELS[kind]} {score}, " if score else "Evaluation(unscorable, "
+        ) + f"entropy {self.entropy:.3f}, {self.problems} problems × {self.samples} samples)"
 
 
 def final_folder(run: Run) -> Path:

@@ -34,6 +34,7 @@ from klent.runs.plan import describe_plan, title_of
 from klent.runs.record import finish_record, start_record
 from klent.tasks import DataTask, Scorer, Task, load_task
 from klent.tasks.callables import Function
+from klent.tasks.first_call import Tried
 
 
 def train(
@@ -78,7 +79,9 @@ def train(
     fingerprint = _fingerprint(undated)
     with _claimed(run, resume) as folder, ExitStack() as stack:
         changes = _changes(recipe, folder, fingerprint, console) if resume else []
-        scorer, judge = stack.enter_context(_scorers(recipe, task, folder, rewards))
+        scorer, judge, tried = stack.enter_context(_scorers(recipe, task, folder, rewards))
+        for doubt in (one.text for one in tried if one.doubt):
+            console.warn(doubt)
         parts = build_parts(
             recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
         )
@@ -93,7 +96,8 @@ def train(
             write_atomic(folder.config, dump_recipe(recorded))
         start_record(run, command=command, changed=changes, here=rewrite, on_damage=console.warn)
         try:
-            console.start(title_of(recipe), describe_plan(recipe), steps=recipe.steps, done=done)
+            plan = [*describe_plan(recipe), *(f"tried: {one.text}" for one in tried)]
+            console.start(title_of(recipe), plan, steps=recipe.steps, done=done)
             loop.fit()
             console.stopped_by = None if loop.finished else loop.stopped_by
             _finish(loop, folder, parts.loaded, console)
@@ -170,8 +174,9 @@ def _changes(
 @contextmanager
 def _scorers(
     recipe: Recipe, task: Task, folder: RunFolder, functions: Mapping[str, Function] | None
-) -> Iterator[tuple[Scorer | None, Scorer | None]]:
-    """What rewards completions, and what judges held-out answers: the same unless ``eval.reward`` says."""
+) -> Iterator[tuple[Scorer | None, Scorer | None, list[Tried]]]:
+    """What rewards completions, what judges held-out answers (the same unless ``eval.reward`` says), and what
+    each of their rewards said of the first problem."""
 
     def scorer_of(rewards: Sequence[Reward] | None) -> Scorer | None:
         return Scorer(rewards, task, folder.rewards_log, functions) if rewards else None
@@ -181,9 +186,7 @@ def _scorers(
     judge = scorer_of(eval_rewards(recipe)) if apart else scorer
     scorers = [one for one in dict.fromkeys((scorer, judge)) if one is not None]
     try:
-        for one in scorers:
-            one.check()
-        yield scorer, judge
+        yield scorer, judge, [tried for one in scorers for tried in one.check()]
     finally:
         for one in scorers:
             one.close()

@@ -135,6 +135,11 @@ class Exam:
             prompts=self.task.heldout(self.settings.problems),
             seed=self.seed,
         )
+        if "correct" not in row:
+            raise ConfigError(
+                "controls compare accuracies, and these rewards are graded, or scored nothing: set eval.reward to "
+                "one that gives 1 to right answers and 0 to wrong ones"
+            )
         row["pass@k"] = row[f"pass@{samples}"] if samples > 1 else None
         row["solved"] = [statistics.fmean(problem) for problem in row["correct"]]
         columns = (*_COLUMNS, "low", "high", "problems", "samples", "solved")

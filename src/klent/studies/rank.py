@@ -13,7 +13,8 @@ from klent.config import Recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import append_line, read_jsonl, write_atomic
 from klent.kit.seeds import derive_seed
-from klent.measure.evaluate import is_correct, score
+from klent.measure.evaluate import score
+from klent.measure.score import outcomes as outcomes_of
 from klent.runs.engines import build_sampler
 from klent.runs.evaluate import eval_rewards, load_on_device
 from klent.streams.episode import Episode
@@ -94,7 +95,7 @@ def rank_prompts(
             for chunk in chunks:
                 seed = derive_seed(recipe.seed, "select", chunk[0].id)
                 rollouts = engine.generate(chunk, group_size=samples, seed=seed)
-                outcomes = [is_correct(r) for r in score(scorer, rollouts)] if rewards else None
+                outcomes = _outcomes(score(scorer, rollouts).reward, by) if rewards else None
                 for index, prompt in enumerate(chunk):
                     if prompt.id in scores:
                         continue
@@ -104,6 +105,21 @@ def rank_prompts(
                     scores[prompt.id] = measured
                 progress(len(scores), len(chosen))
     return _write(out, chosen, scores, by, recipe.seed)
+
+
+def _outcomes(rewards: Sequence[float], by: str) -> list[bool] | None:
+    """Whether each completion is right; None where rewards are graded, or scored nothing.
+
+    Raises:
+        ConfigError: and that is what ranks them.
+    """
+    found = outcomes_of([rewards])
+    if found is None and by == "pass_variance":
+        raise ConfigError(
+            "--by pass_variance needs right and wrong, and these rewards are graded, or scored nothing: set "
+            "eval.reward to one that gives 1 and 0, or rank --by cluster_variance"
+        )
+    return found[0] if found else None
 
 
 def _first(task: Task, count: int) -> list[Prompt]:

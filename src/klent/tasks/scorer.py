@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from klent.config.rewards import SHIPPED, WITHOUT_ANSWER, Reward, short_names
-from klent.errors import ConfigError, DataError
-from klent.kit.names import nearest
+from klent.errors import ConfigError
 from klent.streams.prompt import Prompt
+from klent.tasks.arguments import Sample, given
 from klent.tasks.callables import Function, missing, pack
+from klent.tasks.first_call import Tried, check_columns, check_settings, first_call, try_reward
 from klent.tasks.process import CallFailed, Worker
 from klent.tasks.task import Task
 
 _LIMIT_HITS = 4  # in a row; the rest of the call is then given up
-_ALWAYS = ("prompts", "completions", "finish")  # what every reward can ask for
 _LARGEST = 1e16  # advantages are computed in float32, which must hold sums of squares of millions of rewards
 _BEYOND = "beyond 1e16: advantages, which are computed in float32, would overflow. Scale it down"
 _REASONS = 16  # of one reward that are told apart; and the metrics that it may log
@@ -34,14 +34,6 @@ OWN_FAMILIES = frozenset(
     | {"skewness", "sync", "thermostat", "time", "tokens", "update"}
 )
 """The first parts of names of klent's own metrics, which a reward cannot log."""
-
-
-class Sample(NamedTuple):
-    """A prompt, its completion, and how that ended."""
-
-    prompt: Prompt
-    completion: str
-    finish: str
 
 
 @dataclass(frozen=True)
@@ -139,12 +131,15 @@ class Scorer:
             worker.retire()
         self._threads.shutdown()
 
-    def check(self) -> None:
-        """Start every reward and make sure that it can be called; for use before training begins.
+    def check(self) -> list[Tried]:
+        """Start every reward and call it once, on the task's first problem; before anything else.
+
+        Returns:
+            What each reward said; nothing without a task.
 
         Raises:
-            ConfigError: a missing file or function, an import that fails, or an argument that no column
-                fills.
+            ConfigError: a missing file or function, an import that fails, an argument that no column fills,
+                or a reward that cannot score any completion of the task.
             DataError: a shipped reward that cannot score the task's first problem.
         """
         pairs = list(zip(self._rewards, self._workers, strict=True))
@@ -155,12 +150,20 @@ class Scorer:
                 except CallFailed as error:
                     raise ConfigError(f"reward {reward.fn}: {error}") from None
         for reward, worker in pairs:
-            _check_settings(reward, worker)
-            if self._task is not None:
-                _check_columns(reward, worker, self._task.train(0))
+            check_settings(reward, worker)
+        if self._task is None:
+            return []
+        first = self._task.train(0)
+        for reward, worker in pairs:
+            check_columns(reward, worker, first)
+        return [try_reward(reward, first, first_call(reward, worker)) for reward, worker in pairs]
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], finish: Sequence[str] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        finish: Sequence[str] | None = None,
+        ids: Sequence[Sequence[int]] | None = None,
     ) -> Scores:
         """Score one completion per prompt (a prompt is repeated for each completion of its group).
 
@@ -169,6 +172,7 @@ class Scorer:
             completions: what was sampled, as text.
             finish: ``length`` for each that the token budget cut, else ``stop``; rewards get it as a column
                 of this name, unless the task has one. None = all ended by themselves.
+            ids: the tokens of each, for rewards that ask for ``completion_ids``.
 
         Returns:
             The scores; nothing that a reward does raises here.
@@ -179,7 +183,9 @@ class Scorer:
         finish = ["stop"] * len(completions) if finish is None else finish
         if not len(prompts) == len(completions) == len(finish):
             raise ValueError(f"{len(prompts)} prompts, {len(completions)} completions, {len(finish)} ends")
-        samples = list(map(Sample, prompts, completions, finish))
+        samples = list(
+            map(Sample, prompts, completions, finish, [None] * len(completions) if ids is None else ids)
+        )
         if not samples:
             return Scores([], {name: [] for name in self.names}, {})
         problems = [_Problems(*pair) for pair in zip(self.names, self._texts, strict=True)]
@@ -255,29 +261,6 @@ def _worker(reward: Reward, log: Path | None, functions: Mapping[str, Function])
     return Worker(reward.fn, log)
 
 
-def _check_columns(reward: Reward, worker: Worker, prompt: Prompt) -> None:
-    arguments = {**_arguments([Sample(prompt, "", "stop")]), **reward.settings}
-    columns = [name for name in arguments if name not in _ALWAYS or name in prompt.columns]
-    for name in worker.parameters()["required"]:
-        if name not in arguments:
-            listed = ", ".join(columns) or "none"
-            hint = f"; it gets {name}s, a list" if f"{name}s" in _ALWAYS else nearest(name, columns)
-            raise ConfigError(f"reward {reward.fn}: needs a column {name!r}{hint}; columns are: {listed}")
-    if reward.fn in SHIPPED:
-        try:
-            worker.call(arguments, max(60.0, reward.timeout))
-        except CallFailed as error:
-            raise DataError(f"reward {reward.fn}: {error} (at {prompt.id})") from None
-
-
-def _check_settings(reward: Reward, worker: Worker) -> None:
-    named = [name for name in worker.parameters()["named"] if name not in ("prompts", "completions")]
-    for name in reward.settings:
-        if name not in named:
-            takes = f"it takes {', '.join(named)}" if named else "it takes none"
-            raise ConfigError(f"reward {reward.fn}: no argument {name!r}{nearest(name, named)}; {takes}")
-
-
 def _score(reward: Reward, worker: Worker, samples: Sequence[Sample], problems: _Problems) -> _Result:
     """One reward's values; ``problems`` receives what went wrong."""
     try:
@@ -311,34 +294,13 @@ def _score(reward: Reward, worker: Worker, samples: Sequence[Sample], problems: 
 def _call(worker: Worker, reward: Reward, samples: Sequence[Sample]) -> list[object]:
     """The list that a reward returned, one value per completion."""
     worker.metrics = {}
-    result = worker.call({**_arguments(samples), **reward.settings}, reward.timeout)
+    result = worker.call(given(worker, reward, samples), reward.timeout)
     if not isinstance(result, list):
         raise CallFailed("raised", f"returned {_kind(result)} instead of a list")
     if len(result) != len(samples):
         text = f"returned {len(result)} values for {len(samples)} completions"
         raise CallFailed("raised", text, place="number of values")
     return result
-
-
-def _arguments(samples: Sequence[Sample]) -> dict[str, object]:
-    """What TRL passes: columns as lists, messages where the prompt is messages; and how completions ended."""
-    prompts = [sample.prompt for sample in samples]
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
-    columns = {
-        name: [prompt.columns.get(name) for prompt in prompts]
-        for name in names
-        if name not in ("prompts", "completions", "prompt", "completion")
-    }
-    replies = [
-        text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
-        for prompt, text, _ in samples
-    ]
-    return {
-        "prompts": [prompt.prompt for prompt in prompts],
-        "completions": replies,
-        "finish": [sample.finish for sample in samples],
-        **columns,
-    }
 
 
 def _numbers(result: Sequence[object], problems: _Problems) -> _Result:

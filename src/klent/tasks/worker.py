@@ -74,8 +74,6 @@ class Reply(TypedDict, total=False):
 # TRL passes these to every reward. They are passed where a function asks for them, and do nothing here, but
 # for log_metric(name, value): what it receives is sent back with the values.
 _TRL_ONLY: dict[str, object] = {
-    "completion_ids": None,
-    "trainer_state": None,
     "log_extra": lambda *args, **kwargs: None,
     "log_metric": lambda *args, **kwargs: None,
 }

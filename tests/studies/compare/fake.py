@@ -28,8 +28,17 @@ def fake_plan(folder: Path, *over: str, seeds: int = 3, overrides: tuple[str, ..
     )
 
 
-def finish(plan: ComparisonPlan, chance: Callable[[str, int], float], *, only: int | None = None) -> None:
-    """Fill the folders of the first ``only`` runs; a completion is correct with ``chance(arm, seed)``."""
+def finish(
+    plan: ComparisonPlan,
+    chance: Callable[[str, int], float],
+    *,
+    only: int | None = None,
+    graded: float | None = None,
+) -> None:
+    """Fill the folders of the first ``only`` runs; a completion is correct with ``chance(arm, seed)``.
+
+    With ``graded`` that is the reward of a correct one; of the first run's last problem none could be scored.
+    """
     for number, run in enumerate(plan.runs[:only]):
         rng = np.random.default_rng(number)
         run.folder.mkdir(parents=True)
@@ -46,6 +55,10 @@ def finish(plan: ComparisonPlan, chance: Callable[[str, int], float], *, only: i
             p = 0.3 if step == 0 else chance(run.arm, run.seed)
             correct = (rng.random((30, 4)) < p).astype(float)
             accuracy = float(correct.mean())
-            evals.append({"step": step, "accuracy": accuracy, "entropy": 1.0, "correct": correct.tolist()})
+            row = {"step": step, "accuracy": accuracy, "entropy": 1.0, "correct": correct.tolist()}
+            if graded is not None:
+                rewards = [*(graded * correct).tolist()[:-1], [None] * 4 if number == 0 else [0.0] * 4]
+                row = {"step": step, "reward": graded * accuracy, "entropy": 1.0, "rewards": rewards}
+            evals.append(row)
         (run.folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evals))
         (run.folder / FILE).write_text(json.dumps({"kl/base": 0.25}))

@@ -52,6 +52,25 @@ def test_numbers_of_the_table_are_those_of_the_runs(plan):
     assert grpo[7][0] == "6.0 s"
 
 
+def test_graded_rewards_are_compared_by_their_mean(tmp_path):
+    plan = fake_plan(tmp_path)
+    finish(plan, lambda arm, seed: CHANCE[arm], graded=0.5)
+    results = collect(plan)
+    assert list(results.contrasts) == ["mean reward"]
+    verdicts = {item.arm: item.verdict for item in results.contrasts["mean reward"]}
+    assert verdicts == {"rloo": "no difference", "dapo": "better"}
+    assert table(results).heads == ["arm", "seeds", "mean reward", "entropy", "KL to base", "time"]
+    first = json.loads((plan.runs[0].folder / "eval.jsonl").read_text().splitlines()[-1])["rewards"]
+    html = page(results)
+    assert f"<td>{np.mean(first[:-1]):.3f}</td>" in html  # without the problem that could not be scored
+    assert "Held-out mean reward" in html
+    assert "pass@" not in html
+    write_page(plan)
+    data = json.loads((plan.folder / "compare.json").read_text())
+    assert data["runs"][0]["reward"] == pytest.approx(np.mean(first[:-1]))
+    assert (plan.folder / "compare.csv").read_text().startswith("arm,seed,mean reward,entropy")
+
+
 def test_csv_and_json_say_the_same(plan):
     write_page(plan)
     rows = list(csv.DictReader((plan.folder / "compare.csv").open()))

@@ -10,9 +10,14 @@ EVALUATION: dict[str, Term] = {
     "samples": Term(
         "", "Completions sampled for each problem.", "Samples of one problem are not independent."
     ),
+    "temperature": Term(
+        "",
+        "Sampling temperature of the evaluation; 0 is greedy.",
+        "The recipe's, with which training samples.",
+    ),
     "accuracy": Term(
         "fraction",
-        "Share of the samples whose reward is at least 1; an unscorable one counts as wrong.",
+        "Share of correct samples, where every reward is 0 or 1; an unscorable one counts as wrong.",
         "Compare before and after by the change over the same problems, which the report shows.",
     ),
     "low": Term(
@@ -25,6 +30,15 @@ EVALUATION: dict[str, Term] = {
         "Upper end of the same interval.",
         "Overlapping intervals do not rule out a significant change.",
     ),
+    "reward": Term(
+        "reward", "Mean reward of the samples that could be scored.", "The headline where rewards are graded."
+    ),
+    "reward_low": Term(
+        "reward",
+        "Lower end of its 95% interval over problems: Student's t, or Wilson's where every reward is 0 or 1.",
+        "Absent where no problem's mean differs from another's: nothing is known of the spread then.",
+    ),
+    "reward_high": Term("reward", "Upper end of the same interval.", "As for high."),
     "pass@<k>": Term(
         "fraction",
         "Probability that at least one of k answers to a problem is correct, estimated without bias.",
@@ -34,6 +48,11 @@ EVALUATION: dict[str, Term] = {
         "fraction",
         "Accuracy at another sampling temperature T (eval.temperatures); 0 is greedy.",
         "A gain that a lower temperature gives without training is not an effect of training.",
+    ),
+    "reward@<T>": Term(
+        "reward",
+        "Mean reward at that temperature; the same suffix gives the ends of both intervals, such as low@0.",
+        "Greedy answers are one sample per problem.",
     ),
     "majority": Term(
         "fraction",
@@ -62,13 +81,20 @@ EVALUATION: dict[str, Term] = {
     "entropy": Term(
         "nats per token", "Mean entropy while answering.", "Like policy/entropy, on held-out problems."
     ),
-    "reward": Term(
-        "reward", "Mean reward of the samples that could be scored.", "For rewards between 0 and 1."
-    ),
     "length": Term("tokens", "Mean number of sampled tokens.", "Like completion/length."),
     "unscorable": Term("fraction", "Answers that could not be scored.", "0 in a healthy run."),
+    "unscorable_why": Term(
+        "", "Each reason why answers could not be scored, and for how many.", "Fix it first."
+    ),
     "seconds": Term("s", "Wall time of the evaluation.", "Nearly all of it is sampling."),
-    "correct": Term("", "For each problem, the outcome of each sample.", "The accuracy is computed from it."),
+    "rewards": Term(
+        "", "For each problem, the reward of each sample; null is unscorable.", "In the task's order."
+    ),
+    "correct": Term(
+        "",
+        "For each problem, the outcome of each sample, where every reward is 0 or 1.",
+        "The accuracy is computed from it.",
+    ),
     "kl/base": Term(
         "nats per token",
         "Reverse KL divergence of the final policy from the base model, at each token of its own answers.",

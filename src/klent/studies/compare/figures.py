@@ -21,7 +21,7 @@ WIDE, ROW, NAMES = 640, 34, 118
 TITLES = {
     "reward/mean": ("Reward", "reward of a step's completions"),
     "policy/entropy": ("Entropy", "nats per token, while sampling"),
-    "accuracy": ("Held-out pass@1", "share of completions"),
+    "heldout": ("Held-out pass@1", "share of completions"),
     "kl/reference": ("KL divergence from the reference", "nats per token"),
 }
 
@@ -71,8 +71,11 @@ def series(seeds: Sequence[Mapping[int, float]], window: int = 1) -> Series | No
 def curve_families(results: Results) -> list[Family]:
     """Every quantity over the steps: each arm in colour, the first arm in grey behind it."""
     families = []
-    for metric, (title, label) in TITLES.items():
-        window = 1 if metric == "accuracy" else _window(results)
+    graded = (
+        {"heldout": ("Held-out mean reward", "mean over completions")} if results.kind == "reward" else {}
+    )
+    for metric, (title, label) in (TITLES | graded).items():
+        window = 1 if metric == "heldout" else _window(results)
         of_arm = {
             arm: series([run.curves[metric] for run in results.of(arm) if run.curves[metric]], window)
             for arm in results.arms
@@ -82,7 +85,9 @@ def curve_families(results: Results) -> list[Family]:
             role = "entropy" if metric == "policy/entropy" else "reward"
             name = metric.replace("/", "-")
             caption = _seeds_note(results) + (f" Running mean of {window} steps." if window > 1 else "")
-            members = _members(arms, name, label, role, full=1.0 if metric == "accuracy" else None)
+            members = _members(
+                arms, name, label, role, full=1.0 if metric == "heldout" and not graded else None
+            )
             families.append(Family(name, title, caption, members))
     return families
 
@@ -90,7 +95,7 @@ def curve_families(results: Results) -> list[Family]:
 def pass_family(results: Results) -> Family | None:
     """pass@k against k, after training, with the base model's curve: how much diversity is left."""
     ks = list(range(1, results.samples + 1))
-    if results.samples < 2 or not results.runs:
+    if results.samples < 2 or not results.runs or results.kind == "reward":
         return None
 
     def curve(runs: Sequence[RunResult], *, before: bool = False) -> Series:

@@ -15,7 +15,7 @@ from klent.kit.student import t_bound
 from klent.kit.text import duration, fixed, number, plural, signed_fixed
 from klent.studies.compare import figures
 from klent.studies.compare.plan import ComparisonPlan, describe
-from klent.studies.compare.results import Results, RunResult, collect
+from klent.studies.compare.results import MEAN, Results, RunResult, average, collect
 from klent.studies.compare.statistics import LEVEL, Contrast
 
 HERE = Path(__file__).parent
@@ -95,6 +95,7 @@ def page(results: Results, command: str = "") -> str:
         ],
         runs=_run_rows(results),
         samples=results.samples,
+        measure=_measures(results, [1])[0],
     )
 
 
@@ -171,8 +172,9 @@ def _resolution(item: Contrast, arms: int) -> float:
 def _question(results: Results, measure: str) -> Question:
     items = results.contrasts[measure]
     first = results.plan.arms[0].name
+    titles = {"pass@1": "One answer: pass@1", MEAN: "Mean reward"}
     return Question(
-        title="One answer: pass@1" if measure == "pass@1" else f"Several tries: {measure}",
+        title=titles.get(measure, f"Several tries: {measure}"),
         drawing=figures.forest(items, first, measure) if items else "",
         verdicts=[(item.arm, item.verdict, sentence(item, first, measure)) for item in items],
     )
@@ -181,12 +183,12 @@ def _question(results: Results, measure: str) -> Question:
 def table(results: Results) -> Finals:
     """Final numbers: the mean over seeds with their range."""
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < results.samples] + [results.samples]
-    ks = list(dict.fromkeys([1, *ks]))
-    heads = ["arm", "seeds", *(f"pass@{k}" for k in ks), "entropy", "KL to base", "time"]
+    measures = _measures(results, list(dict.fromkeys([1, *ks])))
+    heads = ["arm", "seeds", *measures, "entropy", "KL to base", "time"]
     rows: list[list[Cell]] = []
     if results.runs:
         runs = results.of(results.arms[0])
-        cells = [_cell([run.passed_before(k) for run in runs]) for k in ks]
+        cells = [_cell([average(run.score_before(measure)) for run in runs]) for measure in measures]
         entropy = _cell([run.entropy_before for run in runs])
         rows.append([Cell("base model"), Cell(""), *cells, entropy, Cell("0"), Cell("")])
     for arm in results.arms:
@@ -196,13 +198,18 @@ def table(results: Results) -> Finals:
             [
                 Cell(arm),
                 Cell(str(len(runs))),
-                *(_cell([run.passed(k) for run in runs]) for k in ks),
+                *(_cell([average(run.score(measure)) for run in runs]) for measure in measures),
                 _cell([run.entropy for run in runs]),
                 _cell(kl) if kl else Cell("–"),
                 Cell(duration(mean([run.seconds for run in runs]))),
             ]
         )
     return Finals(heads, rows)
+
+
+def _measures(results: Results, ks: Sequence[int]) -> list[str]:
+    """The columns of numbers: pass@k where outcomes are right or wrong, else the mean reward."""
+    return [MEAN] if results.kind == "reward" else [f"pass@{k}" for k in ks]
 
 
 def _cell(values: Sequence[float]) -> Cell:
@@ -217,7 +224,7 @@ def _run_rows(results: Results) -> list[dict[str, str]]:
     for planned in results.plan.runs:
         name = planned.folder.name
         state = "failed" if name in results.failed else planned.state
-        value = fixed(done[name].passed(1), 3) if name in done else "–"
+        value = fixed(average(done[name].score(_measures(results, [1])[0])), 3) if name in done else "–"
         page_of_run = f"{name}/report.html" if (planned.folder / "report.html").is_file() else ""
         rows.append({"name": name, "state": state, "value": value, "page": page_of_run})
     return rows
@@ -226,14 +233,14 @@ def _run_rows(results: Results) -> list[dict[str, str]]:
 def as_csv(results: Results) -> str:
     """One line per finished run."""
     out = io.StringIO()
-    ks = range(1, results.samples + 1)
-    names = ["arm", "seed", *(f"pass@{k}" for k in ks), "entropy", "kl_base", "seconds"]
+    measures = _measures(results, range(1, results.samples + 1))
+    names = ["arm", "seed", *measures, "entropy", "kl_base", "seconds"]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for run in results.runs:
-        passes = [f"{run.passed(k):.6f}" for k in ks]
+        scores = [f"{average(run.score(measure)):.6f}" for measure in measures]
         kl = "" if math.isnan(run.kl) else f"{run.kl:.6f}"
-        writer.writerow([run.arm, run.seed, *passes, f"{run.entropy:.6f}", kl, f"{run.seconds:.2f}"])
+        writer.writerow([run.arm, run.seed, *scores, f"{run.entropy:.6f}", kl, f"{run.seconds:.2f}"])
     return out.getvalue()
 
 
@@ -244,7 +251,7 @@ def as_json(results: Results) -> dict[str, object]:
         "first": results.plan.arms[0].name,
         "arms": [arm.name for arm in results.plan.arms],
         "seeds": list(results.plan.seeds),
-        "runs": [_run_json(run, results.samples) for run in results.runs],
+        "runs": [_run_json(run, results) for run in results.runs],
         "comparisons": {
             measure: [
                 {key: _none(value) for key, value in vars(item).items()} | {"verdict": item.verdict}
@@ -258,13 +265,19 @@ def as_json(results: Results) -> dict[str, object]:
     }
 
 
-def _run_json(run: RunResult, samples: int) -> dict[str, object]:
-    ks = range(1, samples + 1)
+def _run_json(run: RunResult, results: Results) -> dict[str, object]:
+    measures = _measures(results, range(1, results.samples + 1))
+    after = {name.removeprefix("pass@"): _none(average(run.score(name))) for name in measures}
+    before = {name.removeprefix("pass@"): _none(average(run.score_before(name))) for name in measures}
+    graded = results.kind == "reward"
     return {
         "arm": run.arm,
         "seed": run.seed,
-        "pass": {str(k): run.passed(k) for k in ks},
-        "base_pass": {str(k): run.passed_before(k) for k in ks},
+        **(
+            {"reward": after[MEAN], "base_reward": before[MEAN]}
+            if graded
+            else {"pass": after, "base_pass": before}
+        ),
         "entropy": run.entropy,
         "base_entropy": run.entropy_before,
         "kl_base": _none(run.kl),

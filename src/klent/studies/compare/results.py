@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from klent.io.files import read_jsonl, read_object
 from klent.kit.statistics import pass_at_k
-from klent.kit.tables import Table, finite
+from klent.kit.tables import Row, Table, finite
+from klent.measure.score import Kind, kind_of
 from klent.studies.compare.divergence import FILE
 from klent.studies.compare.plan import ComparisonPlan, PlannedRun
 from klent.studies.compare.statistics import Contrast, contrasts
 
-CURVES = ("reward/mean", "policy/entropy", "accuracy", "kl/reference")
-"""Drawn over the steps: metrics of training, and the held-out accuracy of each evaluation."""
+MEAN = "mean reward"
+CURVES = ("reward/mean", "policy/entropy", "heldout", "kl/reference")
+"""Drawn over the steps: metrics of training, and the held-out score of each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class RunResult:
         arm, seed: which run of the comparison.
         name: of its folder.
         curves: metric -> step -> value, for :data:`CURVES`.
-        before, after: whether each completion of each held-out problem was correct, ``[P, n]``.
+        before, after: the reward of each completion of each held-out problem, ``[P, n]``; NaN is unscorable.
+            Where the comparison is of accuracies, 1 if it was correct and 0 if not.
         entropy_before, entropy: of the answers to held-out problems, nats per token.
         kl: to the base model, nats per token; NaN if it was not measured.
         seconds: spent in training steps.
@@ -43,18 +46,36 @@ class RunResult:
     kl: float
     seconds: float
 
-    def passed(self, k: int) -> float:
-        """Held-out pass@k after training."""
-        return float(passes(self.after, k).mean())
+    def score(self, measure: str) -> NDArray[np.float64]:
+        """Each held-out problem's ``pass@k`` or ``mean reward`` after training, ``[P]``."""
+        return _scores(self.after, measure)
 
-    def passed_before(self, k: int) -> float:
-        """Held-out pass@k of the base model."""
-        return float(passes(self.before, k).mean())
+    def score_before(self, measure: str) -> NDArray[np.float64]:
+        """The same of the base model."""
+        return _scores(self.before, measure)
+
+
+def _scores(rewards: NDArray[np.float64], measure: str) -> NDArray[np.float64]:
+    return means(rewards) if measure == MEAN else passes(rewards, int(measure.removeprefix("pass@")))
+
+
+def average(scores: NDArray[np.float64]) -> float:
+    """The mean over problems that could be scored; NaN if none could."""
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def passes(correct: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """pass@k of each problem, ``[P]``, from outcomes ``[P, n]``."""
     return np.array(pass_at_k(correct.tolist(), k))
+
+
+def means(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean reward of each problem, ``[P]``; NaN where none of its completions could be scored."""
+    known = ~np.isnan(rewards)
+    count = known.sum(axis=1)
+    total = np.where(known, rewards, 0.0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,8 @@ class Results:
         plan: the comparison.
         runs: the finished ones, in the plan's order.
         samples: completions of each held-out problem, the largest k of pass@k.
-        contrasts: "pass@1" and the largest "pass@k" -> every arm against the first.
+        kind: whether arms are compared by accuracy or, where rewards are graded, by mean reward.
+        contrasts: "pass@1" and the largest "pass@k", or "mean reward" -> every arm against the first.
         twins: arms whose runs are the first arm's, number by number.
         missing: names of runs that are not finished.
         failed: name of a run -> why it failed.
@@ -74,6 +96,7 @@ class Results:
     plan: ComparisonPlan
     runs: list[RunResult]
     samples: int
+    kind: Kind
     contrasts: dict[str, list[Contrast]]
     twins: list[str]
     missing: list[str]
@@ -91,17 +114,21 @@ class Results:
 
 def collect(plan: ComparisonPlan, failed: dict[str, str] | None = None) -> Results:
     """Read every finished run and compare the arms."""
-    runs = [read_run(run) for run in plan.runs if run.state == "done"]
+    finished = [run for run in plan.runs if run.state == "done"]
+    kind = kind_of([row for run in finished for row in _evaluations(run).values()])
+    runs = [read_run(run, kind) for run in finished]
     done = {run.name for run in runs}
     samples = min((run.after.shape[1] for run in runs), default=1)
     first = plan.arms[0].name
     compared: dict[str, list[Contrast]] = {}
     if any(run.arm == first for run in runs):
-        compared = {f"pass@{k}": _contrasts_at(k, plan, runs) for k in dict.fromkeys((1, samples))}
+        measures = [MEAN] if kind == "reward" else [f"pass@{k}" for k in dict.fromkeys((1, samples))]
+        compared = {measure: _contrasts_by(measure, plan, runs) for measure in measures}
     return Results(
         plan=plan,
         runs=runs,
         samples=samples,
+        kind=kind,
         contrasts=compared,
         twins=_twins(runs, first),
         missing=[run.folder.name for run in plan.runs if run.folder.name not in done],
@@ -109,21 +136,30 @@ def collect(plan: ComparisonPlan, failed: dict[str, str] | None = None) -> Resul
     )
 
 
-def _contrasts_at(k: int, plan: ComparisonPlan, runs: Sequence[RunResult]) -> list[Contrast]:
-    """Every arm against the first by pass@k."""
-    scores = {
-        arm.name: {run.seed: passes(run.after, k) for run in runs if run.arm == arm.name} for arm in plan.arms
+def _contrasts_by(measure: str, plan: ComparisonPlan, runs: Sequence[RunResult]) -> list[Contrast]:
+    """Every arm against the first, over the problems that could be scored in every run."""
+    scores = {run.name: run.score(measure) for run in runs}
+    whole = ~np.isnan(np.array(list(scores.values()))).any(axis=0)
+    by_seed = {
+        arm.name: {run.seed: scores[run.name][whole] for run in runs if run.arm == arm.name}
+        for arm in plan.arms
     }
-    return contrasts({arm: by_seed for arm, by_seed in scores.items() if by_seed})
+    return contrasts({arm: seeds for arm, seeds in by_seed.items() if seeds}) if whole.any() else []
 
 
-def read_run(run: PlannedRun) -> RunResult:
-    """One finished run."""
+def _evaluations(run: PlannedRun) -> dict[int, Row]:
+    return {int(row["step"]): row for row in read_jsonl(run.folder / "eval.jsonl")}
+
+
+def read_run(run: PlannedRun, kind: Kind) -> RunResult:
+    """One finished run, read by its accuracy or by its mean reward."""
     rows = list(read_jsonl(run.folder / "metrics.jsonl"))
-    evals = {int(row["step"]): row for row in read_jsonl(run.folder / "eval.jsonl")}
+    evals = _evaluations(run)
     training, evaluations = Table(rows), Table(list(evals.values()))
     curves = {
-        name: dict(zip(*(evaluations if name == "accuracy" else training).series(name), strict=True))
+        name: dict(
+            zip(*(evaluations.series(kind) if name == "heldout" else training.series(name)), strict=True)
+        )
         for name in CURVES
     }
     measured = run.folder / FILE
@@ -135,13 +171,18 @@ def read_run(run: PlannedRun) -> RunResult:
         seed=run.seed,
         name=run.folder.name,
         curves=curves,
-        before=np.array(first["correct"], dtype=float),
-        after=np.array(last["correct"], dtype=float),
+        before=_samples(first, kind),
+        after=_samples(last, kind),
         entropy_before=finite(first.get("entropy")) or 0.0,
         entropy=finite(last.get("entropy")) or 0.0,
         kl=math.nan if divergence is None else divergence,
         seconds=sum(finite(row.get("time/step")) or 0.0 for row in rows),
     )
+
+
+def _samples(row: Row, kind: Kind) -> NDArray[np.float64]:
+    """``[P, n]``; JSON's null becomes NaN."""
+    return np.array(row["correct" if kind == "accuracy" else "rewards"], dtype=float)
 
 
 def _twins(runs: Sequence[RunResult], first: str) -> list[str]:
@@ -150,6 +191,8 @@ def _twins(runs: Sequence[RunResult], first: str) -> list[str]:
     twins = []
     for arm in dict.fromkeys(run.arm for run in runs if run.arm != first):
         pairs = [(run, firsts[run.seed]) for run in runs if run.arm == arm and run.seed in firsts]
-        if pairs and all(a.curves == b.curves and np.array_equal(a.after, b.after) for a, b in pairs):
+        if pairs and all(
+            a.curves == b.curves and np.array_equal(a.after, b.after, equal_nan=True) for a, b in pairs
+        ):
             twins.append(arm)
     return twins

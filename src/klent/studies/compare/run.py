@@ -10,6 +10,7 @@ from rich.text import Text
 from klent.errors import RunError
 from klent.kit.tables import Row, finite, step_of
 from klent.kit.text import duration
+from klent.measure.score import LABELS, is_scored, kind_of, score_of
 from klent.runs.console import TrainConsole
 from klent.studies.compare.divergence import FILE, write_divergence
 from klent.studies.compare.page import write_page
@@ -51,9 +52,13 @@ class ShortConsole(TrainConsole):
     ) -> None:
         self.close()
         if before and after:
-            change = [f"{before[key]:.3f} → {after[key]:.3f}" for key in ("accuracy", "entropy")]
+            kind = kind_of([row for row in (before, after) if is_scored(row)])
+            scores = [score_of(row, kind) for row in (before, after)]
+            change = " → ".join("not scored" if score is None else f"{score.value:.3f}" for score in scores)
+            entropy = " → ".join(f"{row['entropy']:.3f}" for row in (before, after))
             took = duration(time.monotonic() - self._began)
-            self._print(f"  pass@1 {change[0]}, entropy {change[1]} nats, {took}")
+            name = "pass@1" if kind == "accuracy" else LABELS[kind]
+            self._print(f"  {name} {change}, entropy {entropy} nats, {took}")
 
 
 def run_comparison(plan: ComparisonPlan, *, command: str, console: Console) -> Path:

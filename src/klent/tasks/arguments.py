@@ -1,0 +1,51 @@
+"""The arguments of a reward's call: what TRL passes, from prompts and completions."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from klent.config.rewards import Reward
+from klent.streams.prompt import Prompt
+from klent.tasks.process import CallFailed, Worker
+
+ALWAYS = ("prompts", "completions", "finish", "completion_ids")  # what every reward can ask for
+
+
+class Sample(NamedTuple):
+    """A prompt, its completion, how that ended, and its tokens where they are known."""
+
+    prompt: Prompt
+    completion: str
+    finish: str
+    ids: Sequence[int] | None = None
+
+
+def given(worker: Worker, reward: Reward, samples: Sequence[Sample]) -> dict[str, object]:
+    """A call's arguments; tokens, which are many numbers, only where they are asked for by name."""
+    arguments: dict[str, object] = {**arguments_of(samples), **reward.settings}
+    if "completion_ids" in worker.parameters()["named"] and "completion_ids" not in arguments:
+        ids = [sample.ids for sample in samples]
+        if None in ids:
+            raise CallFailed("raised", "asks for completion_ids, and only texts were given to be scored")
+        arguments["completion_ids"] = [list(tokens) for tokens in ids if tokens is not None]
+    return arguments
+
+
+def arguments_of(samples: Sequence[Sample]) -> dict[str, object]:
+    """What TRL passes: columns as lists, messages where the prompt is messages; and how completions ended."""
+    prompts = [sample.prompt for sample in samples]
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    columns = {
+        name: [prompt.columns.get(name) for prompt in prompts]
+        for name in names
+        if name not in ("prompts", "completions", "prompt", "completion")
+    }
+    replies = [
+        text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text, *_ in samples
+    ]
+    return {
+        "prompts": [prompt.prompt for prompt in prompts],
+        "completions": replies,
+        "finish": [sample.finish for sample in samples],
+        **columns,
+    }
