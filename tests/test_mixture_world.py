@@ -1,5 +1,6 @@
 """The enumerable world of examples/mixture_world: its arithmetic against autograd, what its arms follow."""
 
+import csv
 import importlib.util
 import types
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 CURVES = Path(__file__).parents[1] / "examples" / "mixture_world" / "curves.py"
+RESULTS = CURVES.parent / "results"
+MIXTURE = CURVES.parents[2] / "docs" / "mixture.md"
 RARE = "rare success, good teacher"
 
 
@@ -93,6 +96,54 @@ def test_training_in_it(curves: types.ModuleType, tmp_path: Path) -> None:
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1 + len(curves.ARMS)
     curves.draw_picture(tmp_path / "curves.png", {RARE: found, "again": found})
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_rates_that_end_at_an_arms_best_are_refused(
+    curves: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = curves.WORLDS["able policy, good teacher"]
+    monkeypatch.setattr(curves, "RATES", (1.0, 4.0, 16.0))  # ten steps want a larger one
+    with pytest.raises(ValueError, match="is 16, where the grid ends"):
+        curves.best_curve("on-policy", world, 2, 10)
+    monkeypatch.setattr(curves, "RATES", (4.0, 16.0, 64.0, 256.0, 1024.0))
+    assert 4 < curves.best_curve("on-policy", world, 2, 10).rate < 1024
+
+
+def test_a_rate_is_given_up_only_where_it_cannot_be_the_best(curves: types.ModuleType) -> None:
+    world = curves.WORLDS["able policy, good teacher"]
+    full, _, score = curves.train("on-policy", world, 16.0, range(2), 10)
+    assert score == pytest.approx(full.mean().item())
+    again = curves.train("on-policy", world, 16.0, range(2), 10, to_beat=score - 1e-9)
+    assert torch.equal(full, again[0])
+    given_up = curves.train("on-policy", world, 16.0, range(2), 10, to_beat=0.999)
+    assert len(given_up[0]) < len(full)
+    assert score < given_up[2] < 0.999  # a bound: what follows counts as 1
+
+
+def test_imitation_is_tuned_by_its_likeness_to_the_teacher(curves: types.ModuleType) -> None:
+    world = curves.WORLDS["able policy, misleading teacher"]
+    reward, _, score = curves.train("imitation", world, 4.0, range(2), 10)
+    assert reward[-1].mean() < reward[0].mean()  # by its reward no rate would be the best one
+    assert score > curves.train("imitation", world, 0.25, range(2), 10)[2]
+
+
+def test_no_committed_rate_is_at_an_end_of_the_grid(curves: types.ModuleType) -> None:
+    with (RESULTS / "summary.csv").open(newline="") as file:
+        rates = {float(row["learning_rate"]) for row in csv.DictReader(file)}
+    assert rates <= set(curves.RATES[1:-1])
+
+
+def test_the_table_in_docs_is_that_of_the_committed_results(curves: types.ModuleType) -> None:
+    assert curves.table(RESULTS / "summary.csv") in MIXTURE.read_text(encoding="utf-8")
+
+
+def test_the_committed_ratios_are_those_of_the_means() -> None:
+    with (RESULTS / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    own = {row["world"]: float(row["samples_to_goal"]) for row in rows if row["arm"] == "on-policy"}
+    for row in rows:
+        means = own[row["world"]] / float(row["samples_to_goal"])
+        assert float(row["on_policy_over_it"]) == pytest.approx(means, abs=1e-3), row["arm"]
 
 
 def test_intervals_are_students(curves: types.ModuleType) -> None:

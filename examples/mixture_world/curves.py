@@ -1,12 +1,14 @@
 """Learning curves for equal numbers of samples, by sampling distribution.
 
     python examples/mixture_world/curves.py                  # 20 seeds, some minutes; CSV files and a picture
+    python examples/mixture_world/curves.py --table          # the table of docs/mixture.md, from these files
     python examples/mixture_world/curves.py --seeds 3 --steps 50 --out /tmp/quick
 
 The world can be enumerated. A problem asks for a sequence of 4 symbols out of 4, and one of the 256 is right;
 the policy has separate logits for each of the 85 prefixes. Every arm sees the same number of samples per
 step, takes a plain gradient step with the exact value as a baseline, and has the best of several learning
-rates, chosen on separate seeds. The only difference is the sampling distribution:
+rates, chosen on separate seeds; a grid of rates that ends at an arm's best one is refused. The only
+difference is the sampling distribution:
 
     on-policy             the policy
     teacher, weights      the teacher, each sequence weighted by policy/teacher
@@ -17,7 +19,8 @@ rates, chosen on separate seeds. The only difference is the sampling distributio
     alpha 0.5, unweighted the mixture as if it were the policy
     imitation             maximum likelihood on the teacher's sequences; looks at no reward
 
-Rewards are exact expectations. Intervals are 95 % of the mean over seeds, Student's t.
+Rewards are exact expectations. Intervals are 95 % over seeds, Student's t: of means, and of the ratio of two
+means (on-policy's samples over the arm's, paired by seed).
 """
 
 import argparse
@@ -33,6 +36,8 @@ import torch
 from torch import Tensor
 
 from klent import mixture
+from klent.kit.grid import grid_optimum
+from klent.kit.statistics import ratio_of_means
 from klent.kit.student import t_bound
 
 SYMBOLS, LENGTH, PROBLEMS, SAMPLES = 4, 4, 8, 4
@@ -45,7 +50,8 @@ STATES = torch.stack(
     [OFFSETS[t] + torch.arange(SYMBOLS**LENGTH) // SYMBOLS ** (LENGTH - t) for t in range(LENGTH)], dim=1
 )
 RIGHT, DECOY = 27, 228  # 0123 and 3210: they part at the first symbol
-RATES = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
+RATES = tuple(4.0**k for k in range(-2, 9))
+FIRST_RATE = 64.0  # tried first: near the best one of most arms
 GOAL, TOKEN_ESS, TUNING_SEEDS = 0.8, 0.8, 1000
 
 ARMS = (
@@ -128,19 +134,29 @@ def least_variance(logp: Tensor) -> Tensor:
     return mixture.variance_optimal(p, field.unsqueeze(-1))
 
 
-def train(arm: str, world: World, rate: float, seeds: Sequence[int], steps: int) -> tuple[Tensor, Tensor]:
-    """Expected reward before each step and after the last, ``[steps + 1, seeds]``, and effective sample size.
+def train(
+    arm: str, world: World, rate: float, seeds: Sequence[int], steps: int, to_beat: float = 0.0
+) -> tuple[Tensor, Tensor, float]:
+    """Expected reward before each step and after the last, effective sample size, and a score of the rate.
 
-    The latter is 1 / Σ policy²/q over whole sequences, before the first step, ``[seeds]``.
+    Reward is ``[steps + 1, seeds]``. The effective sample size is 1 / Σ policy²/q over whole sequences,
+    before the first step, ``[seeds]``. The score, from 0 to 1, is the mean over steps of what the arm
+    strives for: the reward, or, where it looks at none, the likeness exp(-KL(teacher ‖ policy)). Where it
+    cannot come to ``to_beat`` any more, whatever follows, training ends and the rest counts as 1.
     """
     policy, teacher = start(world, seeds)
     generator = torch.Generator().manual_seed(seeds[0])
-    rewards, ess = [], torch.zeros(0)
+    rewards, ess, lost = [], torch.zeros(0), 0.0
+    log_t = sequence_logp(teacher.log_softmax(-1))
     for step in range(steps + 1):
         logp = policy.log_softmax(-1)
         log_p = sequence_logp(logp)
         success = log_p[:, RIGHT].exp()
         rewards.append(success.view(len(seeds), PROBLEMS).mean(1))
+        kl = (log_t.exp() * (log_t - log_p)).sum(-1)
+        lost += 1 - (kl.neg().exp() if arm == "imitation" else success).mean().item()
+        if lost > (1 - to_beat) * (steps + 1):
+            break
         log_q = proposal(arm, policy, teacher)
         if step == 0:
             ess = (-(2 * log_p - log_q).logsumexp(-1)).exp().view(len(seeds), PROBLEMS).mean(1)
@@ -152,7 +168,7 @@ def train(arm: str, world: World, rate: float, seeds: Sequence[int], steps: int)
             log_weight = (log_p - log_q).gather(1, drawn)
             coefficient = advantage if arm.endswith("unweighted") else log_weight.exp() * advantage
         policy = policy + rate * gradient(logp.exp(), drawn, coefficient / SAMPLES)
-    return torch.stack(rewards), ess
+    return torch.stack(rewards), ess, 1 - lost / (steps + 1)
 
 
 def gradient(p: Tensor, drawn: Tensor, coefficient: Tensor) -> Tensor:
@@ -165,11 +181,12 @@ def gradient(p: Tensor, drawn: Tensor, coefficient: Tensor) -> Tensor:
 
 
 class Curve(NamedTuple):
-    """An arm's result in a world: ``reward`` is ``[steps + 1, seeds]``."""
+    """An arm's result in a world: a rate and what :func:`train` gives with it."""
 
     rate: float
     reward: Tensor
     ess: Tensor
+    score: float = 0.0
 
     def samples_to_goal(self) -> Tensor:
         """Samples per problem after which the reward stays at or above GOAL, or all of them; ``[seeds]``."""
@@ -179,9 +196,12 @@ class Curve(NamedTuple):
 
 
 def best_curve(arm: str, world: World, seeds: int, steps: int) -> Curve:
-    """The learning rate with the largest mean reward on five other seeds, then all seeds with it."""
+    """The learning rate with the largest score on five other seeds, then all seeds with it."""
     tuning = range(TUNING_SEEDS, TUNING_SEEDS + 5)
-    rate = max(RATES, key=lambda rate: train(arm, world, rate, tuning, steps)[0].mean().item())
+    score: dict[float, float] = {}
+    for rate in sorted(RATES, key=lambda rate: abs(math.log(rate / FIRST_RATE))):
+        score[rate] = train(arm, world, rate, tuning, steps, max(score.values(), default=0.0))[2]
+    rate = RATES[grid_optimum(RATES, [score[rate] for rate in RATES], best="largest")]
     return Curve(rate, *train(arm, world, rate, range(seeds), steps))
 
 
@@ -216,14 +236,44 @@ def write(out: Path, curves: dict[str, dict[str, Curve]]) -> None:
         spread = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
         table.writerow(["world", "arm", "seeds", "learning_rate", "ess_at_first", "reached", *spread])
         for name, arms in curves.items():
-            own = arms["on-policy"].samples_to_goal()
+            own = arms["on-policy"].samples_to_goal().tolist()
             for arm, curve in arms.items():
                 needed = curve.samples_to_goal()
-                numbers = [*interval(needed), *interval(own / needed), *interval(curve.reward[-1])]
+                saved = ratio_of_means(own, needed.tolist())
+                numbers = [*interval(needed), *saved, *interval(curve.reward[-1])]
                 reached = (curve.reward[-1] >= GOAL).double().mean().item()
                 ess = curve.ess.mean().item()
                 head = [name, arm, len(needed), curve.rate, f"{ess:.3f}", f"{reached:.2f}"]
                 table.writerow([*head, *(f"{value:.3f}" for value in numbers)])
+
+
+def table(summary: Path) -> str:
+    """The rows of ``summary.csv`` in Markdown, as docs/mixture.md shows them."""
+    lines = [
+        "| world, what is drawn | learning rate | ESS | samples to 0.8 | ratio | reward at the end |",
+        "|---|---|---|---|---|---|",
+    ]
+    world = ""
+    with summary.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["world"] != world:
+                world = row["world"]
+                lines.append(f"| **{world}** | | | | | |")
+            reached = float(row["reached"])
+            samples = _bracketed(row, "samples_to_goal", 0) if reached else "never"
+            if 0 < reached < 1:
+                samples += f" ({reached:.0%} got there)"
+            ratio = (
+                "" if row["arm"] == "on-policy" or not reached else _bracketed(row, "on_policy_over_it", 2)
+            )
+            cells = [row["arm"], f"{float(row['learning_rate']):g}", f"{float(row['ess_at_first']):.2f}"]
+            lines.append(f"| {' | '.join([*cells, samples, ratio, _bracketed(row, 'reward_at_end', 3)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _bracketed(row: dict[str, str], column: str, digits: int) -> str:
+    value, low, high = (float(row[column + end]) for end in ("", "_low", "_high"))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def draw_picture(path: Path, curves: dict[str, dict[str, Curve]]) -> None:
@@ -261,8 +311,14 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results", help="folder for CSV files"
     )
+    parser.add_argument(
+        "--table", action="store_true", help="train nothing: print the table of an earlier --out in Markdown"
+    )
     parser.add_argument("--picture", type=Path, help="PNG to write; default: curves.png beside the CSV files")
     options = parser.parse_args()
+    if options.table:
+        print(table(options.out / "summary.csv"), end="")
+        return
     curves: dict[str, dict[str, Curve]] = {}
     for name, world in WORLDS.items():
         for arm in ARMS:

@@ -6,18 +6,19 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from klent import mixture as M
 from klent import objectives as O
 from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict, sources
-from klent.claims.claim import Figure, number, over_seeds
+from klent.claims.claim import Figure, number, over_seeds, ratio
 from klent.claims.command import claims_command
 from klent.claims.kl import k2_loss
-from klent.claims.mixture import chernoff
+from klent.claims.mixture import chernoff, efficiency, robust, snr
 from klent.claims.page import markdown
 from klent.claims.qsft import fixed_point
-from klent.claims.unlabeled import majority_vote
+from klent.claims.unlabeled import entropy_minimisation, majority_vote
 from klent.errors import KlentError
 from klent.objectives.types import TokenLoss
 
@@ -108,7 +109,15 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "reward gained, entropy minimisation without reward (control)": (-0.15, 0.1),
         },
     ),
-    "covariance-methods": ("holds when", {"entropy more than no clip, KL-Cov": (0.001, 0.2)}),
+    "covariance-methods": (
+        "refuted",
+        {
+            "entropy more than GRPO with PPO's clip, KL-Cov": (-0.08, -0.005),
+            "reward more than GRPO with PPO's clip, KL-Cov": (0.002, 0.03),
+            "entropy more than GRPO with PPO's clip, Clip-Cov": (-0.12, -0.03),
+            "entropy more than no clip, KL-Cov": (0.001, 0.2),
+        },
+    ),
     "eighty-twenty": (
         "holds when",
         {
@@ -165,6 +174,7 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
         "holds when",
         {
             "V* - V, labels from regret: PPL, expected KL": (0, 0.05),
+            "V* - V, labels from regret: PPL, realised KL": (0.06, 0.15),
             "V* - V, labels from advantage: PPL, expected KL": (0.1, 1),
         },
     ),
@@ -206,16 +216,22 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
     "snr-kl-gap": (
         "refuted",
         {
-            "r = log(target/policy): share with |alpha_SNR - alpha_KL| < 0.1": (0, 0),
-            "policy part-way: share with |alpha_SNR - alpha_KL| < 0.1": (0, 0.1),
-            "r = log(target/policy): median SNR lost at alpha_KL": (0.1, 0.4),
+            "r = log(target/policy): share of these with |alpha_SNR - alpha_KL| < 0.1": (0, 0),
+            "policy part-way: share of these with |alpha_SNR - alpha_KL| < 0.1": (0, 0.1),
+            "r = log(target/policy): median SNR lost at alpha_KL, all worlds": (0.1, 0.4),
+            "binary reward: worlds where SNR depends on q": (236, 236),
+            "binary reward: share of these with |alpha_SNR - alpha_KL| < 0.1": (0, 0),
+            "binary reward: share of these with alpha_SNR = 1": (1, 1),
+            "binary reward: median SNR lost at alpha_KL, all worlds": (0.03, 0.05),
+            "share of worlds where it is larger than on-policy's, alpha_KL (control)": (0.4, 0.5),
             "unconstrained best SNR over its bound √χ² (control)": (1 - 1e-9, 1 + 1e-9),
         },
     ),
     "mixture-efficiency": (
         "holds when",
         {
-            "right 1 in 100: on-policy samples over those of Chernoff": (2, 10),
+            "right 1 in 1000: on-policy samples over those of Chernoff": (40, 120),
+            "right 1 in 100: on-policy samples over those of Chernoff": (8, 16),
             "right 1 in 5: on-policy samples over those of Chernoff": (0.9, 1.3),
             "misled teacher: on-policy samples over those of Chernoff": (0.4, 0.95),
             "reward at the end, imitation of a teacher right 7 in 10 (control)": (0.6, 0.75),
@@ -317,6 +333,86 @@ def test_sources_page_has_every_paper_with_its_claims() -> None:
         assert all(paper in listed for paper in re.findall(r"arXiv:[\d.]+\d", claim.source)), claim.id
 
 
+DOCS = PAGE.parent
+WITH_RUNS = [claim for claim in CLAIMS if claim.real_runs is not None]
+
+
+def slug(title: str) -> str:
+    """The anchor that Markdown gives a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("claim", WITH_RUNS, ids=lambda claim: claim.id)
+def test_claims_and_pages_of_real_runs_name_each_other(claim: Claim) -> None:
+    assert claim.real_runs is not None
+    page, _, section = claim.real_runs.page.partition("#")
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert section in map(slug, re.findall(r"^#+ (.+)$", text, flags=re.M))
+    named = re.search(rf"\[{claim.id}\]\(claims\.md#{claim.id}\)[^|]*\| ([a-z ]+) \| ([a-z ]+) \|", text)
+    assert named, f"docs/{page} must have a row for the claim: its verdict, and what the runs say about it"
+    assert named.groups() == (EXPECTED[claim.id][0], claim.real_runs.agree)
+
+
+def test_pages_of_real_runs_name_no_other_claim() -> None:
+    for page in ("entropy.md", "unsupervised.md", "mixture.md"):
+        rows = re.findall(
+            r"^\| \[([\w-]+)\]\(claims\.md#", (DOCS / page).read_text(encoding="utf-8"), flags=re.M
+        )
+        here = [claim.id for claim in WITH_RUNS if str(claim.real_runs).find(f"docs/{page}#") > 0]
+        assert sorted(rows) == sorted(here), page
+
+
+#: an optimum over a grid that was not looked for by grid_optimum, which refuses one at an edge
+OWN_SEARCH = re.compile(
+    r"\.(argmax|argmin)\((?!-1\))|\b(min|max)\([^()]*(\([^()]*\)[^()]*)*\bkey=|\b(sorted)\([^\n]*\)\["
+)
+
+
+def test_grids_are_searched_by_one_function() -> None:
+    package = Path(chernoff.__file__).parents[1]
+    examples = PAGE.parents[1] / "examples"
+    files = [*package.rglob("*.py"), *examples.rglob("*.py")]
+    assert len(files) > 40
+    found = {str(file): OWN_SEARCH.search(file.read_text(encoding="utf-8")) for file in files}
+    assert not {name: match[0] for name, match in found.items() if match}, "use klent.kit.grid.grid_optimum"
+    searching = {file.stem for file in files if "grid_optimum(" in file.read_text(encoding="utf-8")}
+    assert searching == {"chernoff", "curves", "efficiency", "entropy_minimisation", "robust", "snr"}
+
+
+def test_efficiency_refuses_rates_that_end_at_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, teacher = "right 1 in 100", efficiency._SAMPLERS["teacher"]
+    best = efficiency._best(world, teacher)
+    assert efficiency._RATES[0] < best.rate < efficiency._RATES[-1]
+    monkeypatch.setattr(efficiency, "_RATES", (16.0, 64.0, 256.0))
+    with pytest.raises(ValueError, match="is 256, where the grid ends"):
+        efficiency._best(world, teacher)
+
+
+def test_a_rate_is_given_up_only_where_it_is_not_the_best() -> None:
+    world, teacher = "right 1 in 100", efficiency._SAMPLERS["teacher"]
+    full = efficiency._steps(world, teacher, 64.0)
+    assert efficiency._steps(world, teacher, 64.0, limit=sum(full)) == full
+    assert sum(full) > sum(efficiency._steps(world, teacher, 64.0, limit=sum(full) - 1)) - 1 >= sum(full) - 1
+
+
+def test_temperatures_that_end_at_the_best_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entropy_minimisation, "_TEMPERATURES", (0.3, 0.6, 1.0))
+    accuracy = {"0.3": 0.6, "0.6": 0.5, "1.0": 0.4}
+    figures = {f"after, temperature {name}": Figure(value) for name, value in accuracy.items()}
+    with pytest.raises(ValueError, match=r"is 0\.3, where the grid ends"):
+        entropy_minimisation._best_accuracy(figures, "after")
+
+
+def test_alphas_that_end_inside_the_family_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rising = torch.tensor([[0.1], [0.2], [0.3]])
+    for module in (snr, robust):
+        monkeypatch.setattr(module, "_ALPHAS", [0.0, 0.5, 1.0])
+        module._largest(rising)  # 1 is the end of the family
+        monkeypatch.setattr(module, "_ALPHAS", [0.0, 0.25, 0.5])
+        with pytest.raises(ValueError, match="where the grid ends"):
+            module._largest(rising)
+
+
 QUICK = ["gaussian-kl", "cross-entropy"]
 
 
@@ -393,6 +489,24 @@ def test_interval_is_students() -> None:
     )
     with pytest.raises(ValueError, match="expected one for each of the 5 seeds"):
         over_seeds([1.0])
+    assert over_seeds([1.0, 3.0], range(2)) == pytest.approx(Figure(2.0, 2 - 12.7062, 2 + 12.7062), abs=1e-3)
+
+
+def test_a_ratio_is_one_of_means() -> None:
+    above, below = [8.0, 8.0, 8.0, 8.0, 8.0], [1.0, 4.0, 4.0, 4.0, 4.0]
+    found = ratio(above, below)
+    assert found.value == pytest.approx(40 / 17)  # the mean of the five ratios is 3.2
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low * found.high == pytest.approx(found.value**2)
+    assert ratio(below, above) == pytest.approx((17 / 40, 1 / found.high, 1 / found.low))
+    with pytest.raises(ValueError, match="expected one for each of the 5 seeds"):
+        ratio(above, below[:3])
+
+
+def test_seeds_that_agree_exactly_show_no_interval() -> None:
+    assert str(over_seeds([2.0] * 5)) == "2.00"
+    assert str(over_seeds([2.0, 2.0, 2.0, 2.0, 3.0])) == "2.20 [1.64, 2.76]"
 
 
 @pytest.mark.parametrize(

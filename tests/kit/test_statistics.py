@@ -15,6 +15,7 @@ from klent.kit.statistics import (
     mean_and_margin,
     median,
     pass_at_k,
+    ratio_of_means,
     standard_error,
     tenth,
     wilson,
@@ -81,3 +82,24 @@ def test_holm_by_its_definition():
     for level in np.arange(0.0005, 1, 0.001):
         assert {i for i in range(5) if corrected[i] <= level} == rejected(level)
     assert math.isnan(holm([0.1, math.nan])[1])
+
+
+def test_the_interval_of_a_ratio_of_means_covers_it():
+    generator = np.random.default_rng(0)
+    common, own, other = (generator.normal(size=(400, 20)) for _ in range(3))
+    above, below = 40 * np.exp(0.3 * (common + own)), 10 * np.exp(0.3 * (common + other))  # true ratio 4
+    found = [ratio_of_means(a, b) for a, b in zip(above.tolist(), below.tolist(), strict=True)]
+    covered = sum(low <= 4 <= high for _, low, high in found) / len(found)
+    assert 0.92 < covered < 0.98
+    unpaired = [ratio_of_means(a, b[::-1]) for a, b in zip(above.tolist(), below.tolist(), strict=True)]
+    assert sum(x.high / x.low for x in found) < sum(
+        x.high / x.low for x in unpaired
+    )  # pairs share their luck
+
+
+def test_a_ratio_of_means_needs_pairs_of_positive_values():
+    for above, below in (([1.0], [1.0]), ([1.0, 2.0], [1.0])):
+        with pytest.raises(ValueError, match="two pairs or more"):
+            ratio_of_means(above, below)
+    with pytest.raises(ValueError, match="one of positive values"):
+        ratio_of_means([1.0, 2.0], [0.0, 0.0])

@@ -1,6 +1,6 @@
 """The ledger of claims: one small file per claim, with an experiment, a control and a computed verdict."""
 
-from klent.claims.claim import Claim, Figure, Subject, Verdict
+from klent.claims.claim import Claim, Figure, RealRuns, Subject, Verdict
 from klent.claims.entropy import (
     collision,
     covariance_methods,
@@ -67,4 +67,4 @@ SUBJECTS: dict[Subject, str] = {
     "mixture": "Sampling from a mixture of policy and teacher",
 }
 
-__all__ = ["CLAIMS", "SUBJECTS", "Claim", "Figure", "Subject", "Verdict"]
+__all__ = ["CLAIMS", "SUBJECTS", "Claim", "Figure", "RealRuns", "Subject", "Verdict"]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from klent.kit.statistics import ratio_of_means
 from klent.kit.student import t_bound
 from klent.kit.threads import one_thread
 
@@ -20,14 +21,14 @@ SEEDS = range(5)
 
 
 class Figure(NamedTuple):
-    """A measured number, with a 95 % interval of its mean over seeds where there was sampling."""
+    """A measured number, with a 95 % interval over seeds or worlds where these were drawn."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
+        if self.low is None or self.high is None or self.low == self.high:
             return number(self.value)
         return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
 
@@ -57,6 +58,17 @@ class Verdict:
     figures: Figures
 
 
+class RealRuns(NamedTuple):
+    """What runs with language models showed about a claim, and where; the page there names the claim too."""
+
+    page: str  # of docs/, with the section: entropy.md#does-the-law-predict
+    agree: Literal["agree", "agree in part", "disagree"]  # with the verdict
+    found: str
+
+    def __str__(self) -> str:
+        return f"runs with language models {self.agree}: {self.found} (docs/{self.page})"
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement of the field and how it is tested.
@@ -70,6 +82,7 @@ class Claim:
         control: what it is compared with, so that the figures mean something.
         measure: runs the experiment; deterministic.
         judge: the verdict that follows from the figures; a pure function, so other figures can give another.
+        real_runs: what runs with language models showed, where docs/ tells of some.
     """
 
     id: str
@@ -80,6 +93,7 @@ class Claim:
     control: str
     measure: Callable[[], dict[str, Figure]]
     judge: Callable[[Figures], Judgement]
+    real_runs: RealRuns | None = None
 
     def verdict(self) -> Verdict:
         """Run the experiment, on one thread, and judge its figures."""
@@ -99,6 +113,7 @@ class Claim:
             "control": self.control,
             "verdict": verdict.word,
             "reason": verdict.reason,
+            "real_runs": self.real_runs._asdict() if self.real_runs else None,
             "figures": {name: figure.to_dict() for name, figure in verdict.figures.items()},
         }
 
@@ -119,12 +134,23 @@ def number(value: float) -> str:
     return f"{float(short):.{max(2 - exponent, 0)}f}"
 
 
-def over_seeds(values: Sequence[float]) -> Figure:
-    """The mean over ``SEEDS`` and the 95 % interval of that mean, by Student's t."""
-    count = len(values)
-    if count != len(SEEDS):
-        raise ValueError(f"{count} values, expected one for each of the {len(SEEDS)} seeds")
+def over_seeds(values: Sequence[float], seeds: Sequence[int] = SEEDS) -> Figure:
+    """The mean over ``seeds`` and the 95 % interval of that mean, by Student's t."""
+    count = _paired(values, seeds)
     mean = math.fsum(values) / count
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     half = t_bound(0.05, count - 1) * deviation / math.sqrt(count)
     return Figure(mean, mean - half, mean + half)
+
+
+def ratio(above: Sequence[float], below: Sequence[float], seeds: Sequence[int] = SEEDS) -> Figure:
+    """The mean of one over the mean of the other, paired by seed, with the 95 % interval of that ratio."""
+    _paired(above, seeds)
+    _paired(below, seeds)
+    return Figure(*ratio_of_means(above, below))
+
+
+def _paired(values: Sequence[float], seeds: Sequence[int]) -> int:
+    if len(values) != len(seeds):
+        raise ValueError(f"{len(values)} values, expected one for each of the {len(seeds)} seeds")
+    return len(seeds)

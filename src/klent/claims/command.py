@@ -89,6 +89,8 @@ def _show(claim: Claim, verdict: Verdict, console: Console) -> None:
     for name in ("statement", "source", "experiment", "control"):
         table.add_row(name, getattr(claim, name))
     table.add_row(verdict.word, verdict.reason)
+    if claim.real_runs is not None:
+        table.add_row("real runs", str(claim.real_runs))
     console.print(table)
     console.print()
     figures = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 2))

@@ -22,8 +22,11 @@ simulated with fixed seeds. Each is compared with a control, and its verdict is 
 *Holds*; *holds when*, with the condition that the experiment shows to be needed; *refuted*, for the
 statement as it is written. A verdict is about the experiment described: a tabular world can refute a
 general statement, but that one holds there does not make it hold in a language model. Numbers have three
-digits, and 0 stands for anything below a millionth. A bracket is the 95 % interval of the mean over 5
-seeds. [Sources](sources.md) describes the documents and lists the papers that make these claims.
+digits, and 0 stands for anything below a millionth. A bracket is a 95 % interval over the 5 seeds of an
+experiment, or over as many worlds as it says: of a mean, or of a ratio of two means; without one, seeds
+agree to the last digit or nothing was drawn. Where runs with language models tell about the same
+statement, they are named, also where they disagree. [Sources](sources.md) describes the documents and
+lists the papers that make these claims.
 """
 
 
@@ -50,10 +53,18 @@ def _section(claim: Claim, verdict: Verdict) -> list[str]:
         _filled(f"Experiment: {claim.experiment}."),
         _filled(f"Control: {claim.control}."),
         _filled(f"**{verdict.word.capitalize()}**: {verdict.reason}."),
+        *_real_runs(claim),
         "| figure | value |",
         "|---|---|",
         *(f"| {_cell(name)} | {figure} |" for name, figure in verdict.figures.items()),
     ]
+
+
+def _real_runs(claim: Claim) -> list[str]:
+    if claim.real_runs is None:
+        return []
+    page, agree, found = claim.real_runs
+    return [_filled(f"[Runs with language models]({page}) {agree}: {found}.")]
 
 
 def _filled(text: str, indent: str = "") -> str:

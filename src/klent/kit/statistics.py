@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from klent.kit.student import t_bound
+
 Z95 = 1.959964
 """The normal quantile of a two-sided 95% interval."""
 
@@ -70,6 +72,48 @@ def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
     (1.0, 1.96)
     """
     return mean(values), 1.96 * standard_error(values) if len(values) > 1 else math.nan
+
+
+class Ratio(NamedTuple):
+    """A ratio of two means and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    r"""The ratio of the means of paired positive values, with its 95% interval by Student's t.
+
+    The mean of the ratios of each pair is another number: where ``below`` varies it is larger, without
+    limit. The interval is that of the logarithm, to first order in both means:
+
+    .. math::
+        \frac{\bar a}{\bar b} \exp\Bigl(\pm t_{n-1} \, s / \sqrt n\Bigr), \qquad
+        s = \text{standard deviation of } \frac{a_i}{\bar a} - \frac{b_i}{\bar b}
+
+    Its ends are positive, and those of the inverse ratio are their inverses.
+
+    Args:
+        above, below: at least two values each; those of one pair (seed, world) stand at the same place.
+
+    Raises:
+        ValueError: fewer than two pairs, or a mean that is not positive.
+
+    Examples:
+        >>> [round(x, 3) for x in ratio_of_means([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])]
+        [2.0, 2.0, 2.0]
+        >>> [round(x, 3) for x in ratio_of_means([4.0, 4.0, 4.0], [1.0, 2.0, 3.0])]
+        [2.0, 0.578, 6.926]
+    """
+    if len(above) != len(below) or len(above) < 2:
+        raise ValueError(f"{len(above)} values over {len(below)}: a ratio of means needs two pairs or more")
+    top, bottom = mean(above), mean(below)
+    if top <= 0 or bottom <= 0:
+        raise ValueError(f"means of {top:g} over {bottom:g}: the interval is one of positive values")
+    error = standard_error([a / top - b / bottom for a, b in zip(above, below, strict=True)])
+    half = t_bound(0.05, len(above) - 1) * error
+    return Ratio(top / bottom, top / bottom * math.exp(-half), top / bottom * math.exp(half))
 
 
 def pass_at_k(correct: Sequence[Sequence[float]], k: int) -> list[float]:

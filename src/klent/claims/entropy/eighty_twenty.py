@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from klent import objectives as O
-from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, over_seeds
+from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, RealRuns, over_seeds
 from klent.claims.sources import EIGHTY_TWENTY, ENTROPY_ESSAY
 from klent.claims.worlds.simplex import draw
 
@@ -113,4 +113,11 @@ CLAIM = Claim(
     control="a random 20 %; every arm again, divided by all tokens; all with five times the step",
     measure=measure,
     judge=judge,
+    real_runs=RealRuns(
+        "entropy.md#nine-arms-on-one-budget",
+        "agree in part",
+        "the top fifth does as well as all tokens and the other four fifths do harm, as here;"
+        " a random fifth does harm there, where Adam takes a full step in the direction of "
+        "noise, and none here",
+    ),
 )

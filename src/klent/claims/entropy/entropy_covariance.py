@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from klent import objectives as O
-from klent.claims.claim import Claim, Figure, Figures, Judgement, number
+from klent.claims.claim import Claim, Figure, Figures, Judgement, RealRuns, number
 from klent.claims.sources import ENTROPY_ESSAY, ENTROPY_MECHANISM, READING_NOTES
 from klent.claims.worlds.simplex import random_logits
 
@@ -81,4 +81,9 @@ CLAIM = Claim(
     control="the wrong one of the two laws; logits that are linear in 8 shared weights",
     measure=measure,
     judge=judge,
+    real_runs=RealRuns(
+        "entropy.md#what-a-run-tells-you",
+        "agree",
+        "with shared weights and Adam the predicted sign is mostly right and the predicted size is not",
+    ),
 )

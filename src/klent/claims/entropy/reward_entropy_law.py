@@ -3,7 +3,7 @@
 import torch
 
 from klent import objectives as O
-from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, over_seeds
+from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, RealRuns, over_seeds
 from klent.claims.sources import ENTROPY_ESSAY, ENTROPY_MECHANISM, READING_NOTES
 from klent.claims.worlds.bandit import Run, train
 
@@ -108,4 +108,10 @@ CLAIM = Claim(
     "it is; a straight line in H",
     measure=measure,
     judge=judge,
+    real_runs=RealRuns(
+        "entropy.md#does-the-law-predict",
+        "agree",
+        "the law predicts the rest of a run better than a constant where the policy learns, "
+        "and nothing where it does not",
+    ),
 )

@@ -9,6 +9,7 @@ from klent import mixture as M
 from klent.claims.claim import Claim, Figure, Figures, Judgement, number
 from klent.claims.sources import CHERNOFF, OPTIMAL_SAMPLING
 from klent.claims.worlds.simplex import random_logits
+from klent.kit.grid import grid_optimum
 
 _WORLDS, _ACTIONS = 500, 6
 
@@ -17,7 +18,8 @@ def measure() -> dict[str, Figure]:
     policy, target = (2 * random_logits(seed, _WORLDS, _ACTIONS) for seed in range(2))
     full = M.solve_alpha(policy, target)
     alphas = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    least = torch.stack([_log_z(policy, target, alpha) for alpha in alphas]).argmin(0)
+    log_z = torch.stack([_log_z(policy, target, alpha) for alpha in alphas])
+    least = [grid_optimum(alphas.tolist(), world, best="least") for world in log_z.T.tolist()]
     holed_policy, holed_target = policy.clone(), target.clone()
     holed_policy[:, 0], holed_target[:, 1] = -math.inf, -math.inf
     partial = M.solve_alpha(holed_policy, holed_target)

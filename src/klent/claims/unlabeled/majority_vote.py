@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from klent import objectives as O
-from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, number, over_seeds
+from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, RealRuns, number, over_seeds
 from klent.claims.sources import EMPO, READING_NOTES
 from klent.claims.worlds.simplex import draw, random_logits
 
@@ -114,4 +114,9 @@ CLAIM = Claim(
     control="gold rewards; random rewards; pass@8 beside pass@1",
     measure=measure,
     judge=judge,
+    real_runs=RealRuns(
+        "unsupervised.md#empo-on-smollm2-135m",
+        "agree",
+        "the vote of SmolLM2-135M is mostly wrong, and EMPO taught it wrong answers in every seed",
+    ),
 )
