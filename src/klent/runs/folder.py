@@ -167,6 +167,14 @@ class RunFolder:
                 file.truncate(whole)
 
 
+def run_of(model: Path) -> Path | None:
+    """The run that wrote a model folder, such as its ``final/`` or ``step-20/``; None where there is none."""
+    if not (model / "config.json").is_file():
+        return None
+    parents = (model.parent, model.resolve().parent)
+    return next((folder for folder in parents if (folder / "config.yaml").is_file()), None)
+
+
 def _end_of_row(file: BinaryIO, end: int) -> int:
     """The end of the last complete row within the first ``end`` bytes."""
     file.seek(max(end - 1, 0))

@@ -91,7 +91,14 @@ def train(
         rewrite = not resume or load_recipe(folder.config) != recorded
         if rewrite:  # all that could be refused has been: from here on the folder is a run
             write_atomic(folder.config, dump_recipe(recorded))
-        start_record(run, command=command, changed=changes, here=rewrite, on_damage=console.warn)
+        start_record(
+            run,
+            command=command,
+            changed=changes,
+            code=fingerprint.code,
+            here=rewrite,
+            on_damage=console.warn,
+        )
         try:
             console.start(title_of(recipe), describe_plan(recipe), steps=recipe.steps, done=done)
             loop.fit()
