@@ -82,8 +82,9 @@ def train(
         parts = build_parts(
             recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
         )
-        if isinstance(task, DataTask) and (left_out := task.fit(parts.engine.check, parts.sampler.check)):
-            console.warn(f"task.too_long=drop: {left_out} prompts do not fit and are left out")
+        if left_out := task.fit(parts.engine.check, parts.sampler.check):
+            tried = "" if isinstance(task, DataTask) else " of those tried"
+            console.warn(f"task.too_long=drop: {left_out} prompts{tried} do not fit and are left out")
         loop = build_loop(recipe, parts, folder, task, scorer, judge if evaluate else None, console)
         loop.state.fingerprint = fingerprint.state()
         done = loop.restore()

@@ -86,12 +86,12 @@ class DataTask:
         self._epoch = -1
         self._order: list[int] = []
 
-    def fit(self, train: Callable[[Prompt], None], heldout: Callable[[Prompt], None]) -> int:
+    def fit(self, train: Callable[[Prompt], None] | None, heldout: Callable[[Prompt], None]) -> int:
         """Try every prompt before a run starts; ``task.too_long`` says what happens to those that do not fit.
 
         Args:
             train: raises :class:`klent.errors.TooLong` for a training prompt that the run cannot take, any
-                other error for one that is wrong.
+                other error for one that is wrong; None = nothing is trained on.
             heldout: the same for a held-out prompt.
 
         Returns:
@@ -101,7 +101,8 @@ class DataTask:
             TooLong: a prompt does not fit and is not to be dropped, or none is left to train on.
         """
         before = len(self._train) + len(self._heldout)
-        self._train = [index for index in self._train if self._fits(self._prompts[index], train)]
+        if train is not None:
+            self._train = [index for index in self._train if self._fits(self._prompts[index], train)]
         self._heldout = [prompt for prompt in self._heldout if self._fits(prompt, heldout)]
         if not self._train:
             raise TooLong(f"task.too_long=drop: every training prompt of {self.name} is too long")
