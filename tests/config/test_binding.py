@@ -284,6 +284,7 @@ OWN_REFUSED = {
     "not a function": ("f = 3\n", "own.py: has no function `f`"),
     "broken file": ("def f(:\n", "own.py: importing it raised SyntaxError"),
     "raises on import": ("1 / 0\n", "own.py: importing it raised ZeroDivisionError"),
+    "exits on import": ("import sys\nsys.exit(0)\n", "own.py: importing it raised SystemExit"),
     "unknown data": (
         "def f(logp, logits, mask): return logp\n",
         "the trainer cannot supply `logits`; it supplies",

@@ -495,6 +495,9 @@ def test_an_adapter_is_merged_into_the_written_weights_only(folder: Path, tmp_pa
     assert set(merged.state_dict()) == set(tiny_model().state_dict())
     torch.testing.assert_close(logits(merged), logits(loaded.model), rtol=0, atol=1e-4)
     assert (logits(merged) - logits(tiny_model())).abs().max() > 1
+    config = json.loads((tmp_path / "final" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])  # peft holds a set: by the hash seed
+    assert len(config["target_modules"]) == 7 * 2
     reloaded = PeftModel.from_pretrained(tiny_model(), tmp_path / "final" / "adapter")
     torch.testing.assert_close(logits(reloaded), logits(loaded.model), rtol=1e-5, atol=1e-5)
 

@@ -385,3 +385,15 @@ def test_import_klent_loads_nothing_heavy() -> None:
         "from klent import Run, train; assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_of_a_refused_start_leave_no_folder(world: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(klent.errors.ModelError):
+        klent.train(model="./nothing", task=ROWS, reward=letters("0"), steps=1, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    (tmp_path / "runs" / "run" / "mine.txt").write_text("keep")
+    with pytest.raises(RunError):
+        klent.train(model=str(world / "model"), task=ROWS, reward=letters("0"), steps=1, **SMALL)
+    assert [file.name for file in (tmp_path / "runs" / "run").iterdir()] == ["mine.txt"]

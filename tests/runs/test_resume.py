@@ -338,6 +338,155 @@ def test_steps_are_added_to_those_done_on_the_command_line(world):
     assert load_recipe(run / "config.yaml").seed == 0
 
 
+def test_a_run_that_starts_from_another_runs_end_says_that_it_draws_the_same_prompts(world):
+    from klent.runs.plan import describe_plan
+
+    def said(*overrides: str) -> list[str]:
+        return [
+            line for line in describe_plan(load_recipe("tiny.yaml", overrides)) if line.startswith("prompts:")
+        ]
+
+    first = start("steps=1")
+    (line,) = said(f"model={first}/final")
+    assert "as runs/cut drew them (seed 0)" in line
+    assert "seed=1" in line
+    assert "task.heldout_data" in line
+    assert said() == said(f"model={first}/final", "seed=1") == []
+    assert said(f"model={first}/final", "task={gym: chain_sum}", "reward=gym") == []
+    second = start("steps=1", f"model={first}/final", "seed=1", name="second")
+    assert "as runs/cut drew them" in said(f"model={second}/final")[0]  # two runs ago
+    assert "task.seed=2" in said(f"model={second}/final", "task.seed=1")[0]
+    assert said(f"model={first}/final", "task.data=./prompts.jsonl") != []
+
+
+def test_a_run_keeps_its_name(world):
+    start()
+    result = CliRunner().invoke(app, ["resume", "cut", "name=other"])
+    assert result.exit_code == 2
+    assert "a run keeps its name" in result.output
+
+
+# code that is not what the run was started with
+
+
+LOSS = """
+from pathlib import Path
+Path("imported").touch()
+def mine(logp, advantage, mask):
+    return -logp * advantage
+"""
+
+
+@pytest.fixture
+def coded(world):
+    """A run whose loss is a file of the project."""
+    (world / "loss.py").write_text(LOSS)
+    run = start("method=null", "loss={loss.py:mine: {}}", "advantage=group_advantage", "steps=1")
+    (world / "imported").unlink()
+    return run
+
+
+def another_loss(run: Path) -> None:
+    Path("loss.py").write_text(LOSS + "# another, as one process sees it too\n")
+
+
+def another_file(run: Path) -> None:
+    Path("other.py").write_text(LOSS)
+    edit(run, loss={"other.py:mine": {}})
+
+
+def through_the_method(run: Path) -> None:
+    Path("mine.yaml").write_text("loss: {loss.py:mine: {}, hidden.py:mine: {}}\n")
+    Path("hidden.py").write_text(LOSS)
+    edit(run, method="mine.yaml")
+
+
+@pytest.mark.parametrize("change", [another_loss, another_file, through_the_method])
+def test_other_code_is_shown_and_not_imported_until_it_is_confirmed(world, coded, change):
+    change(coded)
+    for verb in (["resume", "cut"], ["eval", "cut"], ["export", "cut"]):
+        result = CliRunner().invoke(app, verb)
+        assert result.exit_code == 2, result.output
+        assert "--yes" in result.output
+        assert ".py: its content is another" in result.output or ".py: it was not named" in result.output
+        assert not Path("imported").exists()
+    if change is another_loss:
+        result = CliRunner().invoke(app, ["resume", "cut", "--yes", "steps=2"])
+        assert result.exit_code == 0, result.output
+        assert Path("imported").exists()
+        assert CliRunner().invoke(app, ["resume", "cut", "steps=3"]).exit_code == 0  # confirmed once
+
+
+def test_the_same_code_needs_no_answer_also_where_the_record_is_torn_or_the_project_moved(world, coded):
+    from klent.runs.code import changed_code
+
+    assert changed_code(coded) == []
+    (coded / "run.json").write_text("{")
+    assert changed_code(coded) == []  # the checkpoint knows it too
+    for folder in (coded / "checkpoints").iterdir():
+        (folder / "state.json").write_text("{}")
+    assert len(changed_code(coded)) == 2  # nothing is known: the loss and the reward are asked for
+
+
+def test_two_files_of_one_name_and_a_models_own_code_are_recorded_apart(world):
+    from klent.runs.code import code_hashes
+
+    for folder in ("a", "b"):
+        (world / folder).mkdir()
+        (world / folder / "f.py").write_text(folder)
+    values = {"loss": {"a/f.py:x": {}}, "reward": "b/f.py:x", "model": "model", "trust_remote_code": True}
+    assert set(code_hashes(values)) == {"a/f.py", "b/f.py"}
+    (world / "model" / "modeling.py").write_text("")
+    assert set(code_hashes(values)) == {"a/f.py", "b/f.py", "modeling.py"}
+
+
+# checkpoints as models
+
+
+def test_a_checkpoint_is_exported_as_the_model_that_final_would_be(world):
+    run = start("checkpoint.keep=3")
+    result = CliRunner().invoke(app, ["export", "cut"])
+    assert result.exit_code == 0, result.output
+    for file in (run / "final").iterdir():
+        assert file.read_bytes() == (run / "step-3" / file.name).read_bytes(), file.name
+    result = CliRunner().invoke(app, ["export", "cut", "elsewhere", "--step", "2"])
+    assert result.exit_code == 0, result.output
+    weights = "model.safetensors"
+    assert (Path("elsewhere") / weights).read_bytes() != (run / "final" / weights).read_bytes()
+    for words, said in (
+        (["export", "cut"], "exists already"),
+        (["export", "cut", "--step", "7"], "no checkpoint of step 7; there are: 1, 2, 3"),
+        (["sample", "runs/cut/checkpoints/000002", "Hi"], "klent export runs/cut --step 2"),
+    ):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code in (1, 2)
+        assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_an_adapters_checkpoint_is_merged_and_needs_its_base_model(world):
+    run = start("lora.rank=2", "steps=1")
+    assert CliRunner().invoke(app, ["export", "cut"]).exit_code == 0
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (run / "step-1" / file).read_bytes() == (run / "final" / file).read_bytes()
+    tiny_folder(world / "model", seed=1)
+    result = CliRunner().invoke(app, ["export", "cut", "other"])
+    assert result.exit_code == 1
+    assert "its files have changed" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_eval_finds_the_recipe_of_a_model_in_a_run(world, monkeypatch):
+    run = start()
+    CliRunner().invoke(app, ["export", "cut", "--step", "2"])
+    of_run = json.loads(CliRunner().invoke(app, ["eval", "cut", "--json"]).stdout)
+    for name in ("runs/cut/final", "cut/final"):
+        result = CliRunner().invoke(app, ["eval", name, "--json"])
+        assert result.exit_code == 0, result.output
+        assert {**json.loads(result.stdout), "seconds": 0} == {**of_run, "seconds": 0}
+    assert CliRunner().invoke(app, ["eval", "cut/step-2"]).exit_code == 0
+    monkeypatch.chdir(run / "final")
+    assert CliRunner().invoke(app, ["eval", "."]).exit_code == 0
+
+
 # files that inform
 
 

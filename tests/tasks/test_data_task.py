@@ -243,6 +243,72 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, rows: list[Any], message: str
         open_data("p.jsonl", base=tmp_path)
 
 
+TRICKY = [
+    '{"prompt": "a: \\"b\\": c", "answer": "1"}',
+    '{"prompt": "a", "n": {"x": [{"y": 1}, {"y" : 2}]}}',
+    '{"prompt" \t: "a"}',
+    '{"prompt": "a", "prompt": "b"}',
+    '{"prompt": "a", "n": {"x": 1, "x": 2}}',
+    '{"prompt": "a"},{"prompt": "b"}',
+    '{"prompt": [{}',
+    "{}]}",
+    '{"prompt": "\\ud800"}',
+    b'{"prompt": "\xed\xa0\x80"}',
+    '{"prompt": "a"}\r\n\r{"prompt": "b"}',
+    "   ",
+    "\x0c",
+    "",
+    "[]",
+    '{"prompt": NaN}',
+    "9" * 5000,
+    "[" * 100_000,
+]
+
+
+@given(st.lists(st.sampled_from([*TRICKY[:3], *TRICKY]), max_size=6), st.integers(0, 300))
+@settings(max_examples=150, deadline=None)
+def test_rows_read_at_once_are_those_read_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str | bytes], good: int
+) -> None:
+    from klent.tasks.lines import JsonLines
+
+    file = tmp_path_factory.mktemp("lines") / "p.jsonl"
+    encoded = [line if isinstance(line, bytes) else line.encode() for line in lines]
+    file.write_bytes(b"\n".join([b'{"prompt": "x"}'] * good + encoded))
+
+    def read(rows: Any) -> list[Any]:
+        seen: list[Any] = []
+        try:
+            for row in rows:
+                seen.append(row)
+        except DataError as error:
+            seen.append(str(error))
+        return seen
+
+    try:
+        source = JsonLines(file, "p.jsonl")
+    except DataError:
+        return
+    assert read(source) == read(source[index] for index in range(len(source)))
+    numbers = [number for number, line in enumerate(file.read_bytes().splitlines(), 1) if line.strip()]
+    assert [source.place(index) for index in range(len(source))] == [
+        f"p.jsonl:{number}" for number in numbers
+    ]
+
+
+def test_rows_are_kept_as_they_are_in_the_file(tmp_path: Path) -> None:
+    import tracemalloc
+
+    rows = [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(5000)]
+    size = write(tmp_path / "p.jsonl", rows).stat().st_size
+    tracemalloc.start()
+    task = open_data("p.jsonl", base=tmp_path, asked=64)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(task) == 5000 - 64
+    assert held - size < 100 * len(rows)  # as objects: 700 bytes a row
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from klent.config import GymSettings
-from klent.errors import ConfigError, DataError
+from klent.errors import ConfigError, DataError, TooLong
 from klent.tasks import GymTask, load_task
 from klent.tasks.generator import items
 from klent.tasks.process import Worker
@@ -38,8 +38,9 @@ def make(generator: Worker, monkeypatch: pytest.MonkeyPatch) -> Any:
         seed: int = 0,
         system: str | None = None,
         heldout: int = 0,
+        too_long: str = "refuse",
     ) -> GymTask:
-        section = GymSettings(gym=name, config=config or {}, system=system)
+        section = GymSettings(gym=name, config=config or {}, system=system, too_long=too_long)
         return GymTask(section, seed=seed, heldout=heldout)
 
     return make_task
@@ -47,6 +48,36 @@ def make(generator: Worker, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def questions(prompts: list[Any]) -> list[str]:
     return [prompt.columns["question"] for prompt in prompts]
+
+
+def test_problems_that_do_not_fit_are_refused_at_the_start_or_others_are_drawn(make: Any) -> None:
+    config = {**ONE_DIGIT, "max_terms": 6}
+
+    def check(prompt: Any) -> None:
+        if len(prompt.columns["question"]) > 75:
+            raise TooLong("too long")
+
+    whole = make("chain_sum", config, heldout=8)
+    before = [whole.train(position).columns["question"] for position in range(40)]
+    with pytest.raises(TooLong):
+        whole.fit(check, lambda prompt: None)
+    with pytest.raises(TooLong):
+        make("chain_sum", config, heldout=8).fit(None, check)
+    task = make("chain_sum", config, heldout=8, too_long="drop")
+    assert task.fit(check, check) > 0
+    after = [task.train(position).columns["question"] for position in range(40)]
+    assert max(map(len, after)) <= 75 < max(map(len, before))
+    assert [new for old, new in zip(before, after, strict=True) if len(old) <= 75] == [
+        old for old in before if len(old) <= 75
+    ]
+    kept = task.heldout(8)
+    assert 0 < len(kept) < 8
+    assert [prompt.id for prompt in kept] == [
+        p.id for p in whole.heldout(8) if len(p.columns["question"]) <= 75
+    ]
+    again = make("chain_sum", config, heldout=8, too_long="drop")
+    again.fit(check, check)
+    assert again.train(39).columns["question"] == after[39]
 
 
 def test_a_problem_has_messages_the_answer_and_its_source(make: Any) -> None:

@@ -43,6 +43,7 @@ def _root(
 for name, verb in (
     ("train", run.train),
     ("resume", run.resume),
+    ("export", run.export),
     ("report", run.report),
     ("compare", compare.compare),
     ("eval", evaluate.evaluate),

@@ -1,6 +1,7 @@
 """What every verb shares: consoles, common options, and errors shown as messages."""
 
 import errno
+import sys
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,6 +94,9 @@ def print_yaml(text: str) -> None:
 
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Run code of the run also where it is not what it was started with.")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that contains the runs.")]
 Overrides = Annotated[
     list[str] | None,
@@ -105,6 +109,44 @@ Overrides = Annotated[
 def find_run(path: Path, runs: Path) -> Path | None:
     """The folder of a run, given as a path or as its name in ``runs``; None if there is no such run."""
     return next((folder for folder in (path, runs / path) if (folder / "config.yaml").is_file()), None)
+
+
+def model_and_run(name: str, runs: Path) -> tuple[str, Path | None]:
+    """The model that a name means, and the run that made it: a run's name, its ``final/``, an exported step."""
+    from klent.runs.folder import run_of
+
+    run = find_run(Path(name), runs)
+    if run is not None:
+        return str(final_model(run)), run
+    for folder in (Path(name), runs / name):
+        if (run := run_of(folder)) is not None:
+            return str(folder), run
+    return name, None
+
+
+def confirm_code(run: Path, yes: bool) -> None:
+    """Show the code of a run that is not what the run was started with, before any of it is imported.
+
+    Raises:
+        ConfigError: it was not confirmed: by an answer in a terminal, by ``--yes`` elsewhere.
+    """
+    from klent.runs.code import changed_code
+
+    changes = changed_code(run)
+    if not changes:
+        return
+    err.print(f"code of {run} that differs from what it was started with:", style="yellow", soft_wrap=True)
+    for line in changes:
+        err.print(f"  {line}", soft_wrap=True)
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            f"{run} would run code that it was not started with: {'; '.join(changes)}. Read it, and pass --yes "
+            "to run it"
+        )
+    if not typer.confirm("Run it?"):
+        raise ConfigError(f"the code of {run} was not confirmed; nothing was run")
 
 
 def run_folder(path: Path, runs: Path) -> Path:
@@ -122,5 +164,8 @@ def final_model(run: Path) -> Path:
     """The folder of a finished run's model."""
     final = run / "final"
     if not final.is_dir():
-        raise RunError(f"{run} has no final model yet; finish it with `klent resume {run}`")
+        raise RunError(
+            f"{run} has no final model yet; finish it with `klent resume {run}`, or write its newest checkpoint "
+            f"as a model with `klent export {run}`"
+        )
     return final

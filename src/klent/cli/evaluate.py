@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from klent.cli.common import Debug, Overrides, Runs, err, final_model, find_run, out, show
+from klent.cli.common import Debug, Overrides, Runs, Yes, confirm_code, err, model_and_run, out, show
 from klent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="A model, or a run (its final model).")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN", help="A model, or a run (its final model), or a model folder in a run."
+        ),
+    ],
     overrides: Overrides = None,
     recipe: Annotated[
         str | None,
@@ -28,6 +33,7 @@ def evaluate(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
+    yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -37,19 +43,21 @@ def evaluate(
 
     ```
     klent eval runs/quickstart eval.samples=8 eval.temperatures=[0,0.5]
+    klent eval runs/quickstart/step-20
     klent eval smollm2-135m --recipe quickstart
     klent eval runs/quickstart task.config.max_terms=4
     ```
     """
     from klent.config import load_recipe
 
-    folder = find_run(Path(target), runs)
+    model, folder = model_and_run(target, runs)
     source = recipe or (folder / "config.yaml" if folder else None)
     if source is None:
         raise ConfigError(
             f"{target} is not a run: no problems are given. Pass --recipe quickstart, or a file"
         )
-    model = str(final_model(folder)) if folder else target
+    if folder:
+        confirm_code(folder, yes)
     settings = load_recipe(source, [f"model={json.dumps(model)}", *(overrides or [])])
     if settings.eval is None:
         raise ConfigError("the recipe has eval: null; set the number of problems: eval.problems=64")
@@ -232,9 +240,8 @@ def _model_and_prompt(arguments: list[str]) -> tuple[str, str]:
 
 
 def _model(name: str, runs: Path) -> str:
-    """The final model of a run, or the name as it is."""
-    folder = find_run(Path(name), runs)
-    return str(final_model(folder)) if folder else name
+    """The final model of a run, or a model folder in it, or the name as it is."""
+    return model_and_run(name, runs)[0]
 
 
 def _heading(number: int, count: int) -> None:

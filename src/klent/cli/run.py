@@ -1,4 +1,4 @@
-"""``klent train``, ``resume`` and ``report``: the verbs that write a run folder."""
+"""``klent train``, ``resume``, ``export`` and ``report``: the verbs that write a run folder."""
 
 import json
 import re
@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from klent.cli.common import Debug, Overrides, Runs, find_run, out, print_yaml, run_folder
+from klent.cli.common import (
+    Debug,
+    Overrides,
+    Runs,
+    Yes,
+    confirm_code,
+    err,
+    find_run,
+    out,
+    print_yaml,
+    run_folder,
+)
 from klent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +41,7 @@ def train(
         bool,
         typer.Option("--fresh", help="Rename an existing run folder to NAME.1, NAME.2, ... first."),
     ] = False,
+    yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -64,6 +76,7 @@ def train(
         out.print(f"moved the earlier {run} to {aside}", soft_wrap=True)
     resume = resume and (run / "config.yaml").is_file()
     if resume:
+        confirm_code(run, yes)
         refuse_another_recipe(settings, run)
     arguments = ["klent", "train", recipe, *(overrides or [])]
     if runs != Path("runs"):
@@ -74,6 +87,7 @@ def train(
 def resume(
     run: Annotated[Path, typer.Argument(help="The run's folder, or its name.", show_default=False)],
     overrides: Overrides = None,
+    yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -83,6 +97,9 @@ def resume(
     change in a run: steps, optimizer, eval, track, checkpoint and limits; `steps=+20` is 20 more than are
     done. config.yaml and run.json keep the change. Anything else, also another data file or model, is refused.
 
+    Code that the run names and that is not what the run was started with (a loss, a reward) is shown, and runs
+    once you confirm it: in a terminal by an answer, elsewhere by --yes.
+
     ```
     klent resume runs/quickstart
     klent resume quickstart steps=+20 optimizer.lr=1e-6
@@ -91,9 +108,46 @@ def resume(
     from klent.config import load_recipe
 
     folder = run_folder(run, runs)
+    if any(word.startswith("name=") for word in overrides or []):
+        raise ConfigError(
+            f"a run keeps its name; rename its folder, {folder}, or train another with name=..."
+        )
+    confirm_code(folder, yes)
     words = ["klent", "resume", str(folder), *(overrides or [])]
     settings = load_recipe(folder / "config.yaml", _in_all(overrides or [], folder))
     _train(settings, folder, command=shlex.join(words), resume=True)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's folder, or its name.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where to write the model; default: RUN/step-N.", show_default=False)
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="Step of the checkpoint; default: the newest.")
+    ] = None,
+    yes: Yes = False,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint as a model folder, as `final/` is one: to sample, to evaluate, to load anywhere.
+
+    The run may be going on, stopped or finished. A LoRA adapter is merged, and saved by itself in `adapter/`.
+
+    ```
+    klent export runs/quickstart --step 20
+    klent eval runs/quickstart/step-20
+    klent export quickstart ./my-model
+    ```
+    """
+    from klent.runs.export import export_checkpoint
+
+    source = run_folder(run, runs)
+    confirm_code(source, yes)
+    target = export_checkpoint(
+        source, folder, step=step, on_damage=lambda line: err.print(line, style="yellow")
+    )
+    out.print(f"model: {target}", soft_wrap=True)
 
 
 def report(

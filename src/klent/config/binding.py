@@ -8,6 +8,7 @@ settings, and a recipe may set no others.
 """
 
 import functools
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -112,7 +113,7 @@ def resolve(name: str) -> Function:
         file = Path(path).expanduser().resolve()
         if not file.is_file():
             raise ConfigError(f"{path}: no such file (paths are taken from the working folder, {Path.cwd()})")
-        return _load(file, attribute)
+        return _load(file, attribute, _content(file))
     from klent import objectives
 
     if name not in objectives.__all__ or not inspect.isfunction(getattr(objectives, name)):
@@ -188,9 +189,16 @@ def _wrong_type(function: Function, key: str, value: object) -> str | None:
     return None
 
 
+def _content(file: Path) -> bytes:
+    try:
+        return hashlib.sha256(file.read_bytes()).digest()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+
+
 @functools.cache
-def _load(file: Path, attribute: str) -> Function:
-    """A function of a user's file, which may import its neighbours as a script may."""
+def _load(file: Path, attribute: str, content: bytes) -> Function:
+    """A function of a user's file, which may import its neighbours as a script may; read anew when it was edited."""
     spec = importlib.util.spec_from_file_location(f"klent_user_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -199,7 +207,7 @@ def _load(file: Path, attribute: str) -> Function:
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything when imported
+    except (Exception, SystemExit) as error:  # a user's file may raise anything when imported, and may exit
         raise ConfigError(f"{file.name}: importing it raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(file.parent))

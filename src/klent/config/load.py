@@ -79,16 +79,27 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] | Layer = ())
         ConfigError: every problem found, each with file, line, key and what to do.
     """
     file = find_recipe(path_or_name)
+    return _check(_merged(_located(file), _upper(overrides), default_name=file.stem))
+
+
+def read_values(path_or_name: str | Path) -> Mapping[str, Yaml]:
+    """The values of a recipe file over its method's, unchecked: nothing that they name is loaded or run."""
+    file = find_recipe(path_or_name)
+    return _merged(_located(file), Layer({}), default_name=file.stem).values
+
+
+def _located(file: Path) -> Layer:
+    """A recipe file, its relative paths made such that they are found."""
     layer = read_layer(file)
     folders = _folders(file)
     layer.values = {key: _beside(value, folders, key) for key, value in layer.values.items()}
-    return _build(layer, _upper(overrides), default_name=file.stem)
+    return layer
 
 
 def make_recipe(values: Mapping[str, object], overrides: Iterable[str] | Layer = ()) -> Recipe:
     """As `load_recipe`, from a mapping in place of a file."""
     layer = Layer(cast(dict[str, Yaml], dict(values)))
-    return _build(layer, _upper(overrides), default_name="run")
+    return _check(_merged(layer, _upper(overrides), default_name="run"))
 
 
 def _upper(overrides: Iterable[str] | Layer) -> Layer:
@@ -183,7 +194,8 @@ def _locate(text: str, folders: _Folders, is_path: bool = False) -> str:
     return text
 
 
-def _build(recipe: Layer, overrides: Layer, default_name: str) -> Recipe:
+def _merged(recipe: Layer, overrides: Layer, default_name: str) -> Layer:
+    """The method's preset, the recipe over it, the overrides over that."""
     method = overrides.values.get("method", recipe.values.get("method"))
     if method is None:
         lowest = Layer({}, source=recipe.source)
@@ -191,7 +203,7 @@ def _build(recipe: Layer, overrides: Layer, default_name: str) -> Recipe:
         lowest = preset(str(method), overrides.origins.get(("method",)) or recipe.origin(("method",)))
         lowest.source = recipe.source
     lowest.values = {"name": default_name, **lowest.values}
-    return _check(merge(merge(lowest, recipe), overrides))
+    return merge(merge(lowest, recipe), overrides)
 
 
 def _check(layer: Layer) -> Recipe:

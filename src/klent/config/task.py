@@ -41,6 +41,8 @@ class GymSettings(Rendered):
     """Train on these prompts only, by the number in their id: `chain_sum/17` is 17; null = all."""
     system: str | None = None
     """System prompt placed before every problem."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What happens to problems that the model's context does not hold: an error, or another is drawn instead."""
     seed: Count | None = None
     """Decides the problems; null = the recipe's seed."""
 

@@ -40,6 +40,7 @@ class Table:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
+        self._columns: dict[str, list[float | None]] = {}
 
     @classmethod
     def of(cls, columns: Mapping[str, Sequence[object]]) -> "Table":
@@ -52,20 +53,27 @@ class Table:
         numbered = {"step": list(range(1, count + 1)), **columns}
         return cls([{name: values[i] for name, values in numbered.items()} for i in range(count)])
 
+    def column(self, name: str) -> list[float | None]:
+        """The value in every row, None where it is absent or not finite; read once."""
+        if name not in self._columns:
+            self._columns[name] = [finite(row.get(name)) for row in self.rows]
+        return self._columns[name]
+
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values, without the steps where it is absent or not finite."""
-        pairs = [(step_of(row), v) for row in self.rows if (v := finite(row.get(name))) is not None]
-        return [step for step, _ in pairs], [value for _, value in pairs]
+        column = self.column(name)
+        steps = [step_of(row) for row, value in zip(self.rows, column, strict=True) if value is not None]
+        return steps, [value for value in column if value is not None]
 
     def has(self, name: str) -> bool:
         """Whether a metric has at least one finite value."""
-        return any(finite(row.get(name)) is not None for row in self.rows)
+        return any(value is not None for value in self.column(name))
 
     def pairs(self, *names: str) -> list[tuple[float, ...]]:
         """The step and the values of these metrics, at the steps that have all of them."""
         complete = []
-        for row in self.rows:
-            values = [value for name in names if (value := finite(row.get(name))) is not None]
+        for row, *cells in zip(self.rows, *(self.column(name) for name in names), strict=True):
+            values = [value for value in cells if value is not None]
             if len(values) == len(names):
                 complete.append((float(step_of(row)), *values))
         return complete

@@ -89,6 +89,9 @@ def _read_json(path: Path) -> dict[str, object]:
 def _kind_of_folder(folder: Path, names: set[str]) -> str:
     if "adapter_config.json" in names:
         return ": it is a LoRA adapter. Merge it into its model first, or use a run's final/ folder"
+    if "manifest.json" in names and folder.parent.name == "checkpoints":
+        run, step = folder.parent.parent, folder.name.lstrip("0") or "0"
+        return f": it is a checkpoint. `klent export {run} --step {step}` writes it as a model to {run}/step-{step}"
     if (folder / "final" / "config.json").exists():
         return f": it is a run, and its trained model is {folder / 'final'}"
     return ", so it is not a model"

@@ -1,5 +1,6 @@
 """Save a model as a plain Hugging Face folder, with a LoRA adapter merged into the written weights."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -32,8 +33,22 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
             tokenizer.save_pretrained(scratch)
             if adapter is not None:
                 adapter.save_pretrained(str(scratch / "adapter"))
+                _sort_sets(scratch / "adapter" / "adapter_config.json", adapter)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"cannot write the model to {folder}: {first_line(error)}. No partial folder is left; free some "
             "space or choose another folder"
         ) from error
+
+
+def _sort_sets(file: Path, adapter: "PeftModel") -> None:
+    """Order the lists that peft made of sets: theirs is that of the process's hash seed."""
+    written = json.loads(file.read_bytes())
+    sets = {
+        key
+        for config in adapter.peft_config.values()
+        for key, v in vars(config).items()
+        if isinstance(v, set)
+    }
+    ordered = {key: sorted(value) if key in sets else value for key, value in written.items()}
+    file.write_text(json.dumps(ordered, indent=2, sort_keys=True), encoding="utf-8")

@@ -89,24 +89,22 @@ def curves(run: RunData, name: str, title: str, *panels: Panel, note: str = "") 
 
 def column(run: RunData, metric: str) -> list[float]:
     """A metric's value in every row, NaN where it is missing, so that a line breaks at a gap."""
-    values = (finite(row.get(metric)) for row in run.rows)
-    return [math.nan if value is None else value for value in values]
+    return [math.nan if value is None else value for value in run.table.column(metric)]
 
 
 def draw(axis: "Axes", steps: Sequence[int], values: Sequence[float], line: Line) -> None:
     """One line, dashed line or filled area; short runs also show their points."""
     ink, gid = colour(line.role), line.metric.replace("/", "-")
     groups = parts(len(steps))
-    x, y = [steps[part[-1]] for part in groups], list(values)
+    x, y = [steps[part[-1]] for part in groups], [values[part[-1]] for part in groups]
     if len(steps) > SMOOTH_ABOVE:
-        y = smooth(values, _window(len(steps)))
+        y = smooth(values, _window(len(steps)), [part[-1] for part in groups])
         numbers = [[values[i] for i in part if not math.isnan(values[i])] for part in groups]
         low, high = ([pick(part) if part else math.nan for part in numbers] for pick in (min, max))
         if len(groups) < len(steps):
             axis.fill_between(x, low, high, color=ink, alpha=0.2, linewidth=0, gid=f"{gid}-raw")
         else:
             axis.plot(x, low, color=ink, alpha=0.25, linewidth=0.8, gid=f"{gid}-raw")
-    y = [y[part[-1]] for part in groups]
     if line.mark == "fill":
         axis.fill_between(x, y, 0, color=ink, alpha=0.16, linewidth=0)
     dots = "" if len(steps) > 40 else "o"
@@ -142,13 +140,13 @@ def limits(values: Sequence[float], full: float | None = None) -> tuple[float, f
     return (low - room if low < 0 else 0.0), high + (room if high > 0 or low == high else 0.0)
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Running mean over the last ``window`` values, NaN left out; NaN if all of them are."""
+def smooth(values: Sequence[float], window: int, at: Sequence[int] | None = None) -> list[float]:
+    """Mean of the ``window`` values up to each index of ``at`` (None = all), NaN left out; NaN if all of them are."""
     numbers = [value for value in values if not math.isnan(value)]
     counts = [0, *itertools.accumulate(not math.isnan(value) for value in values)]
     means = []
-    for end in range(1, len(values) + 1):
-        recent = numbers[counts[max(0, end - window)] : counts[end]]
+    for index in range(len(values)) if at is None else at:
+        recent = numbers[counts[max(0, index + 1 - window)] : counts[index + 1]]
         means.append(sum(recent) / len(recent) if recent else math.nan)
     return means
 

@@ -1,6 +1,6 @@
 """Draws where entropy goes: covariance, forks, selected tokens, predicted change; with two tables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from klent.kit.statistics import ends
@@ -210,9 +210,15 @@ class ForkTable(NamedTuple):
 
 def fork_tables(run: RunData) -> list[ForkTable]:
     """Tokens of highest mean entropy in an early, a middle and a late step."""
-    by_step = {step_of(row): _forks(row.get("forks")) for row in run.forks}
-    steps = early_middle_late(sorted(step for step, forks in by_step.items() if forks))
-    return [ForkTable(step, by_step[step][:FORKS_SHOWN]) for step in steps]
+    by_step = {step_of(row): row.get("forks") for row in run.forks}
+    steps = early_middle_late(sorted(step for step, listed in by_step.items() if any(_measured(listed))))
+    return [ForkTable(step, _forks(by_step[step])[:FORKS_SHOWN]) for step in steps]
+
+
+def _measured(listed: object) -> Iterator[bool]:
+    """Whether each row of a list has an entropy."""
+    for row in listed if isinstance(listed, list) else []:
+        yield isinstance(row, dict) and finite(row.get("entropy")) is not None
 
 
 def _forks(listed: object) -> list[Fork]:

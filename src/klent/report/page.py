@@ -11,7 +11,7 @@ from typing import NamedTuple
 from klent.io.files import write_atomic
 from klent.kit.statistics import ends
 from klent.kit.svg import Figure
-from klent.kit.tables import Row, Table, finite, step_of
+from klent.kit.tables import Row, finite, step_of
 from klent.kit.text import duration, fixed, number, plural, share
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast
@@ -118,7 +118,7 @@ def _content(run: RunData) -> dict[str, object]:
     ahead = forecast(run.rows, fit)
     curves = (f(run) for f in (figures.reward, figures.loss, figures.entropy, figures.kl, figures.mixture))
     doubts = (f(run) for f in (figures.length, figures.gradient, figures.agreement))
-    diagnosis = diagnose(Table(run.rows))
+    diagnosis = diagnose(run.table)
     covered = {COVERS[finding.name] for finding in diagnosis if finding.name in COVERS}
     window = ends([float(step) for step in run.steps]).window
     return {

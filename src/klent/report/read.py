@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,6 +84,11 @@ class RunData:
     forks: Sequence[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @cached_property
+    def table(self) -> Table:
+        """The rows as columns."""
+        return Table(self.rows)
+
     @property
     def steps(self) -> list[int]:
         """The step of every row."""
@@ -90,11 +96,11 @@ class RunData:
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, without the steps where it is absent or not finite."""
-        return Table(self.rows).series(name)
+        return self.table.series(name)
 
     def has(self, name: str) -> bool:
         """Whether a metric has at least one finite value."""
-        return Table(self.rows).has(name)
+        return self.table.has(name)
 
     @property
     def heldout(self) -> list[Row]:

@@ -16,7 +16,7 @@ from klent.config import Eval, Recipe, load_recipe, make_recipe
 from klent.config.keywords import keyword_layer, recipe_values
 from klent.errors import ConfigError, DataError, RunError
 from klent.io.files import write_atomic
-from klent.runs.folder import PROMPTS, RunFolder
+from klent.runs.folder import PROMPTS, RunFolder, refuse_occupied, remove_refused
 from klent.runs.results import Evaluation, Row, Run, final_folder
 from klent.tasks import DataTask, Scorer, load_task
 from klent.tasks.callables import Function, name_rewards
@@ -91,15 +91,19 @@ def train(
     settings = _build(base, given, functions)
     run = Path(runs) / settings.name
     resume = _claim(run, resume=resume, fresh=fresh)
-    if rows is not None:
-        settings = _with_rows(settings, rows, run, resume=resume)
-    if resume:
-        refuse_another_recipe(settings, run)
     command = _command("klent.train", recipe, {**given, **_given(task=task)})
     console = QuietConsole() if quiet else TrainConsole()
-    return Run(
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    try:
+        if rows is not None:
+            settings = _with_rows(settings, rows, run, resume=resume)
+        if resume:
+            refuse_another_recipe(settings, run)
         run_training(settings, run, command=command, resume=resume, console=console, rewards=functions)
-    )
+    except BaseException:
+        remove_refused(run, made)
+        raise
+    return Run(run)
 
 
 def evaluate(
@@ -219,6 +223,7 @@ def _build(
 def _claim(run: Path, *, resume: bool, fresh: bool) -> bool:
     """Whether to resume the run; one that exists is moved aside with ``fresh``, else refused."""
     if not (run / "config.yaml").is_file():
+        refuse_occupied(run)
         return False
     if fresh:
         step_aside(run)

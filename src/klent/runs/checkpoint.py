@@ -101,6 +101,31 @@ def load_newest(run: Path, *, on_damage: Callable[[str], None]) -> Checkpoint | 
     return checkpoint
 
 
+def load_step(run: Path, step: int | None, *, on_damage: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint of a step; None = the newest that is intact.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged; the message names those that there are.
+    """
+    names = [folder.name for folder in _numbered(run)]
+    if step is None:
+        newest = load_newest(run, on_damage=on_damage)
+        if newest is None:
+            raise CheckpointError(f"{run} has no intact checkpoint; it needs a step that was saved")
+        return newest
+    folder = next((folder for folder in _numbered(run) if int(folder.name) == step), None)
+    if folder is None:
+        steps = ", ".join(str(int(name)) for name in names) or "none"
+        raise CheckpointError(
+            f"{run} has no checkpoint of step {step}; there are: {steps}. checkpoint.every and checkpoint.keep "
+            "decide which are written and kept"
+        )
+    try:
+        return _read(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} is damaged: {error}") from error
+
+
 def peek_newest(run: Path) -> tuple[int, dict[str, Any]] | None:
     """Step and state of the newest checkpoint whose state is intact, without its tensors; None if there is none."""
     for folder in reversed(_numbered(run)):

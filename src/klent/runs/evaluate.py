@@ -11,7 +11,7 @@ from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
 from klent.streams.prompt import Prompt
-from klent.tasks import DataTask, Scorer, load_task
+from klent.tasks import Scorer, load_task
 
 
 def eval_rewards(recipe: Recipe) -> tuple[Reward, ...] | None:
@@ -94,8 +94,7 @@ def evaluate_model(
             if tried.doubt:
                 note(tried.text)
         loaded = load_on_device(model, recipe)
-        if isinstance(task, DataTask):  # the same problems as in training
-            task.fit(lambda prompt: None, build_sampler(loaded, recipe.rollout).check)
+        task.fit(None, build_sampler(loaded, recipe.rollout).check)  # the same problems as in training
         prompts = task.heldout(recipe.eval.problems)
         return evaluate_policy(
             loaded, recipe.rollout, recipe.eval, scorer=scorer, prompts=prompts, seed=recipe.seed

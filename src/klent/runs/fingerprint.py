@@ -8,16 +8,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from klent.errors import ConfigError, ModelError
-from klent.models.locate import locate_model
+from klent.errors import ConfigError
+from klent.runs.code import MODELS, code_hashes, hash_file, model_folder, value_at
 
 FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits")
 """Sections of a recipe that may change between two parts of a run; the change is written to run.json."""
-_MODELS = ("model", "reference", "rollout.mixture.target.model")
 _FILES = ("task.data", "task.heldout_data", "rollout.mixture.target.adapter")
 _HELD_OUT = ("task.heldout", "task.heldout_data", "task.heldout_split")
 _READ = {".json", ".jsonl", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".arrow", ".parquet"}
-_BLOCK, _BLOCKS = 1 << 20, 256
 
 
 @dataclass(frozen=True)
@@ -60,20 +58,21 @@ def take_fingerprint(values: Mapping[str, object]) -> Fingerprint:
     of a larger file, 256 blocks spread over it.
     """
     content: dict[str, object] = {}
-    for key in (*_MODELS, *_FILES):
-        value = _at(values, key)
-        if isinstance(value, str) and (path := _path(value, is_model=key in _MODELS)):
+    for key in (*MODELS, *_FILES):
+        value = value_at(values, key)
+        if isinstance(value, str) and (path := _path(value, is_model=key in MODELS)):
             content[key] = _hash(path)
-    if all(_at(values, key) is None for key in _HELD_OUT):  # then it decides which prompts are trained on
-        content["eval.problems"] = _at(values, "eval.problems") or 0
+    if all(
+        value_at(values, key) is None for key in _HELD_OUT
+    ):  # then it decides which prompts are trained on
+        content["eval.problems"] = value_at(values, "eval.problems") or 0
     # `method` only names where values came from, which are all here
     kept = {key: value for key, value in values.items() if key not in (*FREE, "method", "name")}
-    files = sorted({text.rpartition(":")[0] for text in _texts(values) if ".py:" in text})
     return Fingerprint(
         recipe=dict(_without(kept, content)),
         free={key: values.get(key) for key in FREE},
         content=content,
-        code={Path(name).name: _hash(Path(name)) for name in files if Path(name).is_file()},
+        code=dict(code_hashes(values)),
     )
 
 
@@ -144,13 +143,6 @@ def _differences(before: object, now: object, key: str = "") -> Iterator[Change]
         yield Change(key, before, now)
 
 
-def _at(values: Mapping[str, object], dotted: str) -> object:
-    value: object = values
-    for name in dotted.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
 def _without(
     values: Mapping[str, object], dotted: Mapping[str, object], prefix: str = ""
 ) -> dict[str, object]:
@@ -176,54 +168,24 @@ def _short(text: str) -> str:
     return f"{Path(path).name}{colon}{function}" if path.endswith(".py") else text
 
 
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a value, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield str(name)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
 def _path(name: str, *, is_model: bool) -> Path | None:
-    """The file or folder of a name; None for a hub's id, and for what loading refuses in its own words."""
+    """The file or folder of a name, where there is one."""
     if is_model:
-        try:
-            source = locate_model(name)
-        except ModelError:
-            return None
-        return source if isinstance(source, Path) else None
+        return model_folder(name)
     path = Path(name).expanduser()
     return path if path.exists() else None
 
 
 def _hash(path: Path) -> str:
     if path.is_file():
-        return _hash_file(path)
+        return hash_file(path)
     digest = hashlib.sha256()
     for root, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "checkpoints")))
         for name in sorted(names):
             file = Path(root, name)
             if file.suffix in _READ and not name.startswith((".", "cache-")) and file.is_file():
-                digest.update(f"{file.relative_to(path).as_posix()}\0{_hash_file(file)}\0".encode())
-    return digest.hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    whole = size <= _BLOCK * _BLOCKS
-    with open(path, "rb") as file:
-        if whole:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-        for index in range(0 if whole else _BLOCKS):
-            file.seek((size - _BLOCK) * index // (_BLOCKS - 1))
-            digest.update(file.read(_BLOCK))
+                digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\0".encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -66,10 +66,7 @@ class RunFolder:
         Raises:
             RunError: it is not empty, or another process uses it.
         """
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file, not a folder; choose another name=...")
-        if path.exists() and not (path / LOCK).exists() and _others(path) - {PROMPTS}:
-            raise RunError(_occupied(path))  # before a lock is written into somebody's folder
+        refuse_occupied(path)  # before a lock is written into somebody's folder
         _refuse_links(path)
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
@@ -88,16 +85,7 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Remove the folders that :meth:`create` made, where the run was refused and nothing is in them."""
-        if not self._made or self.config.exists():
-            return
-        if self.rewards_log.exists() and not self.rewards_log.stat().st_size:
-            self.rewards_log.unlink()
-        if {entry.name for entry in self.path.iterdir()} <= {LOCK, OWNER}:
-            (self.path / OWNER).unlink(missing_ok=True)
-            (self.path / LOCK).unlink(missing_ok=True)
-            for folder in self._made:
-                with contextlib.suppress(OSError):  # another process has put something into it
-                    folder.rmdir()
+        remove_refused(self.path, self._made)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -165,6 +153,38 @@ class RunFolder:
                 if whole < end and size >= offset:
                     on_damage(f"{name} was edited: the row across byte {offset} is removed")
                 file.truncate(whole)
+
+
+def refuse_occupied(path: Path) -> None:
+    """Refuse a folder that holds somebody's files, before anything is written into it."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file, not a folder; choose another name=...")
+    if path.exists() and not (path / LOCK).exists() and _others(path) - {PROMPTS}:
+        raise RunError(_occupied(path))
+
+
+def remove_refused(run: Path, made: Sequence[Path]) -> None:
+    """Remove folders that were made for a run that was then refused, where nothing of anybody's is in them."""
+    if not made or (run / "config.yaml").exists() or not run.is_dir():
+        return
+    log = run / REWARDS_LOG
+    if log.exists() and not log.stat().st_size:
+        log.unlink()
+    ours = (LOCK, OWNER, PROMPTS)
+    if {entry.name for entry in run.iterdir()} <= set(ours):
+        for name in ours:
+            (run / name).unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # another process has put something into it
+                folder.rmdir()
+
+
+def run_of(model: Path) -> Path | None:
+    """The run that wrote a model folder, such as its ``final/`` or ``step-20/``; None where there is none."""
+    if not (model / "config.json").is_file():
+        return None
+    parents = (model.parent, model.resolve().parent)
+    return next((folder for folder in parents if (folder / "config.yaml").is_file()), None)
 
 
 def _end_of_row(file: BinaryIO, end: int) -> int:

@@ -1,9 +1,14 @@
 """What a recipe will do at each step, worked out before anything is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from klent.config import MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
+from klent.config.load import read_values
+from klent.errors import ConfigError
+from klent.runs.folder import run_of
 from klent.runs.objective import step_requirements
 from klent.training.requirements import Requirements
 
@@ -90,6 +95,37 @@ def _mixture(mixture: MixtureSettings) -> str:
     return f"sampled from: policy^alpha x target^(1 - alpha), target: {model}, alpha: {share}; {use}"
 
 
+def _same_prompts(recipe: Recipe) -> list[str]:
+    """Said where the model is another run's, which was trained on the prompts that this run will draw."""
+    model: object = recipe.model
+    seen: set[Path] = set()
+    while isinstance(model, str) and (run := run_of(Path(model).expanduser())) and run.resolve() not in seen:
+        seen.add(run.resolve())
+        try:
+            values = read_values(run / "config.yaml")
+        except ConfigError:
+            return []
+        task = values.get("task")
+        task = task if isinstance(task, Mapping) else {}
+        its_seed = values.get("seed", 0) if task.get("seed") is None else task["seed"]
+        own_seed = recipe.seed if recipe.task.seed is None else recipe.task.seed
+        source = task.get("gym") if recipe.task.generated else task.get("data")
+        if its_seed == own_seed and _same_source(str(source), recipe.task.source):
+            drawn = "other ones" if recipe.task.generated else "them in another order"
+            key = "seed" if recipe.task.seed is None else "task.seed"
+            other = f"{key}={own_seed + 1} draws {drawn}, and holds out others"
+            if not recipe.task.generated and recipe.task.heldout_data is None:  # type: ignore[union-attr]
+                other += ", which that run may have been trained on, unless task.heldout_data names them"
+            return [f"prompts: from the first again, as {run} drew them (seed {own_seed}); {other}"]
+        model = values.get("model")
+    return []
+
+
+def _same_source(one: str, other: str) -> bool:
+    """Whether two tasks read the same generator, data set or file."""
+    return one == other or (Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other))
+
+
 def title_of(recipe: Recipe) -> str:
     """``name · method · model``."""
     return f"{recipe.name} · {recipe.method or 'own objective'} · {recipe.model}"
@@ -107,6 +143,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
     mixture = recipe.rollout.mixture
     lines = [
         f"each step: {work}, {budget}",
+        *_same_prompts(recipe),
         *([_mixture(mixture)] if mixture else []),
         *plan.terms,
         _reduction(recipe),

@@ -21,6 +21,7 @@ def start_record(
     *,
     command: str,
     changed: Sequence[Mapping[str, object]] = (),
+    code: Mapping[str, object] | None = None,
     here: bool = False,
     on_damage: Callable[[str], None] = warnings.warn,
 ) -> None:
@@ -30,6 +31,7 @@ def start_record(
         run: the run's folder.
         command: the command line that repeats the run.
         changed: what a resumed run does otherwise than before; added to the list.
+        code: the user's Python files that run -> their hashes; a resumed run is held against them.
         here: relative paths of the recipe now start at the working folder.
         on_damage: told in one line of a file that cannot be read; what it said is lost, nothing else.
     """
@@ -53,6 +55,8 @@ def start_record(
         "model_parameters": old.get("model_parameters"),
     }
     before = old.get("changed")
+    if code:
+        record["code"] = dict(code)
     changes = [*(before if isinstance(before, list) else []), *changed]
     if changes:
         record["changed"] = changes

@@ -82,33 +82,13 @@ class RunState:
         if checkpoint is None:
             self.folder.truncate_logs({}, on_damage=self.on_damage)
             return 0
-        self._refuse_other_model(checkpoint)
-        with torch.no_grad():
-            for name, value in checkpoint.tensors["model"].items():
-                self.trainable[name].copy_(value)
+        take_weights(checkpoint, self.trainable, self._remedy("model and lora"))
         restore_optimizer(self.updater.optimizer, self.trainable, checkpoint.tensors["optimizer"])
         self.updater.steps_done = checkpoint.state["optimizer_steps"]
         for name, state in checkpoint.state["organs"].items():
             self._restore_organ(checkpoint, name, state)
         self.folder.truncate_logs(checkpoint.state["offsets"], on_damage=self.on_damage)
         return int(checkpoint.state["step"])
-
-    def _refuse_other_model(self, checkpoint: Checkpoint) -> None:
-        """Refuse weights of another model or adapter, before the first of them is taken over."""
-        saved = checkpoint.tensors.get("model", {})
-        for name in sorted(saved.keys() ^ self.trainable.keys()):
-            owner, other = ("checkpoint", "model") if name in saved else ("model", "checkpoint")
-            raise CheckpointError(
-                f"{checkpoint.path} is of another model: the {owner} trains {name}, the {other} does not. "
-                f"{self._remedy('model and lora')}"
-            )
-        for name, value in saved.items():
-            if value.shape != self.trainable[name].shape:
-                shapes = f"{list(value.shape)}, and this model's is {list(self.trainable[name].shape)}"
-                raise CheckpointError(
-                    f"{checkpoint.path} is of another model: the shape of {name} is {shapes}. "
-                    f"{self._remedy('model and lora')}"
-                )
 
     def _restore_organ(self, checkpoint: Checkpoint, name: str, state: Mapping[str, object]) -> None:
         if name not in self.holders:
@@ -124,3 +104,26 @@ class RunState:
 
     def _remedy(self, what: str) -> str:
         return f"Put back {what} in {self.folder.config}, or start another run with name=..."
+
+
+def take_weights(checkpoint: Checkpoint, trainable: Mapping[str, torch.nn.Parameter], remedy: str) -> None:
+    """Copy a checkpoint's weights into the parameters that were trained.
+
+    Raises:
+        CheckpointError: they are of another model or adapter; none of them is taken over then.
+    """
+    saved = checkpoint.tensors.get("model", {})
+    for name in sorted(saved.keys() ^ trainable.keys()):
+        owner, other = ("checkpoint", "model") if name in saved else ("model", "checkpoint")
+        raise CheckpointError(
+            f"{checkpoint.path} is of another model: the {owner} trains {name}, the {other} does not. {remedy}"
+        )
+    for name, value in saved.items():
+        if value.shape != trainable[name].shape:
+            shapes = f"{list(value.shape)}, and this model's is {list(trainable[name].shape)}"
+            raise CheckpointError(
+                f"{checkpoint.path} is of another model: the shape of {name} is {shapes}. {remedy}"
+            )
+    with torch.no_grad():
+        for name, value in saved.items():
+            trainable[name].copy_(value)

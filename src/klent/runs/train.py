@@ -85,8 +85,9 @@ def train(
         parts = build_parts(
             recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
         )
-        if isinstance(task, DataTask) and (left_out := task.fit(parts.engine.check, parts.sampler.check)):
-            console.warn(f"task.too_long=drop: {left_out} prompts do not fit and are left out")
+        if left_out := task.fit(parts.engine.check, parts.sampler.check):
+            looked_at = "" if isinstance(task, DataTask) else " of those tried"
+            console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
         loop = build_loop(recipe, parts, folder, task, scorer, judge if evaluate else None, console)
         loop.state.fingerprint = fingerprint.state()
         done = loop.restore()
@@ -94,7 +95,14 @@ def train(
         rewrite = not resume or load_recipe(folder.config) != recorded
         if rewrite:  # all that could be refused has been: from here on the folder is a run
             write_atomic(folder.config, dump_recipe(recorded))
-        start_record(run, command=command, changed=changes, here=rewrite, on_damage=console.warn)
+        start_record(
+            run,
+            command=command,
+            changed=changes,
+            code=fingerprint.code,
+            here=rewrite,
+            on_damage=console.warn,
+        )
         try:
             plan = [*describe_plan(recipe), *(f"tried: {one.text}" for one in tried)]
             console.start(title_of(recipe), plan, steps=recipe.steps, done=done)

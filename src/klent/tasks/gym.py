@@ -1,17 +1,18 @@
 """Any reasoning-gym generator as a task."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from klent.config import GymSettings
-from klent.errors import ConfigError, DataError
+from klent.errors import ConfigError, DataError, TooLong
 from klent.streams.prompt import Prompt
 from klent.tasks.generator import BLOCK, Parameters, Source
 from klent.tasks.process import CallFailed, Worker
 
 _SECONDS = 120.0  # for one request; the slowest generators take about a second per problem
 _AT_ONCE = 32
+TRIED = 16  # training problems that are tried before a run starts
 _ATTEMPTS = 1000  # draws for one position before the held-out problems are taken to be all there are
 
 
@@ -42,8 +43,47 @@ class GymTask:
         self._template = section.rendering
         self._worker = Worker("klent.tasks.generator:items")
         self._questions: set[str] = set()
+        self._drop = section.too_long == "drop"
+        self._check: Callable[[Prompt], None] | None = None
+        self._dropped = 0
         self._heldout = self._draw_heldout(heldout)
+        self._drawn = len(self._heldout)
         self.train(0)  # fails here, with its reason, where nothing is left to train on
+
+    def fit(self, train: Callable[[Prompt], None] | None, heldout: Callable[[Prompt], None]) -> int:
+        """Try the held-out problems and the first ``TRIED`` of training before a run starts.
+
+        With ``task.too_long=drop``, whatever does not fit is left out: of the held-out problems, and at any
+        position of training, where another one is drawn. It stays a function of the position and the model.
+
+        Args:
+            train: raises :class:`klent.errors.TooLong` for a problem that training cannot take; None = none.
+            heldout: the same for a held-out problem.
+
+        Returns:
+            How many of those tried were left out.
+
+        Raises:
+            TooLong: one does not fit, and is not to be dropped.
+        """
+        self._dropped = 0
+        self._heldout = [prompt for prompt in self._heldout if self._fits(prompt, heldout)]
+        self._check = train if self._drop else None
+        for position in range(TRIED if train is not None else 0):
+            prompt = self.train(position)
+            if train is not None and not self._drop:
+                train(prompt)
+        return self._dropped
+
+    def _fits(self, prompt: Prompt, check: Callable[[Prompt], None]) -> bool:
+        try:
+            check(prompt)
+        except TooLong:
+            if not self._drop:
+                raise
+            self._dropped += 1
+            return False
+        return True
 
     def train(self, position: int) -> Prompt:
         """The problem at a position; its question is not among the held-out ones.
@@ -59,11 +99,14 @@ class GymTask:
             sources = [self._source(f"train/{attempt + i}", position) for i in range(width)]
             for source, problem in zip(sources, self._generate(sources), strict=True):
                 if problem is not None and problem[0] not in self._questions:
-                    return self._prompt(f"{self.name}/{position}", source, problem)
+                    prompt = self._prompt(f"{self.name}/{position}", source, problem)
+                    if self._check is None or self._fits(prompt, self._check):
+                        return prompt
             attempt, width = attempt + width, _AT_ONCE
+        fitting = "question that fits the context" if self._dropped else "question"
         raise DataError(
-            f"task.gym: {self.name} with these parameters has hardly any question besides the "
-            f"{len(self._questions)} held out; lower eval.problems or widen task.config"
+            f"task.gym: {self.name} with these parameters has hardly any {fitting} besides the "
+            f"{len(self._questions)} held out; lower eval.problems or change task.config"
         )
 
     def heldout(self, count: int) -> list[Prompt]:
@@ -72,8 +115,8 @@ class GymTask:
         Raises:
             DataError: more than were held out when the task was made.
         """
-        if count > len(self._heldout):
-            raise DataError(f"{self.name}: {len(self._heldout)} problems are held out, not {count}")
+        if count > self._drawn:
+            raise DataError(f"{self.name}: {self._drawn} problems are held out, not {count}")
         return self._heldout[:count]
 
     def close(self) -> None:

@@ -1,31 +1,40 @@
-"""Rows of JSON Lines, parquet and Hugging Face datasets, each with the place that it came from."""
+"""Rows of JSON Lines, parquet and Hugging Face datasets, read when they are drawn, each with its place."""
 
 import datetime
 import decimal
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 from klent.errors import ConfigError, DataError
 from klent.kit.names import nearest
-
-Row: TypeAlias = dict[str, object]
+from klent.tasks.lines import JsonLines, Row
 
 LINES = (".jsonl", ".ndjson", ".json")
 _LEFT_OUT = object()
 
 
-def read_rows(data: str, split: str, subset: str | None, base: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of a file or dataset, each after the place that it came from, ``file:line``.
+class Rows(Protocol):
+    """Rows of a source, each made when it is asked for; iterating reads and checks every one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Row: ...
+    def __iter__(self) -> Iterator[Row]: ...
+    def place(self, index: int) -> str:
+        """Where a row came from: ``file:line``."""
+        ...
+
+
+def open_rows(data: str, split: str, subset: str | None, base: Path) -> Rows:
+    """The rows of a file or dataset.
 
     Raises:
         ConfigError: a file, split or library that is missing.
-        DataError: content that cannot be read, with file and line.
+        DataError: content that cannot be read, with file and line; for some of it as rows are read.
     """
     path = base / Path(data).expanduser()
     if data.endswith(LINES):
-        return _json_lines(path, data)
+        return JsonLines(path, data)
     if data.endswith(".parquet"):
         return _parquet(path, data)
     if path.is_file():
@@ -33,54 +42,32 @@ def read_rows(data: str, split: str, subset: str | None, base: Path) -> Iterator
     return _dataset(data, path, split, subset)
 
 
-def _json_lines(path: Path, shown: str) -> Iterator[tuple[str, Row]]:
-    if not path.is_file():
-        raise ConfigError(f"task.data: there is no file {shown} (looked for {path.absolute()})")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if content.lstrip().startswith(b"["):
-        raise DataError(
-            f"{shown}: one JSON array; write one object per line (jq -c '.[]' {shown} > lines.jsonl)"
-        )
-    for number, line in enumerate(content.splitlines(), 1):
-        where = f"{shown}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1} of the line)") from None
-        except _Twice as error:
-            raise DataError(f"{where}: the key {error.args[0]!r} stands twice in one object") from None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
-        except (ValueError, RecursionError) as error:  # JSON that Python does not read
-            reason = (
-                "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
-            )
-            raise DataError(f"{where}: cannot be read: {reason}; write it as text") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: expected an object with a prompt, not {type(row).__name__}")
-        yield where, row
+class _Cells:
+    """Rows of a table as JSON can hold them."""
+
+    def __init__(
+        self,
+        shown: str,
+        count: int,
+        at: Callable[[int], Mapping[str, object]],
+        every: Callable[[], Iterable[Mapping[str, object]]],
+    ) -> None:
+        self._shown, self._count, self._at, self._every = shown, count, at, every
+
+    def __len__(self) -> int:
+        return self._count
+
+    def place(self, index: int) -> str:
+        return f"{self._shown}:{index + 1}"
+
+    def __getitem__(self, index: int) -> Row:
+        return _as_json(self._at(index))
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(_as_json, self._every())
 
 
-class _Twice(Exception):
-    """A key that an object has twice: one of its values would be lost."""
-
-
-def _once(pairs: list[tuple[str, object]]) -> Row:
-    row: Row = {}
-    for key, value in pairs:
-        if key in row:
-            raise _Twice(key)
-        row[key] = value
-    return row
-
-
-def _parquet(path: Path, shown: str) -> Iterator[tuple[str, Row]]:
+def _parquet(path: Path, shown: str) -> Rows:
     if not path.is_file():
         raise ConfigError(f"task.data: there is no file {shown} (looked for {path.absolute()})")
     try:
@@ -92,10 +79,15 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[str, Row]]:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{shown}: not a readable parquet file: {str(error).splitlines()[0]}") from error
-    return _numbered(shown, table.to_pylist())
+    return _Cells(
+        shown,
+        table.num_rows,
+        lambda index: table.slice(index, 1).to_pylist()[0],
+        lambda: (row for batch in table.to_batches(max_chunksize=1000) for row in batch.to_pylist()),
+    )
 
 
-def _dataset(data: str, path: Path, split: str, subset: str | None) -> Iterator[tuple[str, Row]]:
+def _dataset(data: str, path: Path, split: str, subset: str | None) -> Rows:
     try:
         import datasets
     except ImportError as error:
@@ -116,13 +108,12 @@ def _dataset(data: str, path: Path, split: str, subset: str | None) -> Iterator[
             splits = ", ".join(loaded)
             raise ConfigError(f"task.split: {data} has no {split!r}{nearest(split, loaded)}; it has {splits}")
         loaded = loaded[split]
-    return _numbered(f"{data}/{split}", loaded)
+    return _Cells(f"{data}/{split}", len(loaded), loaded.__getitem__, lambda: loaded)
 
 
-def _numbered(shown: str, rows: Iterable[Mapping[str, object]]) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(rows, 1):
-        columns = {name: _without_filling(_json_value(value)) for name, value in row.items()}
-        yield f"{shown}:{number}", {name: value for name, value in columns.items() if value is not _LEFT_OUT}
+def _as_json(row: Mapping[str, object]) -> Row:
+    columns = {name: _without_filling(_json_value(value)) for name, value in row.items()}
+    return {name: value for name, value in columns.items() if value is not _LEFT_OUT}
 
 
 def _without_filling(value: object) -> object:

@@ -1,5 +1,6 @@
 """What a task is."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from klent.streams.prompt import Prompt
@@ -13,6 +14,14 @@ class Task(Protocol):
 
     def train(self, position: int) -> Prompt:
         """The training prompt at a position 0, 1, 2, ...; never one of the held-out prompts."""
+        ...
+
+    def fit(self, train: Callable[[Prompt], None] | None, heldout: Callable[[Prompt], None]) -> int:
+        """Try prompts before a run starts, those of training unless ``train`` is None.
+
+        Returns:
+            How many were left out as too long, where the task may do so.
+        """
         ...
 
     def heldout(self, count: int) -> list[Prompt]:

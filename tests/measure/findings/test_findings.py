@@ -118,3 +118,22 @@ def test_a_log_without_rewards_gets_no_mean():
     (found,) = diagnose(Table.of({"group/zero_variance": [0.9] * N}))
     assert found.name == "zero_variance"
     assert "get the same reward, so" in found.evidence
+
+
+def test_the_cost_of_a_step_does_not_grow_with_the_run(monkeypatch):
+    """Rows read by looks, divided by steps, is bounded; every step of a shorter run is looked at."""
+    from klent.measure import watch
+
+    read = []
+    monkeypatch.setattr(watch, "law_metrics", lambda rows: read.append(len(rows)) or {"law/r2": 1.0})
+    monkeypatch.setattr(watch, "diagnose", lambda table: read.append(len(table.rows)) or [])
+    watching = Watch()
+    seen = []
+    for step in range(1, 8001):
+        seen.append(watching.see({"step": step}))
+        watching.news()
+    assert all(seen[:511])  # and so in every golden
+    late = sum(count for count in read if count > 4000) / 4000
+    assert late <= 2 * 2 * watch.LOOKS
+    again = Watch({"step": step} for step in range(1, 7001))
+    assert [again.see({"step": step}) for step in range(7001, 8001)] == seen[7000:]

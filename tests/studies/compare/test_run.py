@@ -1,6 +1,7 @@
 """Real runs of the tiny model: made, skipped, continued, failed, stopped, measured against the base model."""
 
 import io
+import itertools
 import json
 import math
 
@@ -76,6 +77,33 @@ def test_runs_are_made_measured_and_then_skipped(world):
     again, said = go(plan())
     assert "1/2 grpo-seed0: already complete" in said
     assert again.read_bytes() == before
+
+
+def test_a_page_is_redrawn_in_a_share_of_the_time_and_not_for_every_run(tmp_path, monkeypatch):
+    from studies.compare.fake import fake_plan, finish
+
+    planned = fake_plan(tmp_path, seeds=4)
+    finish(planned, lambda arm, seed: 0.5)
+    clock, drawn = [0.0], []
+
+    def write_page(*_, **__):
+        drawn.append(clock[0])
+        clock[0] += 1.0  # what a page costs
+        return tmp_path
+
+    def train(*_):
+        clock[0] += 10.0
+        return True
+
+    monkeypatch.setattr(running.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(running, "write_page", write_page)
+    go(planned)  # all are complete: nothing changes until the end
+    assert len(drawn) == 2
+    drawn.clear()
+    monkeypatch.setattr(running, "_finish", train)
+    go(planned)
+    assert 3 < len(drawn) < len(planned.runs) - 3
+    assert all(after - before >= running.SHARE for before, after in itertools.pairwise(drawn[:-1]))
 
 
 def test_a_failing_arm_does_not_take_the_others_with_it(world, monkeypatch):

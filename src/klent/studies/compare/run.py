@@ -1,7 +1,7 @@
 """Trains the runs of a comparison: finished ones are skipped, stopped ones resumed, the page updated."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,9 @@ from klent.runs.console import TrainConsole
 from klent.studies.compare.divergence import FILE, write_divergence
 from klent.studies.compare.page import write_page
 from klent.studies.compare.plan import ComparisonPlan, PlannedRun
+
+SHARE = 20
+"""The page is redrawn while runs finish in at most one part in 20 of the time."""
 
 
 class Stopped(RunError):
@@ -61,8 +64,33 @@ class ShortConsole(TrainConsole):
             self._print(f"  {name} {change}, entropy {entropy} nats, {took}")
 
 
+class Redraw:
+    """Writes the page when it is due: drawing reads every run, so it may take a twentieth of the time.
+
+    Args:
+        write: writes the page.
+    """
+
+    def __init__(self, write: Callable[[], Path]) -> None:
+        self._write = write
+        self._due = 0.0
+
+    def now(self) -> Path:
+        """Write the page."""
+        began = time.monotonic()
+        page = self._write()
+        ended = time.monotonic()
+        self._due = ended + (SHARE - 1) * (ended - began)
+        return page
+
+    def if_due(self) -> None:
+        """Write the page if that keeps its share of the time."""
+        if time.monotonic() >= self._due:
+            self.now()
+
+
 def run_comparison(plan: ComparisonPlan, *, command: str, console: Console) -> Path:
-    """Train and measure every run that is not done yet, and write the page after each.
+    """Train and measure every run that is not done yet; the page is written as they finish, and at the end.
 
     A run that fails (not finite, or no completion could be scored) is reported and skipped; the others go on.
 
@@ -80,11 +108,12 @@ def run_comparison(plan: ComparisonPlan, *, command: str, console: Console) -> P
     """
     failed: dict[str, str] = {}
     go_on = f"continue with: {command}"
+    redraw = Redraw(lambda: write_page(plan, command=command, failed=failed))
     for number, run in enumerate(plan.runs, start=1):
         label = f"{number}/{len(plan.runs)} {run.folder.name}"
         try:
             if not _finish(run, label, command, console):
-                write_page(plan, command=command, failed=failed)
+                redraw.now()
                 raise Stopped(f"stopped in {run.folder.name}; it is saved; {go_on}")
         except KeyboardInterrupt:
             raise Stopped(f"stopped at once in {run.folder.name}; {go_on}") from None
@@ -93,8 +122,9 @@ def run_comparison(plan: ComparisonPlan, *, command: str, console: Console) -> P
         except RunError as error:
             failed[run.folder.name] = str(error)
             console.print(Text(f"  {run.folder.name} failed: {error}", style="red"), soft_wrap=True)
-        write_page(plan, command=command, failed=failed)
-    page = write_page(plan, command=command, failed=failed)
+        if number < len(plan.runs):
+            redraw.if_due()
+    page = redraw.now()
     if failed:
         names = ", ".join(failed)
         raise RunError(f"{len(failed)} of {len(plan.runs)} runs failed ({names}); the others are in {page}")

@@ -1,0 +1,56 @@
+"""A checkpoint as a model folder, as ``final/`` is one: for sampling, evaluation and other programs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from klent.config import load_recipe
+from klent.errors import CheckpointError, ConfigError
+from klent.models.load import load_policy
+from klent.models.locate import locate_model
+from klent.models.save import save_model
+from klent.runs.checkpoint import load_step
+from klent.runs.fingerprint import take_fingerprint
+from klent.runs.state import take_weights
+
+
+def export_checkpoint(
+    run: Path, folder: Path | None = None, *, step: int | None = None, on_damage: Callable[[str], None]
+) -> Path:
+    """Write the weights of a checkpoint as a plain Hugging Face folder, whole or not at all.
+
+    Args:
+        run: the run's folder, also while it runs.
+        folder: where to; None = ``RUN/step-N``, where `klent eval` finds the run's recipe.
+        step: of the checkpoint; None = the newest that is intact.
+        on_damage: told of each damaged checkpoint that is passed over, in one line.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or the run's model is not the one that it was made with.
+        ConfigError: the folder exists.
+    """
+    recipe = load_recipe(run / "config.yaml")
+    checkpoint = load_step(run, step, on_damage=on_damage)
+    target = folder or run / f"step-{checkpoint.step}"
+    if target.exists():
+        raise ConfigError(f"{target} exists already; name another folder, or remove it")
+    locate_model(recipe.model)  # refuses in words what the fingerprint passes over
+    before = checkpoint.state.get("fingerprint") or {}
+    now = take_fingerprint({"model": recipe.model}).content.get("model")
+    then = before.get("content", {}).get("model")
+    if then is not None and now != then:
+        raise CheckpointError(
+            f"{recipe.model} is not the model that {checkpoint.path} was made with: its files have changed. "
+            "Put them back"
+        )
+    loaded = load_policy(
+        recipe.model,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        lora=recipe.lora,
+        seed=recipe.seed,
+    )
+    trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+    take_weights(checkpoint, trainable, f"Put back model and lora in {run / 'config.yaml'}")
+    save_model(loaded.model, loaded.tokenizer, target)
+    return target
