@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from klent.kit.statistics import ends, mean
-from klent.kit.tables import finite, step_of
+from klent.kit.tables import Table, finite, step_of
 from klent.kit.text import count, duration, fixed, number, plural, share
 from klent.report.certainty import stopped
-from klent.report.read import RunData
+from klent.report.read import RunData, is_idle
 
 
 class Stat(NamedTuple):
@@ -79,7 +79,7 @@ def _outcome(run: RunData) -> Stat | None:
         sub = f"{interval}{problems:,} problems × {samples}"
         sub += "; before training" if step_of(last) == 0 else ""
         return Stat("Held-out accuracy", before, fixed(finite(last["accuracy"])), sub)
-    name, label = ("reward/mean", "Mean reward") if run.has("reward/mean") else ("objective/loss", "Loss")
+    name, label = ("reward/mean", "Mean reward") if run.rewarded else ("objective/loss", "Loss")
     _, values = run.series(name)
     if not values:
         return None
@@ -99,15 +99,16 @@ def _entropy(run: RunData) -> Stat | None:
 
 
 def _distance(run: RunData) -> Stat | None:
-    _, reference = run.series("kl/reference")
+    at, reference = run.series("kl/reference")
     if reference:
-        return Stat("KL from reference", "", number(reference[-1], 2), "nats per token, at the last step")
-    _, update = run.series("kl/update")
-    return (
-        Stat("KL of an update", "", number(mean(update), 2), "nats per token, mean over all steps")
-        if update
-        else None
-    )
+        when = "the last step" if at[-1] == run.steps[-1] else f"step {at[-1]:,}"
+        return Stat("KL from reference", "", number(reference[-1], 2), f"nats per token, at {when}")
+    moved = [row for row in run.rows if not is_idle(row)]
+    _, update = Table(moved).series("kl/update")
+    if not update:
+        return None
+    over = "all steps" if len(moved) == len(run.rows) else plural(len(update), "update")
+    return Stat("KL of an update", "", number(mean(update), 2), f"nats per token, mean over {over}")
 
 
 def _time(run: RunData) -> Stat | None:

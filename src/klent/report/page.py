@@ -14,7 +14,7 @@ from klent.kit.svg import Figure
 from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import duration, fixed, number, plural, share
 from klent.measure.findings import diagnose
-from klent.measure.law import Fit, forecast
+from klent.measure.law import Fit, forecast, is_believed
 from klent.report import certainty, entropy, figures
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
@@ -127,7 +127,7 @@ def _content(run: RunData) -> dict[str, object]:
         "ends": "its first and last step" if window <= 1 else f"means over its first and last {window} steps",
         "curves": [figure for figure in (*curves, *doubts) if figure],
         "relation": reward_entropy(run, fit),
-        "fit": _fit_facts(fit) if fit else [],
+        "fit": fit_facts(run, fit) if fit else [],
         "law": ceiling.text if ceiling else "",
         "forecast": ahead.sentence() if ahead and ahead.spent > 0 else "",
         "entropy": entropy.figures(run),
@@ -176,13 +176,15 @@ def _tip(metric: str) -> str:
     return f"{metric}{unit}: {term.definition} {term.reading}".strip()
 
 
-def _fit_facts(fit: Fit) -> list[tuple[str, str]]:
+def fit_facts(run: RunData, fit: Fit) -> list[tuple[str, str]]:
+    """The fit in numbers; a ceiling only where it is believed."""
+    believed = is_believed(run.rows, fit)
     (aa, _), (_, bb) = fit.covariance
     return [
         ("a", f"{number(fit.a)} ± {number(2 * aa**0.5, 2)}"),
         ("b", f"{number(fit.b)} ± {number(2 * bb**0.5, 2)}"),
         ("R²", fixed(fit.r2)),
-        ("ceiling, b − a", "–" if fit.poor else f"{fixed(fit.ceiling)} ± {number(fit.margin, 2)}"),
+        ("ceiling, b − a", f"{fixed(fit.ceiling)} ± {number(fit.margin, 2)}" if believed else "–"),
         ("lowest entropy seen", f"{fixed(fit.lowest)} nats"),
         ("steps", f"{fit.n}"),
     ]
