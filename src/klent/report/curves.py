@@ -119,6 +119,7 @@ def draw(axis: "Axes", steps: Sequence[int], values: Sequence[float], line: Line
         marker=dots,
         markersize=2.2 if line.mark == "fill" else 3.6,
         gid=gid,
+        clip_on=False,  # half a line's width lies outside where it runs along the end of its axis
     )
 
 

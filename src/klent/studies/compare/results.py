@@ -27,9 +27,10 @@ class RunResult:
         name: of its folder.
         curves: metric -> step -> value, for :data:`CURVES`.
         before, after: whether each completion of each held-out problem was correct, ``[P, n]``.
-        entropy_before, entropy: of the answers to held-out problems, nats per token.
+        entropy_before, entropy: of the answers to held-out problems, nats per token; NaN if not measured.
         kl: to the base model, nats per token; NaN if it was not measured.
         seconds: spent in training steps.
+        unscorable: share of the completions of the last evaluation that could not be scored.
     """
 
     arm: str
@@ -42,6 +43,7 @@ class RunResult:
     entropy: float
     kl: float
     seconds: float
+    unscorable: float = 0.0
 
     def passed(self, k: int) -> float:
         """Held-out pass@k after training."""
@@ -95,26 +97,29 @@ def collect(plan: ComparisonPlan, failed: dict[str, str] | None = None) -> Resul
     done = {run.name for run in runs}
     samples = min((run.after.shape[1] for run in runs), default=1)
     first = plan.arms[0].name
+    twins = _twins(runs, first)
     compared: dict[str, list[Contrast]] = {}
     if any(run.arm == first for run in runs):
-        compared = {f"pass@{k}": _contrasts_at(k, plan, runs) for k in dict.fromkeys((1, samples))}
+        compared = {f"pass@{k}": _contrasts_at(k, plan, runs, twins) for k in dict.fromkeys((1, samples))}
     return Results(
         plan=plan,
         runs=runs,
         samples=samples,
         contrasts=compared,
-        twins=_twins(runs, first),
+        twins=twins,
         missing=[run.folder.name for run in plan.runs if run.folder.name not in done],
         failed=failed or {},
     )
 
 
-def _contrasts_at(k: int, plan: ComparisonPlan, runs: Sequence[RunResult]) -> list[Contrast]:
+def _contrasts_at(
+    k: int, plan: ComparisonPlan, runs: Sequence[RunResult], twins: Sequence[str]
+) -> list[Contrast]:
     """Every arm against the first by pass@k."""
     scores = {
         arm.name: {run.seed: passes(run.after, k) for run in runs if run.arm == arm.name} for arm in plan.arms
     }
-    return contrasts({arm: by_seed for arm, by_seed in scores.items() if by_seed})
+    return contrasts({arm: by_seed for arm, by_seed in scores.items() if by_seed}, twins=twins)
 
 
 def read_run(run: PlannedRun) -> RunResult:
@@ -137,11 +142,16 @@ def read_run(run: PlannedRun) -> RunResult:
         curves=curves,
         before=np.array(first["correct"], dtype=float),
         after=np.array(last["correct"], dtype=float),
-        entropy_before=finite(first.get("entropy")) or 0.0,
-        entropy=finite(last.get("entropy")) or 0.0,
-        kl=math.nan if divergence is None else divergence,
+        entropy_before=_or_nan(finite(first.get("entropy"))),
+        entropy=_or_nan(finite(last.get("entropy"))),
+        kl=_or_nan(divergence),
+        unscorable=finite(last.get("unscorable")) or 0.0,
         seconds=sum(finite(row.get("time/step")) or 0.0 for row in rows),
     )
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _twins(runs: Sequence[RunResult], first: str) -> list[str]:
