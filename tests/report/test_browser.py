@@ -97,7 +97,7 @@ def test_it_renders_and_the_console_is_silent(report: Path) -> None:
     document, console = browse(report)
     assert console == []
     assert '<button id="theme" type="button">' in document, "the script did not run"
-    assert document.count('<line class="cross"') == 10
+    assert document.count('<line class="cross"') == 9
 
 
 def test_an_error_would_be_heard(report: Path) -> None:
@@ -138,7 +138,7 @@ def test_it_reads_well(report: Path, theme: str, width: int) -> None:
     assert seen["wide"] == []
     assert seen["tiles"] == []
     assert all(wide > 300 and tall > 80 for _, wide, tall in seen["figures"])
-    assert len(seen["figures"]) == 13
+    assert len(seen["figures"]) == 12
     assert seen["smallest"] > 10
 
 

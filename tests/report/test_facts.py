@@ -168,6 +168,45 @@ def test_accuracy_over_the_same_problems() -> None:
     assert cautions(worse) == {"Accuracy"}
 
 
+def test_an_evaluation_that_could_not_be_scored_measured_nothing() -> None:
+    failed = [evaluation(step, [[0.0]] * 5, low=0.0, high=0.434, unscorable=1.0) for step in (0, 9)]
+    run = run_of({}, failed)
+    assert said(run) == {
+        "Held out": "No held-out completion could be scored at step 0, 9, so nothing was measured there."
+    }
+    assert headline(run)["stats"] == []
+    assert figures.accuracy(run) is None
+    assert problem_pairs(run) == []
+
+
+def test_graded_rewards_are_not_told_as_an_accuracy_of_nothing() -> None:
+    rows = [evaluation(step, [[0.0]] * 5, reward=reward) for step, reward in ((0, 0.3), (9, 0.62))]
+    assert said(run_of({}, rows))["Accuracy"] == (
+        "No held-out completion has a reward of 1, which is what accuracy counts. The mean reward went from 0.30 "
+        "to 0.62."
+    )
+
+
+def test_problems_that_all_came_out_alike_leave_a_margin() -> None:
+    """28 problems, none changed: ((0 + 1) / 30 - 0) / 30 is the variance of the mean."""
+    same = run_of({}, [evaluation(step, [[1.0]] * 28) for step in (0, 9)])
+    assert gain(same) == pytest.approx((0.0, 1.96 / 30, 28), abs=1e-4)
+
+
+def test_a_log_of_every_tenth_step_is_not_of_as_many_steps() -> None:
+    rows = [{"step": step, "time/step": 9.0, "reward/mean": 0.5} for step in range(10, 210, 10)]
+    run = RunData(Path("r"), rows=rows, run={"source": "TRL's trainer state"})
+    top = headline(run)
+    assert "".join(text for text, _ in top["lede"]) == "From TRL's trainer state. 20 steps of 200 logged."
+    assert [tuple(stat) for stat in top["stats"]][-1] == (
+        "Time of a step",
+        "",
+        "9.0 s",
+        "mean over 20 logged steps",
+    )
+    assert figures.reward(run).caption.startswith("n = 20 steps of 200 logged")
+
+
 def test_a_change_that_may_be_chance_is_called_so() -> None:
     run = run_of({}, [evaluation(0, [[0.0], [1.0], [0.0]]), evaluation(9, [[1.0], [0.0], [1.0]])])
     assert said(run)["Accuracy"].endswith("(95% interval): it may be chance.")

@@ -62,14 +62,14 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of independent values and half the width of its normal 95% interval.
+    """Mean of independent differences in [-1, 1] and half the width of its normal 95% interval.
 
-    The margin of fewer than two values is NaN.
+    The margin of fewer than two values is NaN; of equal ones it is not 0, see :func:`paired_variance`.
 
     >>> mean_and_margin([0.0, 2.0])
     (1.0, 1.96)
     """
-    return mean(values), 1.96 * standard_error(values) if len(values) > 1 else math.nan
+    return mean(values), 1.96 * math.sqrt(paired_variance(values)) if len(values) > 1 else math.nan
 
 
 def paired_variance(differences: Sequence[float]) -> float:

@@ -70,7 +70,9 @@ def covariance(run: RunData) -> Figure | None:
         Line("covariance/top_20", "top 20%", "ink"),
     ]
     column = [[finite(row.get(line.metric)) for row in run.rows] for line in lines]
-    few = column[0] == column[1]  # then the top 0.2% and the top 0.02% are the same single token
+    few = (
+        run.has("covariance/top_0.2") and column[0] == column[1]
+    )  # then the top 0.2% and the top 0.02% are the same single token
     note = "With so few tokens, the top 0.02% and 0.2% are the same single token. " if few else ""
     return curves(
         run,
@@ -83,7 +85,9 @@ def covariance(run: RunData) -> Figure | None:
 
 
 def selected(run: RunData) -> Figure | None:
-    """All tokens, the selected ones and the rest."""
+    """All tokens, the selected ones and the rest; None where no token was ever selected."""
+    if not run.has("selected/entropy"):
+        return None
     return curves(
         run,
         "three-ways",

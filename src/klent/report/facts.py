@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from klent.kit.statistics import ends, mean, mean_and_margin
-from klent.kit.tables import Row, Table, finite
+from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import fixed, number, plural, share, signed, signed_fixed
 from klent.measure.findings.reward import pushes_equal_groups
 from klent.measure.law import Fit, is_refuted, latest_reward, no_ceiling, points
-from klent.report.read import RunData, is_idle
+from klent.report.read import RunData, is_idle, is_unscored
 
 
 class Fact(NamedTuple):
@@ -29,6 +29,7 @@ class Fact(NamedTuple):
 def facts(run: RunData, fit: Fit | None) -> list[Fact]:
     """Every fact that the rows support: outcomes first, warnings last."""
     parts: list[Callable[[], Fact | None]] = [
+        lambda: _unscored(run),
         lambda: _accuracy(run),
         lambda: _reward(run),
         lambda: _loss(run),
@@ -80,6 +81,17 @@ def _by_problem(row: Row) -> list[float | None]:
     return shares
 
 
+def _unscored(run: RunData) -> Fact | None:
+    """Evaluations of which every score failed: they measured nothing."""
+    steps = [str(step_of(row)) for row in run.evals if is_unscored(row)]
+    if not steps:
+        return None
+    text = (
+        f"No held-out completion could be scored at step {', '.join(steps)}, so nothing was measured there."
+    )
+    return Fact("Held out", text, caution=True)
+
+
 def _accuracy(run: RunData) -> Fact | None:
     rows = run.heldout
     change = gain(run)
@@ -88,6 +100,10 @@ def _accuracy(run: RunData) -> Fact | None:
     before, after = (finite(row.get("accuracy")) for row in (rows[0], rows[-1]))
     if before is None or after is None:
         return None
+    rewards = [finite(row.get("reward")) for row in (rows[0], rows[-1])]
+    if before == after == 0 and any(rewards):
+        text = "No held-out completion has a reward of 1, which is what accuracy counts. The mean reward went"
+        return Fact("Accuracy", f"{text} from {fixed(rewards[0])} to {fixed(rewards[1])}.")
     text = f"Held-out accuracy went from {fixed(before)} to {fixed(after)}."
     if change is None:
         return Fact("Accuracy", text)

@@ -7,6 +7,7 @@ from klent.kit.statistics import ends, mean
 from klent.kit.tables import Table, finite, step_of
 from klent.kit.text import count, duration, fixed, number, plural, share
 from klent.report.certainty import stopped
+from klent.report.curves import counted
 from klent.report.read import RunData, is_idle
 
 
@@ -35,7 +36,7 @@ def lede(run: RunData) -> list[tuple[str, bool]]:
     """One sentence about what ran, in pieces of (text, whether it is bold)."""
     recipe = run.config
     if run.run.get("source"):
-        steps = plural(len(run.rows), "step")
+        steps = counted(run)
         return [("From ", False), (str(run.run["source"]), True), (f". {steps}.", False)]
     if not recipe.get("model"):
         return []
@@ -112,10 +113,14 @@ def _distance(run: RunData) -> Stat | None:
 
 
 def _time(run: RunData) -> Stat | None:
-    _, steps = run.series("time/step")
+    at, steps = run.series("time/step")
     wall = finite(run.run.get("wall_seconds")) if run.run.get("finished") else None
     if wall is None and not steps:
         return None
+    if wall is None and len(steps) < max(at):  # some steps are not logged, so their sum is no total
+        return Stat(
+            "Time of a step", "", duration(mean(steps)), f"mean over {plural(len(steps), 'logged step')}"
+        )
     sub = f"{duration(mean(steps))} per step" if steps else ""
     return Stat("Wall time" if wall is not None else "Time in steps", "", duration(wall or sum(steps)), sub)
 

@@ -12,10 +12,11 @@ from klent.io.files import write_atomic
 from klent.kit.statistics import ends
 from klent.kit.svg import Figure
 from klent.kit.tables import Row, Table, finite, step_of
-from klent.kit.text import duration, fixed, number, plural, share
+from klent.kit.text import duration, fixed, number, share
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast, is_believed
 from klent.report import certainty, entropy, figures
+from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
 from klent.report.foreign import read_foreign
@@ -141,6 +142,9 @@ def _content(run: RunData) -> dict[str, object]:
         "evaluation": _evaluation(run),
         "certainty": certainty.figures(run),
         "cells": _cells(run),
+        "began": "before training"
+        if run.heldout and step_of(run.heldout[0]) == 0
+        else "at the first evaluation",
         "strip": _strip(run),
         "speeds": [figure for figure in (figures.time(run), figures.speed(run)) if figure],
         "token_facts": _token_facts(run),
@@ -303,10 +307,10 @@ def _table(run: RunData) -> Numbers | None:
         groups[-1:] = (
             [(group, groups[-1][1] + 1)] if groups and groups[-1][0] == group else [*groups[-1:], (group, 1)]
         )
-    note = plural(len(run.rows), "step") + (f", every {stride}th is shown" if stride > 1 else "")
+    note = counted(run) + (f", every {stride}th is shown" if stride > 1 else "")
     return Numbers(
         names=names,
         groups=groups,
         rows=[[str(step_of(row)), *(number(finite(row.get(name))) for name in names)] for row in rows],
-        note=f"{note}; all of them are in metrics.jsonl",
+        note=note if run.run.get("source") else f"{note}; all of them are in metrics.jsonl",
     )

@@ -111,11 +111,13 @@ class RunData:
 
     @property
     def heldout(self) -> list[Row]:
-        """Evaluations of one split that measured an accuracy, from before training to the last."""
+        """Evaluations of one split that measured an accuracy, from before training to the last.
+
+        Where no completion could be scored nothing was measured, whatever the row says of accuracy.
+        """
         split = self.evals[0].get("split") if self.evals else None
-        return [
-            row for row in self.evals if row.get("split") == split and finite(row.get("accuracy")) is not None
-        ]
+        rows = [row for row in self.evals if row.get("split") == split and not is_unscored(row)]
+        return [row for row in rows if finite(row.get("accuracy")) is not None]
 
     def setting(self, *keys: str) -> object:
         """A value of the recipe by its path, None if there is none."""
@@ -123,6 +125,11 @@ class RunData:
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
+
+
+def is_unscored(row: Row) -> bool:
+    """Whether no completion of an evaluation could be scored."""
+    return finite(row.get("unscorable")) == 1
 
 
 def is_idle(row: Row) -> bool:
