@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers_training import batch
+from helpers_training import batch, episodes
 
 from klent.kit.statistics import pass_at_k
 from klent.measure.diagnostics import (
@@ -15,10 +15,12 @@ from klent.measure.diagnostics import (
     repetition,
     selected_and_rest,
 )
+from klent.measure.metrics import rollout_metrics
 from klent.streams.batch import make_batch
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.streams.registry import Streams
+from klent.tasks.scorer import Scores
 
 
 def test_tails_are_means_over_the_largest_tokens_on_the_mask():
@@ -80,6 +82,14 @@ def test_collision_estimates_the_sum_of_squares_without_bias():
     episode = Episode(Prompt("p", ""), [], drawn, "", "stop", logp=p[drawn].log(), entropy=p[drawn])
     rows = make_batch([episode], None, group_size=1)
     assert collision_metrics(rows)["policy/collision"] == pytest.approx(0.36 + 0.09 + 0.01, abs=2e-3)
+
+
+@pytest.mark.parametrize(("group_size", "share"), [(1, None), (2, 0.5)])
+def test_a_group_of_one_is_no_group_with_equal_rewards(group_size, share):
+    """What REINFORCE trains on has no groups to speak of."""
+    made = make_batch(episodes()[:4], [1.0, 1.0, 0.0, 1.0], group_size=group_size)
+    row = rollout_metrics(made, Scores([1.0, 1.0, 0.0, 1.0], {}, {}, {}, []))
+    assert row.get("group/zero_variance") == share
 
 
 def test_repetition_counts_what_stood_earlier():

@@ -15,6 +15,8 @@
     .filter((e) => !e.closest(".scroll, pre, svg") && e.getBoundingClientRect().right > innerWidth + 1)
     .map((e) => e.tagName + "." + e.className);
 
+  found.tiles = all(".stats dd").filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent);
+
   found.page = colour(document.body, "backgroundColor");
   found.ink = colour(document.body, "color");
   found.muted = colour(document.querySelector("figcaption"), "color");
@@ -62,5 +64,5 @@
   const out = document.createElement("pre");
   out.id = "probe";
   out.textContent = JSON.stringify(found);
-  document.body.appendChild(out);
+  (window.frameElement ? parent.document : document).body.appendChild(out);
 })();

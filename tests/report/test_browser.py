@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies.compare.fake import fake_plan, finish
+
+from klent.report import write_report
+from klent.studies.compare.page import write_page
+
+from .fake_run import write_lines, write_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -46,13 +52,25 @@ def browse(page: Path, *, width: int = 1280) -> tuple[str, list[str]]:
     return done.stdout, re.findall(r"CONSOLE[^\n]*", done.stderr)
 
 
+NARROWEST = 500
+"""Pixels; a headless window is never narrower, but a frame in it may be."""
+
+
+def framed(page: Path, width: int) -> Path:
+    """A page with another as a frame of some width."""
+    frame = page.with_name("frame.html")
+    text = html.escape(page.read_text())
+    frame.write_text(f'<iframe style="border: 0; width: {width}px; height: 2000px" srcdoc="{text}"></iframe>')
+    return frame
+
+
 def probe(page: Path, *, width: int = 1280, theme: str = "light") -> dict[str, Any]:
     """What tests/report/probe.js finds on a copy of the page that lets it run."""
     text, probe_script = page.read_text(), f"<script>{PROBE.read_text()}</script>"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     copy = page.with_name("probe.html")
     copy.write_text(text.replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">') + probe_script)
-    document, console = browse(copy, width=width)
+    document, console = browse(framed(copy, width) if width < NARROWEST else copy, width=width)
     assert console == []
     found = re.search(r'<pre id="probe">(.*?)</pre>', document, flags=re.S)
     assert found, document[-2000:]
@@ -79,7 +97,7 @@ def test_it_renders_and_the_console_is_silent(report: Path) -> None:
     document, console = browse(report)
     assert console == []
     assert '<button id="theme" type="button">' in document, "the script did not run"
-    assert document.count('<line class="cross"') == 10
+    assert document.count('<line class="cross"') == 9
 
 
 def test_an_error_would_be_heard(report: Path) -> None:
@@ -109,7 +127,7 @@ def test_nothing_written_on_the_page_runs(ugly_page: Callable[[str], Path], name
     assert not re.search(r"<(img|iframe|u)\b|<b>run", document)
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 520)])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("dark", 390)])
 def test_it_reads_well(report: Path, theme: str, width: int) -> None:
     seen = probe(report, theme=theme, width=width)
     assert (luminance(seen["page"]) < 0.05) == (theme == "dark")
@@ -118,9 +136,59 @@ def test_it_reads_well(report: Path, theme: str, width: int) -> None:
     assert contrast(seen["line"], seen["page"]) > 3
     assert seen["overflow"] <= 0
     assert seen["wide"] == []
+    assert seen["tiles"] == []
     assert all(wide > 300 and tall > 80 for _, wide, tall in seen["figures"])
-    assert len(seen["figures"]) == 13
+    assert len(seen["figures"]) == 12
     assert seen["smallest"] > 10
+
+
+@pytest.mark.parametrize("width", [390, 900])
+def test_the_top_card_holds_long_numbers(tmp_path: Path, width: int) -> None:
+    """Days of time, a negative reward of thousands, and an entropy of hundreds."""
+    run = write_run(tmp_path / "r", 3)
+    (run / "eval.jsonl").unlink()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"reward/mean": -12345.67 * row["step"], "policy/entropy": 123.45 * row["step"]}
+        row |= {"kl/reference": 12345.6, "time/step": 234567.0}
+    write_lines(run / "metrics.jsonl", rows)
+    record = json.loads((run / "run.json").read_text()) | {"wall_seconds": 1234567.0}
+    (run / "run.json").write_text(json.dumps(record))
+    seen = probe(write_report(run), width=width)
+    assert (seen["tiles"], seen["wide"]) == ([], [])
+
+
+COMPARE_PROBE = """
+const cells = Array.from(document.querySelectorAll(".finals td:first-child"));
+const button = document.getElementById("theme"), before = getComputedStyle(document.body).backgroundColor;
+button.click();
+const out = document.createElement("pre");
+out.id = "probe";
+out.textContent = JSON.stringify({
+  narrowest: Math.min(...cells.map((cell) => cell.clientWidth)),
+  tallest: Math.max(...cells.map((cell) => cell.clientHeight)),
+  overflow: document.documentElement.scrollWidth - innerWidth,
+  width: innerWidth,
+  toggled: getComputedStyle(document.body).backgroundColor !== before,
+});
+parent.document.body.appendChild(out);
+"""
+
+
+def test_a_comparison_reads_well_on_a_phone(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "method=grpo,rloo", "optimizer.lr=1e-5,2e-5", seeds=2)
+    finish(plan, lambda arm, seed: 0.5)
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", write_page(plan).read_text())
+    page = tmp_path / "probe.html"
+    page.write_text(text + f"<script>{COMPARE_PROBE}</script>")
+    document, console = browse(framed(page, 390))
+    assert console == []
+    seen = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', document, flags=re.S)[1]))
+    assert seen["width"] == 390
+    assert seen["overflow"] <= 0
+    assert seen["narrowest"] >= 110
+    assert seen["tallest"] < 80  # a name of three words takes three lines, not one for each letter
+    assert seen["toggled"]
 
 
 def test_it_answers_the_pointer(report: Path) -> None:
@@ -134,8 +202,8 @@ def test_it_answers_the_pointer(report: Path) -> None:
     assert seen["tip"]["shown"]
     assert seen["tip"]["text"].split("\n") == seen["tip"]["title"].split(" · ")
     assert re.match(r"entropy [\d.]+ · logp", seen["tip"]["title"])
-    assert seen["first"] == [True, False, False]
-    assert seen["second"] == [False, True, False]
+    assert seen["first"] == [True, False]
+    assert seen["second"] == [False, True]
     assert seen["theme"] == ["Dark", "light"]
     assert seen["toggled"][:2] == ["Light", "dark"]
     assert luminance(seen["toggled"][2]) < 0.05

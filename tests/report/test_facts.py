@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from klent.kit.statistics import ends
+from klent.kit.tables import Table
+from klent.measure.findings import diagnose
+from klent.report import entropy, figures
 from klent.report.facts import facts, gain, problem_pairs
 from klent.report.fit import fit_run
 from klent.report.headline import headline
-from klent.report.read import RunData
+from klent.report.read import RunData, is_idle
 
 
 def run_of(columns: dict[str, list[Any]], evals: list[dict[str, Any]] | None = None, **more: Any) -> RunData:
@@ -74,6 +77,73 @@ def test_theory_counts_signs_and_adds_up() -> None:
     )
 
 
+def test_steps_without_an_update_are_neither_hits_nor_misses_of_the_theorem() -> None:
+    """Of 268 steps 212 moved nothing; a skipped one leaves rounding, whose sign is nobody's."""
+    measured = [0.0] * 211 + [3e-8] + [-0.1] * 54 + [0.1] * 2
+    run = run_of(
+        {
+            "policy/entropy_delta": measured,
+            "policy/entropy_delta_predicted": [0.0] * 211 + [3e-8] + [-0.2] * 56,
+            "kl/update": [0.0] * 211 + [1e-13] + [0.02] * 56,
+            "update/skipped": [0] * 211 + [1] + [0] * 56,
+            "objective/zero_fraction": [1.0] * 212 + [0.5] * 56,
+        }
+    )
+    text = said(run)
+    assert text["Theory"].startswith(
+        "The covariance theorem predicted the sign of the entropy change in 54 of 56 steps with an update "
+        "(212 had none). In total"
+    )
+    assert text["No update"] == "In 211 of 268 steps no token had a coefficient, so nothing was updated."
+    assert text["Distance"] == (
+        "An update moved the policy by 0.020 nats per token on average, by 0.020 at most (step 213)."
+    )
+    (tile,) = [s for s in headline(run)["stats"] if s.label == "KL of an update"]
+    assert (tile.value, tile.sub) == ("0.020", "nats per token, mean over 56 updates")
+    assert entropy.theorem(run).caption.startswith("n = 56 steps with an update, each measured")
+
+
+def test_an_update_that_a_foreign_log_gives_no_divergence_is_an_update() -> None:
+    """verl's ppo_kl is 0 in every step that takes a single optimizer step."""
+    rows = [{"step": 1, "kl/update": 0.0, "grad/norm": 0.3}, {"step": 2, "kl/update": 0.0, "grad/norm": 0.0}]
+    assert [is_idle(row) for row in rows] == [False, True]
+
+
+def test_where_nothing_was_scored_no_reward_is_spoken_of() -> None:
+    nothing = {"reward/mean": None, "reward/std": None, "reward/unscorable": 1.0, "group/zero_variance": 1.0}
+    still = {"policy/entropy": 1.2, "policy/entropy_delta": 0.0, "policy/entropy_delta_predicted": 0.0}
+    still |= {"kl/update": 0.0, "objective/zero_fraction": 1.0, "objective/loss": 0.0, "grad/norm": 0.0}
+    run = run_of({name: [value] * 8 for name, value in (nothing | still).items()})
+    assert said(run) == {
+        "Entropy": "Entropy stayed at 1.20 nats per token.",
+        "No update": "In 8 of 8 steps no token had a coefficient, so nothing was updated.",
+        "Unscorable": "No completion was scored, so no reward was learned from.",
+    }
+    assert [stat.label for stat in headline(run)["stats"]] == ["Policy entropy"]
+    assert figures.loss(run) is None
+    assert "fewer than two scored" in figures.reward(run).caption
+
+
+def test_equal_rewards_are_said_to_give_no_gradient_only_where_they_give_none() -> None:
+    """REINFORCE has no baseline, and a KL term pushes whatever the rewards are."""
+    rewards = {"reward/mean": [1.0] * 8, "group/zero_variance": [0.9] * 8}
+    without = run_of(rewards | {"objective/zero_fraction": [0.88] * 8})
+    pushed = run_of(rewards | {"objective/zero_fraction": [0.0] * 8})
+    beginning = "In 90% of the groups all completions got the same reward"
+    assert said(without)["Groups"] == beginning + ": no gradient."
+    assert said(pushed)["Groups"] == beginning + "; their tokens had a gradient all the same."
+    for run, has in ((without, False), (pushed, True)):
+        (found,) = diagnose(Table(run.rows))
+        assert ("give no gradient" in found.evidence) is not has
+        assert ("give no gradient" in figures.reward(run).caption) is not has
+
+
+def test_the_last_value_is_the_ends_only_where_the_end_has_one() -> None:
+    run = run_of({"kl/reference": [0.1, 0.2, None]})
+    assert said(run)["Distance"] == "At step 2 it was 0.20 nats per token from the reference."
+    assert headline(run)["stats"][0].sub == "nats per token, at step 2"
+
+
 def test_distance_names_the_largest_step() -> None:
     run = run_of({"kl/update": [0.01, 0.05, 0.03], "kl/reference": [0.0, 0.1, 0.25]})
     assert said(run)["Distance"] == (
@@ -133,6 +203,37 @@ def test_what_could_not_be_scored_is_said_in_the_first_tile() -> None:
         assert tuple(tile) == ("Held-out reward", "", "not scored", "no completion of 2 problems could be")
 
 
+def test_an_evaluation_that_could_not_be_scored_measured_nothing() -> None:
+    failed = [evaluation(step, [[0.0]] * 5, low=0.0, high=0.434, unscorable=1.0) for step in (0, 9)]
+    run = run_of({}, failed)
+    assert said(run) == {
+        "Held out": "No held-out completion could be scored at step 0, 9, so nothing was measured there."
+    }
+    assert [stat.value for stat in headline(run)["stats"]] == ["not scored"]
+    assert figures.accuracy(run) is None
+    assert problem_pairs(run) == []
+
+
+def test_problems_that_all_came_out_alike_leave_a_margin() -> None:
+    """28 problems, none changed: ((0 + 1) / 30 - 0) / 30 is the variance of the mean."""
+    same = run_of({}, [evaluation(step, [[1.0]] * 28) for step in (0, 9)])
+    assert gain(same) == pytest.approx((0.0, 1.96 / 30, 28), abs=1e-4)
+
+
+def test_a_log_of_every_tenth_step_is_not_of_as_many_steps() -> None:
+    rows = [{"step": step, "time/step": 9.0, "reward/mean": 0.5} for step in range(10, 210, 10)]
+    run = RunData(Path("r"), rows=rows, run={"source": "TRL's trainer state"})
+    top = headline(run)
+    assert "".join(text for text, _ in top["lede"]) == "From TRL's trainer state. 20 steps of 200 logged."
+    assert [tuple(stat) for stat in top["stats"]][-1] == (
+        "Time of a step",
+        "",
+        "9.0 s",
+        "mean over 20 logged steps",
+    )
+    assert figures.reward(run).caption.startswith("n = 20 steps of 200 logged")
+
+
 def test_a_change_that_may_be_chance_is_called_so() -> None:
     run = run_of({}, [evaluation(0, [[0.0], [1.0], [0.0]]), evaluation(9, [[1.0], [0.0], [1.0]])])
     assert said(run)["Accuracy"].endswith("(95% interval): it may be chance.")
@@ -168,8 +269,8 @@ def test_trouble_is_named_with_its_steps() -> None:
     )
     assert text["Length"] == "10% of the completions hit the token limit at the start, 30% at the end."
     assert text["Groups"] == (
-        "93% of the groups gave no gradient: all their completions got the same reward; at the end it was "
-        "100%."
+        "In 93% of the groups all completions got the same reward, or fewer than two were scored (100% at the "
+        "end): no gradient."
     )
     assert cautions(run) == {"Unscorable", "Skipped", "Length", "Groups"}
 

@@ -2,13 +2,18 @@
 
 import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from klent.kit.tables import Table
+from klent.measure.findings import diagnose
+from klent.measure.law import forecast, law_metrics
 from klent.report.facts import law
-from klent.report.fit import fit_run
+from klent.report.fit import fit_run, reward_entropy
+from klent.report.page import fit_facts
 from klent.report.read import RunData
 
 
@@ -75,6 +80,47 @@ def test_reward_beyond_the_ceiling_refutes_the_law() -> None:
     assert found.caution
 
 
+def shown_ceilings(run: RunData) -> list[str]:
+    """Wherever a page shows the ceiling as a number that may be read off."""
+    fit, ahead = fit_run(run), forecast(run.rows)
+    assert fit is not None
+    found = [value for name, value in fit_facts(run, fit) if name.startswith("ceiling")]
+    found += re.findall(r">(ceiling [^<]*)</text>", reward_entropy(run, fit).svg)
+    said = [*(finding.evidence for finding in diagnose(Table(run.rows))), ahead.sentence() if ahead else ""]
+    return [*found, *(text for text in said if "predicted ceiling" in text)]
+
+
+@pytest.mark.parametrize("extra", [{"thermostat/value": 0.1}, {"mixture/alpha": 0.5}])
+def test_where_reward_and_entropy_do_not_trade_freely_there_is_no_ceiling(extra: dict[str, float]) -> None:
+    run = lawful(0.01)
+    run = RunData(Path("r"), rows=[row | extra for row in run.rows])
+    assert law(run, fit_run(run)).text.startswith("R = −a exp(H) + b predicts no ceiling for this run: ")
+    assert forecast(run.rows).ceiling is None
+    assert [text for text in shown_ceilings(run) if text[-1] != "–"] == []
+
+
+def test_a_ceiling_wider_than_what_the_reward_moved_is_none() -> None:
+    run = run_of([2.0, 1.95, 1.9, 1.85, 1.8, 1.75], [0.30, 0.31, 0.36, 0.35, 0.39, 0.40])
+    fit = fit_run(run)
+    assert not fit.poor
+    assert fit.margin > fit.moved
+    assert "exceeds what the reward moved, 0.10" in law(run, fit).text
+    assert shown_ceilings(run) == ["–"]
+
+
+def test_a_ceiling_that_the_reward_has_passed_is_shown_nowhere_as_a_number() -> None:
+    """Entropy collapses, which puts the forecast in the top card, and the reward ends above the ceiling."""
+    believed, run = lawful(0.01), lawful(0.01)
+    run.rows[-1]["reward/mean"] = run.rows[-2]["reward/mean"] = 1.0
+    assert [finding.name for finding in diagnose(Table(run.rows))] == ["entropy_collapse"]
+    assert forecast(run.rows).ceiling is None
+    assert "law/ceiling" not in law_metrics(run.rows)
+    assert shown_ceilings(run) == ["–"]
+    fit = fit_run(believed)
+    assert law(believed, fit).text.endswith("below it.")
+    assert len(shown_ceilings(believed)) == 4  # the table, the drawing, the top card, the forecast
+
+
 def test_noise_is_called_poor() -> None:
     rng = random.Random(0)
     entropies = [rng.uniform(0.2, 2.0) for _ in range(20)]
@@ -90,7 +136,9 @@ def test_reward_that_falls_with_entropy_has_no_ceiling() -> None:
     run = run_of(entropies, [0.1 * math.exp(h) for h in entropies])
     fit = fit_run(run)
     assert fit.poor
-    assert "does not describe this run" in law(run, fit).text
+    assert law(run, fit).text.startswith(
+        "R = −a exp(H) + b predicts no ceiling for this run: reward did not rise as entropy fell"
+    )
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_every_section_is_there_and_linked(text: str) -> None:
     titles = [attrs["id"] for tag, attrs in page.tags if tag == "figure"]
     assert titles == [
         *("reward", "entropy", "kl", "length", "gradient", "agreement"),
-        *("reward-entropy", "theorem", "covariance", "three-ways", "accuracy", "problems", "time", "speed"),
+        *("reward-entropy", "theorem", "covariance", "accuracy", "problems", "time", "speed"),
     ]
 
 
@@ -194,7 +194,7 @@ def test_tokens_are_shaded_marked_and_explained(folder: Path, text: str) -> None
         shade, size = (float(value) for value in re.findall(r":([\d.]+)", attrs["style"]))
         assert 0 <= shade <= 1
         assert 0 <= size <= 1
-    assert {attrs["class"] for attrs in tokens} == {"t up", "t down", "t zero"}
+    assert {attrs["class"] for attrs in tokens} == {"t up", "t down"}  # every step has prompts that taught
 
 
 def test_the_table_holds_every_step(folder: Path, text: str) -> None:
@@ -227,7 +227,7 @@ def test_every_problem_is_a_square_of_its_kind(tmp_path: Path) -> None:
 
 def test_pointing_at_a_step_shows_the_same_step_in_every_figure(text: str) -> None:
     charts = [json.loads(attrs["data-chart"]) for tag, attrs in Page(text).tags if "data-chart" in attrs]
-    assert len(charts) == 10
+    assert len(charts) == 9
     for chart in charts:
         assert chart["steps"] == list(range(1, 16))
         assert all(len(values) == 15 for values in [chart["x"], *chart["values"]])

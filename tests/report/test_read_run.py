@@ -9,6 +9,7 @@ import pytest
 from klent.errors import RunError
 from klent.report import read
 from klent.report.read import early_middle_late, read_run
+from klent.report.samples import choose
 
 from .fake_run import samples, write_lines, write_run
 
@@ -96,7 +97,7 @@ def test_of_many_samples_only_three_steps_are_parsed(tmp_path: Path, monkeypatch
     parsed = []
     monkeypatch.setattr(read, "_object", lambda line, real=read._object: parsed.append(line) or real(line))
     found = read._samples(folder / "samples.jsonl", [])
-    assert {sample.step for sample in found} == {1, 101, 200}
+    assert {sample.step for sample in found} == {1, 100, 200}
     assert len(parsed) == len(found) == 36
 
 
@@ -108,6 +109,19 @@ def test_a_step_with_thousands_of_completions_is_thinned_over_its_prompts(tmp_pa
     found = read_run(folder).samples
     assert len(found) <= read.SAMPLES_PER_STEP
     assert len({sample.prompt_id for sample in found}) > 40
+
+
+def test_steps_whose_completions_differ_in_advantage_come_before_others(tmp_path: Path) -> None:
+    """And an advantage quoted in a text is none."""
+    folder = write_run(tmp_path / "r", steps=1)
+    flat = {"prompt": "p", "completion": '"advantage": 9', "tokens": ["a"], "advantage": 0.0}
+    rows = [{"step": step, **flat, "advantage": -0.5 if step in (4, 6) else -0.0} for step in range(1, 10)]
+    write_lines(folder / "samples.jsonl", rows)
+    assert [sample.step for sample in read_run(folder).samples] == [4, 6]
+    write_lines(folder / "samples.jsonl", [{"step": step, **flat} for step in range(1, 10)])
+    run = read_run(folder)
+    assert [sample.step for sample in run.samples] == [1, 5, 9]
+    assert [stage.note for stage in choose(run.samples).stages] == ["every logged advantage is 0"] * 3
 
 
 def test_a_step_named_inside_a_text_is_not_the_rows_step(tmp_path: Path) -> None:

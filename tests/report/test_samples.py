@@ -55,9 +55,13 @@ def test_prompts_that_taught_something_come_first_best_answer_first() -> None:
         for i, a in enumerate([-1.0, 2.0, 0.1, -0.5, 1.0])
     ]
     (stage,) = choose(flat + mixed).stages
-    assert [asked.id for asked in stage.asked] == ["mixed", "flat"]
+    assert [asked.id for asked in stage.asked] == ["mixed"]  # the flat prompt taught nothing
+    assert stage.note == ""
     assert [c.advantage for c in stage.asked[0].completions] == ["+2.00", "+1.00", "−0.50", "−1.00"]
-    assert len(stage.asked[1].completions) == COMPLETIONS_SHOWN
+    (stage,) = choose(flat).stages
+    assert [asked.id for asked in stage.asked] == ["flat"]
+    assert stage.note == "every logged advantage is 0"
+    assert len(stage.asked[0].completions) == COMPLETIONS_SHOWN
 
 
 def test_equal_completions_are_shown_once_and_prompts_are_few() -> None:

@@ -64,14 +64,40 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of independent values and half the width of its normal 95% interval.
+    """Mean of independent differences in [-1, 1] and half the width of its normal 95% interval.
 
-    The margin of fewer than two values is NaN.
+    The margin of fewer than two values is NaN; of equal ones it is not 0, see :func:`paired_variance`.
 
     >>> mean_and_margin([0.0, 2.0])
     (1.0, 1.96)
     """
-    return mean(values), 1.96 * standard_error(values) if len(values) > 1 else math.nan
+    return mean(values), 1.96 * math.sqrt(paired_variance(values)) if len(values) > 1 else math.nan
+
+
+def paired_variance(differences: Sequence[float]) -> float:
+    r"""Variance of the mean of differences in [-1, 1] over problems; never 0.
+
+    Where all problems came out alike, as where both policies solve all of them, the sample has no variance,
+    and their mean is uncertain all the same: then half a problem is added to each of the four outcomes of a
+    pair, as in the interval of Agresti and Min.
+
+    Args:
+        differences: one for each problem.
+
+    Example:
+        >>> round(paired_variance([0.0] * 28) ** 0.5, 3), paired_variance([0.0, 1.0])
+        (0.033, 0.25)
+
+    References:
+        Agresti and Min, Simple improved confidence intervals for comparing matched proportions, Statistics in
+        Medicine 24, 2005.
+    """
+    error = standard_error(differences)
+    if error > 1e-9:
+        return error * error
+    count = len(differences) + 2
+    square = (sum(value * value for value in differences) + 1) / count
+    return (square - (sum(differences) / count) ** 2) / count
 
 
 class Ratio(NamedTuple):

@@ -59,18 +59,20 @@ def signed_fixed(value: float | None, decimals: int = 2) -> str:
 
 
 def share(value: float | None) -> str:
-    """A fraction as a percentage, for running text.
+    """A fraction as a percentage, for running text: whole, but where that would read as 0% or 100%.
 
-    >>> share(0.843), share(0.004), share(0.0), share(0.9996), share(0.0002)
-    ('84%', '0.4%', '0%', '99.96%', '<0.1%')
+    >>> share(0.843), share(0.9906), share(0.004), share(0.9964), share(0.0002), share(0.9996), share(1.0)
+    ('84%', '99%', '0.4%', '99.6%', '<0.1%', '>99.9%', '100%')
     """
     if value is None or not math.isfinite(value):
         return "–"
     percent = 100 * value
-    if 0 < percent < 0.1:
+    if 0 < percent < 0.05:
         return "<0.1%"
-    near_edge = 0 < abs(percent) < 1 or 99 < percent < 100
-    text = f"{percent:.2g}" if 0 < abs(percent) < 1 else f"{percent:.2f}" if near_edge else f"{percent:.0f}"
+    if 99.95 <= percent < 100:
+        return ">99.9%"
+    near_edge = 0 < abs(percent) < 0.95 or 99.5 <= percent < 100
+    text = f"{percent:.1f}" if near_edge else f"{percent:.0f}"
     return text.replace("-", MINUS) + "%"
 
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from klent.kit.statistics import ends, mean
 from klent.kit.student import t_bound
 from klent.kit.tables import Row, finite, step_of
+from klent.kit.text import fixed, number, share, signed
 
 POOR = 0.5
 """R^2 below which a fit gives no ceiling."""
@@ -25,8 +26,11 @@ FLOOR = 0.05
 REACH = 3.0
 """A forecast reaches at most this many times as far as the steps it is based on."""
 
-INTERVENED = ("thermostat/",)
-"""Metrics of a controller that holds entropy: while one is active, reward and entropy do not trade freely."""
+INTERVENED = {
+    "thermostat/": "a thermostat held the entropy, so reward was not traded for it freely",
+    "mixture/": "the completions are a mixture's, so their reward is not the policy's",
+}
+"""First part of a metric's name -> why the steps that have it say nothing of reward against entropy."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,9 @@ class Forecast:
         step: the last step it is based on.
         spent: share of the initial entropy that is gone; negative if entropy rose.
         entropy: mean over the latest steps, nats per token.
-        ceiling: predicted reward at zero entropy with the ends of its 95% interval; None if the fit is poor,
-            has too few steps, or its margin exceeds the range over which the reward has moved.
+        ceiling: predicted reward at zero entropy with the ends of its 95% interval; None with too few steps,
+            where :func:`no_ceiling` names a reason, or where the reward has refuted it.
+        reward: mean over the latest steps; None if there is none.
         r2: of the fit, None without one.
         floor_step: when entropy reaches ``FLOOR`` at the current rate; None if it is already below, is not
             clearly falling, or would take longer than ``REACH`` allows.
@@ -111,15 +116,16 @@ class Forecast:
     spent: float
     entropy: float
     ceiling: tuple[float, float, float] | None
+    reward: float | None
     r2: float | None
     floor_step: int | None
 
     def sentence(self) -> str:
-        """One line: what is spent, when entropy reaches the floor, and what reward to expect."""
-        parts = [f"{100 * self.spent:.0f}% of the entropy spent, {self.entropy:.2g} nats per token left"]
+        """One line: what is spent, when entropy reaches the floor, and what reward is still to be expected."""
+        parts = [f"{share(self.spent)} of the entropy spent, {number(self.entropy, 2)} nats per token left"]
         if self.floor_step is not None:
             parts.append(f"at this rate {FLOOR} nats by step {self.floor_step}")
-        if self.ceiling is not None:
+        if self.ceiling is not None and (self.reward is None or self.reward < self.ceiling[0]):
             parts.append("predicted ceiling {:.2f} ({:.2f} to {:.2f})".format(*self.ceiling))
         return "; ".join(parts)
 
@@ -169,9 +175,44 @@ def fit_law(rows: Sequence[Row]) -> Fit | None:
     )
 
 
-def intervened(rows: Sequence[Row]) -> bool:
-    """Whether a controller holds the entropy during these steps."""
-    return bool(rows) and any(name.startswith(INTERVENED) for name in rows[-1])
+def intervened(rows: Sequence[Row]) -> str:
+    """Why reward and entropy do not trade freely during these steps; empty if they do."""
+    names = rows[-1] if rows else {}
+    return next(
+        (why for prefix, why in INTERVENED.items() if any(name.startswith(prefix) for name in names)), ""
+    )
+
+
+def latest_reward(rows: Sequence[Row]) -> float | None:
+    """Mean reward over the last tenth of the steps that the law is fitted to; None without any."""
+    rewards = [reward for _, _, reward in points(rows)]
+    return ends(rewards).end if rewards else None
+
+
+def no_ceiling(rows: Sequence[Row], fit: Fit) -> str:
+    """Why the fit of these rows predicts no ceiling; empty if it predicts one."""
+    if why := intervened(rows):
+        return why
+    if fit.a <= 0:
+        return f"reward did not rise as entropy fell (a = {signed(fit.a)})"
+    if fit.poor:
+        return (
+            f"the fit is poor (R² = {fixed(fit.r2)}, a = {number(fit.a)} ± {number(2 * fit.slope_error, 2)})"
+        )
+    if fit.margin > fit.moved:
+        return f"the ceiling's margin, {number(fit.margin, 2)}, exceeds what the reward moved, {number(fit.moved, 2)}"
+    return ""
+
+
+def is_refuted(rows: Sequence[Row], fit: Fit) -> bool:
+    """Whether the latest reward lies above the whole interval of the ceiling."""
+    last = latest_reward(rows)
+    return last is not None and last > fit.ceiling + fit.margin
+
+
+def is_believed(rows: Sequence[Row], fit: Fit) -> bool:
+    """Whether the ceiling may be shown as a number of its own."""
+    return not no_ceiling(rows, fit) and not is_refuted(rows, fit)
 
 
 def forecast(rows: Sequence[Row], fit: Fit | None = None) -> Forecast | None:
@@ -188,13 +229,14 @@ def forecast(rows: Sequence[Row], fit: Fit | None = None) -> Forecast | None:
     start, now, _ = ends([h for _, h in pairs])
     fit = None if intervened(rows) else fit or fit_law(rows)
     ceiling = None
-    if fit is not None and not fit.poor and fit.n >= POINTS and fit.margin <= fit.moved:
+    if fit is not None and fit.n >= POINTS and is_believed(rows, fit):
         ceiling = (fit.ceiling, fit.ceiling - fit.margin, fit.ceiling + fit.margin)
     return Forecast(
         step=pairs[-1][0],
         spent=1 - now / start,
         entropy=now,
         ceiling=ceiling,
+        reward=latest_reward(rows),
         r2=fit.r2 if fit else None,
         floor_step=_floor_step(rows, pairs),
     )
@@ -235,8 +277,8 @@ def _floor_step(rows: Sequence[Row], pairs: Sequence[tuple[int, float]]) -> int 
     fall = pairs[-1][1] - pairs[0][1]
     total = sum(changes[:-1])
     if len(changes) >= POINTS and fall * total > 0:
-        share = min(2.0, fall / total) * sum(changes[-3:]) / sum(h for _, h in pairs[-3:])
-        rates.append(math.log1p(max(-0.95, share)))
+        factor = min(2.0, fall / total) * sum(changes[-3:]) / sum(h for _, h in pairs[-3:])
+        rates.append(math.log1p(max(-0.95, factor)))
     rate = sum(rates) / len(rates)
     if rate >= 0:
         return None

@@ -37,7 +37,8 @@ def rollout_metrics(batch: Batch, scores: Scores | None) -> Row:
         row["reward/unscorable"] = 1.0 - len(scorable) / len(reward)
         if len(scores.parts) > 1:
             row |= {f"reward/{name}": _mean(values) for name, values in scores.parts.items()}
-        row["group/zero_variance"] = _zero_variance(reward, batch.group)
+        if len(batch.group.unique()) < len(reward):  # of a group of one there is nothing to say
+            row["group/zero_variance"] = _zero_variance(reward, batch.group)
         row |= {name if "/" in name else f"reward/{name}": v for name, v in scores.metrics.items()}
     row["completion/length"] = float(lengths.mean())
     row["completion/truncated"] = sum(e.finish == "length" for e in batch.episodes) / len(batch)

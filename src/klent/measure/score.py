@@ -114,7 +114,9 @@ def score_of(row: Row, kind: Kind, at: str = "") -> Score | None:
 
 
 def is_scored(row: Row) -> bool:
-    """Whether a row of ``eval.jsonl`` has a score."""
+    """Whether a row of ``eval.jsonl`` has a score; where every completion was unscorable, it has none."""
+    if finite(row.get("unscorable")) == 1:
+        return False
     return score_of(row, "accuracy") is not None or score_of(row, "reward") is not None
 
 

@@ -42,7 +42,7 @@ def peak(run: RunData) -> Figure | None:
     None with fewer than three evaluations, or if the run's own reward already tells right from wrong.
     """
     rows = run.heldout
-    unlabelled = not run.has("reward/mean") or any(finite(row.get("agreement")) is not None for row in rows)
+    unlabelled = not run.rewarded or any(finite(row.get("agreement")) is not None for row in rows)
     if len(rows) < 3 or not unlabelled:
         return None
     rewarded = run.has("reward/mean")

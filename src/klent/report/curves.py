@@ -117,6 +117,7 @@ def draw(axis: "Axes", steps: Sequence[int], values: Sequence[float], line: Line
         marker=dots,
         markersize=2.2 if line.mark == "fill" else 3.6,
         gid=gid,
+        clip_on=False,  # half a line's width lies outside where it runs along the end of its axis
     )
 
 
@@ -186,8 +187,21 @@ def sizes(run: RunData) -> str:
     '1 step of 8 × 4 completions'
     """
     prompts, group = (finite(run.config.get(key)) for key in ("prompts_per_step", "group_size"))
-    steps = plural(len(run.rows), "step")
+    steps = counted(run)
     return f"{steps} of {prompts:.0f} × {group:.0f} completions" if prompts and group else steps
+
+
+def counted(run: RunData) -> str:
+    """How many steps a run's rows are of; another trainer may log one of several.
+
+    >>> from pathlib import Path
+    >>> counted(RunData(Path(), rows=[{"step": 10}, {"step": 20}]))
+    '2 steps of 20 logged'
+    >>> counted(RunData(Path(), rows=[{"step": 1}, {"step": 2}]))
+    '2 steps'
+    """
+    rows, last = len(run.rows), run.steps[-1] if run.rows else 0
+    return f"{plural(rows, 'step')} of {last:,} logged" if rows < last else plural(rows, "step")
 
 
 def _window(steps: int) -> int:

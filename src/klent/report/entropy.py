@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from klent.kit.statistics import ends
 from klent.kit.svg import Figure, Key, canvas, colour, horizontal, render, unit
-from klent.kit.tables import Table, finite, step_of
+from klent.kit.tables import finite, step_of
 from klent.kit.text import fixed, number, plural, share
 from klent.report.curves import Line, Panel, curves
+from klent.report.facts import updates
 from klent.report.read import RunData, early_middle_late
 from klent.report.samples import visible
 
@@ -24,18 +25,18 @@ def figures(run: RunData) -> list[Figure]:
 
 def theorem(run: RunData) -> Figure | None:
     """Predicted against measured change of entropy, one point per update; on the line they agree."""
-    updates = Table(run.rows).pairs("policy/entropy_delta_predicted", "policy/entropy_delta")
-    if len(updates) < 2:
+    changes = updates(run)
+    if len(changes) < 2:
         return None
-    updates = updates[:: -(-len(updates) // 400)]
+    stride = -(-len(changes) // 400)
     figure, (panel,) = canvas(left=LEFT)
-    values = [value for _, *pair in updates for value in pair]
+    values = [value for _, *pair in changes for value in pair]
     room = 0.08 * (max(values) - min(values)) or 1.0
     ends_at = [min([*values, 0.0]) - room, max([*values, 0.0]) + room]
     panel.plot(
         ends_at, ends_at, color=colour("muted"), linewidth=0.9, linestyle=(0, (3, 2)), gid="as-predicted"
     )
-    for step, predicted, measured in updates:
+    for step, measured, predicted in changes[::stride]:
         panel.plot(
             [predicted],
             [measured],
@@ -52,9 +53,10 @@ def theorem(run: RunData) -> Figure | None:
     unit(panel, "measured change per update, nats per token", left=LEFT)
     horizontal(panel, "predicted", left=LEFT)
     keys = [Key("one update", "entropy", "dot"), Key("as predicted", "muted", "dash")]
+    every = f" (every {stride}th is drawn)" if stride > 1 else ""
     caption = (
-        f"n = {plural(len(updates), 'update')}, each measured on the same tokens before and after. The "
-        "prediction is first order in the size of the update; Curves, Entropy shows both over time."
+        f"n = {plural(len(changes), 'step')} with an update{every}, each measured on the same tokens before "
+        "and after. The prediction is first order in the size of the update; Curves, Entropy shows both over time."
     )
     return Figure("theorem", "Predicted against measured", render(figure, "theorem"), keys, caption)
 
@@ -68,7 +70,9 @@ def covariance(run: RunData) -> Figure | None:
         Line("covariance/top_20", "top 20%", "ink"),
     ]
     column = [[finite(row.get(line.metric)) for row in run.rows] for line in lines]
-    few = column[0] == column[1]  # then the top 0.2% and the top 0.02% are the same single token
+    few = (
+        run.has("covariance/top_0.2") and column[0] == column[1]
+    )  # then the top 0.2% and the top 0.02% are the same single token
     note = "With so few tokens, the top 0.02% and 0.2% are the same single token. " if few else ""
     return curves(
         run,
@@ -81,7 +85,9 @@ def covariance(run: RunData) -> Figure | None:
 
 
 def selected(run: RunData) -> Figure | None:
-    """All tokens, the selected ones and the rest."""
+    """All tokens, the selected ones and the rest; None where no token was ever selected."""
+    if not run.has("selected/entropy"):
+        return None
     return curves(
         run,
         "three-ways",

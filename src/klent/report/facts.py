@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from klent.kit.statistics import ends, mean, mean_and_margin
-from klent.kit.tables import Row, Table, finite
+from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import fixed, number, plural, share, signed, signed_fixed
-from klent.measure.law import Fit, points
-from klent.measure.score import LABELS, Kind, score_of, temperatures_of
-from klent.report.read import RunData
+from klent.measure.findings.reward import pushes_equal_groups
+from klent.measure.law import Fit, is_refuted, latest_reward, no_ceiling, points
+from klent.measure.score import LABELS, Kind, is_scored, score_of, temperatures_of
+from klent.report.read import RunData, is_idle
 
 
 class Fact(NamedTuple):
@@ -29,12 +30,14 @@ class Fact(NamedTuple):
 def facts(run: RunData, fit: Fit | None) -> list[Fact]:
     """Every fact that the rows support: outcomes first, warnings last."""
     parts: list[Callable[[], Fact | None]] = [
+        lambda: _unscored(run),
         lambda: _heldout(run),
         lambda: _reward(run),
         lambda: _loss(run),
         lambda: _entropy(run),
         lambda: law(run, fit),
         lambda: _theorem(run),
+        lambda: _idle(run),
         lambda: _kl(run),
         lambda: _groups(run),
         lambda: _truncated(run),
@@ -86,6 +89,17 @@ def score_change(run: RunData, at: str = "", arrow: str = " → ") -> str:
     return arrow.join("–" if score is None else fixed(score.value) for score in scores)
 
 
+def _unscored(run: RunData) -> Fact | None:
+    """Evaluations of which every score failed: they measured nothing."""
+    steps = [str(step_of(row)) for row in run.evals if not is_scored(row)]
+    if not steps:
+        return None
+    text = (
+        f"No held-out completion could be scored at step {', '.join(steps)}, so nothing was measured there."
+    )
+    return Fact("Held out", text, caution=True)
+
+
 def _heldout(run: RunData) -> Fact | None:
     rows = run.heldout
     change = gain(run)
@@ -121,7 +135,7 @@ def _reward(run: RunData) -> Fact | None:
 def _loss(run: RunData) -> Fact | None:
     """Only without rewards: the value of a policy-gradient loss has no meaning."""
     _, values = run.series("objective/loss")
-    if len(values) < 2 or run.has("reward/mean"):
+    if len(values) < 2 or run.rewarded:
         return None
     start, end, _ = ends(values)
     return Fact("Loss", f"The loss went from {number(start)} to {number(end)}.")
@@ -132,6 +146,8 @@ def _entropy(run: RunData) -> Fact | None:
     if len(values) < 2:
         return None
     start, end, _ = ends(values)
+    if fixed(start, 3) == fixed(end, 3):
+        return Fact("Entropy", f"Entropy stayed at {fixed(end)} nats per token.")
     text = f"Entropy {'fell' if end < start else 'rose'} from {fixed(start)} to {fixed(end)} nats per token"
     if not end < start or start <= 0:
         return Fact("Entropy", text + ".")
@@ -153,46 +169,61 @@ def law(run: RunData, fit: Fit | None) -> Fact | None:
         reason = "fewer than four steps have both" if few else "entropy did not move"
         text = f"No fit of reward against entropy: {reason}."
         return Fact("Ceiling", text) if points(run.rows) else None
-    if fit.a <= 0:
-        text = (
-            f"Reward did not rise as entropy fell (a = {signed(fit.a)}), so R = −a exp(H) + b does not "
-            "describe this run and predicts no ceiling."
-        )
-        return Fact("Ceiling", text)
-    if fit.poor:
-        why = f"R² = {fixed(fit.r2)}, a = {number(fit.a)} ± {number(2 * fit.slope_error, 2)}"
-        return Fact("Ceiling", f"The fit of reward against entropy is poor ({why}): it predicts no ceiling.")
-    last, margin = ends(run.series("reward/mean")[1]).end, fit.margin
-    text = (
-        f"The fit of reward against entropy (R² = {fixed(fit.r2)}, {fit.n} steps) predicts a ceiling of "
-        f"{fixed(fit.ceiling)} ± {number(margin, 2)} at zero entropy"
-    )
-    if last > fit.ceiling + margin:
-        text += f"; the last reward, {fixed(last)}, is already above it, so do not trust this ceiling."
-        return Fact("Ceiling", text, caution=True)
+    last = latest_reward(run.rows) or 0.0
+    fitted = f"The fit of reward against entropy (R² = {fixed(fit.r2)}, {fit.n} steps) predicts"
+    ceiling = f"a ceiling of {fixed(fit.ceiling)} ± {number(fit.margin, 2)} at zero entropy"
+    if why := no_ceiling(run.rows, fit):
+        return Fact("Ceiling", f"R = −a exp(H) + b predicts no ceiling for this run: {why}.")
+    if is_refuted(run.rows, fit):
+        above = f"the last reward, {fixed(last)}, is already above it, so do not trust this ceiling"
+        return Fact("Ceiling", f"{fitted} {ceiling}; {above}.", caution=True)
     if last >= fit.ceiling:
-        return Fact("Ceiling", f"{text}, which the last reward, {fixed(last)}, has reached.")
-    return Fact(
-        "Ceiling", f"{text}; the last reward, {fixed(last)}, is {number(fit.ceiling - last, 2)} below it."
-    )
+        return Fact("Ceiling", f"{fitted} {ceiling}, which the last reward, {fixed(last)}, has reached.")
+    below = f"the last reward, {fixed(last)}, is {number(fit.ceiling - last, 2)} below it"
+    return Fact("Ceiling", f"{fitted} {ceiling}; {below}.")
 
 
 def _theorem(run: RunData) -> Fact | None:
-    changes = Table(run.rows).pairs("policy/entropy_delta", "policy/entropy_delta_predicted")
+    """Signs and sums over the steps whose update changed the policy: where nothing moved there is no sign."""
+    measured = Table(run.rows).pairs("policy/entropy_delta", "policy/entropy_delta_predicted")
+    changes = updates(run)
     if len(changes) < 2:
         return None
+    idle = len(measured) - len(changes)
     same = sum(measured * predicted > 0 for _, measured, predicted in changes)
+    of = plural(len(changes), "step") + (f" with an update ({idle:,} had none)" if idle else "")
     text = (
-        f"The covariance theorem predicted the sign of the entropy change in {same} of "
-        f"{plural(len(changes), 'step')}. In total it predicted {signed(sum(p for *_, p in changes))} nats "
-        f"per token; {signed(sum(m for _, m, _ in changes))} were measured."
+        f"The covariance theorem predicted the sign of the entropy change in {same} of {of}. In total it "
+        f"predicted {signed(sum(p for *_, p in changes))} nats per token; "
+        f"{signed(sum(m for _, m, _ in changes))} were measured."
     )
     return Fact("Theory", text)
 
 
+def updates(run: RunData) -> list[tuple[float, ...]]:
+    """Step, measured and predicted change of entropy, of the steps whose update changed the policy."""
+    moved = Table([row for row in run.rows if not is_idle(row)])
+    return [
+        change
+        for change in moved.pairs("policy/entropy_delta", "policy/entropy_delta_predicted")
+        if any(change[1:])
+    ]
+
+
+def _idle(run: RunData) -> Fact | None:
+    """Steps without an update, but for those that were skipped, of which there is a fact of its own."""
+    idle = [row for row in run.rows if is_idle(row) and not finite(row.get("update/skipped"))]
+    if not idle:
+        return None
+    steps = f"{len(idle):,} of {plural(len(run.rows), 'step')}"
+    text = f"In {steps} no token had a coefficient, so nothing was updated."
+    return Fact("No update", text, caution=len(idle) > 0.8 * len(run.rows))
+
+
 def _kl(run: RunData) -> Fact | None:
-    steps, values = run.series("kl/update")
-    _, reference = run.series("kl/reference")
+    steps, values = Table([row for row in run.rows if not is_idle(row)]).series("kl/update")
+    at, reference = run.series("kl/reference")
+    when = "at the end" if at[-1:] == run.steps[-1:] else f"at step {at[-1:][0] if at else 0}"
     parts = []
     if values:
         largest = max(range(len(values)), key=values.__getitem__)
@@ -201,18 +232,25 @@ def _kl(run: RunData) -> Fact | None:
             f"{number(values[largest], 2)} at most (step {steps[largest]})"
         )
     if reference:
-        parts.append(f"at the end it was {number(reference[-1], 2)} nats per token from the reference")
+        parts.append(f"{when} it was {number(reference[-1], 2)} nats per token from the reference")
     text = "; ".join(parts)
     return Fact("Distance", text[0].upper() + text[1:] + ".") if text else None
 
 
 def _groups(run: RunData) -> Fact | None:
-    _, values = run.series("group/zero_variance")
+    """Groups with equal rewards. A group with fewer than two scored completions is counted among them."""
+    table = Table(
+        [row for row in run.rows if "reward/mean" not in row or finite(row["reward/mean"]) is not None]
+    )
+    _, values = table.series("group/zero_variance")
     if not values or max(values) == 0:
         return None
     start, end, _ = ends(values)
-    text = f"{share(mean(values))} of the groups gave no gradient: all their completions got the same reward"
-    text += f"; at the end it was {share(end)}." if len(values) > 1 and abs(end - start) > 0.05 else "."
+    failed = max(run.series("reward/unscorable")[1], default=0.0) > 0
+    text = f"In {share(mean(values))} of the groups all completions got the same reward"
+    text += ", or fewer than two were scored" if failed else ""
+    text += f" ({share(end)} at the end)" if len(values) > 1 and abs(end - start) > 0.05 else ""
+    text += "; their tokens had a gradient all the same." if pushes_equal_groups(table) else ": no gradient."
     return Fact("Groups", text, caution=mean(values) > 0.8)
 
 
@@ -232,6 +270,8 @@ def _unscorable(run: RunData) -> Fact | None:
     if not bad:
         return None
     worst = max(bad, key=lambda pair: pair[1])
+    if len(bad) == len(values) and min(values) == 1:
+        return Fact("Unscorable", "No completion was scored, so no reward was learned from.", caution=True)
     text = (
         f"Some completions could not be scored in {len(bad)} of {plural(len(values), 'step')}, at most "
         f"{share(worst[1])} of them (step {worst[0]}). They were left out."
@@ -245,6 +285,7 @@ def _skipped(run: RunData) -> Fact | None:
     if not bad:
         return None
     where = ", ".join(map(str, bad[:8])) + (" and others" if len(bad) > 8 else "")
-    noun = "update was" if len(bad) == 1 else "updates were"
-    text = f"{len(bad)} {noun} skipped because the loss or the gradient was not finite: step {where}."
+    count = round(sum(values))
+    noun = "update was" if count == 1 else "updates were"
+    text = f"{count:,} {noun} skipped because the loss or the gradient was not finite: step {where}."
     return Fact("Skipped", text, caution=True)

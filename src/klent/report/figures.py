@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from klent.kit.statistics import mean
 from klent.kit.svg import BOTTOM, FONT, HEIGHT, TOP, Figure, Key, canvas, colour, horizontal, render, unit
-from klent.kit.tables import Row, finite, step_of
+from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import duration, fixed, number, plural
+from klent.measure.findings.reward import pushes_equal_groups
 from klent.measure.score import LABELS, Kind, score_of, temperatures_of
 from klent.report.curves import Line, Panel, curves, parts, pixels, sizes, step_axis
 from klent.report.facts import score_change
@@ -23,7 +24,7 @@ NAMES = 58
 
 
 def reward(run: RunData) -> Figure | None:
-    """Mean reward of each step's completions; below it the groups that give no gradient."""
+    """Mean reward of each step's completions; below it the groups whose rewards do not differ."""
     return curves(
         run,
         "reward",
@@ -37,15 +38,29 @@ def reward(run: RunData) -> Figure | None:
             1.9,
         ),
         Panel(
-            "fraction", (Line("group/zero_variance", "groups with equal rewards", "muted", "fill"),), full=1.0
+            "fraction",
+            (Line("group/zero_variance", "groups without a difference in reward", "muted", "fill"),),
+            full=1.0,
         ),
-        note="A group whose completions all get the same reward has zero advantage.",
+        note=_equal_rewards(run),
     )
+
+
+def _equal_rewards(run: RunData) -> str:
+    """What a group with equal rewards is in this run."""
+    table = Table(run.rows)
+    if not table.has("group/zero_variance"):
+        return ""
+    failed = max(table.series("reward/unscorable")[1], default=0.0) > 0
+    counted = " Groups with fewer than two scored completions are counted with them." if failed else ""
+    if pushes_equal_groups(table):
+        return f"Groups with equal rewards have a gradient in this run.{counted}"
+    return f"Completions of a group with equal rewards give no gradient.{counted}"
 
 
 def loss(run: RunData) -> Figure | None:
     """The loss of a run without rewards. With rewards its value has no meaning, so it is not drawn."""
-    if run.has("reward/mean"):
+    if run.rewarded:
         return None
     return curves(run, "loss", "Loss", Panel("nats", (Line("objective/loss", "loss", "reward"),)))
 

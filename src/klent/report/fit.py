@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from klent.kit.svg import FONT, Figure, Key, canvas, colour, horizontal, render, unit
 from klent.kit.text import fixed, number, plural
-from klent.measure.law import Fit, fit_law, points
+from klent.measure.law import Fit, fit_law, is_believed, points
 from klent.report.read import RunData
 
 if TYPE_CHECKING:
@@ -32,15 +32,16 @@ def reward_entropy(run: RunData, fit: Fit | None) -> Figure | None:
     highest = max(h for _, h, _ in steps)
     role, mark = ("ink", "ring") if len(steps) <= DENSE else ("tone4", "dot")
     keys = [Key("early step", role, mark), Key("late step", "ink", "dot")]
+    believed = fit is not None and is_believed(run.rows, fit)
     if fit is not None:
-        _curve(panel, fit, highest)
+        _curve(panel, fit, highest, believed)
         keys += [
             Key("fit ± 2 standard errors", "reward"),
             Key("95% of future steps", "reward", "fill faint"),
         ]
         keys += [Key("extrapolated", "reward", "dash")]
     _points(panel, steps)
-    rewards = [r for _, _, r in steps] + ([fit.ceiling] if fit is not None and not fit.poor else [])
+    rewards = [r for _, _, r in steps] + ([fit.ceiling] if fit is not None and believed else [])
     low, high = min([*rewards, 0.0]), max(rewards)
     room = (high - low) or 1.0
     panel.set_ylim(low - (0.1 if low < 0 else 0.03) * room, high + 0.16 * room)
@@ -54,8 +55,8 @@ def reward_entropy(run: RunData, fit: Fit | None) -> Figure | None:
     return Figure("reward-entropy", "Reward against entropy", render(figure, "reward-entropy"), keys, caption)
 
 
-def _curve(panel: "Axes", fit: Fit, highest: float) -> None:
-    """The fit with its band, dashed where it extrapolates, and its value at H = 0 unless the fit is poor."""
+def _curve(panel: "Axes", fit: Fit, highest: float, believed: bool) -> None:
+    """The fit with its band, dashed where it extrapolates, and its value at H = 0 if that is believed."""
     grid = sorted([*(highest * 1.04 * i / 120 for i in range(121)), fit.lowest])
     curve = [fit.at(h) for h in grid]
     low, high = ([r + sign * error for r, error in curve] for sign in (-2, 2))
@@ -70,7 +71,7 @@ def _curve(panel: "Axes", fit: Fit, highest: float) -> None:
     for gid, part, dashes in (("fit-seen", seen, "-"), ("fit-beyond", beyond, (0, (2, 2)))):
         x, y = zip(*part, strict=True)
         panel.plot(x, y, color=colour("reward"), linewidth=1.6, linestyle=dashes, gid=gid)
-    if fit.poor:
+    if not believed:
         return
     panel.plot([0], [fit.ceiling], "D", color=colour("reward"), markersize=6, clip_on=False, gid="ceiling")
     panel.annotate(

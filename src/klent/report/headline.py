@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from klent.kit.statistics import ends, mean
-from klent.kit.tables import finite, step_of
+from klent.kit.tables import Table, finite, step_of
 from klent.kit.text import count, duration, fixed, number, plural, share
 from klent.measure.score import is_scored, score_of, temperatures_of
 from klent.report.certainty import stopped
+from klent.report.curves import counted
 from klent.report.facts import score_change
-from klent.report.read import RunData
+from klent.report.read import RunData, is_idle
 
 
 class Stat(NamedTuple):
@@ -37,7 +38,7 @@ def lede(run: RunData) -> list[tuple[str, bool]]:
     """One sentence about what ran, in pieces of (text, whether it is bold)."""
     recipe = run.config
     if run.run.get("source"):
-        steps = plural(len(run.rows), "step")
+        steps = counted(run)
         return [("From ", False), (str(run.run["source"]), True), (f". {steps}.", False)]
     if not recipe.get("model"):
         return []
@@ -78,7 +79,7 @@ def _outcome(run: RunData) -> Stat | None:
         )
     if run.heldout:
         return _heldout(run)
-    name, label = ("reward/mean", "Mean reward") if run.has("reward/mean") else ("objective/loss", "Loss")
+    name, label = ("reward/mean", "Mean reward") if run.rewarded else ("objective/loss", "Loss")
     _, values = run.series(name)
     if not values:
         return None
@@ -115,22 +116,27 @@ def _entropy(run: RunData) -> Stat | None:
 
 
 def _distance(run: RunData) -> Stat | None:
-    _, reference = run.series("kl/reference")
+    at, reference = run.series("kl/reference")
     if reference:
-        return Stat("KL from reference", "", number(reference[-1], 2), "nats per token, at the last step")
-    _, update = run.series("kl/update")
-    return (
-        Stat("KL of an update", "", number(mean(update), 2), "nats per token, mean over all steps")
-        if update
-        else None
-    )
+        when = "the last step" if at[-1] == run.steps[-1] else f"step {at[-1]:,}"
+        return Stat("KL from reference", "", number(reference[-1], 2), f"nats per token, at {when}")
+    moved = [row for row in run.rows if not is_idle(row)]
+    _, update = Table(moved).series("kl/update")
+    if not update:
+        return None
+    over = "all steps" if len(moved) == len(run.rows) else plural(len(update), "update")
+    return Stat("KL of an update", "", number(mean(update), 2), f"nats per token, mean over {over}")
 
 
 def _time(run: RunData) -> Stat | None:
-    _, steps = run.series("time/step")
+    at, steps = run.series("time/step")
     wall = finite(run.run.get("wall_seconds")) if run.run.get("finished") else None
     if wall is None and not steps:
         return None
+    if wall is None and len(steps) < max(at):  # some steps are not logged, so their sum is no total
+        return Stat(
+            "Time of a step", "", duration(mean(steps)), f"mean over {plural(len(steps), 'logged step')}"
+        )
     sub = f"{duration(mean(steps))} per step" if steps else ""
     return Stat("Wall time" if wall is not None else "Time in steps", "", duration(wall or sum(steps)), sub)
 

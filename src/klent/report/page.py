@@ -12,10 +12,11 @@ from klent.io.files import write_atomic
 from klent.kit.statistics import ends
 from klent.kit.svg import Figure
 from klent.kit.tables import Row, finite, step_of
-from klent.kit.text import duration, fixed, number, plural, share
+from klent.kit.text import duration, fixed, number, share
 from klent.measure.findings import diagnose
-from klent.measure.law import Fit, forecast
+from klent.measure.law import Fit, forecast, is_believed
 from klent.report import certainty, entropy, figures
+from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
 from klent.report.foreign import read_foreign
@@ -98,17 +99,21 @@ def page(run: RunData) -> str:
     )
     environment.filters["drawing"] = Markup  # our own SVG, CSS and script: the only text that is not escaped
     style, script = (HERE / "style.css").read_text("utf-8"), (HERE / "script.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content = _content(run)
     return environment.get_template("template.html.j2").render(
         **content,
         sections=_sections(content),
         style=style,
         script=script,
-        script_hash=f"sha256-{digest}",
+        script_hash=hash_of(script),
         chart=_chart,
         tip=_tip,
     )
+
+
+def hash_of(script: str) -> str:
+    """What a page's policy names the one script by that it lets run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _content(run: RunData) -> dict[str, object]:
@@ -128,7 +133,7 @@ def _content(run: RunData) -> dict[str, object]:
         "ends": "its first and last step" if window <= 1 else f"means over its first and last {window} steps",
         "curves": [figure for figure in (*curves, *doubts) if figure],
         "relation": reward_entropy(run, fit),
-        "fit": _fit_facts(fit) if fit else [],
+        "fit": fit_facts(run, fit) if fit else [],
         "law": ceiling.text if ceiling else "",
         "forecast": ahead.sentence() if ahead and ahead.spent > 0 else "",
         "entropy": entropy.figures(run),
@@ -177,13 +182,15 @@ def _tip(metric: str) -> str:
     return f"{metric}{unit}: {term.definition} {term.reading}".strip()
 
 
-def _fit_facts(fit: Fit) -> list[tuple[str, str]]:
+def fit_facts(run: RunData, fit: Fit) -> list[tuple[str, str]]:
+    """The fit in numbers; a ceiling only where it is believed."""
+    believed = is_believed(run.rows, fit)
     (aa, _), (_, bb) = fit.covariance
     return [
         ("a", f"{number(fit.a)} ± {number(2 * aa**0.5, 2)}"),
         ("b", f"{number(fit.b)} ± {number(2 * bb**0.5, 2)}"),
         ("R²", fixed(fit.r2)),
-        ("ceiling, b − a", "–" if fit.poor else f"{fixed(fit.ceiling)} ± {number(fit.margin, 2)}"),
+        ("ceiling, b − a", f"{fixed(fit.ceiling)} ± {number(fit.margin, 2)}" if believed else "–"),
         ("lowest entropy seen", f"{fixed(fit.lowest)} nats"),
         ("steps", f"{fit.n}"),
     ]
@@ -238,12 +245,13 @@ def _cells(run: RunData) -> Cells | None:
     }
     if run.kind == "reward":
         labels = {"gained": "better", "kept": "as before", "never": "0 or less, as before", "lost": "worse"}
+    began = "before training" if step_of(run.heldout[0]) == 0 else "at the first evaluation"
     return Cells(
         n=len(pairs),
         explanation=(
-            "Solved more often: more of its samples are correct than before training."
+            f"Solved more often: more of its samples are correct than {began}."
             if run.kind == "accuracy"
-            else "Better: the mean reward of its samples is higher than before training."
+            else f"Better: the mean reward of its samples is higher than {began}."
         ),
         counts=[(kind, label, kinds.count(kind)) for kind, label in labels.items()],
         kinds=sorted(kinds, key=list(labels).index) if len(kinds) <= CELLS_SHOWN else [],
@@ -305,10 +313,10 @@ def _table(run: RunData) -> Numbers | None:
         groups[-1:] = (
             [(group, groups[-1][1] + 1)] if groups and groups[-1][0] == group else [*groups[-1:], (group, 1)]
         )
-    note = plural(len(run.rows), "step") + (f", every {stride}th is shown" if stride > 1 else "")
+    note = counted(run) + (f", every {stride}th is shown" if stride > 1 else "")
     return Numbers(
         names=names,
         groups=groups,
         rows=[[str(step_of(row)), *(number(finite(row.get(name))) for name in names)] for row in rows],
-        note=f"{note}; all of them are in metrics.jsonl",
+        note=note if run.run.get("source") else f"{note}; all of them are in metrics.jsonl",
     )

@@ -22,7 +22,15 @@ from klent.measure.score import Kind, is_scored, kind_of
 SAMPLES_PER_STEP = 64
 """Most completions read per step; a step may have thousands, and the page shows a few."""
 
+MOVED = ("kl/update", "policy/entropy_delta", "policy/entropy_delta_predicted")
+"""What a step measures of its update; all are 0 where there was none."""
+
+ROUNDING = 1e-6
+"""KL divergence, nats per token, that is rounding where an update was skipped."""
+
 _STEP = re.compile(rb'"step"\s*:\s*(\d+)')
+_TAUGHT = re.compile(rb'"advantage"\s*:\s*-?(?!0(?:\.0*)?\s*[,}])\d')
+"""An advantage that is not 0; inside a JSON string its quotes would be escaped."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,8 @@ class RunData:
         run: ``run.json``: versions, command, times; empty if it could not be read.
         rows: one row per step, in order, each step once.
         evals: one row per evaluation, in order of its step.
-        samples: completions of the first, a middle and the last step that has any.
+        samples: completions of the first, a middle and the last step that has any, of those with an advantage
+            other than 0 if there are such.
         forks: for each step the tokens of highest entropy.
         notes: what was missing or damaged, one sentence each.
     """
@@ -103,6 +112,11 @@ class RunData:
         return self.table.has(name)
 
     @property
+    def rewarded(self) -> bool:
+        """Whether completions were to be scored, also where every score failed."""
+        return any(name.startswith("reward/") for row in self.rows for name in row)
+
+    @property
     def heldout(self) -> list[Row]:
         """Evaluations of one split that could be scored, from before training to the last."""
         split = self.evals[0].get("split") if self.evals else None
@@ -119,6 +133,21 @@ class RunData:
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
+
+
+def is_idle(row: Row) -> bool:
+    """Whether a step left the policy as it was: no token had a coefficient, or every update was skipped.
+
+    Skipped updates leave rounding behind, because the same weights are read in other rows.
+
+    >>> is_idle({"step": 1, "kl/update": 0.0, "policy/entropy_delta": 0.0}), is_idle({"step": 1})
+    (True, False)
+    """
+    moved = [v for name in MOVED if (v := finite(row.get(name))) is not None]
+    if finite(row.get("update/skipped")):
+        kl = finite(row.get("kl/update"))
+        return kl is None or abs(kl) < ROUNDING
+    return bool(moved) and not any(moved) and not (finite(row.get("grad/norm")) or 0.0) > 0
 
 
 def is_run(path: Path) -> bool:
@@ -212,10 +241,14 @@ def _object(line: bytes) -> Row | None:
 
 
 def _samples(path: Path, notes: list[str]) -> list[Sample]:
-    """Completions of three steps. The file may be huge, so the first pass only records offsets."""
+    """Completions of three steps. The file may be huge, so the first pass only records offsets.
+
+    Steps with an advantage other than 0 are taken before others: the rest taught nothing.
+    """
     if not path.exists():
         return []
     offsets: dict[int, list[int]] = {}
+    taught: set[int] = set()
     offset = 0
     with open(path, "rb") as file:
         for line in file:
@@ -225,8 +258,10 @@ def _samples(path: Path, notes: list[str]) -> list[Sample]:
             step = int(match[1]) if match else step_of(row) if row else None
             if step is not None and line.endswith(b"\n"):
                 offsets.setdefault(step, []).append(offset)
+                if step not in taught and _TAUGHT.search(line):
+                    taught.add(step)
             offset += len(line)
-        chosen = early_middle_late(sorted(offsets))
+        chosen = early_middle_late(sorted(taught or offsets))
         samples = [sample for step in chosen for sample in _samples_at(file, offsets[step])]
     if offsets and not samples:
         notes.append(f"{path.name}: no completion in it could be read.")

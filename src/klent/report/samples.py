@@ -1,6 +1,6 @@
 """Samples for the page: a few prompts of an early, a middle and a late step, token by token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from klent.kit.text import fixed, signed, signed_fixed
@@ -60,11 +60,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step."""
+    """One step; ``note`` says so if none of its prompts taught anything."""
 
     name: str
     step: int
     asked: list[Asked]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,23 @@ def choose(samples: list[Sample]) -> Shown:
         ]
         for step, groups in chosen.items()
     }
-    return Shown(
-        [Stage(name, step, drawn[step]) for name, step in zip(names, steps, strict=True)], high, push
-    )
+    stages = [
+        Stage(name, step, drawn[step], _note(chosen[step])) for name, step in zip(names, steps, strict=True)
+    ]
+    return Shown(stages, high, push)
+
+
+def _note(groups: list[list[Sample]]) -> str:
+    """Of a step whose logged advantages are all 0."""
+    advantages = [sample.advantage for group in groups for sample in group if sample.advantage is not None]
+    return "every logged advantage is 0" if advantages and not any(advantages) else ""
 
 
 def _chosen(samples: list[Sample]) -> Iterator[list[Sample]]:
-    """Prompts of one step, the most instructive first; for each the best, the worst and some in between."""
+    """Prompts of one step, the most instructive first; for each the best, the worst and some in between.
+
+    Prompts of which every advantage is 0 are shown only where there are no others.
+    """
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.prompt_id, []).append(sample)
@@ -111,11 +122,17 @@ def _chosen(samples: list[Sample]) -> Iterator[list[Sample]]:
         advantages = [sample.advantage for sample in group if sample.advantage is not None]
         return max(advantages) - min(advantages) if advantages else 0.0
 
-    for group in sorted(groups.values(), key=spread, reverse=True)[:PROMPTS_SHOWN]:
+    taught = [group for group in groups.values() if is_instructive(group)]
+    for group in sorted(taught or groups.values(), key=spread, reverse=True)[:PROMPTS_SHOWN]:
         ranked = sorted(_distinct(group), key=lambda sample: -(sample.advantage or 0.0))
         last, room = len(ranked) - 1, min(COMPLETIONS_SHOWN, len(ranked))
         chosen = sorted({round(i * last / max(1, room - 1)) for i in range(room)})
         yield [ranked[index] for index in chosen]
+
+
+def is_instructive(group: Iterable[Sample]) -> bool:
+    """Whether any completion of a prompt has an advantage that is known and not 0."""
+    return any(sample.advantage for sample in group)
 
 
 def _distinct(group: list[Sample]) -> list[Sample]:

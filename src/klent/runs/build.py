@@ -168,10 +168,11 @@ def build_loop(
         return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
 
     trackers = Trackers(recipe.track, folder.path, title=recipe.name, recipe=dump_recipe(recipe))
+    agree = partial(close, dtype=parts.loaded.model.dtype)
     organs = [
         *parts.organs,
         Guard(recipe.limits, folder.path, checkpoints, console.warn),
-        _build_witness(parts, console.warn),
+        Witness(parts.updater.measure, partial(read_alone, parts.policy), agree, console.warn),
     ]
     evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
     return Loop(
@@ -381,15 +382,6 @@ def _build_organs(
     if recipe.rollout.mixture is not None and isinstance(engine, MixtureEngine):
         organs.append(Mixer(recipe.rollout.mixture, engine))
     return organs
-
-
-def _build_witness(parts: Parts, warn: Callable[[str], None]) -> Witness:
-    return Witness(
-        parts.updater.measure,
-        partial(read_alone, parts.policy),
-        partial(close, dtype=parts.loaded.model.dtype),
-        warn,
-    )
 
 
 def _build_reference(recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]) -> CausalPolicy:

@@ -149,3 +149,31 @@ def test_identical_arms_differ_by_nothing():
     base = {s: np.full(10, 0.1 * s) for s in range(3)}
     (found,) = contrasts({"a": base, "b": dict(base)})
     assert (found.difference, found.p, found.verdict) == (0.0, 1.0, "no difference")
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.0])
+def test_problems_that_all_come_out_alike_leave_an_interval(gap, monkeypatch):
+    """By hand: 28 problems and two more halves each way, (28 gap² + 1) / 30 - (28 gap / 30)², over 30."""
+    monkeypatch.setattr("klent.studies.compare.statistics.bootstrap_problems", bootstrap_problems)
+    first, other = ({s: np.full(28, value) for s in range(3)} for value in (0.0, gap))
+    (found,) = contrasts({"a": first, "b": other})
+    of_seed = ((28 * gap * gap + 1) / 30 - (28 * gap / 30) ** 2) / 30
+    error = math.sqrt(of_seed / 3)
+    assert found.high - found.low == pytest.approx(2 * 4.30265 * error, rel=1e-5)
+    assert (found.runs_low, found.runs_high) == pytest.approx(
+        (gap - 1.96 * error, min(1.0, gap + 1.96 * error)), abs=1e-4
+    )
+    assert found.p > 0
+
+
+def test_the_same_runs_are_no_evidence_of_how_much_runs_differ():
+    """A twin agrees with the first arm to the last digit; counted in, it would halve the noise of the others."""
+    rng = np.random.default_rng(2)
+    scores = world(rng, {"a": 0.0, "b": 0.0, "c": 0.0}, 4)
+    with_twin = {"a": scores["a"], "twin": dict(scores["a"]), "b": scores["b"], "c": scores["c"]}
+    found = {item.arm: item for item in contrasts(with_twin, twins=["twin"])}
+    alone = {item.arm: item for item in contrasts(scores)}
+    for arm in ("b", "c"):
+        assert (found[arm].p_holm, found[arm].low) == (alone[arm].p_holm, alone[arm].low)
+    assert found["twin"].verdict == "same runs"
+    assert math.isnan(found["twin"].low)

@@ -24,15 +24,26 @@ def zero_variance(table: Table) -> Finding | None:
     elif level is not None and level <= 0.1:
         remedy = "The problems are too hard: use easier ones, raise group_size, or give partial rewards."
     shown = "" if level is None else f" (mean {fixed(level)})"
+    effect = "so these groups give no gradient."
+    if pushes_equal_groups(table):
+        effect = "so nothing in these groups tells good from bad; their tokens are pushed all the same."
     return Finding(
         "zero_variance",
         "Groups with equal rewards",
         *span,
-        f"in {share(latest(values))} of the groups all completions get the same reward{shown}, so these "
-        "groups give no gradient.",
+        f"in {share(latest(values))} of the groups all completions get the same reward{shown}, {effect}",
         remedy,
         0.5 if level is not None and level >= 0.8 else 0.65,
     )
+
+
+def pushes_equal_groups(table: Table) -> bool:
+    """Whether groups with equal rewards have a gradient: a loss without a baseline, or another term of it.
+
+    Without one, about as many tokens have coefficient 0 as such groups hold.
+    """
+    pairs = table.pairs("group/zero_variance", "objective/zero_fraction")
+    return bool(pairs) and mean([zero for *_, zero in pairs]) < 0.5 * mean([equal for _, equal, _ in pairs])
 
 
 def _equal_groups(table: Table) -> tuple[list[int], list[float], list[float]]:

@@ -102,12 +102,13 @@ LEARNING: dict[str, Term] = {
     "law/r2": Term(
         "fraction",
         "Share of the reward's variance over the steps so far that R = -a exp(H) + b explains.",
-        "Below 0.5 no ceiling is given. Absent before six steps and with a thermostat.",
+        "Below 0.5 no ceiling is given. Absent before six steps, with a thermostat and with a mixture.",
     ),
     "law/ceiling": Term(
         "reward",
         "Reward that the fit predicts at zero entropy, -a + b.",
-        "What this data and model reach if all entropy is spent; valid only for runs that let entropy fall.",
+        "What this data and model reach if all entropy is spent; valid only for runs that let entropy fall. "
+        "Absent where the reward of the latest steps lies above its interval, which refutes it.",
     ),
     "law/ceiling_low": Term(
         "reward",
@@ -204,8 +205,9 @@ LEARNING: dict[str, Term] = {
     ),
     "group/zero_variance": Term(
         "fraction",
-        "Groups whose completions all got the same reward.",
-        "Their advantages are 0. High if the task is far too hard (all wrong) or solved (all right).",
+        "Groups whose scored completions all got the same reward, or of which fewer than two were scored.",
+        "Less the group's mean, their advantages are 0. High if the task is far too hard (all wrong) or solved "
+        "(all right), or if rewards fail. Absent where every group is one completion.",
     ),
     "grad/norm": Term(
         "",
@@ -213,8 +215,8 @@ LEARNING: dict[str, Term] = {
         "Steady within a factor of ten; compare it with optimizer.max_grad_norm.",
     ),
     "update/skipped": Term(
-        "0 or 1",
-        "Whether the loss or the gradient was not finite, so the weights were not changed.",
+        "",
+        "Optimizer steps left out because the loss or the gradient was not finite.",
         "0 in a healthy run. Several in a row stop training.",
     ),
     "objective/distill": Term(

@@ -128,7 +128,9 @@ def _members(
     for arm in others or [first]:
         figure, (panel,) = canvas(width=SMALL_WIDTH, height=SMALL_HEIGHT)
         if base is not None:
-            panel.plot(base.x, base.mean, color=colour("ink"), linewidth=1.1, linestyle=(0, (3, 2)))
+            panel.plot(
+                base.x, base.mean, color=colour("ink"), linewidth=1.1, linestyle=(0, (3, 2)), clip_on=False
+            )
         for which, tone in ((first, "muted"), (arm, role)) if arm != first else ((first, role),):
             _band(panel, arms[which], tone)
         panel.set_ylim(*bounds)
@@ -142,7 +144,7 @@ def _members(
 def _band(panel: "Axes", curve: Series, role: str) -> None:
     """The mean as a line within the range of its seeds."""
     panel.fill_between(curve.x, curve.low, curve.high, color=colour(role), alpha=0.18, linewidth=0)
-    panel.plot(curve.x, curve.mean, color=colour(role), linewidth=1.8)
+    panel.plot(curve.x, curve.mean, color=colour(role), linewidth=1.8, clip_on=False)
 
 
 def forest(contrasts: Sequence[Contrast], first: str, measure: str) -> str:
@@ -164,7 +166,12 @@ def forest(contrasts: Sequence[Contrast], first: str, measure: str) -> str:
     panel.grid(visible=False, axis="y")
     panel.grid(axis="x", color=colour("rule"), linewidth=0.8)
     unit(panel, f"{measure}, minus that of {_short(first)}", left=NAMES)
-    return render(figure, f"forest-{measure.replace('@', '-')}")
+    return render(figure, forest_name(measure))
+
+
+def forest_name(measure: str) -> str:
+    """The id of a measure's drawing."""
+    return f"forest-{measure.replace('@', '-')}"
 
 
 def _short(name: str) -> str:

@@ -13,6 +13,7 @@ from klent.io.files import write_atomic
 from klent.kit.statistics import mean
 from klent.kit.student import t_bound
 from klent.kit.text import duration, fixed, number, plural, signed_fixed
+from klent.report.page import hash_of
 from klent.studies.compare import figures
 from klent.studies.compare.plan import ComparisonPlan, describe
 from klent.studies.compare.results import MEAN, Results, RunResult, average, collect
@@ -37,9 +38,10 @@ class Finals(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One measure: its drawing, and for each arm its name, its verdict and a sentence."""
+    """One measure: its drawing with its id, and for each arm its name, its verdict and a sentence."""
 
     title: str
+    id: str
     drawing: str
     verdicts: list[tuple[str, str, str]]
 
@@ -78,10 +80,13 @@ def page(results: Results, command: str = "") -> str:
     )
     environment.filters["drawing"] = Markup  # our own SVG and CSS: the only text that is not escaped
     report = Path(klent.report.__file__).parent
+    script = (report / "script.js").read_text("utf-8")
     plan = results.plan
     return environment.get_template("compare.html.j2").render(
         name=plan.name,
         style=(report / "style.css").read_text("utf-8") + (HERE / "compare.css").read_text("utf-8"),
+        script=script,
+        script_hash=hash_of(script),
         command=command,
         first=plan.arms[0].name,
         lede=lede(results),
@@ -120,12 +125,25 @@ def notes(results: Results) -> list[str]:
             f"{arm} gave exactly the same numbers as {results.plan.arms[0].name}: what it changes had no "
             "effect. (A clip on the ratio, for example, acts only if a step has several updates.)"
         )
+    unscored = [run.name for run in results.runs if run.unscorable >= 1]
+    if unscored:
+        lines.append(
+            f"No held-out completion of {', '.join(unscored)} could be scored; all are counted as wrong. "
+            "Read rewards.log of the run."
+        )
+    elif results.runs and not any(run.after.any() or run.before.any() for run in results.runs):
+        lines.append(
+            "No held-out completion of any run has a reward of 1, which is what pass@k counts, so pass@k cannot "
+            "tell the arms apart. Look at the reward's curves, or evaluate by a reward of 0 and 1 (eval.reward)."
+        )
     unequal = [line for line in describe(results.plan) if line.startswith("the arms have different budgets")]
     return lines + [line.capitalize() + "." for line in unequal]
 
 
 def sentence(item: Contrast, first: str, measure: str) -> str:
     """One comparison in words, with its limits."""
+    if item.same:
+        return f"Its runs are those of {first}, number by number, so there is no difference to estimate."
     change = f"{measure} {signed_fixed(item.difference, 3)} against {first}"
     runs = (
         f"these runs alone: {signed_fixed(item.runs_low, 3)} to {signed_fixed(item.runs_high, 3)}, "
@@ -145,6 +163,8 @@ def resolution(results: Results) -> str:
     contrasts = [item for items in results.contrasts.values() for item in items]
     if not contrasts:
         return "There is nothing to compare the first arm with yet."
+    if all(item.same for item in contrasts):
+        return "Every arm's runs are the first arm's, number by number: there is nothing to compare."
     if all(math.isnan(item.p) for item in contrasts):
         return (
             "One seed is no evidence about the methods: another seed may reverse any of this. The thick bars "
@@ -152,13 +172,15 @@ def resolution(results: Results) -> str:
         )
     parts = []
     for measure, items in results.contrasts.items():
-        sizes = [_resolution(item, len(items)) for item in items if not item.own and item.df]
+        tested = sum(bool(item.df) for item in items)
+        sizes = [_resolution(item, tested) for item in items if item.df and (tested == 1 or not item.own)]
         if sizes:
             parts.append(f"{fixed(max(sizes), 3)} in {measure}")
     smallest = f" Differences below about {' and '.join(parts)} are lost in the noise." if parts else ""
     seeds = max(item.seeds for item in contrasts)
+    pooled = ", pooled over the arms" if any(item.df and not item.own for item in contrasts) else ""
     return (
-        f"The noise of a whole training run is estimated from {plural(seeds, 'seed')}, pooled over the arms."
+        f"The noise of a whole training run is estimated from {plural(seeds, 'seed')}{pooled}."
         f"{smallest} “No difference” means that none was detected, not that there is none."
     )
 
@@ -175,6 +197,7 @@ def _question(results: Results, measure: str) -> Question:
     titles = {"pass@1": "One answer: pass@1", MEAN: "Mean reward"}
     return Question(
         title=titles.get(measure, f"Several tries: {measure}"),
+        id=figures.forest_name(measure),
         drawing=figures.forest(items, first, measure) if items else "",
         verdicts=[(item.arm, item.verdict, sentence(item, first, measure)) for item in items],
     )
@@ -213,8 +236,10 @@ def _measures(results: Results, ks: Sequence[int]) -> list[str]:
 
 
 def _cell(values: Sequence[float]) -> Cell:
-    spread = f"{fixed(min(values), 3)} to {fixed(max(values), 3)}" if len(values) > 1 else ""
-    return Cell(fixed(mean(values), 3), spread)
+    known = [value for value in values if not math.isnan(value)]
+    ends = [fixed(end, 3) for end in (min(known), max(known))] if len(known) > 1 else []
+    spread = "" if not ends else "all equal" if ends[0] == ends[1] else " to ".join(ends)
+    return Cell(fixed(mean(known), 3), spread)
 
 
 def _run_rows(results: Results) -> list[dict[str, str]]:
@@ -239,8 +264,8 @@ def as_csv(results: Results) -> str:
     writer.writerow(names)
     for run in results.runs:
         scores = [f"{average(run.score(measure)):.6f}" for measure in measures]
-        kl = "" if math.isnan(run.kl) else f"{run.kl:.6f}"
-        writer.writerow([run.arm, run.seed, *scores, f"{run.entropy:.6f}", kl, f"{run.seconds:.2f}"])
+        entropy, kl = ("" if math.isnan(value) else f"{value:.6f}" for value in (run.entropy, run.kl))
+        writer.writerow([run.arm, run.seed, *scores, entropy, kl, f"{run.seconds:.2f}"])
     return out.getvalue()
 
 
@@ -278,8 +303,8 @@ def _run_json(run: RunResult, results: Results) -> dict[str, object]:
             if graded
             else {"pass": after, "base_pass": before}
         ),
-        "entropy": run.entropy,
-        "base_entropy": run.entropy_before,
+        "entropy": _none(run.entropy),
+        "base_entropy": _none(run.entropy_before),
         "kl_base": _none(run.kl),
         "seconds": run.seconds,
         "curves": {

@@ -30,9 +30,10 @@ class RunResult:
         curves: metric -> step -> value, for :data:`CURVES`.
         before, after: the reward of each completion of each held-out problem, ``[P, n]``; NaN is unscorable.
             Where the comparison is of accuracies, 1 if it was correct and 0 if not.
-        entropy_before, entropy: of the answers to held-out problems, nats per token.
+        entropy_before, entropy: of the answers to held-out problems, nats per token; NaN if not measured.
         kl: to the base model, nats per token; NaN if it was not measured.
         seconds: spent in training steps.
+        unscorable: share of the completions of the last evaluation that could not be scored.
     """
 
     arm: str
@@ -45,6 +46,7 @@ class RunResult:
     entropy: float
     kl: float
     seconds: float
+    unscorable: float = 0.0
 
     def score(self, measure: str) -> NDArray[np.float64]:
         """Each held-out problem's ``pass@k`` or ``mean reward`` after training, ``[P]``."""
@@ -120,31 +122,36 @@ def collect(plan: ComparisonPlan, failed: dict[str, str] | None = None) -> Resul
     done = {run.name for run in runs}
     samples = min((run.after.shape[1] for run in runs), default=1)
     first = plan.arms[0].name
+    twins = _twins(runs, first)
     compared: dict[str, list[Contrast]] = {}
     if any(run.arm == first for run in runs):
         measures = [MEAN] if kind == "reward" else [f"pass@{k}" for k in dict.fromkeys((1, samples))]
-        compared = {measure: _contrasts_by(measure, plan, runs) for measure in measures}
+        compared = {measure: _contrasts_by(measure, plan, runs, twins) for measure in measures}
     return Results(
         plan=plan,
         runs=runs,
         samples=samples,
         kind=kind,
         contrasts=compared,
-        twins=_twins(runs, first),
+        twins=twins,
         missing=[run.folder.name for run in plan.runs if run.folder.name not in done],
         failed=failed or {},
     )
 
 
-def _contrasts_by(measure: str, plan: ComparisonPlan, runs: Sequence[RunResult]) -> list[Contrast]:
+def _contrasts_by(
+    measure: str, plan: ComparisonPlan, runs: Sequence[RunResult], twins: Sequence[str]
+) -> list[Contrast]:
     """Every arm against the first, over the problems that could be scored in every run."""
     scores = {run.name: run.score(measure) for run in runs}
     whole = ~np.isnan(np.array(list(scores.values()))).any(axis=0)
+    if not whole.any():
+        return []
     by_seed = {
         arm.name: {run.seed: scores[run.name][whole] for run in runs if run.arm == arm.name}
         for arm in plan.arms
     }
-    return contrasts({arm: seeds for arm, seeds in by_seed.items() if seeds}) if whole.any() else []
+    return contrasts({arm: seeds for arm, seeds in by_seed.items() if seeds}, twins=twins)
 
 
 def _evaluations(run: PlannedRun) -> dict[int, Row]:
@@ -173,9 +180,10 @@ def read_run(run: PlannedRun, kind: Kind) -> RunResult:
         curves=curves,
         before=_samples(first, kind),
         after=_samples(last, kind),
-        entropy_before=finite(first.get("entropy")) or 0.0,
-        entropy=finite(last.get("entropy")) or 0.0,
-        kl=math.nan if divergence is None else divergence,
+        entropy_before=_or_nan(finite(first.get("entropy"))),
+        entropy=_or_nan(finite(last.get("entropy"))),
+        kl=_or_nan(divergence),
+        unscorable=finite(last.get("unscorable")) or 0.0,
         seconds=sum(finite(row.get("time/step")) or 0.0 for row in rows),
     )
 
@@ -183,6 +191,10 @@ def read_run(run: PlannedRun, kind: Kind) -> RunResult:
 def _samples(row: Row, kind: Kind) -> NDArray[np.float64]:
     """``[P, n]``; JSON's null becomes NaN."""
     return np.array(row["correct" if kind == "accuracy" else "rewards"], dtype=float)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _twins(runs: Sequence[RunResult], first: str) -> list[str]:

@@ -8,13 +8,13 @@ difference is taken within a seed and within a problem. Two questions are kept a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from klent.kit.statistics import holm
+from klent.kit.statistics import Z95, holm, paired_variance
 from klent.kit.student import f_above, t_bound, t_two_sided
 
 Scores = Mapping[int, NDArray[np.float64]]
@@ -22,6 +22,7 @@ Scores = Mapping[int, NDArray[np.float64]]
 
 LEVEL = 0.05
 DRAWS = 4000
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Contrast:
         arm: the arm that is compared with the first.
         seeds: how many seeds both arms have.
         difference: the mean over seeds and problems, arm minus first arm.
-        low, high: 95% interval for the method; NaN with one seed.
-        p: two-sided, for "the method makes no difference"; NaN with one seed.
+        low, high: 95% interval for the method; NaN with one seed, and for the same runs.
+        p: two-sided, for "the method makes no difference"; NaN with one seed, and for the same runs.
         p_holm: the same, corrected for the number of arms.
         df: degrees of freedom of ``p`` and of the interval; 0 with one seed.
         own: whether the noise is estimated from this arm alone, because it varies more than the others.
         runs_low, runs_high: 95% interval for these runs alone.
         runs_p: two-sided, for "these policies do equally well on such problems".
+        same: whether its runs are the first arm's, number by number: then there is nothing to estimate.
     """
 
     arm: str
@@ -53,10 +55,13 @@ class Contrast:
     runs_low: float
     runs_high: float
     runs_p: float
+    same: bool = False
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse`` or ``no difference`` for the method; ``one seed``: undecidable."""
+        """``better``, ``worse`` or ``no difference`` for the method; ``one seed``: undecidable; ``same runs``."""
+        if self.same:
+            return "same runs"
         if math.isnan(self.p):
             return "one seed"
         if self.p_holm >= LEVEL:
@@ -64,7 +69,7 @@ class Contrast:
         return "better" if self.difference > 0 else "worse"
 
 
-def contrasts(scores: Mapping[str, Scores], *, seed: int = 0) -> list[Contrast]:
+def contrasts(scores: Mapping[str, Scores], *, seed: int = 0, twins: Collection[str] = ()) -> list[Contrast]:
     """Every arm against the first one, corrected for how many there are.
 
     With arms as treatments and seeds as blocks, the noise of a difference of two seed means is estimated from
@@ -75,27 +80,37 @@ def contrasts(scores: Mapping[str, Scores], *, seed: int = 0) -> list[Contrast]:
 
     With two arms this is the paired t-test over seeds. An arm whose differences vary significantly more than
     that (F test at 5%) is judged by its own variance; the variance is never taken to be below what sampling
-    the problems alone would give.
+    the problems alone would give, see :func:`klent.kit.statistics.paired_variance`.
 
     Args:
-        scores: arm -> seed -> score of each problem. The others are compared with the first arm. An arm that
-            lacks some of the seeds is compared on those that it has, by its own noise.
+        scores: arm -> seed -> score of each problem, in [0, 1]. The others are compared with the first arm. An
+            arm that lacks some of the seeds is compared on those that it has, by its own noise.
         seed: for resampling the problems.
+        twins: arms whose runs are the first arm's, number by number. They say nothing of the noise of a run,
+            and are not counted in Holm's correction.
 
     Returns:
         One contrast for every other arm that shares a seed with the first.
     """
     first, *others = scores
     rng = np.random.default_rng(seed)
-    whole = [arm for arm in scores if set(scores[arm]) == set(scores[first])]
+    whole = [arm for arm in scores if set(scores[arm]) == set(scores[first]) and arm not in twins]
     pooled = residual_variance([[scores[arm][s].mean() for s in scores[first]] for arm in whole])
     uncorrected = [
-        _contrast(arm, scores[arm], scores[first], pooled if arm in whole else (math.nan, 0), rng)
+        _same(arm, len(set(scores[arm]) & set(scores[first])))
+        if arm in twins
+        else _contrast(arm, scores[arm], scores[first], pooled if arm in whole else (math.nan, 0), rng)
         for arm in others
         if set(scores[arm]) & set(scores[first])
     ]
     corrected = holm([contrast.p for contrast in uncorrected])
     return [replace(contrast, p_holm=p) for contrast, p in zip(uncorrected, corrected, strict=True)]
+
+
+def _same(arm: str, seeds: int) -> Contrast:
+    """An arm whose runs are the first arm's."""
+    nan = math.nan
+    return Contrast(arm, seeds, 0.0, nan, nan, nan, nan, 0, False, nan, nan, nan, same=True)
 
 
 def residual_variance(means: Sequence[Sequence[float]]) -> tuple[float, int]:
@@ -121,9 +136,12 @@ def _contrast(
     by_seed = np.array([d.mean() for d in apart])
     difference, count = float(by_seed.mean()), len(seeds)
     variance, df, own = _variance(by_seed, pooled)
-    floor = sum(float(d.var(ddof=1)) / len(d) for d in apart if len(d) > 1) / count
+    floor = sum(paired_variance(d.tolist()) for d in apart) / count
     error = math.sqrt(max(variance, floor) / count) if df else math.nan
     runs_low, runs_high = bootstrap_problems(apart, rng)
+    if runs_high - runs_low < TINY:  # resampling problems that came out alike shows no uncertainty
+        half = Z95 * math.sqrt(floor / count)
+        runs_low, runs_high = max(-1.0, difference - half), min(1.0, difference + half)
     return Contrast(
         arm=arm,
         seeds=count,
@@ -157,8 +175,6 @@ def _variance(by_seed: NDArray[np.float64], pooled: tuple[float, int]) -> tuple[
 def _p_value(difference: float, error: float, df: int) -> float:
     if not df:
         return math.nan
-    if error == 0:
-        return 1.0 if difference == 0 else 0.0
     return t_two_sided(difference / error, df)
 
 
