@@ -430,6 +430,40 @@ def test_choices_replace_one_another(write):
     assert [r.fn for r in load_recipe(weighted, ["reward.gym=null"]).reward] == ["last_number"]
 
 
+@pytest.mark.parametrize(
+    ("below", "overrides", "fn", "timeout"),
+    [
+        ("gym", ["reward.timeout=60"], "gym", 60.0),
+        ("gym", ["reward=my.py:fn", "reward.timeout=60"], "my.py:fn", 60.0),
+        ("gym", ["reward.timeout=60", "reward=my.py:fn"], "my.py:fn", 60.0),
+        ("{gym: 2.0}", ["reward.timeout=60"], "gym", 60.0),
+        ("{fn: gym, timeout: 5}", ["reward.timeout=60"], "gym", 60.0),
+        ("[{fn: gym, timeout: 5}]", ["reward.timeout=60"], "gym", 60.0),
+        ("[exact, gym]", ["reward=gym", "reward.timeout=60"], "gym", 60.0),
+        ("{fn: exact, timeout: 5}", ["reward=gym"], "gym", 10.0),
+        ("gym", ["reward=[exact]", "reward.timeout=60"], "exact", 60.0),
+    ],
+)
+def test_options_beside_a_reward_given_by_name_are_its_own(write, below, overrides, fn, timeout):
+    (reward,) = load_recipe(write(BASE.replace("reward: gym", f"reward: {below}")), overrides).reward
+    assert (reward.fn, reward.timeout) == (fn, timeout)
+
+
+def test_options_of_one_reward_among_several_are_refused(write):
+    several = write(BASE.replace("reward: gym", "reward: [gym, exact]"))
+    for overrides in (["reward.timeout=60"], ["reward=[gym, exact]", "reward.timeout=60"]):
+        with pytest.raises(ConfigError, match="belongs to one reward, and there are 2"):
+            load_recipe(several, overrides)
+
+
+def test_a_function_given_by_name_stays_beside_what_is_set_below_its_key(write):
+    recipe = load_recipe(write(BASE), ["eval.reward=exact", "eval.reward.workers=2", "eval.problems=3"])
+    assert [(r.fn, r.workers) for r in recipe.eval.reward] == [("exact", 2)]
+    assert recipe.eval.problems == 3
+    recipe = load_recipe(write(BASE), ["loss=reinforce", "loss.kl_in_loss.coef=0.1"])
+    assert {"reinforce", "kl_in_loss"} <= set(recipe.loss)
+
+
 def test_another_task_starts_anew_and_keeps_the_system_prompt(write):
     path = write(BASE.replace("{gym: chain_sum,", "{gym: chain_sum, system: Be brief.,"))
     assert load_recipe(path, ["task.config.max_terms=3"]).task.config == {"min_terms": 2, "max_terms": 3}

@@ -19,7 +19,7 @@ from klent.config import load_recipe
 from klent.errors import CheckpointError, ConfigError, RunError
 from klent.io.files import read_jsonl
 from klent.runs.console import QuietConsole
-from klent.runs.fingerprint import defaults_of, refuse_other_inputs, take_fingerprint
+from klent.runs.fingerprint import defaults_of, free_changes, refuse_other_inputs, take_fingerprint
 from klent.runs.train import train
 
 RECIPE = """
@@ -254,6 +254,21 @@ def test_a_setting_that_a_later_version_adds_is_no_difference(world):
     now = take_fingerprint(other.model_dump(mode="json"))
     with pytest.raises(ConfigError, match=r"update\.packing"):
         refuse_other_inputs(Path("run"), 1, before, now, defaults_of(other))
+
+
+def test_how_a_reward_is_called_may_change_and_what_it_is_may_not(world):
+    def fingerprint(**options):
+        reward = {"fn": "judge.py:fn", "timeout": 10.0, "workers": 2, "memory_gb": None, **options}
+        return take_fingerprint({"reward": [reward]})
+
+    before = fingerprint().state()
+    now = fingerprint(timeout=60.0, workers=8, memory_gb=4.0)
+    refuse_other_inputs(Path("run"), 1, before, now, frozenset())
+    changes = {change.key: change.after for change in free_changes(before, now)}
+    assert changes == {"reward.0.timeout": 60.0, "reward.0.workers": 8, "reward.0.memory_gb": 4.0}
+    for other in ({"workers": None}, {"weight": 0.5}, {"settings": {"same": "number"}}):
+        with pytest.raises(ConfigError, match=f"reward.0.{next(iter(other))}"):
+            refuse_other_inputs(Path("run"), 1, before, fingerprint(**other), frozenset())
 
 
 def test_a_project_that_moved_goes_on(world, tmp_path, monkeypatch):

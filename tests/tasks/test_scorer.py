@@ -180,7 +180,11 @@ def test_a_call_that_hangs_costs_its_limit(habit: str) -> None:
     start = time.monotonic()
     scores = score(spec("misbehave", timeout=0.5), ["ab", habit, "abcd"])
     assert shown(scores.reward) == [2.0, None, 4.0]
-    assert scores.problems["misbehave took longer than its limit of 0.5 s"] == 1
+    batch, alone = sorted(scores.problems, key=len, reverse=True)
+    assert alone.startswith("misbehave took longer than its limit of 0.5 s. ")
+    assert batch.startswith("misbehave took longer than its limit of 1.5 s, called with the whole batch: ")
+    assert all("increase its `timeout`" in text for text in scores.problems)
+    assert list(scores.problems.values()) == [3, 1]
     assert time.monotonic() - start < 8
 
 
@@ -189,7 +193,12 @@ def test_after_four_limits_in_a_row_the_rest_is_given_up() -> None:
     with Scorer([spec("misbehave", timeout=0.4)]) as scorer:
         scores = scorer.score(prompts(12), ["hang", "ab", *["hang"] * 9, "ab"])
         assert shown(scores.reward) == [None, 2.0, *[None] * 10]
-        assert scores.problems["misbehave took longer than its limit of 0.4 s"] == 5
+        (late,) = [
+            text
+            for text in scores.problems
+            if text.startswith("misbehave took longer than its limit of 0.4 s")
+        ]
+        assert scores.problems[late] == 5
         assert scores.problems["misbehave was given up after 4 limits hit in a row"] == 6
         assert time.monotonic() - start < 15
         assert scorer.score(prompts(1), ["abc"]).reward == [3.0]  # and the next call is new
@@ -512,7 +521,7 @@ def test_workers_never_outlive_a_killed_parent(tmp_path: Path, habit: str) -> No
         f"s.score([Prompt('p', '?', {{'where': {str(where)!r}}})], [{habit!r}])\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
-    assert wait_until(lambda: where.exists() and len(where.read_text().split()) == 2)
+    assert wait_until(lambda: where.exists() and len(where.read_text().split()) == 2, 60.0)
     time.sleep(0.2)  # into the hang
     pids = [int(pid) for pid in where.read_text().split()]
     assert all(map(alive, pids))

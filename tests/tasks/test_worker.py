@@ -17,8 +17,9 @@ from klent.report.terms.evaluation import EVALUATION
 from klent.report.terms.learning import LEARNING
 from klent.report.terms.sampling import SAMPLING
 from klent.tasks import Prompt, Reward, Scorer, process
+from klent.tasks.calls import BEYOND
 from klent.tasks.process import CallFailed, Worker, bound_log, read_reply
-from klent.tasks.scorer import _BEYOND, OWN_FAMILIES, Scores
+from klent.tasks.scorer import OWN_FAMILIES, Scores
 
 
 def scorer(folder: Path, source: str, *functions: str, timeout: float = 20.0, **options: Any) -> Scorer:
@@ -184,7 +185,9 @@ def fn(completions, **c):
 def test_the_limit_holds_while_data_flows(tmp_path: Path) -> None:
     with scorer(tmp_path, FLOOD.replace("PAUSE", "0.001"), timeout=0.6) as rewards:
         start = time.monotonic()
-        assert score(rewards, ["a"]).problems == {"fn took longer than its limit of 0.6 s": 1}
+        (problem,) = score(rewards, ["a"]).problems
+        assert problem.startswith("fn took longer than its limit of 0.6 s. ")
+        assert "increase its `timeout`" in problem
         assert time.monotonic() - start < 5
 
 
@@ -439,7 +442,7 @@ def test_rewards_of_which_float32_makes_no_advantage_are_unscorable(tmp_path: Pa
         scores = score(rewards, ["1", "3.5e38", "-1e300", "10**39", "1e20", "-1e16"])
     assert [math.isnan(value) for value in scores.reward] == [False, True, True, True, True, False]
     assert scores.problems == {
-        f"fn returned 3.5e+38, {_BEYOND}": 3,
+        f"fn returned 3.5e+38, {BEYOND}": 3,
         "fn returned a huge integer": 1,
     }
 
@@ -450,7 +453,7 @@ def test_a_sum_of_which_float32_makes_no_advantage_is_unscorable(tmp_path: Path)
         scores = score(rewards, ["1", "1e16"])
     assert scores.reward[0] == 10.0
     assert math.isnan(scores.reward[1])
-    assert scores.problems == {f"the weighted sum of the rewards is {_BEYOND}": 1}
+    assert scores.problems == {f"the weighted sum of the rewards is {BEYOND}": 1}
 
 
 def test_rewards_that_say_nothing_on_purpose_are_left_out_of_the_sum(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from klent.config.base import Yaml
+from klent.config.rewards import OPTIONS
 from klent.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
@@ -35,10 +36,11 @@ class Layer:
 def merge(lower: Layer, upper: Layer) -> Layer:
     """``upper`` over ``lower``.
 
-    Mappings merge key by key, anything else is replaced. Seven keys have a rule of their own:
+    Mappings merge key by key, anything else is replaced. Eight keys have a rule of their own:
 
     - ``loss`` and ``token_reward`` are sums: terms are added, and null removes a term;
-    - ``advantage`` and ``reward`` are choices: a function that the lower layer lacks replaces them whole;
+    - ``advantage``, ``reward`` and ``eval.reward`` are choices: a function that the lower layer lacks
+      replaces them whole; an option such as ``reward.timeout`` is that of the lower layer's reward;
     - ``select`` holds one choice under each name, and null removes a name;
     - ``thermostat.target``: another kind of target replaces it whole;
     - ``task``: another generator, or data instead of a generator, replaces it; only ``system`` is kept.
@@ -117,10 +119,32 @@ def _merge_thermostat(lower: Yaml, upper: Yaml) -> Yaml:
 
 
 def _merge_reward(lower: Yaml, upper: Yaml) -> Yaml:
-    def weighted(value: Yaml) -> Yaml:
-        return {value: 1.0} if isinstance(value, str) else value
+    lower, upper = _weighted(lower), _weighted(upper)
+    if not isinstance(upper, dict):
+        return upper
+    options = {key: value for key, value in upper.items() if key in OPTIONS and "fn" not in upper}
+    named = {key: value for key, value in upper.items() if key not in options}
+    chosen = _merge_choice(lower, named) if named else lower
+    if not options:
+        return chosen
+    if isinstance(chosen, list):  # of one reward, or it is not said whose option it is
+        entries = [_weighted(item) for item in chosen]
+        chosen = (
+            entries[0] if len(entries) == 1 else {f"reward {index + 1}": {} for index in range(len(entries))}
+        )
+    return {**(chosen if isinstance(chosen, dict) else {}), **options}
 
-    return _merge_choice(weighted(lower), weighted(upper))
+
+def _merge_eval(lower: Yaml, upper: Yaml) -> Yaml:
+    merged = _merge_mapping(lower, upper)
+    if isinstance(lower, dict) and isinstance(upper, dict) and isinstance(merged, dict) and "reward" in upper:
+        merged["reward"] = _merge_reward(lower.get("reward"), upper["reward"])
+    return merged
+
+
+def _weighted(value: Yaml) -> Yaml:
+    """``exact`` is short for ``{exact: 1.0}`` where it is a reward."""
+    return {value: 1.0} if isinstance(value, str) else value
 
 
 def _named(value: Yaml) -> Yaml:
@@ -133,6 +157,7 @@ _RULES: dict[str, Callable[[Yaml, Yaml], Yaml]] = {
     "token_reward": _merge_terms,
     "advantage": _merge_choice,
     "reward": _merge_reward,
+    "eval": _merge_eval,
     "select": _merge_select,
     "thermostat": _merge_thermostat,
     "task": _merge_task,

@@ -7,17 +7,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from klent.config.base import Settings
+from klent.config.base import PositiveInt, Settings
 from klent.errors import ConfigError
 from klent.kit.names import nearest
 
 #: rewards that look at completions only, never at an answer
 WITHOUT_ANSWER = ("empo", "random")
 SHIPPED = ("empo", "exact", "gym", "last_number", "math_verify", "random")
+#: rewards that compare the completions of a prompt
+TOGETHER = ("empo",)
 #: ``python:NAME`` is a function that was passed to klent.train from Python
 PYTHON = "python"
 #: seconds; what waits for a reply counts in milliseconds, of which it can hold 24 days
 LONGEST_TIMEOUT = 1_000_000.0
+#: gigabytes that a process needs for Python alone
+LEAST_MEMORY = 0.1
 
 
 class Reward(Settings):
@@ -28,9 +32,13 @@ class Reward(Settings):
     weight: float = 1.0
     """Weight in the sum; a reward of weight 0 is measured and not summed."""
     timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] = 10.0
-    """Seconds allowed for one call; a completion scored later than that is unscorable."""
+    """Seconds allowed for each completion, however many are in a call; see docs/bring-your-own.md."""
     settings: dict[str, object] = Field(default_factory=dict)
     """More arguments of the function, e.g. {same: number} of empo."""
+    workers: PositiveInt | None = None
+    """Processes that each score one completion per call, side by side; null = one call with the whole batch."""
+    memory_gb: Annotated[float, Field(ge=LEAST_MEMORY)] | None = None
+    """Limit of the memory of the reward's process, and of each of its children; null = none."""
 
     @property
     def python_name(self) -> str | None:
@@ -45,13 +53,18 @@ class Reward(Settings):
         return self.model_copy(update={"fn": f"{(base / Path(path).expanduser()).resolve()}:{function}"})
 
 
+OPTIONS = tuple(name for name in Reward.model_fields if name != "fn")
+"""Keys of a reward that may stand beside its name."""
+
+
 def parse_rewards(value: object) -> tuple[Reward, ...]:
     """The rewards that a recipe asks for.
 
     Args:
         value: ``name``, ``{name: weight}``, ``{name: {setting: value}}``, or a list of names and ``{fn,
-            weight, timeout, settings}``. A name is that of a shipped reward, ``path/to/file.py:function``,
-            ``package.module:function`` or ``python:NAME``.
+            weight, timeout, settings, workers, memory_gb}``. A name is that of a shipped reward,
+            ``path/to/file.py:function``, ``package.module:function`` or ``python:NAME``. A mapping with one
+            name may have options beside it: ``{name: weight, timeout: 60}``.
 
     Returns:
         The rewards in order, names as written. Nothing is imported and no file is opened.
@@ -95,10 +108,23 @@ def _entries(value: object) -> Sequence[object]:
     if isinstance(value, str | Reward):
         return [value]
     if isinstance(value, Mapping):
-        return [value] if "fn" in value else [_entry(name, item) for name, item in value.items()]
+        return [value] if "fn" in value else _named_entries(value)
     if isinstance(value, list | tuple):
         return value
     raise ConfigError(f"reward: expected a name, a mapping or a list, not {_shown(value)}")
+
+
+def _named_entries(value: Mapping[object, object]) -> list[dict[str, object]]:
+    """A mapping of rewards by name; options beside a single one are its own."""
+    options = {str(key): item for key, item in value.items() if key in OPTIONS}
+    entries = [_entry(name, item) for name, item in value.items() if name not in OPTIONS]
+    if options and len(entries) != 1:
+        there = "no reward is named" if not entries else f"there are {len(entries)} rewards"
+        example = "{fn: NAME, " + ", ".join(f"{key}: {item}" for key, item in options.items()) + "}"
+        raise ConfigError(
+            f"reward: {', '.join(options)} belongs to one reward, and {there}; write each as {example}"
+        )
+    return [{**entry, **options} for entry in entries]
 
 
 def _entry(name: object, value: object) -> dict[str, object]:
@@ -111,7 +137,8 @@ def _read(item: object) -> Reward:
         return item
     fields = {"fn": item} if isinstance(item, str) else item
     if not isinstance(fields, Mapping):
-        raise ConfigError(f"reward: expected a name or {{fn, weight, timeout, settings}}, not {_shown(item)}")
+        keys = ", ".join(Reward.model_fields)
+        raise ConfigError(f"reward: expected a name or {{{keys}}}, not {_shown(item)}")
     for key in fields:
         if key not in Reward.model_fields:
             keys = ", ".join(Reward.model_fields)
@@ -121,15 +148,47 @@ def _read(item: object) -> Reward:
     if not isinstance(fn, str):
         raise ConfigError(f"reward: `fn` must name a function, not {_shown(fn)}")
     fn = _checked(fn.strip())
-    weight = _number(fields.get("weight", 1.0), f"reward {fn}: weight")
-    timeout = _number(fields.get("timeout", 10.0), f"reward {fn}: timeout")
-    if not 0 < timeout <= LONGEST_TIMEOUT:
-        limits = f"more than 0 seconds and at most {LONGEST_TIMEOUT:,.0f}"
-        raise ConfigError(f"reward {fn}: timeout must be {limits}, not {timeout:g}")
     settings = fields.get("settings", {})
     if not isinstance(settings, Mapping):
         raise ConfigError(f"reward {fn}: settings must be a mapping of arguments, not {_shown(settings)}")
-    return Reward(fn=fn, weight=weight, timeout=timeout, settings=dict(settings))
+    return Reward(
+        fn=fn,
+        weight=_number(fields.get("weight", 1.0), f"reward {fn}: weight"),
+        timeout=_timeout(fields.get("timeout", 10.0), fn),
+        settings=dict(settings),
+        workers=_workers(fields.get("workers"), fn),
+        memory_gb=_memory(fields.get("memory_gb"), fn),
+    )
+
+
+def _timeout(value: object, fn: str) -> float:
+    timeout = _number(value, f"reward {fn}: timeout")
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        limits = f"more than 0 seconds and at most {LONGEST_TIMEOUT:,.0f}"
+        raise ConfigError(f"reward {fn}: timeout must be {limits}, not {timeout:g}")
+    return timeout
+
+
+def _workers(value: object, fn: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"reward {fn}: workers must be a number of processes from 1 on, not {_shown(value)}"
+        )
+    if fn in TOGETHER:
+        reason = "workers score each completion alone, and it compares those of a prompt"
+        raise ConfigError(f"reward {fn}: {reason}; remove workers")
+    return value
+
+
+def _memory(value: object, fn: str) -> float | None:
+    if value is None:
+        return None
+    memory = _number(value, f"reward {fn}: memory_gb")
+    if memory < LEAST_MEMORY:
+        raise ConfigError(f"reward {fn}: memory_gb must be at least {LEAST_MEMORY:g}, not {memory:g}")
+    return memory
 
 
 def _checked(fn: str) -> str:

@@ -165,8 +165,11 @@ def _scalar(node: yaml.Node, line: int, layer: Layer) -> Yaml:
 
 # A segment of a dotted key may itself hold dots where it names a function of the user's: loss.my.py:fn.coef
 _USER_FUNCTION = re.compile(
-    r"^(loss|token_reward|advantage|reward|select\.[^.]+)\.(.*?\.py:[^.]+)(?:\.(.+))?$"
+    r"^(loss|token_reward|advantage|(?:eval\.)?reward|select\.[^.]+)\.(.*?\.py:[^.]+)(?:\.(.+))?$"
 )
+
+# Keys whose value may be the name of a function, with its settings below
+_BY_NAME = re.compile(r"^(loss|token_reward|advantage|(eval\.)?reward|select\.[^.]+)$")
 
 
 def parse_overrides(overrides: Iterable[str], source: str = "command line") -> Layer:
@@ -186,13 +189,37 @@ def parse_overrides(overrides: Iterable[str], source: str = "command line") -> L
 
 
 def _put(values: dict[str, Yaml], path: tuple[str, ...], value: Yaml) -> None:
-    """Set a value at a key path, with the mappings that lead to it."""
-    for segment in path[:-1]:
+    """Set a value at a key path, with the mappings that lead to it.
+
+    A function that is given by name, and what else is set below the same key, belong together: ``reward=exact
+    reward.timeout=60``, in either order.
+    """
+    for depth, segment in enumerate(path[:-1], start=1):
         inner = values.get(segment)
-        if not isinstance(inner, dict):
+        if isinstance(inner, str) and _BY_NAME.match(".".join(path[:depth])):
+            inner = values[segment] = {inner: {}}
+        elif isinstance(inner, list) and _BY_NAME.match(".".join(path[:depth])):
+            inner = values[segment] = _only(inner, path)
+        elif not isinstance(inner, dict):
             inner = values[segment] = {}
         values = inner
+    before = values.get(path[-1])
+    if isinstance(value, str) and isinstance(before, dict) and _BY_NAME.match(".".join(path)):
+        value = {value: {}, **before}
     values[path[-1]] = value
+
+
+def _only(rewards: list[Yaml], path: tuple[str, ...]) -> dict[str, Yaml]:
+    """The only reward of a list, as a mapping that takes more keys."""
+    only = rewards[0] if len(rewards) == 1 else None
+    if isinstance(only, str):
+        return {only: {}}
+    if isinstance(only, dict):
+        return only
+    raise ConfigError(
+        f"command line: {'.'.join(path)}: it belongs to one reward, and there are {len(rewards)}; write it "
+        f"beside its `fn` in the list"
+    )
 
 
 def _split(key: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from klent.runs.code import MODELS, code_hashes, hash_file, model_folder, value_
 
 FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits")
 """Sections of a recipe that may change between two parts of a run; the change is written to run.json."""
+_CALLS = re.compile(r"reward\.\d+\.(timeout|memory_gb|workers)")  # how a reward is called, not what it says
 _FILES = ("task.data", "task.heldout_data", "rollout.mixture.target.adapter")
 _HELD_OUT = ("task.heldout", "task.heldout_data", "task.heldout_split")
 _READ = {".json", ".jsonl", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".arrow", ".parquet"}
@@ -106,7 +108,7 @@ def refuse_other_inputs(
     changes = [
         change
         for change in _differences(_part(before, "recipe"), now.recipe)
-        if not (change.before is None and change.key in defaults)
+        if not (change.before is None and change.key in defaults) and not _is_of_calls(change)
     ]
     problems = [str(change) for change in changes]
     for change in _differences(_part(before, "content"), now.content):
@@ -119,14 +121,22 @@ def refuse_other_inputs(
         raise ConfigError(
             f"{run} cannot go on from step {step}: it was trained with another recipe, data or model:{listed}\n"
             f"Put back what it was in {run / 'config.yaml'} or in the files, or start another run with "
-            f"name=... What may change in a run: {', '.join(FREE)}."
+            f"name=... What may change in a run: {', '.join(FREE)}, a reward's timeout and "
+            "memory_gb, and how many workers it has."
         )
 
 
 def free_changes(before: Mapping[str, object], now: Fingerprint) -> list[Change]:
-    """What differs and may: settings in ``FREE``, and the code of files."""
+    """What differs and may: settings in ``FREE``, how rewards are called, and the code of files."""
     settings = _differences(_part(before, "free"), now.free)
-    return [*settings, *_differences(_part(before, "code"), now.code)]
+    calls = filter(_is_of_calls, _differences(_part(before, "recipe"), now.recipe))
+    return [*settings, *calls, *_differences(_part(before, "code"), now.code)]
+
+
+def _is_of_calls(change: Change) -> bool:
+    """Whether it leaves a reward's values alone; from null to workers, one that compares completions differs."""
+    one_by_one = not change.key.endswith(".workers") or None not in (change.before, change.after)
+    return _CALLS.fullmatch(change.key) is not None and one_by_one
 
 
 def _part(fingerprint: Mapping[str, object], name: str) -> Mapping[str, object]:
@@ -139,6 +149,9 @@ def _differences(before: object, now: object, key: str = "") -> Iterator[Change]
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in dict.fromkeys((*before, *now)):
             yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (then, this) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(then, this, f"{key}.{index}")
     elif before != now:
         yield Change(key, before, now)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from klent.config.rewards import SHIPPED, Reward
+from klent.config.rewards import OPTIONS, SHIPPED, Reward
 from klent.errors import ConfigError, DataError
 from klent.kit.names import nearest
 from klent.kit.text import plural
@@ -65,7 +65,9 @@ def check_settings(reward: Reward, worker: Worker) -> None:
     for name in reward.settings:
         if name not in named:
             takes = f"it takes {', '.join(named)}" if named else "it takes none"
-            raise ConfigError(f"reward {reward.fn}: no argument {name!r}{nearest(name, named)}; {takes}")
+            option = f"; as an option of the reward, write {{fn: {reward.fn}, {name}: ...}}"
+            hint = option if name in OPTIONS else nearest(name, named)
+            raise ConfigError(f"reward {reward.fn}: no argument {name!r}{hint}; {takes}")
 
 
 def try_reward(reward: Reward, prompt: Prompt, call: Call) -> Tried:

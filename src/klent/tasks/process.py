@@ -14,15 +14,21 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Literal
 
+from klent.tasks.replies import read_reply
 from klent.tasks.worker import Failure, Parameters, Reply, Request
 
-START_SECONDS = 180.0  # for Python and the function's own imports; a call's limit does not include them
+START_SECONDS = (
+    180.0  # for Python and the function's imports; those within a call get as much on top of its limit
+)
 LOG_BYTES = 16 << 20  # of what a function prints; of a longer log the newest quarter is kept
 _REPLY_BYTES = 64 << 20  # many times what the values of a batch take
 _TEXT = 1000  # characters of an error; the worker shortens what it quotes, and is not relied upon
 _LOOK = 1.0  # seconds between two looks at the log's size while a call runs
+_WARM_UP = 4  # times what a first call has taken is what the first call of another process may take
+_IMPORTS = b"<frozen importlib._bootstrap>"  # a frame of every import that goes on
+_END_SECONDS = 10.0  # more than the supervisor takes
 _CUTTING = threading.Lock()
 
 
@@ -49,26 +55,45 @@ class Worker:
     """One function in a process of its own, started when it is first needed and again after it was ended.
 
     The process leads its own session, so that Ctrl-C in the terminal does not reach it. It ends with this
-    object, with this process (even one that is killed), or when a call runs past its limit. Hash seeds and
-    thread counts are fixed, so that a call's value depends on its arguments alone.
+    object, with this process (even one that is killed), or when a call runs past its limit, and whatever it
+    started ends with it. Hash seeds and thread counts are fixed, so that a call's value depends on its
+    arguments alone.
 
     Args:
         target: ``/path/file.py:function``, ``package.module:function``, or a name for what is ``packed``.
         log: file that receives what the function prints; None = this process's standard error.
         packed: the function itself, from :func:`klent.tasks.callables.pack`; None = ``target`` is imported.
+        memory_gb: limit of the process's memory, and of each of its children's; None = no limit.
+
+    Attributes:
+        metrics: what the last call logged, by name.
+        seconds: what the last call that brought a value took.
+        warm: whether its process had answered a call before.
     """
 
-    def __init__(self, target: str, log: Path | None = None, packed: bytes | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        log: Path | None = None,
+        packed: bytes | None = None,
+        memory_gb: float | None = None,
+    ) -> None:
         self.target = target
         self._log = log
         self._packed = packed
+        self._memory_gb = memory_gb
+        self._stack: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Callable[[], object] | None = None
         self._buffer = bytearray()
         self._calls = 0
         self._parameters: Parameters | None = None
         self._retired = False
+        self._answered = False  # a call, since the process was started
+        self._first = 0.0  # seconds of the longest first call of a process
         self.metrics: dict[str, float] = {}
+        self.seconds = 0.0
+        self.warm = False
 
     def launch(self) -> None:
         """Start the process and let it import, without waiting."""
@@ -80,11 +105,14 @@ class Worker:
             os.pipe()
         )  # nothing is ever written; its closing tells the process that we are gone
         self._bound_log()
+        memory = 0 if self._memory_gb is None else round(self._memory_gb * 1e9)
+        command = [sys.executable, "-P", "-m", "klent.tasks.worker", self.target, str(memory)]
         try:
             with _anonymous_file(self._packed) as packed, _opened(self._log) as log:
-                descriptors = [lifeline, *([packed.fileno()] if packed else [])]
+                self._stack = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
+                descriptors = [lifeline, self._stack.fileno(), *([packed.fileno()] if packed else [])]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "klent.tasks.worker", self.target, *map(str, descriptors)],
+                    [*command, *map(str, descriptors)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -100,6 +128,7 @@ class Worker:
         self._end = weakref.finalize(self, _end_process, self._process, our_end)
         self._buffer.clear()
         self._parameters = None
+        self._answered = False
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
 
@@ -127,33 +156,42 @@ class Worker:
 
         Args:
             arguments: JSON-able values by name; those that the function does not take are left out.
-            timeout: seconds allowed, not counting the process's start.
+            timeout: seconds allowed, not counting the process's start. It begins anew where it ends in the
+                middle of an import. The first call of a process may also take 4 times what a first call took
+                before: what it loads is loaded again.
 
         Raises:
             CallFailed: no value came; the process is ended and starts anew at the next call, unless the
                 function merely raised.
         """
         self.parameters()
-        deadline = time.monotonic() + timeout
+        self.warm = self._answered
+        if not self.warm:
+            timeout = max(timeout, _WARM_UP * self._first)
+        start = time.monotonic()
         self._calls += 1
         try:
-            self._send(_line({"id": self._calls, "arguments": dict(arguments)}), deadline)
-            reply = self._receive(self._calls, deadline)
+            self._send(_line({"id": self._calls, "arguments": dict(arguments)}), start + timeout)
+            reply = self._answer(self._calls, start, timeout)
             if "value" not in reply:
                 raise self._strange()
         except CallFailed as error:
             if error.kind == "timeout":
                 self.close()
-                raise CallFailed("timeout", f"took longer than its limit of {timeout:g} s") from None
+                late = f"took longer than its limit of {timeout:.4g} s"
+                raise CallFailed("timeout", late, place="limit") from None
             raise
         self.metrics = reply["metrics"]
+        self.seconds = time.monotonic() - start
+        self._first = self._first if self.warm else max(self._first, self.seconds)
+        self._answered = True
         return reply["value"]
 
     def close(self) -> None:
         """End the process and whatever it started."""
         if self._end is not None:
             self._end()
-        self._process = self._end = self._parameters = None
+        self._process = self._end = self._parameters = self._stack = None
 
     def retire(self) -> None:
         """End the process for good: a later call fails."""
@@ -174,6 +212,32 @@ class Worker:
                 continue
             except BrokenPipeError:
                 raise self._died() from None
+
+    def _answer(self, id: int, start: float, timeout: float) -> Reply:
+        """The reply to request ``id`` within its limit, which begins anew where the process is importing."""
+        deadline, last = start + timeout, start + timeout + START_SECONDS
+        while True:
+            try:
+                return self._receive(id, deadline)
+            except CallFailed as error:
+                if error.kind != "timeout" or deadline >= last or not self._is_importing():
+                    raise
+            deadline = min(time.monotonic() + timeout, last)
+
+    def _is_importing(self) -> bool:
+        """Whether the process imports something now, by its Python stack, which it shows on a signal."""
+        assert self._process is not None
+        assert self._stack is not None
+        shown = os.fstat(self._stack.fileno()).st_size
+        self._process.send_signal(signal.SIGUSR1)  # to the supervisor, which asks
+        stack = b""
+        for _ in range(20):
+            time.sleep(0.025)
+            text = os.pread(self._stack.fileno(), 1 << 20, shown)
+            if text and text == stack:  # complete
+                break
+            stack = text
+        return _IMPORTS in stack
 
     def _receive(self, id: int, deadline: float) -> Reply:
         """The reply to request ``id``; whatever else the process writes ends it, and fails the call."""
@@ -203,7 +267,9 @@ class Worker:
         if (failure := reply.get("error")) is not None:
             source = "" if self._packed is None else _source_line(failure)
             where = f"{failure['kind']}:{failure['file']}:{failure['line']}"
-            raise CallFailed("raised", f"{failure['text'][:_TEXT]}{source}", failure["kind"], where)
+            text = f"{failure['text'][:_TEXT]}{source}"
+            text += self._memory_hint() if failure["kind"].endswith("MemoryError") else ""
+            raise CallFailed("raised", text, failure["kind"], where)
         return reply
 
     def _ready(self, pipe: int, event: int, deadline: float) -> bool:
@@ -227,49 +293,19 @@ class Worker:
     def _died(self) -> CallFailed:
         assert self._process is not None
         try:
-            code = self._process.wait(timeout=1.0)
+            code = self._process.wait(timeout=2.0)
         except subprocess.TimeoutExpired:
             cause = "closed its pipe"
         else:
             names = {number.value: number.name for number in signal.Signals}
             killer = names.get(-code, f"signal {-code}")
             cause = f"exited with code {code}" if code >= 0 else f"was killed by {killer}"
+            cause += self._memory_hint() if code else ""
         self.close()
         return CallFailed("died", f"its process {cause}")
 
-
-def read_reply(line: bytes, id: int) -> Reply:
-    """A line from a worker as its reply to request ``id``.
-
-    Raises:
-        ValueError: it is anything else.
-        RecursionError: it is nested too deeply.
-    """
-    reply = json.loads(line)
-    if not isinstance(reply, dict) or type(reply.get("id")) is not int or reply["id"] != id:
-        raise ValueError("an answer to another request")
-    kinds = reply.keys() - {"id"}
-    if kinds == {"parameters"}:
-        _check_fields(reply["parameters"], required=list, named=list)
-        if not all(isinstance(name, str) for listed in reply["parameters"].values() for name in listed):
-            raise ValueError("a parameter without a name")
-    elif kinds == {"error"}:
-        _check_fields(reply["error"], kind=str, text=str, file=str, line=int)
-    elif kinds == {"value", "metrics"}:
-        _check_fields({"metrics": reply["metrics"]}, metrics=dict)
-        if not all(isinstance(value, float) for value in reply["metrics"].values()):
-            raise ValueError("a metric that is no number")
-    else:
-        raise ValueError("not the keys of a reply")
-    return cast(Reply, reply)
-
-
-def _check_fields(value: object, **types: type) -> None:
-    """A mapping has exactly these keys, each of its type."""
-    if not isinstance(value, dict) or value.keys() != types.keys():
-        raise ValueError("not the keys of a reply")
-    if not all(isinstance(value[name], kind) for name, kind in types.items()):
-        raise ValueError("a field of another type")
+    def _memory_hint(self) -> str:
+        return "" if self._memory_gb is None else f"; its limit is memory_gb: {self._memory_gb:g}"
 
 
 def bound_log(log: Path) -> None:
@@ -338,11 +374,14 @@ def _source_line(failure: Failure) -> str:
 
 
 def _end_process(process: subprocess.Popen[bytes], our_end: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
     os.close(our_end)
+    process.terminate()  # the supervisor ends everything below it; a fork of this process may hold the lifeline
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         with suppress(BrokenPipeError):
             pipe.close()
-    process.wait()
+    try:
+        process.wait(timeout=_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -6,22 +6,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from klent.config.rewards import SHIPPED, WITHOUT_ANSWER, Reward, short_names
+from klent.config.rewards import SHIPPED, TOGETHER, WITHOUT_ANSWER, Reward, short_names
 from klent.errors import ConfigError
 from klent.streams.prompt import Prompt
-from klent.tasks.arguments import Sample, given
+from klent.tasks.arguments import Sample
 from klent.tasks.callables import Function, missing, pack
+from klent.tasks.calls import BEYOND, LARGEST, Caller, Problems, Result
 from klent.tasks.first_call import Tried, check_columns, check_settings, first_call, try_reward
 from klent.tasks.process import CallFailed, Worker
 from klent.tasks.task import Task
 
-_LIMIT_HITS = 4  # in a row; the rest of the call is then given up
-_LARGEST = 1e16  # advantages are computed in float32, which must hold sums of squares of millions of rewards
-_BEYOND = "beyond 1e16: advantages, which are computed in float32, would overflow. Scale it down"
-_REASONS = 16  # of one reward that are told apart; and the metrics that it may log
-_METRICS = 64
+_METRICS = 64  # that a reward may log
 _TOO_MANY = (
     f"the rewards log metrics of more than {_METRICS} names: those of further names are left out. "
     + ("Log the same few names at every call")
@@ -57,31 +53,6 @@ class Scores:
     notes: tuple[str, ...] = ()
 
 
-class _Result(NamedTuple):
-    """One reward's values, NaN where it gave none; ``silent`` are those among them where it said None."""
-
-    values: list[float]
-    silent: set[int]
-
-
-class _Problems(Counter[str]):
-    """What went wrong in one reward's calls, and how often.
-
-    It knows the places where the reward failed before. A message that quotes the completion is new every
-    time; the place is not, so the first message stands for all from there.
-    """
-
-    def __init__(self, name: str, texts: dict[str, str]) -> None:
-        super().__init__()
-        self._name = name
-        self._texts = texts
-
-    def note(self, place: str, text: str, count: int = 1) -> None:
-        if place not in self._texts and len(self._texts) >= _REASONS:
-            place, text = "", f"failed in more ways than the {_REASONS} that were reported"
-        self[f"{self._name} {self._texts.setdefault(place, text)}"] += count
-
-
 class Scorer:
     """Calls rewards as TRL does, outside this process and with a time limit each.
 
@@ -90,6 +61,7 @@ class Scorer:
     completion is scored alone; what fails then is unscorable (NaN). After 4 limits hit in a row, the rest of
     the call is unscorable. A value that is NaN, infinite, beyond 1e16 or not a number is unscorable too.
     None is no failure: the reward says nothing of this completion, and the others are summed.
+    :class:`klent.tasks.calls.Caller` says what the limits are, and what a reward's ``workers`` change.
 
     Use it as a context manager: leaving it ends the processes. They end with this process in any case.
 
@@ -114,10 +86,10 @@ class Scorer:
         self._rewards = tuple(reward.located(Path()) for reward in rewards)
         self.names = short_names(self._rewards)
         self._task = task
-        self._workers = [_worker(reward, log, functions or {}) for reward in self._rewards]
+        self._callers = [_caller(reward, log, functions or {}) for reward in self._rewards]
         self._texts: list[dict[str, str]] = [{} for _ in self._rewards]
         self._logged: dict[str, str] = {}  # with the note, where another name was asked for
-        self._threads = ThreadPoolExecutor(max(1, len(self._workers)), thread_name_prefix="reward")
+        self._threads = ThreadPoolExecutor(max(1, len(self._callers)), thread_name_prefix="reward")
 
     def __enter__(self) -> "Scorer":
         return self
@@ -127,8 +99,8 @@ class Scorer:
 
     def close(self) -> None:
         """End the rewards' processes."""
-        for worker in self._workers:
-            worker.retire()
+        for caller in self._callers:
+            caller.close()
         self._threads.shutdown()
 
     def check(self) -> list[Tried]:
@@ -142,9 +114,10 @@ class Scorer:
                 or a reward that cannot score any completion of the task.
             DataError: a shipped reward that cannot score the task's first problem.
         """
-        pairs = list(zip(self._rewards, self._workers, strict=True))
+        pairs = [(caller.reward, caller.workers[0]) for caller in self._callers]
+        every = [(caller.reward, worker) for caller in self._callers for worker in caller.workers]
         for step in (Worker.launch, Worker.parameters):  # all are launched before the first is waited for
-            for reward, worker in pairs:
+            for reward, worker in every:
                 try:
                     step(worker)
                 except CallFailed as error:
@@ -188,10 +161,10 @@ class Scorer:
         )
         if not samples:
             return Scores([], {name: [] for name in self.names}, {})
-        problems = [_Problems(*pair) for pair in zip(self.names, self._texts, strict=True)]
+        problems = [Problems(*pair) for pair in zip(self.names, self._texts, strict=True)]
         jobs = [
-            self._threads.submit(_score, reward, worker, samples, told)
-            for reward, worker, told in zip(self._rewards, self._workers, problems, strict=True)
+            self._threads.submit(caller.score, samples, told)
+            for caller, told in zip(self._callers, problems, strict=True)
         ]
         results = [job.result() for job in jobs]
         total = self._total(results, problems)
@@ -200,13 +173,13 @@ class Scorer:
             counts.update(told)
         beyond = [math.isinf(value) for value in total]
         if any(beyond):
-            counts[f"the weighted sum of the rewards is {_BEYOND}"] = sum(beyond)
+            counts[f"the weighted sum of the rewards is {BEYOND}"] = sum(beyond)
         reward = [value if math.isfinite(value) else math.nan for value in total]
         parts = {name: result.values for name, result in zip(self.names, results, strict=True)}
-        metrics, notes = self._metrics()
+        metrics, notes = self._metrics(results)
         return Scores(reward, parts, dict(counts), metrics, notes)
 
-    def _total(self, results: Sequence[_Result], problems: Sequence[_Problems]) -> list[float]:
+    def _total(self, results: Sequence[Result], problems: Sequence[Problems]) -> list[float]:
         """The weighted sum of each completion's values: NaN = unscorable, infinite = too large."""
         triples = zip(self._rewards, results, problems, strict=True)
         summed = [triple for triple in triples if triple[0].weight != 0]
@@ -219,16 +192,16 @@ class Scorer:
             value = 0.0 if said else math.nan
             for weight, part in said:
                 value += weight * part
-            total.append(math.inf if abs(value) > _LARGEST else value)
+            total.append(math.inf if abs(value) > LARGEST else value)
         return total
 
-    def _metrics(self) -> tuple[dict[str, float], tuple[str, ...]]:
+    def _metrics(self, results: Sequence[Result]) -> tuple[dict[str, float], tuple[str, ...]]:
         """What rewards logged, with the reward's name in front where klent has a metric of that name."""
         metrics: dict[str, float] = {}
         notes = []
-        for name, reward, worker in zip(self.names, self._rewards, self._workers, strict=True):
+        for name, reward, result in zip(self.names, self._rewards, results, strict=True):
             shipped = reward.fn in SHIPPED or reward.fn.startswith("klent.")
-            for metric, value in worker.metrics.items():
+            for metric, value in result.metrics.items():
                 shown = metric if shipped else self._free_name(name, metric)
                 if shown not in self._logged and len(self._logged) >= _METRICS:
                     notes.append(_TOO_MANY)
@@ -249,84 +222,16 @@ class Scorer:
         return f"{reward.rpartition('/')[2]}.{plain}"
 
 
-def _worker(reward: Reward, log: Path | None, functions: Mapping[str, Function]) -> Worker:
-    """The process of a reward, not started yet."""
+def _caller(reward: Reward, log: Path | None, functions: Mapping[str, Function]) -> Caller:
+    """A reward with its processes, not started yet."""
+    target, packed = reward.fn, None
     if (name := reward.python_name) is not None:
         if name not in functions:
             raise missing(reward)
-        return Worker(reward.fn, log, pack(functions[name], name))
-    if reward.fn in SHIPPED:
+        packed = pack(functions[name], name)
+    elif reward.fn in SHIPPED:
         module = "agreement" if reward.fn in WITHOUT_ANSWER else "verifiers"
-        return Worker(f"klent.tasks.{module}:{reward.fn}", log)
-    return Worker(reward.fn, log)
-
-
-def _score(reward: Reward, worker: Worker, samples: Sequence[Sample], problems: _Problems) -> _Result:
-    """One reward's values; ``problems`` receives what went wrong."""
-    try:
-        return _numbers(_call(worker, reward, samples), problems)
-    except CallFailed as error:
-        if len(samples) == 1:
-            problems.note(error.place, str(error))
-            return _Result([math.nan], set())
-        alone = f"{error}, called with the whole batch: each completion was scored alone"
-        problems.note(f"batch {error.place}", alone, len(samples))
-    values: list[float] = []
-    silent: set[int] = set()
-    hits = 0
-    for index, sample in enumerate(samples):
-        if hits == _LIMIT_HITS:
-            problems.note("given up", f"was given up after {hits} limits hit in a row")
-            values.append(math.nan)
-            continue
-        try:
-            result = _numbers(_call(worker, reward, [sample]), problems)
-            values += result.values
-            silent |= {index} if result.silent else set()
-            hits = 0
-        except CallFailed as error:
-            hits = hits + 1 if error.kind == "timeout" else 0
-            problems.note(error.place, str(error))
-            values.append(math.nan)
-    return _Result(values, silent)
-
-
-def _call(worker: Worker, reward: Reward, samples: Sequence[Sample]) -> list[object]:
-    """The list that a reward returned, one value per completion."""
-    worker.metrics = {}
-    result = worker.call(given(worker, reward, samples), reward.timeout)
-    if not isinstance(result, list):
-        raise CallFailed("raised", f"returned {_kind(result)} instead of a list")
-    if len(result) != len(samples):
-        text = f"returned {len(result)} values for {len(samples)} completions"
-        raise CallFailed("raised", text, place="number of values")
-    return result
-
-
-def _numbers(result: Sequence[object], problems: _Problems) -> _Result:
-    values = []
-    silent = set()
-    for index, item in enumerate(result):
-        if isinstance(item, int | float) and abs(item) <= _LARGEST:  # also False for NaN
-            values.append(float(item))
-            continue
-        values.append(math.nan)
-        if item is None:
-            silent.add(index)
-        elif isinstance(item, float) and math.isfinite(item):
-            problems.note("float32", f"returned {item:g}, {_BEYOND}")
-        else:
-            kind = str(item) if isinstance(item, float) else _kind(item)
-            problems.note(f"value {kind}", f"returned {kind}")
-    return _Result(values, silent)
-
-
-def _kind(value: object) -> str:
-    names = {
-        "NoneType": "None",
-        "str": "text",
-        "list": "a list",
-        "dict": "a mapping",
-        "int": "a huge integer",
-    }
-    return names.get(type(value).__name__, f"a {type(value).__name__}")
+        target = f"klent.tasks.{module}:{reward.fn}"
+    workers = [Worker(target, log, packed, reward.memory_gb) for _ in range(reward.workers or 1)]
+    fast = reward.fn in SHIPPED and reward.fn not in TOGETHER
+    return Caller(reward, workers, seconds=0.0 if fast else None)

@@ -4,12 +4,13 @@ Every line that it writes is a JSON object, a :class:`Reply`. The first has the 
 later one answers a :class:`Request` that it read, and has its id. The function may print, read its input,
 exit, fork or crash: the pipe is out of its reach, and out of that of its children. It finds here what a
 script finds: one event loop from the first call to the last, and children that can import its file.
+A supervisor above it (:mod:`klent.tasks.supervisor`) ends it, and what it started.
 
 This module imports the standard library and little else, since every reward waits for it.
 """
 
 import asyncio
-import fcntl
+import faulthandler
 import functools
 import importlib
 import importlib.util
@@ -17,11 +18,9 @@ import inspect
 import json
 import os
 import pickle
-import select
-import signal
+import resource
 import sys
 import sysconfig
-import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +30,7 @@ from typing import NoReturn, TextIO, TypeAlias, TypedDict
 
 from klent.errors import ConfigError, KlentError
 from klent.kit.names import nearest
+from klent.tasks.supervisor import STACK_SIGNAL, supervise
 
 Function: TypeAlias = Callable[..., object]
 
@@ -86,13 +86,16 @@ _LOOP = asyncio.Runner()
 
 def main() -> None:
     """Serve the function named on the command line until standard input ends."""
-    target, lifeline, *packed = sys.argv[1:]
-    _die_with_parent(int(lifeline))
+    target, memory, *given = sys.argv[1:]
+    lifeline, stack, *packed = map(int, given)
+    supervise(lifeline, [stack, *packed])
+    _show_stack(stack)
+    _limit_memory(int(memory))
     requests, replies = _take_pipes()
     _LOOP.get_loop()  # creates it, and makes it the current one
     try:
         with _end_forks():
-            function = unpack(int(packed[0])) if packed else load(target, as_script=True)
+            function = unpack(packed[0]) if packed else load(target, as_script=True)
         first: Reply = {"id": 0, "parameters": describe(function)}
     except BaseException as error:
         _write(replies, json.dumps({"id": 0, "error": _failure(error)}))
@@ -302,27 +305,20 @@ def _disconnect(*descriptors: int) -> None:
     os.close(nothing)
 
 
-def _die_with_parent(lifeline: int) -> None:
-    """End this process and its children when the other end of ``lifeline`` closes, whatever they are doing.
+def _show_stack(descriptor: int) -> None:
+    """Write this process's Python stack to a file whenever it is asked, also while it hangs or loads in C."""
+    os.set_inheritable(descriptor, False)
+    faulthandler.register(STACK_SIGNAL, file=descriptor, all_threads=True)
 
-    On Linux the kernel then sends SIGIO to the process group, so that no Python code has to run: even a
-    regular expression that never returns cannot delay it. Elsewhere a thread waits for the end of the pipe.
+
+def _limit_memory(size: int) -> None:
+    """Refuse allocations beyond ``size`` bytes, here and in each child; 0 = no limit.
+
+    What counts is private memory that can be written. Libraries and files that are mapped to be read, and
+    addresses that are only reserved, do not: a limit of 1 GB lets torch be imported.
     """
-    if sys.platform == "linux":
-        signal.signal(signal.SIGIO, signal.SIG_DFL)
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-        watch = select.poll()
-        watch.register(lifeline, select.POLLIN)
-        if watch.poll(0):  # it closed before the signal was set up
-            os._exit(1)
-    else:
-        threading.Thread(target=_wait_for_end, args=(lifeline,), daemon=True).start()
-
-
-def _wait_for_end(lifeline: int) -> None:
-    os.read(lifeline, 1)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    if size:
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 if __name__ == "__main__":
