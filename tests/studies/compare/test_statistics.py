@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from klent.studies.compare.statistics import (
     LEVEL,
@@ -41,6 +42,20 @@ def test_two_arms_are_the_paired_t_test():
     assert found.p_holm == found.p
     assert found.low == pytest.approx(0.2 - 4.30265 * 0.1 / math.sqrt(3), abs=1e-5)
     assert found.verdict == "no difference"
+
+
+def test_the_means_of_seeds_alone_are_judged_by_the_seeds():
+    """As a table keeps them: one number for each seed, of whose problems nothing is known."""
+    scores = {"a": [0.50, 0.52, 0.55], "b": [0.58, 0.59, 0.66]}
+    by_seed = {
+        arm: {s: np.array([value]) for s, value in enumerate(values)} for arm, values in scores.items()
+    }
+    (item,) = contrasts(by_seed)
+    expected = stats.ttest_rel(scores["b"], scores["a"])
+    low, high = expected.confidence_interval()
+    assert (item.low, item.high, item.p) == pytest.approx((low, high, expected.pvalue))
+    assert math.isnan(item.runs_low)
+    assert math.isnan(item.runs_high)
 
 
 def test_the_permutation_test_against_all_exchanges():

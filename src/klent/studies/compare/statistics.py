@@ -136,12 +136,13 @@ def _contrast(
     by_seed = np.array([d.mean() for d in apart])
     difference, count = float(by_seed.mean()), len(seeds)
     variance, df, own = _variance(by_seed, pooled)
-    floor = sum(paired_variance(d.tolist()) for d in apart) / count
+    # Of a seed's mean alone, as a table keeps it, nothing is known of the noise of its problems.
+    floor = sum(paired_variance(d.tolist()) for d in apart if len(d) > 1) / count
     error = math.sqrt(max(variance, floor) / count) if df else math.nan
     runs_low, runs_high = bootstrap_problems(apart, rng)
     if runs_high - runs_low < TINY:  # resampling problems that came out alike shows no uncertainty
-        half = Z95 * math.sqrt(floor / count)
-        runs_low, runs_high = max(-1.0, difference - half), min(1.0, difference + half)
+        half = Z95 * math.sqrt(floor / count) if floor else math.nan
+        runs_low, runs_high = np.clip([difference - half, difference + half], -1.0, 1.0).tolist()
     return Contrast(
         arm=arm,
         seeds=count,
