@@ -13,8 +13,9 @@ import statistics
 import sys
 from pathlib import Path
 
+from klent.kit.grid import grid_optimum
 from klent.kit.statistics import Z95
-from klent.studies.controls import BEFORE, Difference, Rows, difference, read_csv, summary
+from klent.studies.controls import BEFORE, Difference, Rows, difference, over_seeds, read_csv, summary
 
 BETWEEN = (("another prompt", "as written"), ("this, then RL", "RL"), ("RL, then this", "RL"))
 
@@ -63,7 +64,7 @@ def differences_table(rows: Rows, trained_at: float) -> str:
 def difference_row(name: str, temperature: float, found: Difference) -> list[str]:
     """One row of `differences_table`."""
     by_seed = ", ".join(f"{change:+.3f}" for change in found.by_seed)
-    margins = [f"{margin:.3f}" for margin in (found.over_problems, found.over_seeds)]
+    margins = [f"{found.over_problems:.3f}", over_seeds(found)]
     return [name, f"{temperature:g}" if temperature else "greedy", by_seed, f"{found.mean:+.3f}", *margins]
 
 
@@ -101,8 +102,11 @@ def solved(rows: Rows) -> dict[tuple[str, float], list[list[float]]]:
 
 
 def best_vote(rows: Rows) -> dict:
-    """The best vote before training, over temperatures."""
-    return max((row for row in rows if row["arm"] == BEFORE), key=lambda row: row["majority"])
+    """The best vote before training, over temperatures; a best one at the highest measured is refused."""
+    before = sorted((row for row in rows if row["arm"] == BEFORE), key=lambda row: row["temperature"])
+    votes = [row["majority"] for row in before]
+    where = [row["temperature"] for row in before]
+    return before[grid_optimum(where, votes, best="largest", domain=(0.0, math.inf))]
 
 
 def value(line: dict[str, str]) -> str:
@@ -112,7 +116,10 @@ def value(line: dict[str, str]) -> str:
 
 def change(line: dict[str, str]) -> str:
     """A change with its margins over problems and over seeds."""
-    return line["change"] if line["change"] == "–" else f"{line['change']}, ± {line['± over seeds']}"
+    if line["change"] == "–":
+        return "–"
+    margin = line["± over seeds"]
+    return f"{line['change']}, {'seeds equal' if margin == 'equal' else f'± {margin}'}"
 
 
 def spread(values: list[float]) -> str:

@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant("scalars let through", "call.py", "if values.ndim == 0 or", "if False and", problem("scalar")),
     Mutant("order of positions", "names.py", 'POSITIONAL = ("logp", "logp_old", "logp_ref", "mask")', 'POSITIONAL = ("logp", "logp_ref", "logp_old", "mask")', certificate.test_arguments_by_position),
     Mutant("any four arguments by position", "call.py", "required == ordered[:4] and readable_by_position(required)", "required == ordered[:4]", certificate.test_arguments_by_position),
-    Mutant("another library's reference for its sampler", "names.py", '"ref_log_prob": "logp_ref"', '"ref_log_prob": "logp_old"', certificate.test_names_of_both_vocabularies_give_the_same_certificate),
+    Mutant("another library's reference for its sampler", "names.py", '"logp_ref": ("ref", "reference", "base")', '"logp_old": ("ref", "reference", "base")', certificate.test_names_of_both_vocabularies_give_the_same_certificate),
     # certificate
     Mutant("on-policy forgotten", "certificate.py", "scenes if off_policy else [scene.on_policy() for scene in scenes]", "scenes", certificate.test_pinned_examples),
     Mutant("always on-policy", "certificate.py", "scenes if off_policy else [", "[", place("k2 in loss")),

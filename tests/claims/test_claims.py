@@ -376,7 +376,7 @@ def test_grids_are_searched_by_one_function() -> None:
     found = {str(file): OWN_SEARCH.search(file.read_text(encoding="utf-8")) for file in files}
     assert not {name: match[0] for name, match in found.items() if match}, "use klent.kit.grid.grid_optimum"
     searching = {file.stem for file in files if "grid_optimum(" in file.read_text(encoding="utf-8")}
-    assert searching == {"chernoff", "curves", "efficiency", "entropy_minimisation", "robust", "snr"}
+    assert searching == {"chernoff", "curves", "efficiency", "entropy_minimisation", "robust", "snr", "table"}
 
 
 def test_efficiency_refuses_rates_that_end_at_the_best(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,8 +288,8 @@ def test_ctrl_c_saves_and_resume_ends_bit_identical(world, lora):
     assert timeless(metrics(cut)) == timeless(metrics(whole))
     assert (cut / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     assert (cut / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
-    accuracy = [[row["correct"] for row in read_jsonl(f / "eval.jsonl")] for f in (cut, whole)]
-    assert accuracy[0] == accuracy[1]
+    rewards = [[row["rewards"] for row in read_jsonl(f / "eval.jsonl")] for f in (cut, whole)]
+    assert rewards[0] == rewards[1]
 
 
 CONTROLLED = {

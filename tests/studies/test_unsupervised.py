@@ -454,6 +454,8 @@ def test_a_change_is_paired_by_problem():
     # the seeds' changes are 0.25 and 0: standard error 0.125, and t(1) = 12.706
     assert after["± over seeds"] == f"{12.7062 * 0.125:.3f}"
     assert summary(rows[:2])[1]["± over seeds"] == "–"  # one seed says nothing about others
+    alike = [*rows[:2], {**rows[1], "seed": 1}]
+    assert summary(alike)[1]["± over seeds"] == "equal"  # and not a margin of 0
 
 
 def test_a_difference_is_paired_by_seed_too():

@@ -275,7 +275,7 @@ def summary(rows: Rows) -> list[dict[str, str]]:
             change = difference(solved, [before[temperature]])
             line["change"] = f"{change.mean:+.3f} ± {change.over_problems:.3f}"
             if len(solved) > 1:
-                line["± over seeds"] = f"{change.over_seeds:.3f}"
+                line["± over seeds"] = over_seeds(change)
         lines.append(line)
     return lines
 
@@ -287,7 +287,8 @@ class Difference(NamedTuple):
         mean: over seeds and problems.
         by_seed: of each seed, the mean over problems.
         over_problems: half the width of a 95% interval over problems, for these trained models.
-        over_seeds: the same over seeds, on these problems, by Student's t; NaN for fewer than two.
+        over_seeds: the same over seeds, on these problems, by Student's t; NaN for fewer than two, and where
+            all came out alike: a few equal seeds do not say that another would be equal, too.
     """
 
     mean: float
@@ -313,8 +314,14 @@ def difference(solved: Shares, baseline: Shares) -> Difference:
     apart = [[one - other for one, other in zip(*pair, strict=True)] for pair in pairs]
     by_seed = [statistics.fmean(problems) for problems in apart]
     mean, over_problems = mean_and_margin([statistics.fmean(seeds) for seeds in zip(*apart, strict=True)])
-    over_seeds = t_bound(0.05, len(by_seed) - 1) * standard_error(by_seed) if len(by_seed) > 1 else math.nan
+    error = standard_error(by_seed) if len(by_seed) > 1 else 0.0
+    over_seeds = t_bound(0.05, len(by_seed) - 1) * error if error > 1e-9 else math.nan
     return Difference(mean, by_seed, over_problems, over_seeds)
+
+
+def over_seeds(change: Difference) -> str:
+    """The margin over seeds in a table; ``equal`` where all seeds came out alike."""
+    return "equal" if math.isnan(change.over_seeds) else f"{change.over_seeds:.3f}"
 
 
 def write_csv(path: Path, rows: Rows) -> None:
