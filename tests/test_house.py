@@ -45,6 +45,11 @@ FLOORS = [
 FACES = {"klent", "klent.__main__"}  # the public face names everything, and is imported by nothing
 
 
+PAGES = sorted(REPO / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")) + sorted(
+    [*(REPO / "docs").rglob("*.md"), *(REPO / "examples").rglob("*.md")]
+)
+
+
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module."""
     named = {}
@@ -235,3 +240,17 @@ def test_importing_klent_loads_nothing_heavy():
     code = "import klent, sys; print(sorted({'torch', 'transformers', 'pydantic'} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def prose(page: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a page, numbered, without code and tables."""
+    code = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").split("\n"), 1):
+        code ^= line.startswith("```")
+        if not code and not line.startswith("|"):
+            yield number, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_lines_of_prose_are_short(page):
+    assert [number for number, line in prose(page) if len(line) > 118] == []
