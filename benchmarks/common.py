@@ -10,10 +10,13 @@ from typing import Any
 
 
 def device_name() -> str:
-    """The processor's model name."""
+    """The processor's model name and its widest vectors, which decide what a float32 product costs."""
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    text = info.read_text() if info.exists() else ""
+    found = re.search(r"model name\s*: (.*)", text)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    widest = next((shown for flag, shown in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in text), None)
+    return f"{name}, {widest}" if widest else name
 
 
 def today() -> str:

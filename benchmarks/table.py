@@ -85,28 +85,27 @@ def decode() -> Iterator[Row]:
 
 def step() -> Iterator[Row]:
     rows = read("step_cpu.csv")
-    for neighbours in sorted({row["neighbours"] for row in rows}, key=int):
+    for device, neighbours in sorted({(row["device"], row["neighbours"]) for row in rows}):
+        here = [row for row in rows if (row["device"], row["neighbours"]) == (device, neighbours)]
         best = {
             name: min(
-                (r for r in rows if (r["trainer"], r["neighbours"]) == (name, neighbours)),
-                key=lambda r: float(r["seconds"]),
-                default=None,
+                (r for r in here if r["trainer"] == name), key=lambda r: float(r["seconds"]), default=None
             )
             for name in ("klent", "trl")
         }
         ours, theirs = best["klent"], best["trl"]
-        if ours and theirs:
-            peer = f"TRL {theirs['version']}"
-            seconds = [float(row["seconds"]) for row in (ours, theirs)]
-            beside = "" if neighbours == "0" else f", beside {neighbours} busy process"
-            yield line(f"GRPO step, 8 x 8 x 12 tokens{beside}", peer, *seconds, "5", "", ours)
-            if neighbours == "0":
-                memory = [float(row["memory_gb"]) for row in (ours, theirs)]
-                yield line("the same, peak memory", peer, *memory, "2", "", ours) | {
-                    "klent": f"{memory[0]:.1f} GB",
-                    "peer": f"{memory[1]:.1f} GB",
-                    "faster": f"{memory[1] / memory[0]:.2f}x less",
-                }
+        if not ours or not theirs:
+            continue
+        peer = f"TRL {theirs['version']}"
+        seconds = [float(row["seconds"]) for row in (ours, theirs)]
+        beside = "" if neighbours == "0" else f", beside {neighbours} busy process"
+        yield line(f"GRPO step, 8 x 8 x 12 tokens{beside} ({device})", peer, *seconds, "5", "", ours)
+        memory = [float(row["memory_gb"]) for row in (ours, theirs)]
+        yield line("the same, peak memory", peer, *memory, "2", "", ours) | {
+            "klent": f"{memory[0]:.1f} GB",
+            "peer": f"{memory[1]:.1f} GB",
+            "faster": f"{memory[1] / memory[0]:.2f}x less",
+        }
 
 
 def main() -> None:
