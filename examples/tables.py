@@ -1,4 +1,4 @@
-"""Writes the tables of docs/ that stand on the results in examples/ and benchmarks/.
+"""Writes the tables of docs/ and examples/ that stand on committed files: results, timings, claims.
 
     python examples/tables.py
 
@@ -20,11 +20,21 @@ from klent.studies.compare.statistics import LEVEL, contrasts
 from klent.studies.controls import Rows, read_csv
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "unsupervised"))
+sys.path[:0] = [str(HERE / folder) for folder in (".", "unsupervised", "mixture_world", "small_model")]
 
+from curves import table as worlds_table  # noqa: E402
+from mixture_tables import (  # noqa: E402
+    before_training,
+    solver_table,
+    theory_table,
+    two_models_table,
+    writers_table,
+)
 from table import arms_table, baselines_table, differences_table, markdown, spread, steps_table  # noqa: E402
+from texts import NOTATIONS, SLIP  # noqa: E402
 
 DOCS = HERE.parent / "docs"
+TIMINGS = HERE.parent / "benchmarks" / "results"
 RESULTS = HERE / "unsupervised" / "results"
 NINE_ARMS = HERE / "small_model" / "compare.csv"
 MIXTURES = HERE / "small_model" / "mixture" / "compare.csv"
@@ -121,10 +131,19 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "entropy.md": {
         "nine arms": lambda: comparison(NINE_ARMS, "grpo"),
         "resolution": lambda: resolution(NINE_ARMS, "grpo"),
+        "before training": lambda: before_training(controls("small_empo")),
     },
-    "mixture.md": {"in training": lambda: comparison(MIXTURES, "grpo")},
+    "mixture.md": {
+        "theory": theory_table,
+        "solver": lambda: solver_table(plain(TIMINGS / "mixture_cpu.csv")),
+        "worlds": lambda: worlds_table(HERE / "mixture_world" / "results" / "summary.csv").rstrip(),
+        "two models": lambda: two_models_table(plain(TIMINGS / "two_models_cpu.csv")),
+        "in training": lambda: comparison(MIXTURES, "grpo"),
+        "before training": lambda: before_training(controls("small_empo")),
+    },
+    "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},
 }
-"""Page of docs/ -> name of a table -> what makes it."""
+"""Page, from docs/ -> name of a table -> what makes it."""
 
 
 def filled(page: str) -> str:

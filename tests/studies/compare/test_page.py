@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from klent.report.page import hash_of
 from klent.studies.compare.figures import pass_family
-from klent.studies.compare.page import notes, page, resolution, sentence, table, write_page
+from klent.studies.compare.page import as_csv, notes, page, resolution, sentence, table, write_page
 from klent.studies.compare.results import collect
 from studies.compare.fake import fake_plan, finish
 
@@ -81,7 +82,17 @@ def test_csv_and_json_say_the_same(plan):
     for row, run in zip(rows, data["runs"], strict=True):
         assert (row["arm"], int(row["seed"])) == (run["arm"], run["seed"])
         assert float(row["pass@2"]) == pytest.approx(run["pass"]["2"], abs=1e-6)
+        assert float(row["base_pass@2"]) == pytest.approx(run["base_pass"]["2"], abs=1e-6)
     assert [item["arm"] for item in data["comparisons"]["pass@1"]] == ["rloo", "dapo"]
+
+
+def test_the_csv_has_the_entropy_of_the_base_model(plan):
+    results = collect(plan)
+    first, second, *rest = results.runs
+    runs = [replace(first, entropy_before=2.5), replace(second, entropy_before=float("nan")), *rest]
+    rows = list(csv.DictReader(as_csv(replace(results, runs=runs)).splitlines()))
+    assert [row["base_entropy"] for row in rows[:3]] == ["2.500000", "", "1.000000"]
+    assert rows[0]["entropy"] == "1.000000"
 
 
 def test_the_same_runs_give_the_same_bytes(plan):

@@ -256,16 +256,19 @@ def _run_rows(results: Results) -> list[dict[str, str]]:
 
 
 def as_csv(results: Results) -> str:
-    """One line per finished run."""
+    """One line per finished run; the last columns are of its base model, before training."""
     out = io.StringIO()
     measures = _measures(results, range(1, results.samples + 1))
     names = ["arm", "seed", *measures, "entropy", "kl_base", "seconds"]
+    names += [f"base_{measure}" for measure in (*measures, "entropy")]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for run in results.runs:
         scores = [f"{average(run.score(measure)):.6f}" for measure in measures]
-        entropy, kl = ("" if math.isnan(value) else f"{value:.6f}" for value in (run.entropy, run.kl))
-        writer.writerow([run.arm, run.seed, *scores, entropy, kl, f"{run.seconds:.2f}"])
+        before = [average(run.score_before(measure)) for measure in measures]
+        rest = [run.entropy, run.kl, *before, run.entropy_before]
+        entropy, kl, *base = ("" if math.isnan(value) else f"{value:.6f}" for value in rest)
+        writer.writerow([run.arm, run.seed, *scores, entropy, kl, f"{run.seconds:.2f}", *base])
     return out.getvalue()
 
 
