@@ -21,12 +21,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 LOOP = EXAMPLES / "reinforce_loop.py"
 
 
-def load(file: Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+def load(file: Path, name: str | None = None) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(name or file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
+    sys.modules[name or file.stem] = module
     spec.loader.exec_module(module)
     return module
 
@@ -176,6 +176,32 @@ def test_the_theory_stands_on_the_ledger(tables: types.ModuleType, tmp_path: Pat
         else:
             assert "123 [45.0, 678] where the policy is right once in 1000" in theory.theory_table()
     theory.claim.cache_clear()
+
+
+def test_the_readmes_timings_are_those_of_the_benchmarks() -> None:
+    """Each number of its table, rounded as it is there, is a committed one."""
+    bench = load(EXAMPLES.parent / "benchmarks" / "table.py", "benchmarks_table")
+    rows = [*bench.head(), *bench.train_pass(), *bench.decode(), *bench.step()]
+    known = {
+        key: [float(row[key].split()[0].rstrip("x")) for row in rows] for key in ("klent", "peer", "faster")
+    }
+    text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| the same work, 2 CPU cores |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) > 8
+    for row in table:
+        ours, theirs, ratios = (cell.strip() for cell in row.strip("|").split("|")[1:])
+        for key, cell, unit in (
+            ("klent", ours, " (?:s|GB)"),
+            ("peer", theirs, " (?:s|GB)"),
+            ("faster", ratios, "x"),
+        ):
+            found = re.findall(rf"(\d+\.(\d+)){unit}", cell)
+            assert found, row
+            for number, decimals in found:
+                assert any(abs(float(number) - v) <= 0.5001 * 10.0 ** -len(decimals) for v in known[key]), (
+                    row,
+                    number,
+                )
 
 
 def test_verdicts_and_resolution_by_hand(tables: types.ModuleType) -> None:
