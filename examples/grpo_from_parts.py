@@ -1,7 +1,7 @@
 """The quickstart's job out of klent's parts, without its loop: GRPO on sums of one-digit numbers, SmolLM2-135M.
 
     klent models pull smollm2-135m
-    python examples/grpo_from_parts.py                  # 20 steps, 2 to 3 minutes on two CPU cores
+    python examples/grpo_from_parts.py                  # 20 steps, 2 to 5 minutes on two CPU cores
 
 Read it from `main` down: what a step does is `train_step`, in the order in which it happens. The loop in
 klent/runs/loop.py does the same, with checkpoints, metrics, a report, and organs that look on. The numbers are
