@@ -105,13 +105,17 @@ def refuse_other_inputs(
     Raises:
         ConfigError: the keys that differ, and what to do.
     """
+    files = list(_differences(_part(before, "content"), now.content))
+    told = {
+        change.key for change in files
+    }  # a name that is a file's is not a setting's: it would read "then null"
     changes = [
         change
         for change in _differences(_part(before, "recipe"), now.recipe)
-        if not (change.before is None and change.key in defaults) and not _is_of_calls(change)
+        if not (change.before is None and change.key in defaults | told) and not _is_of_calls(change)
     ]
     problems = [str(change) for change in changes]
-    for change in _differences(_part(before, "content"), now.content):
+    for change in files:
         if change.key == "eval.problems":
             problems.append(f"{change}: it decides which prompts are held out, unless task.heldout does")
         else:
