@@ -375,6 +375,7 @@ def test_a_kernel_is_held_against_an_eager_pass(folder: Path, monkeypatch) -> No
     monkeypatch.setitem(exact.KERNELS, "flex", "a_kernel")
     scale = 1.0
     assert load_policy(str(folder), attention="flex").model.config._attn_implementation == "a_kernel"
+    assert load_policy(str(folder), attention="flex", lora=Lora(rank=2)).attention == "flex"  # frozen weights
     scale = 1.01
     with pytest.raises(ModelError, match=r"attention: flex is not .*the numbers differ"):
         load_policy(str(folder), attention="flex")

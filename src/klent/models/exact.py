@@ -103,13 +103,16 @@ def _take_kernel(model: "PreTrainedModel", wanted: str) -> None:
     import torch
 
     name = KERNELS[wanted]
+    trained = [weight for weight in model.parameters() if weight.requires_grad][
+        :1
+    ]  # an adapter's, where there is one
     try:
         model.set_attn_implementation(name)
         _set_attention(model, name)
         with torch.enable_grad():
-            torch.autograd.grad(
-                _logits(model, grad=True).sum(), list(model.parameters())[:1], allow_unused=True
-            )
+            logits = _logits(model, grad=True)
+            if trained:
+                torch.autograd.grad(logits.sum(), trained, allow_unused=True)
     except (ImportError, ValueError, RuntimeError, NotImplementedError, TypeError) as error:
         raise ModelError(
             f"attention: {wanted} cannot train this model here ({first_line(error)}). Use attention: auto"

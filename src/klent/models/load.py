@@ -33,7 +33,7 @@ class LoadedModel:
         tokenizer: has a pad token.
         source: the folder or hub id that it was loaded from.
         stop_ids: token ids that end a completion, ascending.
-        attention: the implementation of the model's attention, ``sdpa`` or ``eager``.
+        attention: the implementation of the model's attention: ``sdpa``, ``eager``, ``flash`` or ``flex``.
     """
 
     model: "PreTrainedModel"
@@ -88,7 +88,7 @@ def load_policy(
         dtype: of the weights, ``float32``, ``bfloat16`` or ``float16``. float32 is fastest on most CPUs.
         trust_remote_code: allow a model to run the Python code in its folder.
         attention: ``auto`` takes SDPA where it gives the numbers of an eager pass, and eager attention where it
-            does not, as with capped scores; ``sdpa`` or ``eager`` takes that.
+            does not, as with capped scores; ``sdpa``, ``eager``, ``flash`` or ``flex`` takes that, or is refused.
         lora: an adapter to train instead of the weights, which are then frozen; None trains every weight.
         gradient_checkpointing: recompute activations in the backward pass. It acts in ``train()`` mode only,
             and in that mode generation has no cache: call ``eval()`` to sample.
