@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from klent import objectives as O
-from klent.config.binding import choices_of, hyperparameters_of
+from klent.config.binding import choices_of, hyperparameters_of, optional_of
 from klent.objectives.kinds import Kind, declaration
+from klent.streams.registry import PER_COMPLETION
 
 OWNERS = ("test_laws", "test_mutants", "test_refusals", "test_rules", "test_adding", "test_idle")
 Settings = Mapping[str, Any]
@@ -50,7 +51,8 @@ class Case(NamedTuple):
 
     def batch(self, seed: int, rows: int = 4, columns: int = 6) -> dict[str, Tensor]:
         """Random numbers for each tensor that it reads; of several rows the last is off the mask."""
-        names = [name for name in tensors_of(self.function) if name != "mask"]
+        optional = optional_of(self.function) & PER_COMPLETION  # it joins rows, which no law of tokens allows
+        names = [name for name in tensors_of(self.function) if name != "mask" and name not in optional]
         values = {name: _random(self.function, name, seed, rows, columns) for name in names}
         mask = torch.rand(rows, columns, generator=_generator("mask", seed)) < 0.7
         if rows > 1:

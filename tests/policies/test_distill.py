@@ -49,7 +49,7 @@ def taught(divergence: str, skew: float, *, coef: float, **options: object) -> U
     teacher = CausalPolicy(target().loaded.model, temperature=TEMPERATURE)
     teacher.packing = Packing(takes_shared_prompt(teacher, longest=64))
     encode = partial(target().encode, policy=tiny_tokenizer())
-    step.policy.teacher = Teacher(teacher, encode, divergence=divergence, skew=skew)
+    step.policy.teachers = {"divergence": Teacher(teacher, encode, divergence=divergence, skew=skew)}
     return step
 
 

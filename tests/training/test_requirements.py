@@ -1,6 +1,7 @@
 """Which passes a step needs: what is announced is what happens, and nothing is measured that nothing reads."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from klent.training.requirements import Requirements, requirements
 from klent.training.term import Term
 from klent.training.update import Updater
 
-NONE = Requirements(old=False, reference=False, reselect=False, divergence=False, rewards=True)
+NONE = Requirements(
+    old=False, reference=False, reselect=False, compared=frozenset(), whole_groups=False, rewards=True
+)
 GROUP = {"group_advantage": {"scale": "std"}}
 KL_REWARD = {"kl_in_reward": {"coef": 0.1}}
 
@@ -56,12 +59,20 @@ def test_what_reads_no_advantage_needs_no_reward():
     assert not needs({"entropy_loss": {"coef": 1.0}}, advantage=None).rewards
 
 
+def test_a_term_about_whole_sequences_compares_inside_the_update_and_keeps_groups_whole():
+    found = needs({"sequence_kl": {"coef": 0.1}}, advantage=None)
+    assert found == replace(NONE, compared=frozenset({"kl"}), whole_groups=True, rewards=False)
+    found = needs({"sequence_entropy": {"coef": 0.1}}, advantage=None)
+    assert found == replace(NONE, whole_groups=True, rewards=False)
+
+
 RECIPES = {
     "grpo": {},
     "reinforce in minibatches": {"method": "reinforce", "update": {"minibatches": 2}},
     "grpo in minibatches": {"update": {"minibatches": 2}},
     "kl in the reward": {"token_reward": {"kl_in_reward": {"coef": 0.05}}},
     "kl in the loss": {"loss": {"kl_in_loss": {"coef": 0.05}}},
+    "kl of sequences": {"loss": {"sequence_kl": {"coef": 0.05}}},
     "kl_cov": {"method": "kl_cov", "select": {"penalised": {"kl_cov_tokens": {"fraction": 0.1}}}},
 }
 #: passes without gradient: before the update, of the reference, between optimizer steps, and the probe after it
@@ -71,6 +82,7 @@ PASSES = {
     "grpo in minibatches": 2,
     "kl in the reward": 3,
     "kl in the loss": 2,
+    "kl of sequences": 1,
     "kl_cov": 1 + 1 + 3,
 }
 
@@ -112,7 +124,9 @@ def test_a_step_makes_the_passes_that_the_plan_announces(name, tmp_path, monkeyp
     assert len(measured) == PASSES[name]
     plan, announced = step_requirements(recipe), "\n".join(describe_plan(recipe))
     assert plan.old == ("log-probs at the start of the step" in announced)
-    assert plan.reference == ("reference model: none" not in announced)
+    compared = "kl" in plan.compared
+    assert (plan.reference or compared) == ("reference model: none" not in announced)
+    assert compared == ("exact KL to the reference" in announced)
     assert plan.reselect == (
         "chosen anew" in announced or "select again" in announced or "again" in announced
     )
@@ -156,7 +170,7 @@ def test_an_importance_weight_multiplies_and_is_named_as_such():
     weight = torch.full_like(logp, 0.5)
     weighted = objective.token_loss(rows.streams.with_(logp=logp, importance_weight=weight)).loss
     torch.testing.assert_close(weighted, 0.5 * plain)
-    objective.terms = [term.unweighted() for term in objective.terms]
+    objective.terms = [replace(term, weighted=False) for term in objective.terms]
     apart = objective.token_loss(rows.streams.with_(logp=logp, importance_weight=weight)).loss
     torch.testing.assert_close(apart, plain)
 

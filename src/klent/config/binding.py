@@ -38,6 +38,7 @@ TRAINED = frozenset(name for name, stream in REGISTRY.items() if "carries the gr
 
 _SUPPLIED = {*REGISTRY, "generator"}
 _TENSORS = ("Tensor", "torch.Tensor")
+_OPTIONAL_TENSORS = ("Tensor | None", "torch.Tensor | None")  # for callers from Python
 
 
 def streams_of(function: Function) -> set[str]:
@@ -64,6 +65,16 @@ def choices_of(function: Function) -> set[str]:
     }
 
 
+def optional_of(function: Function) -> set[str]:
+    """Names of the streams that a function takes where there are some: ``name: Tensor | None = None``.
+
+    >>> from klent import objectives
+    >>> optional_of(objectives.kl_in_loss)
+    {'logp_old'}
+    """
+    return {name for name, p in _parameters(function).items() if _is_stream(p) and p.default is None}
+
+
 def hyperparameters_of(function: Function) -> dict[str, inspect.Parameter]:
     """Keyword-only parameters that a recipe may set, by name; those without a default must be set.
 
@@ -73,7 +84,11 @@ def hyperparameters_of(function: Function) -> dict[str, inspect.Parameter]:
     """
     reads = streams_of(function) | {"generator"}
     parameters = _parameters(function).items()
-    return {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in reads}
+    return {
+        name: p
+        for name, p in parameters
+        if p.kind is p.KEYWORD_ONLY and name not in reads and _annotation(p) not in _OPTIONAL_TENSORS
+    }
 
 
 def missing_from(function: Function) -> list[str]:
@@ -105,6 +120,8 @@ def shipped(kind: Kind) -> dict[str, Function]:
 def resolve(name: str) -> Function:
     """The function that a recipe names: one of `klent.objectives`, or ``path/to/file.py:function``.
 
+    The ``_loss`` at the end of a name may be left out: ``loss: {sequence_kl: {coef: 0.05}}``.
+
     Raises:
         ConfigError: no such name, no such file, a file that cannot be imported, or one without the function.
     """
@@ -116,6 +133,8 @@ def resolve(name: str) -> Function:
         return _load(file, attribute, _content(file))
     from klent import objectives
 
+    if name not in objectives.__all__ and f"{name}_loss" in objectives.__all__:
+        name = f"{name}_loss"
     if name not in objectives.__all__ or not inspect.isfunction(getattr(objectives, name)):
         raise ConfigError(f"`{name}` is not a function of klent.objectives")
     return typing.cast(Function, getattr(objectives, name))

@@ -29,7 +29,8 @@ def try_out(kind: Kind, function: Function, settings: Mapping[str, object]) -> s
         return (
             f"reads `{min(choices)}`, another choice of tokens; a selector chooses from what the trainer has"
         )
-    data = {name: _example(name) for name in reads}
+    completions = _COMPLETIONS if kind == "advantage" else _TOKENS[:1]
+    data = {name: _example(name, completions) for name in reads}
     try:
         values = function(**data, **settings)
         if kind == "token_loss":
@@ -87,12 +88,12 @@ def _wrong_gradient(
     return None
 
 
-def _example(name: str) -> Tensor:
-    """Numbers as a stream, or a choice of tokens, may have them."""
+def _example(name: str, completions: tuple[int, ...] = _COMPLETIONS) -> Tensor:
+    """Numbers as a stream, or a choice of tokens, may have them; of so many completions."""
     if name not in REGISTRY:
         return torch.tensor([[True, False, False], [False, True, False]])
     stream = REGISTRY[name]
-    shape = _TOKENS if stream.shape == "[B, T]" else _COMPLETIONS
+    shape = _TOKENS if stream.shape == "[B, T]" else completions
     values = _of_unit(stream, shape)
     return values.requires_grad_() if name in TRAINED else values
 

@@ -8,6 +8,7 @@ from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.rewards import WITHOUT_ANSWER
 from klent.config.task import DataSettings
+from klent.objectives.kinds import whole_sequences
 
 
 def usage_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -50,12 +51,21 @@ def _term_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("group_size",), f"{recipe.group_size} {reason}; {fix}")
     reads = streams(recipe)
     mixed = mixture is not None and mixture.target.model == "reference"
-    if recipe.reference is not None and "logp_ref" not in reads and not mixed:
+    if recipe.reference is not None and not reads & {"logp_ref", "kl"} and not mixed:
         yield Problem(
-            ("reference",), "is not used: no term reads logp_ref; remove it, or add e.g. kl_in_loss"
+            ("reference",), "is not used: no term reads logp_ref or kl; remove it, or add e.g. kl_in_loss"
         )
+    yield from _sequence_problems(recipe)
     yield from _unsure_problems(recipe)
     yield from _reward_problems(recipe, weighted="advantage" in reads)
+
+
+def _sequence_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Terms that are about whole sequences read every token of them."""
+    whole = [name for name in recipe.loss if whole_sequences(binding.resolve(name))]
+    if whole and "mask" in (recipe.select or {}):
+        reason = f"would take tokens out of the sequences that {whole[0]} is about"
+        yield Problem(("select", "mask"), f"{reason}; remove one of the two")
 
 
 def _unsure_problems(recipe: Recipe) -> Iterator[Problem]:

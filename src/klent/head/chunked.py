@@ -36,7 +36,7 @@ def token_stats_chunked(head: Head, target: Tensor, entropy: bool) -> TokenStats
     return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy)
 
 
-class _Logits:
+class Tiles:
     """The logits in bits, seen one tile at a time.
 
     A tile is the product ``y = factor * (hidden @ weight.T + bias)`` itself or, where the model caps its
@@ -72,21 +72,24 @@ class _Logits:
 
 
 def _sweep(head: Head, target: Tensor, entropy: bool) -> Sums:
-    logits = _Logits(head)
+    logits = Tiles(head)
     m = logits.hidden.new_full(target.shape, FLOOR)
     s, u, at_target = torch.zeros_like(m), torch.zeros_like(m), torch.zeros_like(m)
-    for columns in _blocks(logits.weight.shape[0], TILE_COLUMNS):
+    for columns in blocks(logits.weight.shape[0], TILE_COLUMNS):
         w = logits.weight_of(columns)
-        for rows in _blocks(target.shape[0], TILE_ROWS):
+        for rows in blocks(target.shape[0], TILE_ROWS):
             z, _ = logits.tile(rows, columns, w)
-            inside, column = _locate(target[rows], columns)
+            inside, column = locate(target[rows], columns)
             at_target[rows] = torch.where(inside, z.gather(1, column).squeeze(1), at_target[rows])
-            _fold(z, logits.scratch(z), m[rows], s[rows], u[rows] if entropy else None)
+            fold(z, logits.scratch(z), m[rows], s[rows], u[rows] if entropy else None)
     return Sums(m, s, u, at_target)
 
 
-def _fold(z: Tensor, scratch: Tensor, m: Tensor, s: Tensor, u: Tensor | None) -> None:
-    """Take a tile into its rows' running maximum ``m``, sum ``s`` and weighted sum ``u``; ``z`` is spent."""
+def fold(z: Tensor, scratch: Tensor, m: Tensor, s: Tensor, u: Tensor | None) -> Tensor:
+    """Take a tile into its rows' running maximum ``m``, sum ``s`` and weighted sum ``u``; ``z`` is spent.
+
+    Gives ``2^(z - m)`` of the tile, in ``scratch``.
+    """
     top = torch.maximum(m, z.amax(1))
     shift = m - top
     scale = shift.exp2()
@@ -96,12 +99,13 @@ def _fold(z: Tensor, scratch: Tensor, m: Tensor, s: Tensor, u: Tensor | None) ->
         u.addcmul_(s, shift).mul_(scale).add_(z.mul_(exp).sum(1))
     s.mul_(scale).add_(exp.sum(1))
     m.copy_(top)
+    return exp
 
 
 class _Coefficients:
     """Turns a tile of logits into the tile of ``dL/dy`` (see the head of this file)."""
 
-    def __init__(self, logits: _Logits, rows: Rows) -> None:
+    def __init__(self, logits: Tiles, rows: Rows) -> None:
         target, m, s, mean, c, e = rows
         self.target, self.m, self.c, self.logits = target, m.unsqueeze(1), c * logits.gain, logits
         self.level = ((e * NATS * mean - c) / s * logits.gain).unsqueeze(1)
@@ -114,21 +118,21 @@ class _Coefficients:
             g.mul_(self.level[rows])
         else:
             g.mul_(z.mul_(self.slope[rows]).add_(self.level[rows]))
-        inside, column = _locate(self.target[rows], columns)
+        inside, column = locate(self.target[rows], columns)
         g.scatter_add_(1, column, torch.where(inside, self.c[rows], 0.0).unsqueeze(1))
         return g if tanh is None else g.addcmul_(g, tanh.square_(), value=-1)
 
 
 def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:
-    logits = _Logits(head)
+    logits = Tiles(head)
     coefficients = _Coefficients(logits, rows)
     hidden, weight = logits.hidden, logits.weight
     dhidden = torch.zeros_like(hidden) if wanted[0] else None
     dweight = torch.empty_like(weight) if wanted[1] else None
     dbias = hidden.new_zeros(weight.shape[0]) if wanted[2] else None
-    row_blocks = _blocks(hidden.shape[0], TILE_ROWS)
+    row_blocks = blocks(hidden.shape[0], TILE_ROWS)
     across = [hidden[block].T.contiguous() for block in row_blocks] if wanted[1] else []
-    for columns in _blocks(weight.shape[0], TILE_COLUMNS):
+    for columns in blocks(weight.shape[0], TILE_COLUMNS):
         w = logits.weight_of(columns)
         dw = None
         for k, block in enumerate(row_blocks):
@@ -149,11 +153,12 @@ def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:
     )
 
 
-def _blocks(length: int, size: int) -> list[slice]:
+def blocks(length: int, size: int) -> list[slice]:
+    """``length`` cut into parts of ``size``; the last may be shorter."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _locate(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+def locate(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """Which rows have their target among these columns, and in which one (any, where it is elsewhere)."""
     inside = (target >= columns.start) & (target < columns.stop)
     return inside, (target - columns.start).clamp_(0, columns.stop - columns.start - 1).unsqueeze(1)

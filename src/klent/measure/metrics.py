@@ -16,6 +16,7 @@ from klent.measure.diagnostics import (
     selected_and_rest,
 )
 from klent.measure.roofline import Floor
+from klent.measure.sequences import WHOLE_SEQUENCES, sequence_metrics
 from klent.objectives import kl_estimate, token_covariance
 from klent.streams.batch import Batch
 from klent.tasks.scorer import Scores
@@ -69,7 +70,9 @@ def update_metrics(batch: Batch, result: UpdateResult) -> Row:
         "grad/norm": result.grad_norm,
         "update/skipped": result.skipped,
     }
-    row |= {f"objective/{name}": total / count for name, (total, count) in result.sums.items() if count}
+    means = {name: total / count for name, (total, count) in result.sums.items() if count}
+    row |= sequence_metrics(means)
+    row |= {f"objective/{name}": value for name, value in means.items() if name not in WHOLE_SEQUENCES}
     row |= {f"select/{name}": float(chosen.sum()) / batch.tokens for name, chosen in result.chosen.items()}
     covariance = None
     if sampling is not None and batch.streams.advantage is not None:

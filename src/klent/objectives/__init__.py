@@ -26,6 +26,7 @@ from klent.objectives import (
     reduce,
     regret,
     semantic,
+    sequence,
     surrogate,
     tokens,
     types,
@@ -45,13 +46,14 @@ from klent.objectives.qsft import *
 from klent.objectives.reduce import *
 from klent.objectives.regret import *
 from klent.objectives.semantic import *
+from klent.objectives.sequence import *
 from klent.objectives.surrogate import *
 from klent.objectives.tokens import *
 from klent.objectives.types import *
 
 __all__: list[str] = []
 __all__ += surrogate.__all__ + likelihood.__all__ + exploration.__all__
-__all__ += kl.__all__ + entropy.__all__ + covariance.__all__ + tokens.__all__
+__all__ += kl.__all__ + sequence.__all__ + entropy.__all__ + covariance.__all__ + tokens.__all__
 __all__ += diffusion.__all__ + preference.__all__ + regret.__all__
 __all__ += advantage.__all__ + importance.__all__ + semantic.__all__ + qsft.__all__
 __all__ += measures.__all__ + gaussian.__all__ + reduce.__all__ + types.__all__

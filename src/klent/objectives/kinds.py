@@ -37,14 +37,17 @@ class Declaration(NamedTuple):
     """Called by name with the streams and settings that the loss reads; what is not given has the loss's own
     default. ``[B, T]`` bool, True where idle, not read off the mask; it must not depend on ``logp`` or
     ``entropy``. None: never idle."""
+    whole_sequences: bool = False
+    """Whether the loss is one of whole sequences: it weighs prefixes itself, so that a step's importance weights
+    do not multiply it, and reads every token of a completion."""
 
 
-def declare(kind: Kind, idle: Idle | None = None) -> Callable[[F], F]:
+def declare(kind: Kind, idle: Idle | None = None, *, whole_sequences: bool = False) -> Callable[[F], F]:
     """A decorator that gives a function its kind."""
 
     def mark(function: F) -> F:
-        whole = _with_defaults_of(function, idle) if idle is not None else None
-        function.__klent__ = (function, Declaration(kind, whole))  # type: ignore[attr-defined]
+        silent = _with_defaults_of(function, idle) if idle is not None else None
+        function.__klent__ = (function, Declaration(kind, silent, whole_sequences))  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -56,9 +59,9 @@ def _with_defaults_of(function: Callable[..., object], idle: Idle) -> Idle:
     return lambda **given: idle(**{**defaults, **given})
 
 
-def token_loss(*, idle: Idle | None = None) -> Callable[[F], F]:
-    """A loss per action; see the module for ``idle``."""
-    return declare("token_loss", idle)
+def token_loss(*, idle: Idle | None = None, whole_sequences: bool = False) -> Callable[[F], F]:
+    """A loss per action; see the module for ``idle``, and :class:`Declaration` for both."""
+    return declare("token_loss", idle, whole_sequences=whole_sequences)
 
 
 pair_loss = declare("pair_loss")
@@ -77,6 +80,12 @@ def declaration(function: Callable[..., object]) -> Declaration | None:
     """
     marked: tuple[object, Declaration] | None = getattr(function, "__klent__", None)
     return marked[1] if marked is not None and marked[0] is function else None
+
+
+def whole_sequences(function: Callable[..., object]) -> bool:
+    """Whether a function declares that it is about whole completions; see :class:`Declaration`."""
+    declared = declaration(function)
+    return declared is not None and declared.whole_sequences
 
 
 def without_advantage(advantage: Tensor, **_: object) -> Tensor:

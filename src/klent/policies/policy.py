@@ -1,6 +1,6 @@
 """What a policy is: the numbers of its actions, and the parameters behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from torch import nn
@@ -15,13 +15,14 @@ class Policy(Protocol):
     grid ``[rows, T]`` of log-probabilities and entropies, and nothing of how they came about.
     """
 
-    def evaluate(self, batch: Batch, rows: Sequence[int], *, divergence: bool = False) -> Stats:
+    def evaluate(self, batch: Batch, rows: Sequence[int], *, compared: Collection[str] = ()) -> Stats:
         """The numbers of these episodes' actions under the policy as it is, differentiable.
 
         Args:
             batch: the step.
             rows: which episodes; the answer's rows stand in this order.
-            divergence: also the divergence from the policy's target at each action.
+            compared: also these numbers of :data:`klent.training.requirements.COMPARED`, which compare the
+                policy with another distribution; passed only where there is one.
         """
         ...
 

@@ -26,7 +26,6 @@ from klent.models.save import save_model
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import read_alone, takes_shared_prompt
-from klent.policies.causal_lm.teacher import Teacher
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.source import TaskSource
@@ -41,6 +40,7 @@ from klent.runs.loop import Loop
 from klent.runs.objective import build_objective
 from klent.runs.recorder import Recorder
 from klent.runs.state import RunState
+from klent.runs.teachers import build_teachers
 from klent.runs.trackers import Trackers
 from klent.tasks import Scorer, Task
 from klent.training.objective import Objective
@@ -122,15 +122,18 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     engine = build_engine(loaded, rollout, progress=progress, target=target)
     updater = _build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
+    needs = updater.needs
     reference = None
-    if updater.needs.reference:
+    if needs.reference or "kl" in needs.compared:
         reference = _build_reference(recipe, loaded, initial)
-    policy.teacher = _build_teacher(rollout.mixture, target, policy, loaded, longest=rollout.max_tokens)
     policy.packing = Packing(_shared(recipe, policy, note), recipe.update.tokens_per_microbatch)
     policies = [policy]
     if reference is not None:
         reference.packing = policy.packing
         policies.append(reference)
+    policy.teachers = build_teachers(
+        rollout.mixture, target, reference, policy, loaded, needs.compared, longest=rollout.max_tokens
+    )
     return Parts(
         loaded=loaded,
         engine=engine,
@@ -186,7 +189,7 @@ def build_loop(
         ),
         engine=parts.engine,
         updater=parts.updater,
-        reference=parts.reference,
+        reference=parts.reference if parts.updater.needs.reference else None,
         organs=organs,
         evaluations=evaluations,
         recorder=Recorder(folder, parts.loaded.tokenizer, trackers, console),
@@ -335,33 +338,6 @@ def _adamw(options: Optimizer, parameters: Sequence[torch.nn.Parameter]) -> torc
         betas=options.betas,
         eps=options.eps,
         fused=True,
-    )
-
-
-def _build_teacher(
-    mixture: MixtureSettings | None,
-    target: Target | None,
-    policy: CausalPolicy,
-    loaded: LoadedModel,
-    *,
-    longest: int,
-) -> Teacher | None:
-    if mixture is None or mixture.distill is None or target is None:
-        return None
-    with target.active():
-        teacher = CausalPolicy(target.loaded.model, temperature=target.temperature)
-        teacher.packing = Packing(takes_shared_prompt(teacher, longest=longest))
-    for who, fused in (("policy", policy.fused), ("target", teacher.fused)):
-        if not fused:
-            raise RunError(
-                f"rollout.mixture.distill: the {who} does more to its logits than a head; remove it"
-            )
-    return Teacher(
-        teacher,
-        partial(target.encode, policy=loaded.tokenizer),
-        divergence=mixture.distill.divergence,
-        skew=mixture.distill.skew,
-        active=target.active,
     )
 
 

@@ -132,7 +132,12 @@ class Loop:
         with self._timed("score"):
             scores = self.source.score(episodes)
         rewards = None if scores is None else scores.reward
-        batch = make_batch(episodes, rewards, group_size=self.source.group_size)
+        batch = make_batch(
+            episodes,
+            rewards,
+            group_size=self.source.group_size,
+            whole_groups=self.updater.needs.whole_groups,
+        )
         with self._timed("train"):
             self._measure_before(batch)
             for organ in self.organs:

@@ -8,6 +8,7 @@ from klent.config import MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
 from klent.config.load import read_values
 from klent.errors import ConfigError
+from klent.objectives.kinds import whole_sequences
 from klent.runs.folder import run_of
 from klent.runs.objective import step_requirements
 from klent.training.requirements import Requirements
@@ -63,6 +64,17 @@ def _reduction(recipe: Recipe) -> str:
     if "mask" not in (recipe.select or {}) or over == "constant":
         return f"reduce: over {over}"
     return f"reduce: over {over}, counting {recipe.reduce.count or 'selected'} tokens"
+
+
+def _inexact(recipe: Recipe) -> list[str]:
+    """Said where the average takes from a term what it is about: the sum over a whole completion."""
+    whole = [name for name in recipe.loss if whole_sequences(resolve(name))] + list(recipe.token_reward or {})
+    if not whole or recipe.reduce.over != "sequences":
+        return []
+    return [
+        f"{whole[0]} under reduce: over sequences is exact only where completions are equally long; "
+        "reduce.over=constant is exact"
+    ]
 
 
 def _thermostat(thermostat: Thermostat) -> str:
@@ -140,6 +152,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
         work = f"{plan.completions} completions read from {recipe.task.source}"
     budget = f"at most {recipe.rollout.max_tokens} tokens each"
     reference = recipe.reference or "the policy as it was at the start"
+    referred = plan.needs.reference or "kl" in plan.needs.compared
     mixture = recipe.rollout.mixture
     lines = [
         f"each step: {work}, {budget}",
@@ -147,15 +160,22 @@ def describe_plan(recipe: Recipe) -> list[str]:
         *([_mixture(mixture)] if mixture else []),
         *plan.terms,
         _reduction(recipe),
+        *_inexact(recipe),
         *([_thermostat(recipe.thermostat)] if recipe.thermostat else []),
         f"update: {_count(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
-        f"reference model: {reference if plan.needs.reference else 'none (no term reads logp_ref)'}",
+        f"reference model: {reference if referred else 'none (no term reads logp_ref or kl)'}",
     ]
     if plan.needs.old:
         readers = "rewards per token and the update" if recipe.token_reward else "several updates"
         lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
-    if plan.needs.divergence:
+    if "divergence" in plan.needs.compared:
         lines.append("divergence from the target: its forward pass on every completion")
+    if "kl" in plan.needs.compared:
+        lines.append(
+            "exact KL to the reference: its forward pass on every completion, in each optimizer step"
+        )
+    if plan.needs.whole_groups:
+        lines.append("a prompt's completions are read together: tokens_per_microbatch does not cut a group")
     if plan.needs.reselect:
         lines.append(
             "tokens are chosen again at every optimizer step: one more forward pass per step after the first"

@@ -20,6 +20,8 @@ class Stats(NamedTuple):
         entropy: entropy of the distribution at each action, nats.
         value: of a critic, in units of reward, where the policy has one.
         divergence: from the policy's target, nats, where it has one and was asked.
+        kl: KL(policy ‖ reference), nats, where it has a reference and was asked.
+        distance: from the policy at the start of the step, without gradient, where it was asked.
         tokens: computed in the forward pass, prompts and padding included.
         targets: actions whose prediction was computed.
     """
@@ -28,14 +30,10 @@ class Stats(NamedTuple):
     entropy: Tensor
     value: Tensor | None = None
     divergence: Tensor | None = None
+    kl: Tensor | None = None
+    distance: Tensor | None = None
     tokens: int = 0
     targets: int = 0
-
-    def rows(self, index: Sequence[int]) -> "Stats":
-        """Of some of the episodes."""
-        value = None if self.value is None else self.value[index]
-        divergence = None if self.divergence is None else self.divergence[index]
-        return Stats(self.logp[index], self.entropy[index], value, divergence, self.tokens, self.targets)
 
 
 @dataclass
@@ -116,6 +114,7 @@ def make_batch(
     *,
     group_size: int,
     unit: Sequence[int] | None = None,
+    whole_groups: bool = False,
 ) -> Batch:
     """Line episodes up on a grid.
 
@@ -123,7 +122,8 @@ def make_batch(
         episodes: ``group_size`` per prompt, prompt by prompt.
         reward: one number each, NaN where unscorable; None where there are no rewards.
         group_size: episodes per prompt.
-        unit: which rows a loss reads together; None = each alone.
+        unit: which rows a loss reads together; None = each alone, or each group.
+        whole_groups: whether a loss reads the episodes of a prompt together.
     """
     mask = pad_sequence([episode.acted for episode in episodes], batch_first=True)
     group = torch.arange(len(episodes)) // group_size
@@ -141,7 +141,11 @@ def make_batch(
     return Batch(
         episodes=list(episodes),
         group=group,
-        unit=torch.arange(len(episodes)) if unit is None else torch.tensor(unit),
+        unit=torch.tensor(unit)
+        if unit is not None
+        else group
+        if whole_groups
+        else torch.arange(len(episodes)),
         mask=mask,
         streams=streams,
     )

@@ -66,6 +66,26 @@ class Streams:
             when="in every forward pass of the update, where the policy has a target",
         ),
     )
+    kl: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "KL(policy ‖ reference) at the action, over the whole vocabulary; carries the gradient",
+            producer="policy",
+            when="in every forward pass of the update, where a term reads it",
+        ),
+    )
+    distance: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "`update.distance`",
+            "from the policy as it was at the start of the step, over the whole vocabulary; no gradient",
+            producer="policy",
+            when="in every forward pass of the update, where `update.distance` asks for it",
+        ),
+    )
     logp_old: Tensor | None = field(
         default=None,
         metadata=_of(

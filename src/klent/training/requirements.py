@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from klent.training.objective import Objective
 
+COMPARED = ("divergence", "kl", "distance")
+"""The streams that the policy computes against another distribution: its target, its reference, its sampler."""
+
 
 @dataclass(frozen=True)
 class Requirements:
@@ -17,14 +20,17 @@ class Requirements:
         old: before the update, for ``logp_old`` or ``entropy_old``, or for rewards per token.
         reference: of a reference model, for ``logp_ref``.
         reselect: before each optimizer step but the first, because selectors read the policy as it stands.
-        divergence: of the policy's target, inside the update.
+        compared: which of :data:`COMPARED` each forward pass of the update computes; each is a forward pass of
+            another model.
+        whole_groups: whether a term reads all completions of a prompt together.
         rewards: whether completions have to be scored for the update.
     """
 
     old: bool
     reference: bool
     reselect: bool
-    divergence: bool
+    compared: frozenset[str]
+    whole_groups: bool
     rewards: bool
 
 
@@ -39,6 +45,7 @@ def requirements(objective: Objective, *, optimizer_steps: int) -> Requirements:
         old=bool(objective.token_rewards) or (several and reads_old),
         reference=objective.reads("logp_ref"),
         reselect=several and objective.selection.reads_policy,
-        divergence=objective.reads("divergence"),
+        compared=frozenset(name for name in COMPARED if objective.reads(name)),
+        whole_groups=any("group" in term.streams for term in objective.terms),
         rewards=objective.reads("advantage"),
     )

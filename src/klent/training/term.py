@@ -1,13 +1,13 @@
 """One function of a recipe, ready to be called."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from klent.config.binding import resolve, streams_of
-from klent.objectives.kinds import declaration
+from klent.config.binding import optional_of, resolve, streams_of
+from klent.objectives.kinds import declaration, whole_sequences
 from klent.objectives.returned import as_token_loss
 from klent.objectives.types import TokenLoss
 from klent.streams.registry import Streams
@@ -35,11 +35,16 @@ class Term:
     def named(cls, name: str, settings: Mapping[str, Any] | None) -> "Term":
         """The term that a recipe writes as ``name: settings``."""
         function = resolve(name)
-        return cls(name, function, dict(settings or {}), frozenset(streams_of(function)))
+        weighted = not whole_sequences(function)
+        return cls(name, function, dict(settings or {}), frozenset(streams_of(function)), weighted)
 
     def __call__(self, streams: Streams, **supplied: object) -> Any:
-        """Call the function with what it reads; ``supplied`` is data that is no stream, such as a generator."""
-        return self.function(**streams.read(self.streams), **supplied, **self.settings)
+        """Call the function with what it reads; ``supplied`` is data that is no stream, such as a generator.
+
+        A stream that the function can do without is given where the step has it.
+        """
+        absent = {name for name in self.streams & optional_of(self.function) if streams.get(name) is None}
+        return self.function(**streams.read(self.streams - absent), **supplied, **self.settings)
 
     def loss(self, streams: Streams) -> TokenLoss:
         """Call the function as a loss; one of the user's may return the loss per token alone."""
@@ -55,7 +60,3 @@ class Term:
             return None
         values = {name: streams.get(name) for name in self.streams}
         return declared.idle(**values, **self.settings)
-
-    def unweighted(self) -> "Term":
-        """The same, left alone by importance weights."""
-        return replace(self, weighted=False)

@@ -79,8 +79,8 @@ class _Pass:
 
     def add(self, rows: list[int], stats: Stats, gradient: Tensor) -> None:
         """Keep a micro-batch's numbers."""
-        detached = stats._replace(logp=stats.logp.detach(), entropy=stats.entropy.detach(), divergence=None)
-        self.parts.append((rows, detached, gradient))
+        logp, entropy = stats.logp.detach(), stats.entropy.detach()
+        self.parts.append((rows, Stats(logp, entropy, tokens=stats.tokens, targets=stats.targets), gradient))
 
 
 class Updater:
@@ -203,12 +203,14 @@ class Updater:
 
     def _accumulate(self, batch: Batch, rows: list[int], divisor: float, done: _Pass) -> None:
         """Forward, loss and backward of one micro-batch."""
-        stats = self.policy.evaluate(batch, rows, divergence=self.needs.divergence)
+        compared = {"compared": self.needs.compared} if self.needs.compared else {}
+        stats = self.policy.evaluate(batch, rows, **compared)
         logp, entropy = stats.logp, stats.entropy
         logp.retain_grad()
         streams = batch.streams.rows(rows).to(logp.device)
         streams = streams.or_else(logp_old=logp.detach(), entropy_old=entropy.detach())
-        streams = streams.with_(logp=logp, entropy=entropy, divergence=stats.divergence)
+        streams = streams.with_(logp=logp, entropy=entropy)
+        streams = streams.with_(**{name: getattr(stats, name) for name in self.needs.compared})
         outcome = self.objective.token_loss(streams)
         counted = self.reduction.counted(batch)[rows].to(logp.device)
         loss = self.reduction(outcome.loss, counted, divisor)

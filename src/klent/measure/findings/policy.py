@@ -121,6 +121,29 @@ def degenerate_weights(table: Table) -> Finding | None:
     )
 
 
+def stale_prefixes(table: Table) -> Finding | None:
+    """The prefix weights of a term about whole sequences have degenerated, or are bound to."""
+    steps, values = table.series("sequence/ess")
+    _, chi2 = table.series("sequence/chi2")
+    _, length = table.series("completion/length")
+    bound = [(1 + max(each, 0.0)) ** -min(tokens, 1e4) for each, tokens in zip(chi2, length, strict=False)]
+    share_left = [min(pair) for pair in zip(values, bound, strict=False)]
+    span = stretch(steps, [value < 0.1 for value in trailing(share_left)])
+    if span is None:
+        return None
+    return Finding(
+        "stale_prefixes",
+        "Prefix weights degenerate",
+        *span,
+        f"the sampler is χ² = {number(max(chi2), 2)} per token away from the policy: over "
+        f"{number(max(length), 3)} tokens an effective {share(min(share_left))} of the completions is left to "
+        "sequence_kl or sequence_entropy.",
+        "Take fewer or smaller optimizer steps per batch (update.epochs, update.minibatches, optimizer.lr), or "
+        "set weight_max, which bounds the variance and leaves a bias; per token kl_in_loss is stable.",
+        0.7 if span[1] is None else 0.4,
+    )
+
+
 def logp_mismatch(table: Table) -> Finding | None:
     """Sampler and trainer give the same token different probabilities under the same weights."""
     for name, limit, unit in (("policy/logp_mismatch", 0.05, "nats"), ("policy/prob_mismatch", 0.05, "")):

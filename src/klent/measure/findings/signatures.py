@@ -12,6 +12,7 @@ from klent.measure.findings.policy import (
     entropy_explosion,
     kl_blowup,
     logp_mismatch,
+    stale_prefixes,
 )
 from klent.measure.findings.reward import (
     format_gaming,
@@ -35,6 +36,7 @@ SIGNATURES: tuple[Callable[[Table], Finding | None], ...] = (
     nonfinite,
     logp_mismatch,
     degenerate_weights,
+    stale_prefixes,
     unscorable,
     throughput_decay,
 )

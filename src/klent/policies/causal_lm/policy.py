@@ -1,12 +1,13 @@
 """The policy as the trainer sees it: packed rows in, per-token log-probability and entropy out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from klent.head import TokenStats, token_stats
+from klent.head.compared import comparable, token_stats_and_kl
 from klent.head.reference import full_logit_stats
 from klent.head.stats import Head, LogitTransform
 from klent.policies.causal_lm.attention import attending
@@ -41,7 +42,7 @@ class CausalPolicy(nn.Module):
             distribution.
         packing: how rows are laid out; the model decides what it allows, see :func:`takes_shared_prompt`.
         active: a context in which the model stands for this policy, such as one that switches adapters off.
-        teacher: gives the divergence from a target.
+        teachers: give the numbers that compare the policy with another distribution, by their streams' names.
     """
 
     def __init__(
@@ -51,14 +52,14 @@ class CausalPolicy(nn.Module):
         temperature: float,
         packing: Packing | None = None,
         active: Callable[[], AbstractContextManager[object]] = nullcontext,
-        teacher: Teacher | None = None,
+        teachers: Mapping[str, Teacher] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.packing = packing or Packing()
         self.active = active
-        self.teacher = teacher
+        self.teachers = dict(teachers or {})
         options = head_options(model)
         self.fused = options is not None
         self.head_options = options or {}
@@ -74,13 +75,15 @@ class CausalPolicy(nn.Module):
         cut = make_microbatches(self._groups(batch, rows), budget=self.packing.budget)
         return [sorted(item.index for group in groups for item in group) for groups in cut]
 
-    def evaluate(self, batch: Batch, rows: Sequence[int], *, divergence: bool = False) -> Stats:
+    def evaluate(self, batch: Batch, rows: Sequence[int], *, compared: Collection[str] = ()) -> Stats:
         """Pack, compute, and lay the numbers out on the grid; see :class:`klent.policies.Policy`."""
         groups = sorted(self._groups(batch, rows), key=row_length, reverse=True)
         packed = pack(groups, shared=self.packing.shared)
         with self.active():
             states = self.states(packed)
-            numbers = self.stats(states, packed)
+            against = {name: teacher for name, teacher in self.teachers.items() if name in compared}
+            others = {name: teacher.head(batch, groups) for name, teacher in against.items()}
+            numbers, apart = self._compare(states, packed, against, others)
         assert numbers.entropy is not None
         place = torch.empty(len(batch), dtype=torch.long)
         place[list(rows)] = torch.arange(len(rows))
@@ -90,16 +93,28 @@ class CausalPolicy(nn.Module):
         def on_grid(values: Tensor) -> Tensor:
             return torch.zeros(len(rows), batch.mask.shape[1], device=device).index_put(where, values)
 
-        apart = None
-        if divergence and self.teacher is not None:
-            apart = on_grid(self.teacher.divergence(self.head(states), batch, groups))
         return Stats(
             on_grid(numbers.logp),
             on_grid(numbers.entropy),
-            divergence=apart,
+            **{name: on_grid(values) for name, values in apart.items()},
             tokens=packed.tokens,
             targets=len(packed.target),
         )
+
+    def _compare(
+        self, states: Tensor, rows: Pack, against: Mapping[str, Teacher], others: Mapping[str, Head]
+    ) -> tuple[TokenStats, dict[str, Tensor]]:
+        """The policy's own numbers and those against other models; a reverse KL shares the policy's products."""
+        apart: dict[str, Tensor] = {}
+        numbers = None
+        for name, teacher in against.items():
+            policy, other = self.head(states), others[name]
+            if numbers is None and teacher.plain and comparable(policy, other):
+                logp, entropy, apart[name] = token_stats_and_kl(policy, rows.target.to(states.device), other)
+                numbers = TokenStats(logp, entropy)
+            else:
+                apart[name] = teacher.divergence(policy, other)
+        return numbers or self.stats(states, rows), apart
 
     def _groups(self, batch: Batch, rows: Sequence[int]) -> list[Group]:
         return make_groups(completions(batch, rows), shared=self.packing.shared, budget=self.packing.budget)

@@ -1,4 +1,4 @@
-"""A target that the policy is held to: at every action the divergence from it, over the whole vocabulary."""
+"""Another model beside the policy: at every action the divergence from it, over the whole vocabulary."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,11 +36,11 @@ class Computes(Protocol):
 
 
 class Teacher:
-    """Gives the divergence per action; the target reads each completion behind its own prompt.
+    """Gives the divergence per action from a target, a reference, or the policy as it was.
 
     Args:
-        policy: of the target's model, with a fused head, laid out as it allows.
-        encode: token ids of a prompt as the target reads it.
+        policy: of the other model, with a fused head, laid out as it allows.
+        encode: token ids of a prompt as a target with a prompt of its own reads it; None = the policy's own.
         divergence: ``reverse`` KL(policy ‖ target), or ``forward`` KL(target ‖ policy).
         skew: share of the first distribution that is mixed into the second; bounds the divergence.
         active: a context in which the model stands for the target.
@@ -49,10 +49,10 @@ class Teacher:
     def __init__(
         self,
         policy: Computes,
-        encode: Callable[[Prompt], list[int]],
+        encode: Callable[[Prompt], list[int]] | None = None,
         *,
-        divergence: Literal["reverse", "forward"],
-        skew: float,
+        divergence: Literal["reverse", "forward"] = "reverse",
+        skew: float = 0.0,
         active: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.policy = policy
@@ -61,25 +61,36 @@ class Teacher:
         self.skew = skew
         self.active = active
 
-    def divergence(self, head: Head, batch: Batch, groups: Sequence[Group]) -> Tensor:
-        """Nats for each of the ``N`` actions of these groups, ``[N]``; ``head`` is the policy's own."""
+    @property
+    def plain(self) -> bool:
+        """Whether what it gives is KL(policy ‖ other), with no skew."""
+        return self.kind == "reverse" and not self.skew
+
+    def head(self, batch: Batch, groups: Sequence[Group]) -> Head:
+        """The other model's hidden states for each of the ``N`` actions of these groups, with its head."""
         with torch.no_grad(), self.active():
             model = self.policy.model
             was_training = model.training
             model.eval()
             rows = pack(self._behind_own_prompts(batch, groups), shared=self.policy.packing.shared)
-            target = self.policy.head(self.policy.states(rows))
+            head = self.policy.head(self.policy.states(rows))
             model.train(was_training)
+        return head
+
+    def divergence(self, policy: Head, target: Head) -> Tensor:
+        """Nats for each of the ``N`` actions, ``[N]``, with the policy's gradient."""
         # Rows that pad an embedding beyond the common tokens are nobody's.
-        tokens = min(len(head.weight), len(target.weight))
+        tokens = min(len(policy.weight), len(target.weight))
         return token_divergence(
-            head.first(tokens), target.first(tokens), divergence=self.kind, skew=self.skew
+            policy.first(tokens), target.first(tokens), divergence=self.kind, skew=self.skew
         )
 
     def _behind_own_prompts(self, batch: Batch, groups: Sequence[Group]) -> list[Group]:
         """The same tokens in the same order behind the target's prompts."""
-        moved = [
-            [replace(item, prompt_ids=self.encode(batch.episodes[item.index].prompt)) for item in group]
-            for group in groups
-        ]
+        encode, moved = self.encode, list(groups)
+        if encode is not None:
+            moved = [
+                [replace(item, prompt_ids=encode(batch.episodes[item.index].prompt)) for item in group]
+                for group in groups
+            ]
         return moved if self.policy.packing.shared else [[item] for group in moved for item in group]

@@ -145,6 +145,29 @@ LEARNING: dict[str, Term] = {
         "KL divergence of the policy from the reference, by the k3 estimator on sampled tokens.",
         "How far the policy has moved in total. Absent if the run keeps no reference in memory.",
     ),
+    "kl/sequence": Term(
+        "nats per sequence",
+        "KL(policy ‖ reference) between distributions over whole completions, exact at every token and weighted "
+        "to the policy as it is in the update; mean over completions.",
+        "What `sequence_kl` holds down. Per token it is this over the mean length; absent without that term.",
+    ),
+    "policy/sequence_entropy": Term(
+        "nats per sequence",
+        "Entropy of the policy's distribution over whole completions, the sum over their tokens; mean over them.",
+        "What `sequence_entropy` moves. It grows with length, at equal entropy per token.",
+    ),
+    "sequence/ess": Term(
+        "fraction",
+        "Effective sample size of the prefix weights (policy over sampler) at the completions' last tokens: "
+        "(mean weight)² over mean squared weight.",
+        "1 where the policy itself sampled. Below 0.1 a few completions carry the sequence terms: take fewer "
+        "optimizer steps per batch, or set `weight_max`.",
+    ),
+    "sequence/chi2": Term(
+        "",
+        "χ² of the policy from the sampler at a token, estimated as the mean of ratio² - 1 over sampled tokens.",
+        "The weights' mean square grows as (1 + χ²)^tokens: times the completion length it should stay below 1.",
+    ),
     "kl/update": Term(
         "nats per token",
         "KL divergence between the policy before and after one update, on that step's tokens.",
