@@ -171,9 +171,9 @@ def describe_plan(recipe: Recipe) -> list[str]:
     if "divergence" in plan.needs.compared:
         lines.append("divergence from the target: its forward pass on every completion")
     if "kl" in plan.needs.compared:
-        lines.append(
-            "exact KL to the reference: its forward pass on every completion, in each optimizer step"
-        )
+        kl = recipe.update.kl
+        kind = f"exact KL to the reference ({kl.divergence}{f', skew {kl.skew:g}' if kl.skew else ''})"
+        lines.append(f"{kind}: its forward pass on every completion, in each optimizer step")
     if plan.needs.whole_groups:
         lines.append("a prompt's completions are read together: tokens_per_microbatch does not cut a group")
     if plan.needs.reselect:
