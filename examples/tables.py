@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / folder) for folder in (".", "unsupervised", "mixture_world", "small_model")]
 
 from curves import table as worlds_table  # noqa: E402
+from front import ARMS, at_equal_coefficient, at_equal_kl  # noqa: E402
 from mixture_tables import (  # noqa: E402
     before_training,
     solver_table,
@@ -109,6 +110,15 @@ def resolution(file: Path, first: str) -> str:
     return markdown([f"difference in pass@1, {df} degrees of freedom", ""], rows)
 
 
+def cost_table(rows: list[dict[str, str]]) -> str:
+    """A step with each term, beside the one with a KL per token."""
+    body = [
+        [f"`{r['terms']}`", f"{r['seconds']} s", f"{r['train']} s", f"{float(r['over_kl_in_loss']):.2f}"]
+        for r in rows
+    ]
+    return markdown(["term", "step", "of which the update", "step over `kl_in_loss`"], body)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "unsupervised.md": {
         "before training": lambda: baselines_table(
@@ -140,6 +150,28 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "two models": lambda: two_models_table(plain(TIMINGS / "two_models_cpu.csv")),
         "in training": lambda: comparison(MIXTURES, "grpo"),
         "before training": lambda: before_training(controls("small_empo")),
+    },
+    "sequences.md": {
+        "cost": lambda: cost_table(plain(TIMINGS / "step_terms_cpu.csv")),
+        "front, equal coefficient": lambda: markdown(
+            [
+                "coef",
+                "term",
+                "reward",
+                "KL per completion, nats",
+                "total",
+                "total, `sequence_kl` less this one",
+            ],
+            at_equal_coefficient(plain(HERE / "small_model" / "front.csv")),
+        ),
+        "front, equal KL": lambda: markdown(
+            [
+                "KL per completion, nats",
+                *(f"`{arm}`" for arm in ARMS),
+                *(f"first less `{arm}`" for arm in ARMS[1:]),
+            ],
+            at_equal_kl(plain(HERE / "small_model" / "front.csv")),
+        ),
     },
     "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},
 }

@@ -15,7 +15,7 @@ from oracles import world
 from torch import Tensor
 
 from klent import objectives as O
-from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
+from objectives.helpers import Mutant, assert_close, mask_of, random_tokens, slope, table
 
 CASES = {
     "kl_in_loss": [{"coef": 0.1}, {"coef": 0.1, "divergence": "forward"}],
@@ -360,3 +360,14 @@ def test_gradients_of_one_position_by_hand() -> None:
         out = O.kl_in_loss(logp, ref, mask_of("x", "x", "x"), coef=1.0, divergence=divergence)
         gradient = torch.autograd.grad((logp.detach().exp() * out.loss).sum(), logits, retain_graph=True)[0]
         assert_close(gradient, expected, 5e-5)
+
+
+MUTANTS = [
+    Mutant(
+        "the coefficient forgotten",
+        "kl.py",
+        "(loss,) = on_mask(mask, coef * kl)",
+        "(loss,) = on_mask(mask, kl)",
+        lambda: test_token_kl_table(),
+    ),
+]

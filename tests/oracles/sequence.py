@@ -25,10 +25,12 @@ def slopes(
             ratio = math.prod(math.exp(logp[row, s] - logp_gen[row, s]) for s in before)
             weight = min(ratio, weight_max)
             in_value[row, t] = weight
-            for earlier in before:
-                in_logp[row, earlier] += weight * value[row, t]
+            pay, own = weight * value[row, t], math.exp(logp[row, t] - logp_gen[row, t])
             if baseline is not None:
-                in_logp[row, t] -= weight * math.exp(logp[row, t] - logp_gen[row, t]) * baseline[row, t]
+                pay += weight * (1 - own) * baseline[row, t]  # whose mean over the token is 0
+                in_logp[row, t] -= weight * own * baseline[row, t]
+            for earlier in before:
+                in_logp[row, earlier] += pay
     return in_logp, in_value
 
 
