@@ -55,7 +55,8 @@ def token_divergence(
         skew: in [0, 1); 0 is the plain divergence, and total variation has no other.
 
     Returns:
-        Nats, or total variation in [0, 1], ``[N]``, float32 (float64 for float64 inputs); differentiable once. Not masked or averaged.
+        Nats, or total variation in [0, 1], ``[N]``, float32 (float64 for float64 inputs); differentiable once.
+        Not masked or averaged.
 
     Raises:
         ValueError: shapes do not fit, ``divergence`` is unknown or ``skew`` out of range.
