@@ -137,11 +137,6 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     policy.teachers = build_teachers(
         rollout.mixture, target, reference, policy, loaded, needs.compared, longest=rollout.max_tokens
     )
-    organs = _build_organs(recipe, objective, engine, policies)
-    if recipe.update.distance is not None:
-        kept = KeptWeights(loaded.model)
-        policy.teachers["distance"] = distance_teacher(recipe.update.distance, policy, kept)
-        organs.append(Keeper(kept))
     return Parts(
         loaded=loaded,
         engine=engine,
@@ -149,7 +144,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         policy=policy,
         updater=updater,
         reference=reference,
-        organs=organs,
+        organs=[*_build_organs(recipe, objective, engine, policies), *_build_keeper(recipe, policy)],
     )
 
 
@@ -369,6 +364,15 @@ def _build_organs(
     if recipe.rollout.mismatch is not None:
         organs.append(MismatchWeights(recipe.rollout.mismatch))
     return organs
+
+
+def _build_keeper(recipe: Recipe, policy: CausalPolicy) -> list[Organ]:
+    """What keeps the weights of the start of a step, where the policy is asked how far it is from them."""
+    if recipe.update.distance is None:
+        return []
+    kept = KeptWeights(policy)
+    policy.teachers["distance"] = distance_teacher(recipe.update.distance, policy, kept)
+    return [Keeper(kept)]
 
 
 def _build_reference(recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]) -> CausalPolicy:
