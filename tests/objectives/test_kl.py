@@ -19,6 +19,7 @@ from objectives.helpers import assert_close, mask_of, random_tokens, slope, tabl
 
 CASES = {
     "kl_in_loss": [{"coef": 0.1}, {"coef": 0.1, "divergence": "forward"}],
+    "token_kl_loss": [{"coef": 0.1}],
     "kl_in_reward": [{"coef": 0.1}],
 }
 
@@ -262,6 +263,38 @@ def test_in_loss_off_policy_needs_the_ratio(divergence: str) -> None:
         return O.kl_in_loss(logp, LOGP_REF, ALL, coef=1.0, divergence=divergence).loss
 
     assert distance(mean_gradient(loss, SAMPLER), true_gradient(divergence, SAMPLER)) > 0.1
+
+
+def test_token_kl_table() -> None:
+    kl = table([0.1, 0.5, math.nan]).requires_grad_()
+    out = O.token_kl_loss(kl, mask_of("xx."), coef=2.0)
+    assert_close(out.loss, table([0.2, 1.0, 0.0]))
+    assert_close(slope(out.loss, kl), table([2.0, 2.0, 0.0]))
+    assert [float(x) for x in out.metrics["kl"]] == pytest.approx([0.6, 2.0])
+
+
+@pytest.mark.parametrize("divergence", ["reverse", "forward"])
+def test_token_kl_is_exact_over_the_samplers_prefixes(divergence: str) -> None:
+    logits = torch.tensor(POLICY, requires_grad=True)
+    p, q = logits.log_softmax(dim=1), torch.tensor(REFERENCE).log_softmax(dim=1)
+    one, other = (p, q) if divergence == "reverse" else (q, p)
+    kl = (one.exp() * (one - other)).sum(dim=1)[world.ROWS]
+    loss = O.token_kl_loss(kl, ALL, coef=0.3).loss
+    chance = torch.tensor(world.sequence_probability(SAMPLER))
+    gradient = slope(chance @ loss.sum(dim=1), logits)
+    prefixes = world.prefix_probability(SAMPLER)
+    expected = world.gradient(lambda z: world.token_kl(z, REFERENCE, divergence, prefixes), POLICY)
+    assert_close(gradient, 0.3 * expected, 1e-8)
+
+
+def test_forward_token_kl_on_the_references_samples_is_the_forward_kl_of_sequences() -> None:
+    logits = torch.tensor(POLICY, requires_grad=True)
+    p, q = logits.log_softmax(dim=1), torch.tensor(REFERENCE).log_softmax(dim=1)
+    kl = (q.exp() * (q - p)).sum(dim=1)[world.ROWS]
+    chance = torch.tensor(world.sequence_probability(REFERENCE))
+    gradient = slope(chance @ O.token_kl_loss(kl, ALL, coef=1.0).loss.sum(dim=1), logits)
+    expected = world.gradient(lambda z: world.sequence_kl(REFERENCE, z), POLICY)
+    assert_close(gradient, expected, 1e-8)
 
 
 def test_in_loss_is_not_exact_for_sequences() -> None:

@@ -252,6 +252,58 @@ def test_lora_trains_adapters_only_and_uses_itself_as_reference(world):
     assert (folder / "final/model.safetensors").exists()
 
 
+SEQUENCES = {"sequence_kl": {"coef": 0.1}, "sequence_entropy": {"coef": -0.01}}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "lora"])
+def test_the_kl_of_sequences_is_held_to_the_model_as_it_was(world, lora):
+    far = {}
+    for coef in (0.1, 3.0):
+        folder, _ = run(
+            world,
+            name=f"coef{coef}",
+            method="dr_grpo",
+            loss={**SEQUENCES, "sequence_kl": {"coef": coef}},
+            optimizer={"lr": 5e-3 if lora else 2e-3},
+            update={"epochs": 2, "minibatches": 2},
+            lora=lora,
+        )
+        rows = metrics(folder)
+        assert all(
+            0 < row["sequence/ess"] < 1 for row in rows
+        )  # three of four optimizer steps are off-policy
+        assert all(row["policy/sequence_entropy"] > 0 for row in rows)
+        far[coef] = sum(row["kl/sequence"] for row in rows[1:])
+    assert 0 < far[3.0] < 0.5 * far[0.1]
+
+
+def test_one_update_on_what_was_just_sampled_has_weights_of_one(world):
+    folder, _ = run(world, method="dr_grpo", loss=SEQUENCES, steps=1)
+    (row,) = metrics(folder)
+    assert row["sequence/ess"] == pytest.approx(1.0, abs=1e-4)
+    assert row["sequence/chi2"] == pytest.approx(0.0, abs=1e-4)
+    assert row["kl/sequence"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_completions_of_a_data_set_are_held_to_another_model_by_the_forward_kl(world):
+    tiny_folder(world / "other", seed=1)
+    folder, _ = run(
+        world,
+        method="sft",
+        reward="absent",
+        group_size=1,
+        rollout={"engine": "dataset", "max_tokens": 8},
+        loss={"cross_entropy": None, "token_kl": {"coef": 1.0}},
+        update={"kl": {"divergence": "forward"}},
+        reference="other",
+        steps=12,
+        prompts_per_step=8,
+    )
+    far = [row["objective/kl"] for row in metrics(folder)]
+    assert min(far) > 0
+    assert far[-1] < 0.7 * far[0]
+
+
 def test_two_runs_of_one_recipe_are_bit_identical_and_the_seed_matters(world):
     first, second, other = (
         run(world, name=name, seed=seed)[0] for name, seed in [("a", 0), ("b", 0), ("c", 1)]

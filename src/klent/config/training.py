@@ -50,6 +50,15 @@ class Optimizer(Settings):
     """Gradients with a larger norm are scaled down to it; null = never."""
 
 
+class ExactKL(Settings):
+    """Which divergence from the reference the stream `kl` is, over the whole vocabulary."""
+
+    divergence: Literal["reverse", "forward"] = "reverse"
+    """`reverse`: KL(policy ‖ reference); `forward`: KL(reference ‖ policy)."""
+    skew: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of the first distribution in the second: bounds the divergence by -log(skew)."""
+
+
 class Update(Settings):
     """How one step's completions are turned into optimizer steps."""
 
@@ -65,6 +74,8 @@ class Update(Settings):
     """Pack a group's completions behind one shared prompt in one row; `auto` = where the model allows it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    kl: ExactKL = ExactKL()
+    """The divergence that terms reading `kl` (sequence_kl, token_kl) penalise."""
     released_code: bool = False
     """Use the token positions of One-shot EM's released code: skip the first, add some past the end."""
 

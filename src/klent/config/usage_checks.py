@@ -8,6 +8,7 @@ from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.rewards import WITHOUT_ANSWER
 from klent.config.task import DataSettings
+from klent.config.training import ExactKL
 from klent.objectives.kinds import whole_sequences
 
 
@@ -27,6 +28,8 @@ def _update_problems(recipe: Recipe) -> Iterator[Problem]:
     if update.released_code and (streams(recipe) - {"entropy", "mask"} or recipe.select):
         reason = "uses positions where nothing was sampled, which only a loss of the entropy can do"
         yield Problem(("update", "released_code"), f"{reason}; remove it, or see method em_released")
+    if update.kl != ExactKL() and "kl" not in streams(recipe):
+        yield Problem(("update", "kl"), "is not used: no term reads kl; remove it, or add e.g. token_kl")
     if reduce.denominator is not None and reduce.over != "constant":
         yield Problem(("reduce", "denominator"), f"is not used with over: {reduce.over}; remove it")
     if recipe.prompts_per_step % update.minibatches:

@@ -11,7 +11,7 @@ from klent.objectives.kinds import estimator, token_loss, token_reward, without_
 from klent.objectives.masking import metric, on_mask
 from klent.objectives.types import TokenLoss
 
-__all__ = ["kl_estimate", "kl_in_loss", "kl_in_reward"]
+__all__ = ["kl_estimate", "kl_in_loss", "kl_in_reward", "token_kl_loss"]
 
 
 @estimator
@@ -237,6 +237,51 @@ def kl_in_loss(
         slope = -weight * r_minus_1
     loss = coef * (value + slope * (logp - logp.detach()))
     return TokenLoss(loss, {"kl": metric(value, mask)})
+
+
+@token_loss(idle=without_coef)
+def token_kl_loss(kl: Tensor, mask: Tensor, *, coef: float) -> TokenLoss:
+    """Penalty on the exact KL of next-token distributions, the prefixes taken as given.
+
+        Lₜ = coef·klₜ
+
+    What ``kl_in_loss`` estimates from the sampled token, here over the whole vocabulary: the same mean, and none
+    of the noise that comes from which token was drawn.
+
+    Args:
+        kl: divergence from the reference at each token, over the whole vocabulary
+            (:func:`klent.head.divergence.token_divergence`), nats, ``[B, T]``. Receives the gradient.
+        mask: True where a token is trained on, ``[B, T]`` bool.
+        coef: loss per nat, in [0, inf).
+
+    Returns:
+        ``TokenLoss``: ``loss`` in nats times ``coef``, ``[B, T]``, 0 off the mask, not averaged. Metric ``kl``:
+        nats per token, without ``coef``.
+
+    Raises:
+        TypeError: ``mask`` is not bool, ``kl`` not floating point, or ``coef`` not a number.
+        ValueError: shapes differ or ``coef`` is out of range.
+
+    Note:
+        *Exactness.* Token by token, over the prefixes that were sampled, whoever sampled them. That a token
+        changes what comes after it is left out; ``sequence_kl_loss`` has it. On completions of the reference
+        itself nothing is left out: with the forward KL, summed over a completion, this is the gradient of
+        KL(reference ‖ policy) between whole sequences.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import token_kl_loss
+        >>> token_kl_loss(torch.tensor([[0.1, 0.5]]), torch.tensor([[True, True]]), coef=2.0).loss
+        tensor([[0.2000, 1.0000]])
+
+    References:
+        Agarwal et al., On-Policy Distillation of Language Models (GKD), 2023, arXiv:2306.13649.
+    """
+    check_tokens(mask, kl=kl)
+    check_number("coef", coef, 0, math.inf, ends="[)")
+    (kl,) = on_mask(mask, kl)
+    (loss,) = on_mask(mask, coef * kl)
+    return TokenLoss(loss, {"kl": metric(kl, mask)})
 
 
 def _only_estimator(function: str, refused: Estimator) -> str | None:

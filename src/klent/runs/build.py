@@ -135,7 +135,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         reference.packing = policy.packing
         policies.append(reference)
     policy.teachers = build_teachers(
-        rollout.mixture, target, reference, policy, loaded, needs.compared, longest=rollout.max_tokens
+        rollout, recipe.update.kl, policy, loaded, target, reference, needs.compared
     )
     return Parts(
         loaded=loaded,

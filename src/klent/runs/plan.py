@@ -190,9 +190,9 @@ def describe_plan(recipe: Recipe) -> list[str]:
     if "divergence" in plan.needs.compared:
         lines.append("divergence from the target: its forward pass on every completion")
     if "kl" in plan.needs.compared:
-        lines.append(
-            "exact KL to the reference: its forward pass on every completion, in each optimizer step"
-        )
+        kl = recipe.update.kl
+        kind = f"exact KL to the reference ({kl.divergence}{f', skew {kl.skew:g}' if kl.skew else ''})"
+        lines.append(f"{kind}: its forward pass on every completion, in each optimizer step")
     if recipe.update.distance is not None:
         lines.append(_distance(recipe.update.distance, plan.updates))
     if plan.needs.whole_groups:

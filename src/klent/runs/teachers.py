@@ -4,7 +4,8 @@ from collections.abc import Collection
 from functools import partial
 from typing import Literal
 
-from klent.config import MixtureSettings
+from klent.config.rollout import Rollout
+from klent.config.training import ExactKL
 from klent.errors import RunError
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.kept import KeptWeights
@@ -16,35 +17,34 @@ from klent.rollout.target import Target
 
 
 def build_teachers(
-    mixture: MixtureSettings | None,
-    target: Target | None,
-    reference: CausalPolicy | None,
+    rollout: Rollout,
+    kl: ExactKL,
     policy: CausalPolicy,
     loaded: LoadedModel,
+    target: Target | None,
+    reference: CausalPolicy | None,
     compared: Collection[str],
-    *,
-    longest: int,
 ) -> dict[str, Teacher]:
     """What gives each of the streams that an update compares, by the stream's name.
 
     Args:
-        mixture: the recipe's ``rollout.mixture``, where it has one.
-        target: of that mixture.
-        reference: the reference policy, where a term reads ``kl``.
+        rollout: the recipe's section, with its mixture where it has one.
+        kl: which divergence the stream ``kl`` is.
         policy: what is compared.
         loaded: its model and tokenizer.
+        target: of the mixture.
+        reference: the reference policy, where a term reads ``kl``.
         compared: the streams wanted, of :data:`klent.training.requirements.COMPARED`.
-        longest: tokens of the longest completion.
 
     Raises:
         RunError: one of the two models has no fused head, whose logits could be compared in tiles.
     """
     teachers: dict[str, Teacher] = {}
-    if "divergence" in compared and target is not None and mixture is not None:
-        teachers["divergence"] = _of_target(mixture, target, policy, loaded, longest)
+    if "divergence" in compared and target is not None:
+        teachers["divergence"] = _of_target(rollout, target, policy, loaded)
     if "kl" in compared and reference is not None:
         _require_fused("a term that reads kl", policy=policy, reference=reference)
-        teachers["kl"] = Teacher(reference, active=reference.active)
+        teachers["kl"] = Teacher(reference, divergence=kl.divergence, skew=kl.skew, active=reference.active)
     return teachers
 
 
@@ -69,13 +69,13 @@ def distance_teacher(kind: Literal["tv", "kl"], policy: CausalPolicy, kept: Kept
     )
 
 
-def _of_target(
-    mixture: MixtureSettings, target: Target, policy: CausalPolicy, loaded: LoadedModel, longest: int
-) -> Teacher:
+def _of_target(rollout: Rollout, target: Target, policy: CausalPolicy, loaded: LoadedModel) -> Teacher:
+    mixture = rollout.mixture
+    assert mixture is not None
     assert mixture.distill is not None
     with target.active():
         teacher = CausalPolicy(target.loaded.model, temperature=target.temperature)
-        teacher.packing = Packing(takes_shared_prompt(teacher, longest=longest))
+        teacher.packing = Packing(takes_shared_prompt(teacher, longest=rollout.max_tokens))
     _require_fused("rollout.mixture.distill", policy=policy, target=teacher)
     return Teacher(
         teacher,

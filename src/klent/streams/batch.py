@@ -20,7 +20,7 @@ class Stats(NamedTuple):
         entropy: entropy of the distribution at each action, nats.
         value: of a critic, in units of reward, where the policy has one.
         divergence: from the policy's target, nats, where it has one and was asked.
-        kl: KL(policy ‖ reference), nats, where it has a reference and was asked.
+        kl: divergence from the reference, nats, where it has one and was asked.
         distance: from the policy at the start of the step, without gradient, where it was asked.
         tokens: computed in the forward pass, prompts and padding included.
         targets: actions whose prediction was computed.

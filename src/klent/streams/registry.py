@@ -71,7 +71,7 @@ class Streams:
         metadata=_of(
             "[B, T]",
             "nats",
-            "KL(policy ‖ reference) at the action, over the whole vocabulary; carries the gradient",
+            "divergence from the reference, `update.kl`, over the whole vocabulary; carries the gradient",
             producer="policy",
             when="in every forward pass of the update, where a term reads it",
         ),

@@ -165,7 +165,7 @@ LEARNING: dict[str, Term] = {
     ),
     "sequence/chi2": Term(
         "",
-        "χ² of the policy from the sampler at a token, estimated as the mean of ratio² - 1 over sampled tokens.",
+        "The policy's χ² from the sampler at a token, estimated as the mean of ratio² - 1 over sampled tokens.",
         "The weights' mean square grows as (1 + χ²)^tokens: times the completion length it should stay below 1.",
     ),
     "kl/update": Term(
