@@ -67,6 +67,16 @@ EXPECTED = {
         "tokens",
     ),
     "thermostat": (clip(0.2, 0.2), group("std"), "sequences"),
+    "dppo": ({"dppo": {"threshold": 0.2, "ratio_max": 20.0}}, group("std"), "tokens"),
+    "dppo_exact": ({"dppo": {"threshold": 0.2, "ratio_max": 20.0}}, group("std"), "tokens"),
+    "drpo": ({"drpo": {"threshold": 0.2, "ratio_max": 20.0}}, group("std"), "tokens"),
+    "ce_gppo": (
+        {"ce_gppo": {"clip_low": 0.2, "clip_high": 0.28, "keep_low": 0.75, "keep_high": 1.0}},
+        group("std"),
+        "tokens",
+    ),
+    "maxrl": (clip(0.2, 0.2), group("mean"), "constant"),
+    "reinforce_pp": (clip(0.2, 0.2), {"reinforce_pp": {}}, "tokens"),
 }
 # method -> the tokens that it chooses
 CHOICES = {

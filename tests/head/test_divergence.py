@@ -12,7 +12,7 @@ from klent.head.divergence import Head, token_divergence
 from klent.head.stats import LogitTransform
 
 ROWS, VOCABULARY = 3, 11
-KINDS = [("forward", 0.0), ("reverse", 0.0), ("forward", 0.1), ("reverse", 0.3)]
+KINDS = [("forward", 0.0), ("reverse", 0.0), ("forward", 0.1), ("reverse", 0.3), ("total_variation", 0.0)]
 TRANSFORMS = [
     LogitTransform(),
     LogitTransform(temperature=0.7, scale=1.3),
@@ -48,6 +48,8 @@ def distribution(head: Head) -> Tensor:
 
 def reference(policy: Head, target: Head, divergence: str, skew: float) -> Tensor:
     p, t = distribution(policy), distribution(target).detach()
+    if divergence == "total_variation":
+        return (p - t).clamp(min=0).sum(-1)  # what the policy has more of, and so has less of elsewhere
     first, second = (t, p) if divergence == "forward" else (p, t)
     return (first * (first / (skew * first + (1 - skew) * second)).log()).sum(-1)
 
@@ -104,7 +106,7 @@ def test_tokens_that_one_side_lacks() -> None:
     bias[3] = -torch.inf
     without = target._replace(bias=bias)
     assert fused(policy, without, "reverse", 0.0).isinf().all()
-    for kind in (("forward", 0.0), ("forward", 0.1), ("reverse", 0.3)):
+    for kind in (("forward", 0.0), ("forward", 0.1), ("reverse", 0.3), ("total_variation", 0.0)):
         actual = gradients(fused, policy, without, *kind)
         assert all(x.isfinite().all() for x in actual)
         assert actual[0].max() < -torch.log(torch.tensor(kind[1])) if kind[1] else True
@@ -146,3 +148,22 @@ def test_what_does_not_fit_is_refused() -> None:
         token_divergence(policy, target, skew=1.0)
     with pytest.raises(ValueError, match="'both'"):
         token_divergence(policy, target, divergence="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"skew is 0.1 with total_variation"):
+        token_divergence(policy, target, divergence="total_variation", skew=0.1)
+
+
+def test_total_variation_table() -> None:
+    # p = (0.5, 0.3, 0.2), t = (0.2, 0.35, 0.45): 0.3. Half of p with the signs + - -, whose sum happens to be 0.
+    p, t = (torch.tensor(x, dtype=torch.float64) for x in ([0.5, 0.3, 0.2], [0.2, 0.35, 0.45]))
+    one, weight = torch.ones(1, 1, dtype=torch.float64), p.log()[:, None].requires_grad_()
+    value = fused(Head(one, weight), Head(one, t.log()[:, None]), "total_variation", 0.0)
+    torch.testing.assert_close(value.detach(), torch.tensor([0.3], dtype=torch.float64))
+    (slope,) = torch.autograd.grad(value.sum(), weight)
+    torch.testing.assert_close(slope[:, 0], torch.tensor([0.25, -0.15, -0.1], dtype=torch.float64))
+
+
+def test_disjoint_supports_are_at_total_variation_one() -> None:
+    far = torch.tensor([[80.0], [0.0]])
+    one = torch.ones(1, 1)
+    value = fused(Head(one, far), Head(one, far.flip(0)), "total_variation", 0.0)
+    assert float(value) == 1.0

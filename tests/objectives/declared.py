@@ -130,4 +130,6 @@ def _random(function: Callable[..., Any], name: str, seed: int, rows: int, colum
     if name.startswith("entropy"):
         base = torch.randn(shape, generator=_generator("entropy", seed), dtype=torch.float64)
         return base.abs() * (1.0 if name == "entropy" else 0.5 + uniform)
+    if name == "distance":  # of distributions that are near one another
+        return uniform / 2
     return uniform + 0.1 if name in ("weight", "std") else normal

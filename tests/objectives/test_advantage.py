@@ -1,5 +1,6 @@
-"""Group baselines, generalised advantage estimation, reward-to-go."""
+"""Baselines of groups and batches, generalised advantage estimation, reward-to-go."""
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from oracles import advantage as oracle
 
 from klent import objectives as O
-from objectives.helpers import assert_close, mask_of, random_tokens, table
+from objectives.helpers import Mutant, assert_close, mask_of, random_tokens, table
 
 CASES = {"gae": [{"gamma": 0.9, "lam": 0.8}], "reward_to_go": [{"gamma": 0.9}]}
 IN_ORDER = {"gae": "what follows a token", "reward_to_go": "what follows a token"}
@@ -61,12 +62,16 @@ def test_groups_that_tell_nothing_get_exactly_zero(rewards: list[float], dtype: 
     assert O.group_advantage(values, group, scale="std").tolist() == zeros
     assert O.group_advantage(values, group, scale="none").tolist() == zeros
     assert O.leave_one_out(values, group).tolist() == zeros
+    assert O.group_advantage(values, group, scale="mean").tolist() == zeros
+    assert O.reinforce_pp(values).tolist() == zeros
+    assert O.reinforce_pp_baseline(values, group).tolist() == zeros
 
 
 def test_no_completion_is_no_error() -> None:
     nothing, group = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     assert O.group_advantage(nothing, group).shape == (0,)
     assert O.leave_one_out(nothing, group).shape == (0,)
+    assert O.reinforce_pp(nothing).shape == O.reinforce_pp_baseline(nothing, group).shape == (0,)
 
 
 REWARDS = st.one_of(st.just(NAN), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.floats(-10, 10, width=16))
@@ -79,11 +84,62 @@ def test_group_estimators_agree_with_oracles_in_any_order(entries: list[tuple[fl
     order = list(range(len(entries)))
     random.shuffle(order)
     shuffled = torch.tensor(rewards, dtype=torch.float64)[order], torch.tensor(group)[order]
-    for scale in ("std", "none"):
+    for scale in ("std", "none", "mean"):
         expected = torch.tensor(oracle.group_advantage(rewards, group, scale), dtype=torch.float64)[order]
         assert_close(O.group_advantage(*shuffled, scale=scale), expected, 1e-9)
     expected = torch.tensor(oracle.leave_one_out(rewards, group), dtype=torch.float64)[order]
     assert_close(O.leave_one_out(*shuffled), expected, 1e-9)
+    expected = torch.tensor(oracle.reinforce_pp(rewards, None), dtype=torch.float64)[order]
+    assert_close(O.reinforce_pp(shuffled[0]), expected, 1e-9)
+    expected = torch.tensor(oracle.reinforce_pp(rewards, group), dtype=torch.float64)[order]
+    assert_close(O.reinforce_pp_baseline(*shuffled), expected, 1e-9)
+
+
+def test_advantages_over_the_mean_table() -> None:
+    # group 7: mean 0.5; group 3: mean 0, and group 4 a mean below 0, which is no success rate
+    rewards = torch.tensor([1.0, 0.25, 0.25, -1.0, 1.0, -3.0, 1.0], dtype=torch.float64)
+    group = torch.tensor([7, 7, 7, 3, 3, 4, 4])
+    assert_close(O.group_advantage(rewards, group, scale="mean"), [1.0, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("chance", [0.05, 0.3, 0.9])
+def test_over_the_mean_the_gradient_is_that_of_the_log_cut_after_one_term_less(
+    size: int, chance: float
+) -> None:
+    # every outcome of a group of coins, success with probability p: the score of a success is dp/p, else -dp/(1 - p)
+    total = 0.0
+    for outcome in itertools.product([0.0, 1.0], repeat=size):
+        rewards = torch.tensor(outcome, dtype=torch.float64)
+        advantage = O.group_advantage(rewards, torch.zeros(size, dtype=torch.int64), scale="mean")
+        score = rewards / chance - (1 - rewards) / (1 - chance)
+        probability = math.prod(chance if r else 1 - chance for r in outcome)
+        total += probability * float((advantage * score).mean())
+    cut = sum((1 - chance) ** (k - 1) for k in range(1, size))  # d/dp of -Σ (1 - p)^k / k over k < size
+    assert total == pytest.approx(cut, rel=1e-12)
+    assert cut == pytest.approx((1 - (1 - chance) ** (size - 1)) / chance, rel=1e-9)
+
+
+def test_reinforce_pp_table() -> None:
+    # mean 1, squares 1 + 0 + 1 over n - 1 = 2: std 1; the unscorable is in neither
+    rewards = torch.tensor([0.0, 1.0, 2.0, NAN], dtype=torch.float64)
+    assert_close(O.reinforce_pp(rewards), [-1.0, 0.0, 1.0, 0.0])
+    # differences ±1 in group 0, ±2 in group 1, 0 in group 2: squares 10 over n - 1 = 5
+    rewards = torch.tensor([0.0, 2.0, 7.0, 3.0, 4.0, 4.0, NAN], dtype=torch.float64)
+    group = torch.tensor([0, 0, 1, 1, 2, 2, 2])
+    s = math.sqrt(2)
+    assert_close(O.reinforce_pp_baseline(rewards, group), [-1 / s, 1 / s, 2 / s, -2 / s, 0.0, 0.0, 0.0])
+
+
+REFUSED = [
+    (lambda: O.reinforce_pp(torch.tensor([1, 2])), TypeError, "rewards has dtype torch.int64"),
+    (lambda: O.reinforce_pp(torch.zeros(2, 2)), ValueError, "rewards has shape [2, 2], expected [n]"),
+    (
+        lambda: O.reinforce_pp_baseline(torch.zeros(4), torch.zeros(3, dtype=torch.int64)),
+        ValueError,
+        "group has shape [3], expected [4] as rewards has",
+    ),
+]
 
 
 def test_std_makes_the_unit_of_the_reward_irrelevant() -> None:
@@ -134,8 +190,50 @@ def test_advantages_carry_no_gradient() -> None:
     x = tokens["entropy"].requires_grad_()
     for out in (
         O.group_advantage(rewards, group),
+        O.group_advantage(rewards, group, scale="mean"),
         O.leave_one_out(rewards, group),
+        O.reinforce_pp(rewards),
+        O.reinforce_pp_baseline(rewards, group),
         O.gae(x, x, tokens["mask"]),
         O.reward_to_go(x, tokens["mask"]),
     ):
         assert not out.requires_grad
+
+
+MUTANTS = [
+    Mutant(
+        "a negative mean divides",
+        "advantage.py",
+        "torch.where(mean > 0, centred / mean.clamp(min=torch.finfo(mean.dtype).tiny), 0.0)",
+        "torch.where(mean != 0, centred / mean, 0.0)",
+        test_advantages_over_the_mean_table,
+    ),
+    Mutant(
+        "over the root of the mean",
+        "advantage.py",
+        "centred / mean.clamp(min=torch.finfo(mean.dtype).tiny)",
+        "centred / mean.clamp(min=torch.finfo(mean.dtype).tiny).sqrt()",
+        test_advantages_over_the_mean_table,
+    ),
+    Mutant(
+        "each a group of its own",
+        "advantage.py",
+        "torch.zeros(rewards.shape, dtype=torch.long, device=rewards.device)",
+        "torch.arange(rewards.numel()).view(rewards.shape)",
+        test_reinforce_pp_table,
+    ),
+    Mutant(
+        "scaled by group",
+        "advantage.py",
+        "variance = centred.square().sum() / (count - 1).clamp(min=1)",
+        "variance = _group_sum(centred.square(), group.unique(return_inverse=True)[1])",
+        test_reinforce_pp_table,
+    ),
+    Mutant(
+        "unscorable in the deviation",
+        "advantage.py",
+        "count = rewards.isfinite().sum()",
+        "count = torch.tensor(len(rewards))",
+        test_reinforce_pp_table,
+    ),
+]

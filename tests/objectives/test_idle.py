@@ -94,12 +94,16 @@ def check_whole(case: Case, idle: Idle | None, seed: int) -> None:
         batch["entropy"] = batch["entropy_old"]
     if "sample" in batch:
         batch["logp"] = O.gaussian_logp(batch["sample"], batch["mean"], batch["std"])
-    shifted = [
-        {"logp_old": batch["logp"] + shift} if "logp_old" in batch else {} for shift in (-0.01, 0.0, 0.01)
-    ]
+    shifted = [shifted_by(shift, batch) for shift in (-0.01, 0.0, 0.01)]
     nearby = [{name: {**batch, **old}[name] for name in read} for old in shifted]
     where = torch.stack([moved(case, b) for b in nearby]).any(dim=0)
     assert torch.equal(where, batch["mask"] & ~idle_at(case, idle, nearby[1])), case
+
+
+def shifted_by(shift: float, batch: Batch) -> Batch:
+    """What the policy is compared with, moved away from it a little, and how far that is."""
+    near = dict.fromkeys({"logp_old", "logp_gen"} & batch.keys(), batch["logp"] + shift)
+    return near | {name: torch.full_like(batch["logp"], abs(shift)) for name in {"distance"} & batch.keys()}
 
 
 def idle_of(name: str) -> Idle | None:
@@ -121,7 +125,7 @@ def test_there_is_a_gradient_wherever_a_loss_is_not_idle(case: str, seed: int) -
     check_whole(CASES[case], idle_of(CASES[case].name), seed)
 
 
-@pytest.mark.parametrize("name", ["reinforce", "ppo_clip", "cispo", "clip_cov", "entropy_shaped"])
+@pytest.mark.parametrize("name", ["reinforce", "ppo_clip", "cispo", "clip_cov", "entropy_shaped", "ce_gppo"])
 def test_at_the_old_policy_a_policy_gradient_is_idle_exactly_where_its_gradient_is_0(name: str) -> None:
     for seed in range(20):
         case = Case(name, {})

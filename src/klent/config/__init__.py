@@ -4,6 +4,7 @@ from klent.config.checks import streams
 from klent.config.evaluation import EarlyStop, Eval, Limits, Reward
 from klent.config.fields import describe_fields
 from klent.config.load import dump_recipe, find_recipe, load_recipe, make_recipe, recipes_folder
+from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, TransformersRollout
@@ -22,6 +23,7 @@ __all__ = [
     "GymSettings",
     "Limits",
     "Lora",
+    "Mismatch",
     "MixtureSettings",
     "Optimizer",
     "Recipe",

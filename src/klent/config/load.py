@@ -17,6 +17,7 @@ from klent.config.layers import Layer, merge
 from klent.config.mixture_checks import mixture_problems
 from klent.config.problems import Problem, refuse
 from klent.config.recipe import Recipe
+from klent.config.sampler_checks import sampler_problems
 from klent.config.shape_checks import key_path, shape_problems, without
 from klent.config.usage_checks import usage_problems
 from klent.config.yaml_text import RecipeDumper, parse_overrides, read_layer
@@ -222,6 +223,7 @@ def _check(layer: Layer) -> Recipe:
         problems.extend(usage_problems(recipe))
         problems.extend(control_problems(recipe))
         problems.extend(mixture_problems(recipe))
+        problems.extend(sampler_problems(recipe))
     refuse(problems, layer)
     assert recipe is not None
     return recipe

@@ -2,9 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from klent.config.base import Count, Positive, PositiveInt, Settings
+from klent.config.mismatch import Mismatch
 from klent.config.mixture import MixtureSettings
 
 
@@ -28,6 +29,13 @@ class TransformersRollout(Settings):
     """Strings that end a completion, besides the model's own end token."""
     mixture: MixtureSettings | None = None
     """Sample between the policy and a target; evaluation samples from the policy all the same."""
+    mismatch: Mismatch | None = None
+    """Weighs by trainer/sampler where their log-probabilities differ; null = they are taken to be the same."""
+
+    @field_validator("mismatch", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return {"mode": value} if isinstance(value, str) else value
 
     def for_evaluation(self) -> "TransformersRollout":
         """How held-out problems are answered: sampled as in training, from the policy alone."""
@@ -41,6 +49,7 @@ class DatasetRollout(Settings):
     needed_columns: ClassVar[tuple[str, ...]] = ("completion",)
     temperature: ClassVar[float] = 1.0  # log-probs are those of the model's own distribution
     mixture: ClassVar[None] = None
+    mismatch: ClassVar[None] = None
 
     engine: Literal["dataset"]
     """What makes the completions."""

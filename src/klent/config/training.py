@@ -68,6 +68,8 @@ class Update(Settings):
     """Optimizer steps per pass; it must divide prompts_per_step."""
     tokens_per_microbatch: PositiveInt = 4096
     """Tokens per forward pass: trades memory for speed, the gradient is the same."""
+    distance: Literal["tv", "kl"] | None = None
+    """What terms read as `distance` from the policy as it sampled: `tv`, `kl` KL(then ‖ now), or null = nothing."""
     packing: Literal["auto", "on", "off"] = "auto"
     """Pack a group's completions behind one shared prompt in one row; `auto` = where the model allows it."""
     gradient_checkpointing: bool = False

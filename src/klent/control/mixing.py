@@ -175,9 +175,23 @@ def policy_reward(batch: Batch) -> float:
 
 
 def sample_size(batch: Batch, *, whole: bool) -> float:
-    """Effective sample size (Σw)²/Σw² over the number of samples: of tokens, or of whole completions."""
-    log_ratio = _log_ratio(batch)
-    log_weight = log_ratio.sum(dim=1) if whole else log_ratio[batch.mask]
+    """Effective sample size of the weights policy/mixture; see :func:`effective_share`."""
+    return effective_share(_log_ratio(batch), batch.mask, whole=whole)
+
+
+def effective_share(log_ratio: Tensor, mask: Tensor, *, whole: bool) -> float:
+    """Effective sample size (Σw)²/Σw² over the number of samples: of tokens, or of whole completions.
+
+    Args:
+        log_ratio: log of each token's weight, ``[B, T]`` float64, 0 off the mask.
+        mask: the tokens, ``[B, T]`` bool.
+        whole: whether a sample is a whole completion.
+
+    >>> two = torch.tensor([[0.0, 0.0], [0.0, -800.0]], dtype=torch.float64)
+    >>> [effective_share(two, torch.ones(2, 2, dtype=torch.bool), whole=whole) for whole in (False, True)]
+    [0.75, 0.5]
+    """
+    log_weight = log_ratio.sum(dim=1) if whole else log_ratio[mask]
     spread = 2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)
     return float(spread.exp()) / len(log_weight)
 

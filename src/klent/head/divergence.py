@@ -1,4 +1,4 @@
-"""KL divergence between two models at every token, over the whole vocabulary and without its logits.
+"""Divergence between two models at every token, over the whole vocabulary and without its logits.
 
 Both models' logits come in tiles (some rows x some tokens of the vocabulary). A first sweep finds the
 normalisers, a second one the divergence and ``g``, the mean under p of dD/dp; the backward computes the
@@ -13,7 +13,7 @@ two sweeps, and its logits stay in nats, because forward and reverse divergences
 """
 
 import math
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from klent.head.autograd import Context, check_first_derivative
 from klent.head.products import product
 from klent.head.stats import Head, LogitTransform, accumulation_dtype
 
-__all__ = ["Head", "token_divergence"]
+__all__ = ["DivergenceKind", "Head", "token_divergence"]
+
+DivergenceKind = Literal["forward", "reverse", "total_variation"]
 
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
 
@@ -31,27 +33,30 @@ def token_divergence(
     policy: Head,
     target: Head,
     *,
-    divergence: Literal["forward", "reverse"] = "reverse",
+    divergence: DivergenceKind = "reverse",
     skew: float = 0.0,
 ) -> Tensor:
-    """KL divergence between the next-token distributions p of a policy and t of a target, exact for each row.
+    """Divergence between the next-token distributions p of a policy and t of a target, exact for each row.
 
-        forward   KL(t ‖ skew·t + (1 - skew)·p)      the policy covers all that the target does
-        reverse   KL(p ‖ skew·p + (1 - skew)·t)      the policy keeps to what the target does
+        forward           KL(t ‖ skew·t + (1 - skew)·p)      the policy covers all that the target does
+        reverse           KL(p ‖ skew·p + (1 - skew)·t)      the policy keeps to what the target does
+        total_variation   Σ |p - t| / 2                      the largest difference on any set of tokens
 
-    Distillation over the full vocabulary: where the sampled token's log-ratio is an estimate, this is its
-    mean. A skew bounds the divergence by -log(skew), also where one of the two lacks tokens of the other.
+    Distillation and trust regions over the full vocabulary: where the sampled token's log-ratio is an estimate,
+    a KL is its mean. A skew bounds a KL by -log(skew), also where one of the two lacks tokens of the other;
+    total variation is at most 1.
 
     Args:
         policy: hidden states ``[N, H]`` and head of the policy. ``hidden``, ``weight`` and ``bias`` receive
             gradients.
         target: the same rows under the target, any width; its vocabulary must be the policy's. Receives no
             gradient.
-        divergence: ``forward`` or ``reverse``.
-        skew: in [0, 1); 0 is the plain divergence.
+        divergence: ``forward``, ``reverse`` or ``total_variation``.
+        skew: in [0, 1); 0 is the plain divergence, and total variation has no other.
 
     Returns:
-        Nats, ``[N]``, float32 (float64 for float64 inputs); differentiable once. Not masked or averaged.
+        Nats, or total variation in [0, 1], ``[N]``, float32 (float64 for float64 inputs); differentiable once.
+        Not masked or averaged.
 
     Raises:
         ValueError: shapes do not fit, ``divergence`` is unknown or ``skew`` out of range.
@@ -59,6 +64,8 @@ def token_divergence(
     Note:
         *Placement.* Its gradient is that of the divergence at the given prefixes. That the policy chooses its
         prefixes is left out, on samples of the policy too.
+
+        *Kinks.* Total variation has no derivative in a token with p = t; 0 is taken there.
 
         *Infinite.* Without a skew a token that only one of the two knows can make the divergence inf; its
         gradient then is not to be used.
@@ -72,15 +79,20 @@ def token_divergence(
         tensor([0.1438])
         >>> token_divergence(policy, target, divergence="forward", skew=0.1)
         tensor([0.1070])
+        >>> token_divergence(policy, target, divergence="total_variation")
+        tensor([0.2500])
 
     References:
         Agarwal et al., On-Policy Distillation of Language Models (GKD), 2023, arXiv:2306.13649.
         Ko et al., DistiLLM: Towards Streamlined Distillation (skew KL), 2024, arXiv:2402.03898.
     """
-    if divergence not in ("forward", "reverse"):
-        raise ValueError(f"divergence is {divergence!r}, expected 'forward' or 'reverse'")
+    if divergence not in get_args(DivergenceKind):
+        expected = ", ".join(map(repr, get_args(DivergenceKind)))
+        raise ValueError(f"divergence is {divergence!r}, expected one of {expected}")
     if not 0 <= skew < 1:
         raise ValueError(f"skew is {skew}, expected a number in [0, 1)")
+    if skew and divergence == "total_variation":
+        raise ValueError(f"skew is {skew} with total_variation, which is bounded without one; leave it at 0")
     for name, head in (("policy", policy), ("target", target)):
         if head.hidden.ndim != 2 or head.hidden.shape[1:] != head.weight.shape[1:]:
             raise ValueError(
@@ -92,26 +104,30 @@ def token_divergence(
             f"policy and target must have the same rows and vocabulary: got {len(policy.hidden)} and "
             f"{len(target.hidden)} rows, {len(policy.weight)} and {len(target.weight)} tokens"
         )
-    kind = _Kind(divergence == "forward", skew)
-    nats: Tensor = _Divergence.apply(*policy, target, kind)
-    return nats
+    apart: Tensor = _Divergence.apply(*policy, target, _Kind(divergence, skew))
+    return apart
 
 
 class _Kind(NamedTuple):
     """A divergence as a sum over the vocabulary, and p times its derivative in p."""
 
-    forward: bool
+    name: DivergenceKind
     skew: float
 
     def terms(self, log_p: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
         """What each token adds to D, and p dD/dp."""
-        first, second = (log_t, log_p) if self.forward else (log_p, log_t)
+        if self.name == "total_variation":
+            p = log_p.exp()
+            difference = p - log_t.exp()
+            return difference.abs() / 2, p * difference.sign() / 2
+        forward = self.name == "forward"
+        first, second = (log_t, log_p) if forward else (log_p, log_t)
         middle = second
         if self.skew:
             middle = torch.logaddexp(first + math.log(self.skew), second + math.log1p(-self.skew))
         mass = first.exp()
         value = torch.where(mass > 0, mass * (first - middle), 0.0)
-        if self.forward:
+        if forward:
             return value, -(1 - self.skew) * torch.where(mass > 0, (log_p + log_t - middle).exp(), 0.0)
         return value, value - self.skew * torch.where(mass > 0, mass * (first - middle).exp(), 0.0)
 

@@ -29,6 +29,7 @@ from klent.objectives import (
     sequence,
     surrogate,
     tokens,
+    trust,
     types,
 )
 from klent.objectives.advantage import *
@@ -49,10 +50,11 @@ from klent.objectives.semantic import *
 from klent.objectives.sequence import *
 from klent.objectives.surrogate import *
 from klent.objectives.tokens import *
+from klent.objectives.trust import *
 from klent.objectives.types import *
 
 __all__: list[str] = []
-__all__ += surrogate.__all__ + likelihood.__all__ + exploration.__all__
+__all__ += surrogate.__all__ + trust.__all__ + likelihood.__all__ + exploration.__all__
 __all__ += kl.__all__ + sequence.__all__ + entropy.__all__ + covariance.__all__ + tokens.__all__
 __all__ += diffusion.__all__ + preference.__all__ + regret.__all__
 __all__ += advantage.__all__ + importance.__all__ + semantic.__all__ + qsft.__all__

@@ -6,30 +6,43 @@ import torch
 from torch import Tensor
 
 from klent.objectives import kinds
-from klent.objectives.checks import check_choice, check_groups, check_number, check_tokens
+from klent.objectives.checks import check_choice, check_floating, check_groups, check_number, check_tokens
 from klent.objectives.masking import on_mask
 
-__all__ = ["gae", "group_advantage", "leave_one_out", "reward_to_go"]
+__all__ = [
+    "gae",
+    "group_advantage",
+    "leave_one_out",
+    "reinforce_pp",
+    "reinforce_pp_baseline",
+    "reward_to_go",
+]
 
 
 @kinds.advantage
-def group_advantage(rewards: Tensor, group: Tensor, *, scale: Literal["std", "none"] = "std") -> Tensor:
+def group_advantage(
+    rewards: Tensor, group: Tensor, *, scale: Literal["std", "none", "mean"] = "std"
+) -> Tensor:
     """Rewards compared with the others of their group: GRPO's advantage.
 
         none   Aᵢ = rᵢ - mean(r)
         std    Aᵢ = (rᵢ - mean(r)) / std(r)
+        mean   Aᵢ = (rᵢ - mean(r)) / mean(r)
 
     The group, completions of one prompt, tells how hard the prompt is, so that no value model is needed.
 
     Args:
         rewards: one per completion, ``[n]``. NaN (or infinite) means unscorable.
         group: which completions belong together, ``[n]`` integers, in any order and with gaps.
-        scale: ``std`` divides by the group's standard deviation (GRPO), ``none`` does not (Dr. GRPO).
+        scale: ``std`` divides by the group's standard deviation (GRPO), ``none`` does not (Dr. GRPO), ``mean``
+            divides by the mean (MaxRL), for rewards that are not negative.
 
     Returns:
         ``[n]``, without gradient: one number per completion, not yet repeated along its tokens. Exactly 0
         for an unscorable completion, which is left out of its group's mean and deviation as well, and for a
-        whole group that has fewer than 2 scorable rewards or rewards that are equal up to rounding.
+        whole group that has fewer than 2 scorable rewards or rewards that are equal up to rounding; with
+        ``mean`` also where the mean is not positive: there is no logarithm of such a success rate, and
+        dividing by a negative mean would reward the worse completions.
 
     Raises:
         TypeError: ``rewards`` is not floating point or ``group`` not integers.
@@ -42,7 +55,10 @@ def group_advantage(rewards: Tensor, group: Tensor, *, scale: Literal["std", "no
         and without one the advantages do not depend on the unit of the reward.
 
         *Effect.* Dividing by the deviation weighs prompts that are nearly always, or nearly never, solved
-        more than those solved half the time.
+        more than those solved half the time. Dividing by the mean weighs a prompt of success rate p like 1/p:
+        for rewards 0 and 1 and n completions the mean of A·∇logp is exactly (1 - (1 - p)ⁿ⁻¹)/p·∇p, the gradient
+        of log p cut after its first n - 1 terms. (The paper says n terms, which holds where a group without a
+        success gets -1 for each; as in its code, such a group gets 0 here.)
 
     Example:
         >>> import torch
@@ -57,12 +73,16 @@ def group_advantage(rewards: Tensor, group: Tensor, *, scale: Literal["std", "no
     References:
         Shao et al., DeepSeekMath, 2024, arXiv:2402.03300.
         Liu et al., Understanding R1-Zero-Like Training (Dr. GRPO), 2025, arXiv:2503.20783.
+        Tajwar et al., Maximum Likelihood Reinforcement Learning (MaxRL), 2026, arXiv:2602.02710.
     """
     check_groups(rewards, group)
-    check_choice("scale", scale, ("std", "none"))
+    check_choice("scale", scale, ("std", "none", "mean"))
     centred, count, differ, member = _centre(rewards, group)
     if scale == "none":
         return centred
+    if scale == "mean":
+        mean = _group_mean(rewards, count, member)
+        return torch.where(mean > 0, centred / mean.clamp(min=torch.finfo(mean.dtype).tiny), 0.0)
     variance = _group_sum(centred.square(), member) / (count - 1).clamp(min=1)
     return centred / torch.where(differ, variance, 1.0).sqrt()
 
@@ -100,6 +120,90 @@ def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     check_groups(rewards, group)
     centred, count, _, _ = _centre(rewards, group)
     return centred * count / (count - 1).clamp(min=1)
+
+
+@kinds.advantage
+def reinforce_pp(rewards: Tensor) -> Tensor:
+    """Rewards compared with those of the whole batch: REINFORCE++'s advantage.
+
+        Aᵢ = (rᵢ - mean(r)) / std(r),  over all prompts
+
+    No group is needed: one completion per prompt will do. A hard prompt's completions are all below the mean.
+
+    Args:
+        rewards: one per completion of the step, ``[n]``. NaN (or infinite) means unscorable.
+
+    Returns:
+        ``[n]``, without gradient, not yet repeated along its tokens. Exactly 0 for an unscorable completion,
+        which is left out of mean and deviation as well, and for a batch that has fewer than 2 scorable rewards
+        or rewards that are equal up to rounding.
+
+    Raises:
+        TypeError: ``rewards`` is not floating point.
+        ValueError: ``rewards`` is not ``[n]``.
+
+    Note:
+        *Batch dependence.* Mean and deviation are of the tensor given: give a step, not a micro-batch.
+
+        *Against released code.* OpenRLHF and verl normalise over tokens, so that a long completion counts for
+        more in mean and deviation, and put the KL into the reward first; here a completion counts once, and a
+        ``token_reward`` joins afterwards. The deviation is the sample's, with nothing added to it.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import reinforce_pp
+        >>> reinforce_pp(torch.tensor([1.0, 0.0, 0.0, float("nan")]))
+        tensor([ 1.1547, -0.5774, -0.5774,  0.0000])
+
+    References:
+        Hu et al., REINFORCE++, 2025, arXiv:2501.03262.
+    """
+    check_floating("rewards", rewards)
+    return group_advantage(rewards, torch.zeros(rewards.shape, dtype=torch.long, device=rewards.device))
+
+
+@kinds.advantage
+def reinforce_pp_baseline(rewards: Tensor, group: Tensor) -> Tensor:
+    """Rewards compared with their group and scaled over the whole batch: REINFORCE++-baseline's advantage.
+
+        Aᵢ = (rᵢ - mean of its group) / std of these differences over all prompts
+
+    The group tells how hard a prompt is; one scale for all leaves a prompt's weight to its own spread, where
+    ``group_advantage`` makes that of every prompt 1.
+
+    Args:
+        rewards: one per completion of the step, ``[n]``. NaN (or infinite) means unscorable.
+        group: which completions belong together, ``[n]`` integers, in any order and with gaps.
+
+    Returns:
+        ``[n]``, without gradient, not yet repeated along its tokens. Exactly 0 where ``group_advantage`` is.
+
+    Raises:
+        TypeError: ``rewards`` is not floating point or ``group`` not integers.
+        ValueError: shapes are not ``[n]``.
+
+    Note:
+        *Deviation.* Over all scorable completions, those of groups with equal rewards included, whose
+        difference is 0; the sample's, Σd² / (n - 1), as the differences' mean is 0.
+
+        *Batch dependence* and *released code* as of ``reinforce_pp``.
+
+    Example:
+        The differences are ±0.5 and 0; their deviation is √(0.5 / 3).
+
+        >>> import torch
+        >>> from klent.objectives import reinforce_pp_baseline
+        >>> reinforce_pp_baseline(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]))
+        tensor([ 1.2247, -1.2247,  0.0000,  0.0000])
+
+    References:
+        Hu et al., REINFORCE++, 2025, arXiv:2501.03262.
+    """
+    check_groups(rewards, group)
+    centred, _, differ, _ = _centre(rewards, group)
+    count = rewards.isfinite().sum()
+    variance = centred.square().sum() / (count - 1).clamp(min=1)
+    return centred / torch.where(differ.any(), variance, 1.0).sqrt()
 
 
 @kinds.advantage
@@ -193,7 +297,7 @@ def _centre(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     _, member = torch.unique(group, return_inverse=True)
     (known,) = on_mask(scorable, rewards)
     count = _group_sum(scorable.to(rewards.dtype), member)
-    mean = _group_sum(known, member) / count.clamp(min=1)
+    mean = _group_mean(rewards, count, member)
     highest = _group_max(torch.where(scorable, rewards, -torch.inf), member)
     lowest = -_group_max(torch.where(scorable, -rewards, -torch.inf), member)
     # Equal up to rounding is equal: the std of 0.1 + 0.2 and 0.3 would turn the last bit into a ±1. (The only
@@ -202,6 +306,12 @@ def _centre(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     differ = highest - lowest > rounding
     (centred,) = on_mask(scorable & differ, known - mean)
     return centred, count, differ, member
+
+
+def _group_mean(rewards: Tensor, count: Tensor, member: Tensor) -> Tensor:
+    """Each entry replaced by the mean over its group's scorable rewards."""
+    (known,) = on_mask(rewards.isfinite(), rewards.detach())
+    return _group_sum(known, member) / count.clamp(min=1)
 
 
 def _group_sum(values: Tensor, member: Tensor) -> Tensor:

@@ -40,14 +40,20 @@ class Declaration(NamedTuple):
     whole_sequences: bool = False
     """Whether the loss is one of whole sequences: it weighs prefixes itself, so that a step's importance weights
     do not multiply it, and reads every token of a completion."""
+    weighs_itself: bool = False
+    """Whether the ratio to the sampler is in the loss already: a step's importance weights do not multiply it,
+    and leave out what they drop (a weight of 0)."""
 
 
-def declare(kind: Kind, idle: Idle | None = None, *, whole_sequences: bool = False) -> Callable[[F], F]:
+def declare(
+    kind: Kind, idle: Idle | None = None, *, whole_sequences: bool = False, weighs_itself: bool = False
+) -> Callable[[F], F]:
     """A decorator that gives a function its kind."""
 
     def mark(function: F) -> F:
         silent = _with_defaults_of(function, idle) if idle is not None else None
-        function.__klent__ = (function, Declaration(kind, silent, whole_sequences))  # type: ignore[attr-defined]
+        declared = Declaration(kind, silent, whole_sequences, weighs_itself)
+        function.__klent__ = (function, declared)  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -59,9 +65,11 @@ def _with_defaults_of(function: Callable[..., object], idle: Idle) -> Idle:
     return lambda **given: idle(**{**defaults, **given})
 
 
-def token_loss(*, idle: Idle | None = None, whole_sequences: bool = False) -> Callable[[F], F]:
-    """A loss per action; see the module for ``idle``, and :class:`Declaration` for both."""
-    return declare("token_loss", idle, whole_sequences=whole_sequences)
+def token_loss(
+    *, idle: Idle | None = None, whole_sequences: bool = False, weighs_itself: bool = False
+) -> Callable[[F], F]:
+    """A loss per action; see the module for ``idle``, and :class:`Declaration` for all of them."""
+    return declare("token_loss", idle, whole_sequences=whole_sequences, weighs_itself=weighs_itself)
 
 
 pair_loss = declare("pair_loss")
@@ -86,6 +94,12 @@ def whole_sequences(function: Callable[..., object]) -> bool:
     """Whether a function declares that it is about whole completions; see :class:`Declaration`."""
     declared = declaration(function)
     return declared is not None and declared.whole_sequences
+
+
+def weighs_itself(function: Callable[..., object]) -> bool:
+    """Whether a function declares that the ratio to the sampler is in it; see :class:`Declaration`."""
+    declared = declaration(function)
+    return declared is not None and declared.weighs_itself
 
 
 def without_advantage(advantage: Tensor, **_: object) -> Tensor:

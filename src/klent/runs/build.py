@@ -10,7 +10,9 @@ from functools import cache, partial
 import torch
 
 from klent.config import MixtureSettings, Optimizer, Recipe, dump_recipe
+from klent.control.keeper import Keeper
 from klent.control.limits import Guard
+from klent.control.mismatch import MismatchWeights
 from klent.control.mixing import Mixer
 from klent.control.organ import Organ
 from klent.control.schedule import learning_rate
@@ -23,6 +25,7 @@ from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
+from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import read_alone, takes_shared_prompt
@@ -37,10 +40,10 @@ from klent.runs.evaluate import evaluate_policy
 from klent.runs.evaluation import EvalRow, Evaluations
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
-from klent.runs.objective import build_objective
+from klent.runs.objective import asked_streams, build_objective
 from klent.runs.recorder import Recorder
 from klent.runs.state import RunState
-from klent.runs.teachers import build_teachers
+from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.tasks import Scorer, Task
 from klent.training.objective import Objective
@@ -62,7 +65,7 @@ class Parts:
         policy: what is trained.
         updater: trains it.
         reference: what the policy is compared with.
-        organs: the thermostat and the mixture, where the recipe has them.
+        organs: thermostat, mixture, weights of the mismatch and the kept policy, where the recipe has them.
     """
 
     loaded: LoadedModel
@@ -141,7 +144,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         policy=policy,
         updater=updater,
         reference=reference,
-        organs=_build_organs(recipe, objective, engine, policies),
+        organs=[*_build_organs(recipe, objective, engine, policies), *_build_keeper(recipe, policy)],
     )
 
 
@@ -320,6 +323,7 @@ def _build_updater(recipe: Recipe, policy: CausalPolicy, objective: Objective, *
         epochs=update.epochs,
         minibatches=update.minibatches,
         max_grad_norm=recipe.optimizer.max_grad_norm or float("inf"),
+        asked=asked_streams(recipe),
     )
     if isinstance(updater, ReleasedPositions):
         updater.filler = filler
@@ -357,7 +361,18 @@ def _build_organs(
         organs.append(Controller(recipe.thermostat, knob(recipe.thermostat, objective, set_temperature)))
     if recipe.rollout.mixture is not None and isinstance(engine, MixtureEngine):
         organs.append(Mixer(recipe.rollout.mixture, engine))
+    if recipe.rollout.mismatch is not None:
+        organs.append(MismatchWeights(recipe.rollout.mismatch))
     return organs
+
+
+def _build_keeper(recipe: Recipe, policy: CausalPolicy) -> list[Organ]:
+    """What keeps the weights of the start of a step, where the policy is asked how far it is from them."""
+    if recipe.update.distance is None:
+        return []
+    kept = KeptWeights(policy)
+    policy.teachers["distance"] = distance_teacher(recipe.update.distance, policy, kept)
+    return [Keeper(kept)]
 
 
 def _build_reference(recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]) -> CausalPolicy:

@@ -18,7 +18,13 @@ def build_objective(recipe: Recipe) -> Objective:
 def step_requirements(recipe: Recipe) -> Requirements:
     """The forward passes of each step, worked out before anything is loaded."""
     steps = recipe.update.epochs * recipe.update.minibatches
-    return requirements(build_objective(recipe), optimizer_steps=steps)
+    return requirements(build_objective(recipe), optimizer_steps=steps, asked=asked_streams(recipe))
+
+
+def asked_streams(recipe: Recipe) -> frozenset[str]:
+    """Streams that keys of a recipe ask for, beside what its terms read."""
+    asked = {"distance": recipe.update.distance, "logp_old": recipe.rollout.mismatch}
+    return frozenset(name for name, section in asked.items() if section is not None)
 
 
 def with_bonus(recipe: Recipe) -> Mapping[str, Mapping[str, object] | None]:

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from klent.config import MixtureSettings, Recipe, Thermostat
+from klent.config import Mismatch, MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
 from klent.config.load import read_values
 from klent.errors import ConfigError
 from klent.objectives.kinds import whole_sequences
 from klent.runs.folder import run_of
-from klent.runs.objective import step_requirements
-from klent.training.requirements import Requirements
+from klent.runs.objective import asked_streams, step_requirements
+from klent.training.requirements import ON_REQUEST, Requirements
 
 _ALWAYS_READ = {"mask", "rewards", "group"}  # not worth a line of the plan
 
@@ -50,11 +50,12 @@ def _terms(recipe: Recipe) -> list[str]:
     lines = []
     select = {f"select {stream}": choice for stream, choice in (recipe.select or {}).items()}
     kinds = {"advantage": recipe.advantage or {}, "token_reward": recipe.token_reward or {}}
+    unsaid = _ALWAYS_READ | (ON_REQUEST - asked_streams(recipe))
     for kind, terms in {**kinds, **select, "loss": recipe.loss}.items():
         for name, settings in terms.items():
             values = ", ".join(f"{key}={value}" for key, value in settings.items())
             nothing = "nothing" if kind in select else "rewards"
-            reads = ", ".join(sorted(streams_of(resolve(name)) - _ALWAYS_READ)) or nothing
+            reads = ", ".join(sorted(streams_of(resolve(name)) - unsaid)) or nothing
             lines.append(f"{kind}: {name}({values}) reads {reads}")
     return lines
 
@@ -105,6 +106,22 @@ def _mixture(mixture: MixtureSettings) -> str:
         share = f"{alpha.start} to {alpha.end} over {alpha.steps} steps"
     use = f"weighted by policy/mixture per {weights.ratio}" if weights else "used without weights"
     return f"sampled from: policy^alpha x target^(1 - alpha), target: {model}, alpha: {share}; {use}"
+
+
+def _mismatch(mismatch: Mismatch) -> str:
+    ratio, outside, low, high = mismatch.bounds
+    beyond = "moved to the bound" if outside == "truncate" else "left out"
+    return f"weighted by trainer/sampler per {ratio}, every term; a ratio outside [{low:g}, {high:g}] is {beyond}"
+
+
+def _distance(kind: str, updates: int) -> str:
+    name = "total variation" if kind == "tv" else "KL"
+    measured = f"distance: {name} from the policy at the start of the step, over the whole vocabulary"
+    if updates == 1:
+        return (
+            f"{measured}: 0 throughout, as a step has one optimizer step; set update.minibatches to 2 or more"
+        )
+    return f"{measured}: its forward pass on every completion, in each optimizer step but the first"
 
 
 def _same_prompts(recipe: Recipe) -> list[str]:
@@ -158,6 +175,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
         f"each step: {work}, {budget}",
         *_same_prompts(recipe),
         *([_mixture(mixture)] if mixture else []),
+        *([_mismatch(recipe.rollout.mismatch)] if recipe.rollout.mismatch else []),
         *plan.terms,
         _reduction(recipe),
         *_inexact(recipe),
@@ -167,6 +185,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
     ]
     if plan.needs.old:
         readers = "rewards per token and the update" if recipe.token_reward else "several updates"
+        readers = "weights for the sampler" if recipe.rollout.mismatch else readers
         lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
     if "divergence" in plan.needs.compared:
         lines.append("divergence from the target: its forward pass on every completion")
@@ -174,6 +193,8 @@ def describe_plan(recipe: Recipe) -> list[str]:
         kl = recipe.update.kl
         kind = f"exact KL to the reference ({kl.divergence}{f', skew {kl.skew:g}' if kl.skew else ''})"
         lines.append(f"{kind}: its forward pass on every completion, in each optimizer step")
+    if recipe.update.distance is not None:
+        lines.append(_distance(recipe.update.distance, plan.updates))
     if plan.needs.whole_groups:
         lines.append("a prompt's completions are read together: tokens_per_microbatch does not cut a group")
     if plan.needs.reselect:

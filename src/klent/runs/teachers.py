@@ -2,11 +2,13 @@
 
 from collections.abc import Collection
 from functools import partial
+from typing import Literal
 
 from klent.config.rollout import Rollout
 from klent.config.training import ExactKL
 from klent.errors import RunError
 from klent.models.load import LoadedModel
+from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import takes_shared_prompt
@@ -44,6 +46,27 @@ def build_teachers(
         _require_fused("a term that reads kl", policy=policy, reference=reference)
         teachers["kl"] = Teacher(reference, divergence=kl.divergence, skew=kl.skew, active=reference.active)
     return teachers
+
+
+def distance_teacher(kind: Literal["tv", "kl"], policy: CausalPolicy, kept: KeptWeights) -> Teacher:
+    """What gives the stream ``distance``: from the policy with the weights that are kept.
+
+    Args:
+        kind: ``tv``, total variation, or ``kl``, KL(kept ‖ policy).
+        policy: what is trained.
+        kept: its weights at the start of the step.
+
+    Raises:
+        RunError: the policy has no fused head.
+    """
+    _require_fused("update.distance", policy=policy)
+    return Teacher(
+        policy,
+        divergence="total_variation" if kind == "tv" else "forward",
+        active=kept.active,
+        moved=lambda: kept.moved,
+        trains=False,
+    )
 
 
 def _of_target(rollout: Rollout, target: Target, policy: CausalPolicy, loaded: LoadedModel) -> Teacher:

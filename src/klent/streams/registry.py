@@ -171,9 +171,9 @@ class Streams:
         metadata=_of(
             "[B, T]",
             "ratio",
-            "probability under the policy over that under the distribution sampled; multiplies terms",
-            producer="mixture",
-            when="after sampling from a mixture with `weights`",
+            "probability under the policy over that under the distribution sampled, bounded; multiplies terms",
+            producer="mixture, or mismatch",
+            when="after sampling from a mixture with `weights`, or with `rollout.mismatch`",
         ),
     )
     mask: Tensor | None = field(

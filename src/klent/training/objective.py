@@ -84,8 +84,9 @@ class Objective:
         """The terms' losses added up, ``[B, T]``, with the metrics of all of them.
 
         Where the step has an ``importance_weight``, it multiplies every term but those that are exact
-        whatever was sampled (``Term.weighted``). A metric that several terms report has its term's name in
-        front: ``ppo_clip.ratio``.
+        whatever was sampled (``Term.weighted``); of those that hold the ratio to the sampler already
+        (``Term.weighs_itself``) it leaves out what it drops. A metric that several terms report has its term's
+        name in front: ``ppo_clip.ratio``.
         """
         outcomes = [(term, self._weighted(term, term.loss(streams), streams)) for term in self.terms]
         losses = [outcome.loss for _, outcome in outcomes]
@@ -101,9 +102,9 @@ class Objective:
     @staticmethod
     def _weighted(term: Term, outcome: TokenLoss, streams: Streams) -> TokenLoss:
         weight = streams.importance_weight
-        return (
-            outcome if weight is None or not term.weighted else outcome._replace(loss=outcome.loss * weight)
-        )
+        if weight is None or not term.weighted:
+            return outcome
+        return outcome._replace(loss=outcome.loss * ((weight != 0) if term.weighs_itself else weight))
 
     def active_rows(self, batch: Batch) -> list[int]:
         """The episodes that some term has a gradient for; the others need no forward pass.

@@ -4,6 +4,7 @@ The dry run, the parts of a run and the loop all ask here, so that no pass is an
 and none happens that nothing reads.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from klent.training.objective import Objective
@@ -11,13 +12,16 @@ from klent.training.objective import Objective
 COMPARED = ("divergence", "kl", "distance")
 """The streams that the policy computes against another distribution: its target, its reference, its sampler."""
 
+ON_REQUEST = frozenset({"distance"})
+"""Of these, those that come with a recipe's key and not with a term, which can do without."""
+
 
 @dataclass(frozen=True)
 class Requirements:
     """The forward passes of a step beside those of the update itself.
 
     Attributes:
-        old: before the update, for ``logp_old`` or ``entropy_old``, or for rewards per token.
+        old: before the update, for ``logp_old`` or ``entropy_old``, for rewards per token, or for an organ.
         reference: of a reference model, for ``logp_ref``.
         reselect: before each optimizer step but the first, because selectors read the policy as it stands.
         compared: which of :data:`COMPARED` each forward pass of the update computes; each is a forward pass of
@@ -34,18 +38,25 @@ class Requirements:
     rewards: bool
 
 
-def requirements(objective: Objective, *, optimizer_steps: int) -> Requirements:
+def requirements(objective: Objective, *, optimizer_steps: int, asked: Collection[str] = ()) -> Requirements:
     """What an objective needs in a step of so many optimizer steps.
 
     With one optimizer step, ``logp_old`` and ``entropy_old`` are what the update's own forward pass gives.
+
+    Args:
+        objective: what is minimised.
+        optimizer_steps: of a step.
+        asked: streams that are wanted beside those: an organ reads them, or a term takes them where they are.
     """
     several = optimizer_steps > 1
     reads_old = objective.reads("logp_old") or objective.reads("entropy_old")
     return Requirements(
-        old=bool(objective.token_rewards) or (several and reads_old),
+        old=bool(objective.token_rewards) or "logp_old" in asked or (several and reads_old),
         reference=objective.reads("logp_ref"),
         reselect=several and objective.selection.reads_policy,
-        compared=frozenset(name for name in COMPARED if objective.reads(name)),
+        compared=frozenset(
+            name for name in COMPARED if name in asked or (objective.reads(name) and name not in ON_REQUEST)
+        ),
         whole_groups=any("group" in term.streams for term in objective.terms),
         rewards=objective.reads("advantage"),
     )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from klent.config.binding import optional_of, resolve, streams_of
-from klent.objectives.kinds import declaration, whole_sequences
+from klent.objectives.kinds import declaration, weighs_itself, whole_sequences
 from klent.objectives.returned import as_token_loss
 from klent.objectives.types import TokenLoss
 from klent.streams.registry import Streams
@@ -23,6 +23,7 @@ class Term:
         settings: its hyper-parameters; a thermostat may change one from step to step.
         streams: names of the numbers it reads.
         weighted: whether an importance weight multiplies it, where there is one.
+        weighs_itself: whether the ratio to the sampler is in it already, so that the weight only drops.
     """
 
     name: str
@@ -30,20 +31,32 @@ class Term:
     settings: dict[str, Any]
     streams: frozenset[str]
     weighted: bool = True
+    weighs_itself: bool = False
 
     @classmethod
     def named(cls, name: str, settings: Mapping[str, Any] | None) -> "Term":
         """The term that a recipe writes as ``name: settings``."""
         function = resolve(name)
-        weighted = not whole_sequences(function)
-        return cls(name, function, dict(settings or {}), frozenset(streams_of(function)), weighted)
+        return cls(
+            name,
+            function,
+            dict(settings or {}),
+            frozenset(streams_of(function)),
+            weighted=not whole_sequences(function),
+            weighs_itself=weighs_itself(function),
+        )
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The numbers that it cannot do without."""
+        return self.streams - optional_of(self.function)
 
     def __call__(self, streams: Streams, **supplied: object) -> Any:
         """Call the function with what it reads; ``supplied`` is data that is no stream, such as a generator.
 
         A stream that the function can do without is given where the step has it.
         """
-        absent = {name for name in self.streams & optional_of(self.function) if streams.get(name) is None}
+        absent = {name for name in self.streams - self.required if streams.get(name) is None}
         return self.function(**streams.read(self.streams - absent), **supplied, **self.settings)
 
     def loss(self, streams: Streams) -> TokenLoss:

@@ -1,7 +1,7 @@
 """One step's update: batch -> micro-batches -> the policy's numbers -> a loss per action -> optimizer steps."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -95,6 +95,7 @@ class Updater:
         epochs: passes over the batch.
         minibatches: optimizer steps per pass; prompts stay whole.
         max_grad_norm: gradients longer than this are scaled down to it.
+        asked: streams that are wanted beside those of the terms; see :func:`requirements`.
         world: the ranks that share a step.
     """
 
@@ -109,6 +110,7 @@ class Updater:
         epochs: int = 1,
         minibatches: int = 1,
         max_grad_norm: float = math.inf,
+        asked: Collection[str] = (),
         world: World | None = None,
     ) -> None:
         self.policy = policy
@@ -120,7 +122,7 @@ class Updater:
         self.minibatches = minibatches
         self.max_grad_norm = max_grad_norm
         self.world: World = world or OneProcess()
-        self.needs = requirements(objective, optimizer_steps=epochs * minibatches)
+        self.needs = requirements(objective, optimizer_steps=epochs * minibatches, asked=asked)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.steps_done = 0
 

@@ -82,7 +82,7 @@ class CausalPolicy(nn.Module):
         with self.active():
             states = self.states(packed)
             against = {name: teacher for name, teacher in self.teachers.items() if name in compared}
-            others = {name: teacher.head(batch, groups) for name, teacher in against.items()}
+            others = {name: t.head(batch, groups) for name, t in against.items() if t.moved()}
             numbers, apart = self._compare(states, packed, against, others)
         assert numbers.entropy is not None
         place = torch.empty(len(batch), dtype=torch.long)
@@ -105,10 +105,12 @@ class CausalPolicy(nn.Module):
         self, states: Tensor, rows: Pack, against: Mapping[str, Teacher], others: Mapping[str, Head]
     ) -> tuple[TokenStats, dict[str, Tensor]]:
         """The policy's own numbers and those against other models; a reverse KL shares the policy's products."""
-        apart: dict[str, Tensor] = {}
+        apart = {
+            name: torch.zeros(len(states), device=states.device) for name in against if name not in others
+        }
         numbers = None
-        for name, teacher in against.items():
-            policy, other = self.head(states), others[name]
+        for name, other in others.items():
+            policy, teacher = self.head(states), against[name]
             if numbers is None and teacher.plain and comparable(policy, other):
                 logp, entropy, apart[name] = token_stats_and_kl(policy, rows.target.to(states.device), other)
                 numbers = TokenStats(logp, entropy)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from klent.head.divergence import token_divergence
+from klent.head.divergence import DivergenceKind, token_divergence
 from klent.head.stats import Head
 from klent.policies.causal_lm.model import CausalModel
 from klent.policies.causal_lm.packing import Group, Pack, Packing, pack
@@ -41,9 +41,11 @@ class Teacher:
     Args:
         policy: of the other model, with a fused head, laid out as it allows.
         encode: token ids of a prompt as a target with a prompt of its own reads it; None = the policy's own.
-        divergence: ``reverse`` KL(policy ‖ target), or ``forward`` KL(target ‖ policy).
+        divergence: ``reverse`` KL(policy ‖ target), ``forward`` KL(target ‖ policy), or ``total_variation``.
         skew: share of the first distribution that is mixed into the second; bounds the divergence.
         active: a context in which the model stands for the target.
+        moved: whether the policy is another than the target now; where it is not, nothing is computed.
+        trains: whether the divergence carries the policy's gradient.
     """
 
     def __init__(
@@ -51,20 +53,24 @@ class Teacher:
         policy: Computes,
         encode: Callable[[Prompt], list[int]] | None = None,
         *,
-        divergence: Literal["reverse", "forward"] = "reverse",
+        divergence: DivergenceKind = "reverse",
         skew: float = 0.0,
         active: Callable[[], AbstractContextManager[object]] = nullcontext,
+        moved: Callable[[], bool] = lambda: True,
+        trains: bool = True,
     ) -> None:
         self.policy = policy
         self.encode = encode
         self.kind = divergence
         self.skew = skew
         self.active = active
+        self.moved = moved
+        self.trains = trains
 
     @property
     def plain(self) -> bool:
-        """Whether what it gives is KL(policy ‖ other), with no skew."""
-        return self.kind == "reverse" and not self.skew
+        """Whether what it gives is KL(policy ‖ other), with no skew, to be trained on."""
+        return self.kind == "reverse" and not self.skew and self.trains
 
     def head(self, batch: Batch, groups: Sequence[Group]) -> Head:
         """The other model's hidden states for each of the ``N`` actions of these groups, with its head."""
@@ -78,12 +84,13 @@ class Teacher:
         return head
 
     def divergence(self, policy: Head, target: Head) -> Tensor:
-        """Nats for each of the ``N`` actions, ``[N]``, with the policy's gradient."""
+        """For each of the ``N`` actions, ``[N]``, with the policy's gradient where it trains."""
         # Rows that pad an embedding beyond the common tokens are nobody's.
         tokens = min(len(policy.weight), len(target.weight))
-        return token_divergence(
-            policy.first(tokens), target.first(tokens), divergence=self.kind, skew=self.skew
-        )
+        with torch.set_grad_enabled(self.trains and torch.is_grad_enabled()):
+            return token_divergence(
+                policy.first(tokens), target.first(tokens), divergence=self.kind, skew=self.skew
+            )
 
     def _behind_own_prompts(self, batch: Batch, groups: Sequence[Group]) -> list[Group]:
         """The same tokens in the same order behind the target's prompts."""

@@ -165,7 +165,7 @@ LEARNING: dict[str, Term] = {
     ),
     "sequence/chi2": Term(
         "",
-        "χ² of the policy from the sampler at a token, estimated as the mean of ratio² - 1 over sampled tokens.",
+        "The policy's χ² from the sampler at a token, estimated as the mean of ratio² - 1 over sampled tokens.",
         "The weights' mean square grows as (1 + χ²)^tokens: times the completion length it should stay below 1.",
     ),
     "kl/update": Term(
@@ -246,6 +246,23 @@ LEARNING: dict[str, Term] = {
         "nats per token",
         "Divergence between policy and target at the sampled tokens, over the whole vocabulary, before coef.",
         "It falls as the policy learns the target. rollout.mixture.distill names the divergence.",
+    ),
+    "mismatch/log_ratio": Term(
+        "nats",
+        "Mean distance |logp_old - logp_gen| between the trainer's and the sampler's log-probability of a token, at "
+        "the start of the step.",
+        "Rounding alone where sampler and trainer are one model; a rise points to a sampler with old weights.",
+    ),
+    "mismatch/kept": Term(
+        "fraction",
+        "Tokens whose weight trainer/sampler is not 0.",
+        "1 where nothing is masked. What is left out still counts in the divisor: the step gets smaller.",
+    ),
+    "mismatch/ess": Term(
+        "fraction",
+        "Effective sample size (Σw)²/Σw² of the weights trainer/sampler before their bounds, over the number of "
+        "tokens (or of completions, with mode: mask_sequence).",
+        "1 where the two agree. Below 0.1 a few samples dominate the step: find out why they differ.",
     ),
     "mixture/alpha": Term(
         "",

@@ -1,0 +1,56 @@
+"""What can be wrong with a recipe's keys about the policy that sampled: its distance, and its mismatch."""
+
+from collections.abc import Iterator
+
+from klent.config.binding import optional_of, resolve, streams_of
+from klent.config.checks import streams
+from klent.config.problems import Problem
+from klent.config.recipe import Recipe
+from klent.objectives.kinds import weighs_itself, whole_sequences
+
+
+def sampler_problems(recipe: Recipe) -> Iterator[Problem]:
+    """A distance that nothing reads or gives, and weights that would count twice or not at all."""
+    yield from _distance_problems(recipe)
+    yield from _mismatch_problems(recipe)
+
+
+def _distance_problems(recipe: Recipe) -> Iterator[Problem]:
+    path, terms = ("update", "distance"), ", ".join(recipe.loss) or "none"
+    if recipe.update.distance is None:
+        for name in recipe.loss:
+            function = resolve(name)
+            if "distance" in streams_of(function) - optional_of(function):
+                yield Problem(
+                    ("loss", name), "reads `distance`, which nothing gives; set update.distance: tv"
+                )
+    elif "distance" not in streams(recipe):
+        yield Problem(
+            path, f"is not used: no term of the loss ({terms}) reads `distance`; remove it, or use dppo"
+        )
+    elif recipe.rollout.mixture is not None:
+        reason = (
+            "is measured from the policy as it was, and rollout.mixture samples from another distribution"
+        )
+        yield Problem(path, f"{reason}; remove one of the two")
+
+
+def _mismatch_problems(recipe: Recipe) -> Iterator[Problem]:
+    mismatch = recipe.rollout.mismatch
+    if mismatch is None:
+        return
+    path = ("rollout", "mismatch")
+    if recipe.rollout.mixture is not None:
+        reason = "weighs by policy/sampler, and so does rollout.mixture.weights"
+        yield Problem(path, f"{reason}; remove it")
+    if recipe.update.released_code:
+        yield Problem(
+            path, "is not used with update.released_code, whose positions were not sampled; remove it"
+        )
+    functions = [resolve(name) for name in recipe.loss]
+    whole = all(whole_sequences(function) for function in functions)
+    own = all(whole_sequences(function) or weighs_itself(function) for function in functions)
+    if recipe.loss and (whole or (own and mismatch.bounds.outside == "truncate")):
+        reason = f"is not used: the loss ({', '.join(recipe.loss)}) has the ratio to the sampler in it"
+        fix = "remove it" if whole else "remove it, or choose a mode that masks"
+        yield Problem(path, f"{reason}; {fix}")

@@ -1,0 +1,55 @@
+"""The policy as it was: its trained weights set aside, and put back into the model for a pass."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class KeptWeights:
+    """A copy of what is trained; the rest of the model is shared with it.
+
+    Args:
+        model: whose trained parameters are kept; all of a model, or its adapters.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.places = [
+            (module, name, parameter)
+            for module in model.modules()
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if parameter.requires_grad
+        ]
+        self.trained = list({id(parameter): parameter for _, _, parameter in self.places}.values())
+        self.copies = {id(p): nn.Parameter(torch.empty_like(p), requires_grad=False) for p in self.trained}
+        self._moved = False
+        self.keep()
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Set the weights aside as they are now."""
+        for parameter in self.trained:
+            self.copies[id(parameter)].copy_(parameter)
+        self._moved = False
+
+    @property
+    def moved(self) -> bool:
+        """Whether a weight is another than the one that was kept.
+
+        Looked at and not deduced: a fused optimizer leaves the version counters of tensors as they were. Only as
+        long as nothing has moved are all weights read, which is little beside a forward pass.
+        """
+        self._moved = self._moved or not all(torch.equal(p, self.copies[id(p)]) for p in self.trained)
+        return self._moved
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The model with the weights that were kept. The trained ones are not touched, nor is a graph over them."""
+        for module, name, parameter in self.places:
+            module._parameters[name] = self.copies[id(parameter)]
+        try:
+            yield
+        finally:
+            for module, name, parameter in self.places:
+                module._parameters[name] = parameter
