@@ -45,8 +45,8 @@ def entropy_effect(
         far as tokens do not interfere.
 
         *Against released code.* STEER's metric is A·(1 - p)·(log p + H), a covariance of one token
-        A·(log p + H): both leave out what the push takes from the other tokens. ``klent claims show
-        entropy-effect`` holds all three against the change itself.
+        A·(log p + H): both leave out what the push takes from the other tokens. ``klent claims entropy-effect``
+        holds all three against the change itself.
 
     Example:
         Of probabilities 3/4 and 1/4, once the likely token is pushed up and once the unlikely one.

@@ -12,6 +12,10 @@ COMPARED = ("divergence", "kl", "distance")
 """The streams that the policy computes against another distribution: its target, its reference, its sampler."""
 
 
+COLLISION = frozenset({"collision", "collision_logp"})
+"""The streams that the policy sums over squared probabilities, in the pass that gives its other numbers."""
+
+
 @dataclass(frozen=True)
 class Requirements:
     """The forward passes of a step beside those of the update itself.
@@ -22,6 +26,7 @@ class Requirements:
         reselect: before each optimizer step but the first, because selectors read the policy as it stands.
         compared: which of :data:`COMPARED` each forward pass of the update computes; each is a forward pass of
             another model.
+        collision: whether each forward pass of the update gives :data:`COLLISION`.
         whole_groups: whether a term reads all completions of a prompt together.
         rewards: whether completions have to be scored for the update.
     """
@@ -30,6 +35,7 @@ class Requirements:
     reference: bool
     reselect: bool
     compared: frozenset[str]
+    collision: bool
     whole_groups: bool
     rewards: bool
 
@@ -46,6 +52,7 @@ def requirements(objective: Objective, *, optimizer_steps: int) -> Requirements:
         reference=objective.reads("logp_ref"),
         reselect=several and objective.selection.reads_policy,
         compared=frozenset(name for name in COMPARED if objective.reads(name)),
+        collision=any(COLLISION & term.streams for term in objective.terms),
         whole_groups=any("group" in term.streams for term in objective.terms),
         rewards=objective.reads("advantage"),
     )
