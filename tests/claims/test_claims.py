@@ -94,6 +94,16 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "natural: error of the predicted change, step 1": (0.2, 5),
         },
     ),
+    "entropy-effect": (
+        "refuted",
+        {
+            "correlation with the change, a small step: exact": (1 - 1e-6, 1),
+            "sign right, a small step: exact": (0.999, 1),
+            "correlation with the change, a small step: STEER's metric": (0.5, 0.7),
+            "sign right, a small step: STEER's metric": (0.7, 0.9),
+            "correlation with the change, a small step: covariance of one token": (0.6, 0.8),
+        },
+    ),
     "rare-good-actions": (
         "holds when",
         {

@@ -64,8 +64,11 @@ def test_selectors_have_their_place():
         "random_tokens",
         "clip_cov_tokens",
         "kl_cov_tokens",
+        "clip_cov_exact_tokens",
+        "kl_cov_exact_tokens",
     }
     assert set(shipped("selector")) == chosen
+    assert set(shipped("token_weight")) == {"steer_weight"}
     assert {"clip_cov", "kl_cov", "entropy_shaped", "entropy_ratio_clip"} <= set(shipped("token_loss"))
 
 

@@ -118,7 +118,27 @@ REFUSED = {
     ),
     "a loss as a selector": (
         "select: {mask: {ppo_clip: {}}}\n",
-        "ppo_clip does not go under select but under `loss`; valid here: clip_cov_tokens, high_",
+        "ppo_clip does not go under select but under `loss`; valid here: clip_cov_exact_tokens, ",
+    ),
+    "a weight as a selector": (
+        "select: {mask: {steer_weight: {}}}\n",
+        "steer_weight does not go under select but under `weigh.TERM`",
+    ),
+    "a selector as a weight": (
+        "weigh: {ppo_clip: {random_tokens: {fraction: 0.1}}}\n",
+        "random_tokens does not go under weigh but under `select.NAME`; valid here: steer_weight",
+    ),
+    "a weight of no term": (
+        "weigh: {cispo: {steer_weight: {}}}\n",
+        "weigh.cispo: is no term of the loss, which has ppo_clip; put the weight under the term",
+    ),
+    "a weight of whole sequences": (
+        "loss: {sequence_entropy: {coef: 0.1}}\nweigh: {sequence_entropy: {steer_weight: {}}}\n",
+        "weigh.sequence_entropy: sequence_entropy is exact for whole sequences, which weights of tokens would",
+    ),
+    "a weight's setting": (
+        "weigh: {ppo_clip: {steer_weight: {lowest: 2.0}}}\n",
+        "weigh.ppo_clip.steer_weight.lowest: lowest is 2.0, expected a number in (0, 1]",
     ),
     "a selector as a loss": (
         "loss: {high_entropy_tokens: {}}\n",

@@ -77,6 +77,9 @@ EXPECTED = {
     ),
     "maxrl": (clip(0.2, 0.2), group("mean"), "constant"),
     "reinforce_pp": (clip(0.2, 0.2), {"reinforce_pp": {}}, "tokens"),
+    "clip_cov_exact": ({"clip_cov": {"clip_low": 1.0, "clip_high": 1.0}}, group("std"), "tokens"),
+    "kl_cov_exact": ({"kl_cov": {"coef": 1.0, "penalty": "absolute"}}, group("std"), "tokens"),
+    "steer": (clip(0.2, 0.28), group("std"), "tokens"),
 }
 # method -> the tokens that it chooses
 CHOICES = {
@@ -84,6 +87,8 @@ CHOICES = {
     "random_dropped": {"dropped": {"random_tokens": {"fraction": 2e-4}}},
     "kl_cov": {"penalised": {"kl_cov_tokens": {"fraction": 2e-3}}},
     "kl_cov_true": {"penalised": {"kl_cov_tokens": {"fraction": 2e-3}}},
+    "clip_cov_exact": {"dropped": {"clip_cov_exact_tokens": {"fraction": 2e-4, "pool": 2e-3}}},
+    "kl_cov_exact": {"penalised": {"kl_cov_exact_tokens": {"fraction": 2e-3}}},
     "top20": {"mask": {"high_entropy_tokens": {"fraction": 0.2}}},
     "random20": {"mask": {"random_tokens": {"fraction": 0.2}}},
     "bottom80": {"mask": {"low_entropy_tokens": {"fraction": 0.8}}},
@@ -109,6 +114,11 @@ def test_a_method_sets_what_its_file_says_and_takes_the_rest_from_signatures(met
         for stream, choice in (said.get("select") or {}).items()
     }
     assert (recipe.select or {}) == chosen
+    weights = {
+        term: {name: settled(name, given) for name, given in weight.items()}
+        for term, weight in (said.get("weigh") or {}).items()
+    }
+    assert (recipe.weigh or {}) == weights
     assert recipe.reduce.over == (said.get("reduce") or {}).get("over", "tokens")
 
 
@@ -129,7 +139,7 @@ def test_a_method_sets_what_its_paper_says(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["clip_cov", "random_dropped", "top20", "thermostat", "kl_cov_true", "distill"]
+    "method", ["clip_cov", "random_dropped", "top20", "thermostat", "kl_cov_true", "distill", "steer"]
 )
 def test_a_method_with_controls_survives_a_dump(method, tmp_path):
     recipe = make_recipe({**NEEDS.get(method, GYM), "name": "x", "method": method})

@@ -45,6 +45,18 @@ MUTANTS = [
     ("gradients of kept rows in the wrong place", "index_copy_(0, active, dhidden)",
      "index_copy_(0, torch.arange(len(active)), dhidden)"),
 ]  # fmt: skip
+# The same for the sums of squared probabilities
+COLLISION = [
+    ("squares not rescaled", "s2.mul_(square).add_", "s2.add_"),
+    ("squares rescaled once", "square = scale.square()", "square = scale"),
+    ("weighted squares not moved", "u2.addcmul_(s2, shift).mul_(square)", "u2.mul_(square)"),
+    ("weighted squares not rescaled", "u2.addcmul_(s2, shift).mul_(square)", "u2.addcmul_(s2, shift)"),
+    ("squares moved before they are weighted", "u2.addcmul_(s2, shift)", "u2.addcmul_(s2 * square, shift)"),
+    ("probabilities not squared", "vecdot(exp, z)", "vecdot(torch.ones_like(exp), z)"),
+    ("not normalised", "collision = sums.s2 / square", "collision = sums.s2 / sums.s"),
+    ("logarithm without its normaliser", "(sums.u2 / square - collision * sums.s.log2())", "(sums.u2 / square)"),
+    ("bits for nats", "collision * sums.s.log2()) * NATS", "collision * sums.s.log2())"),
+]  # fmt: skip
 # The same for a head that scales and caps its logits
 CAPPED = [
     ("slope of the cap missing", "g.addcmul_(g, tanh.square_(), value=-1)", "g"),
@@ -116,8 +128,17 @@ def differs_capped(module: types.ModuleType, p: Problem) -> bool:
     return any(off(a, b) for a, b in zip(actual, expected, strict=True))
 
 
+def differs_in_collision(module: types.ModuleType, p: Problem) -> bool:
+    """Whether a sum of squared probabilities is off from NumPy."""
+    head = Head(p.hidden, p.weight, p.bias, LogitTransform(p.temperature))
+    actual = module.token_stats_chunked(head, p.target, True, True)[2:]
+    arrays = (p.hidden.numpy(), p.weight.numpy(), p.bias.numpy(), p.temperature)
+    return any(off(a, torch.from_numpy(t)) for a, t in zip(actual, oracle.collision(*arrays), strict=True))
+
+
 def test_the_head_itself_survives() -> None:
     assert not differs(build(), a_problem())
+    assert not differs_in_collision(build(), a_problem())
     assert not differs_capped(build(), a_problem())
 
 
@@ -125,6 +146,12 @@ def test_the_head_itself_survives() -> None:
 def test_mutant_is_caught(line: str, mutated: str) -> None:
     check_unique(line)
     assert differs(build(line, mutated), a_problem())
+
+
+@pytest.mark.parametrize(("line", "mutated"), [m[1:] for m in COLLISION], ids=[m[0] for m in COLLISION])
+def test_mutant_of_the_collision_is_caught(line: str, mutated: str) -> None:
+    check_unique(line)
+    assert differs_in_collision(build(line, mutated), a_problem())
 
 
 @pytest.mark.parametrize(("line", "mutated"), [m[1:] for m in CAPPED], ids=[m[0] for m in CAPPED])

@@ -261,6 +261,71 @@ def test_a_masked_target_is_impossible() -> None:
         torch.testing.assert_close(out[name], expected[name])
 
 
+# The collision
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("softcap", [None, 3.0], ids=["plain", "softcap"])
+@pytest.mark.parametrize("entropy", [True, False], ids=["with entropy", "without"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("small_tiles")
+def test_collision_equals_the_oracle(
+    shape: tuple[int, int, int], entropy: bool, softcap: float | None, implementation: str
+) -> None:
+    """Unequal tiles, one of the first tokens out of the vocabulary, temperature 0.7."""
+    p = problem(*shape)
+    if len(p.bias) > 2:
+        p.bias[0] = -torch.inf
+    arrays = (p.hidden.numpy(), p.weight.numpy(), p.bias.numpy(), p.temperature)
+    out = stats(p, implementation=implementation, entropy=entropy, collision=True, softcap=softcap)
+    for actual, expected in zip(out[2:], oracle.collision(*arrays, softcap), strict=True):
+        torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=1e-11, atol=1e-13)
+    assert (out.entropy is None) == (not entropy)
+    plain = stats(p, implementation=implementation, softcap=softcap)
+    assert plain.collision is plain.collision_logp is None
+    assert torch.equal(out.logp, plain.logp)
+    assert not entropy or torch.equal(out.entropy, plain.entropy)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.usefixtures("small_tiles")
+def test_collision_carries_no_gradient_and_changes_none(implementation: str) -> None:
+    p = problem(20, 5, 130)
+    expected = everything(p, implementation=implementation)
+    actual = everything(p, implementation=implementation, collision=True)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    out = stats(replace(p, hidden=p.hidden.requires_grad_()), implementation=implementation, collision=True)
+    assert out.collision is not None
+    assert out.collision_logp is not None
+    assert not out.collision.requires_grad
+    assert not out.collision_logp.requires_grad
+    (out.collision * out.logp).sum().backward()  # a weight, not a part of what is trained
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_collision_of_extreme_logits() -> None:
+    """Three tokens that tie at the top give 1/3, a certain token 1, and whole tiles out of the vocabulary 0."""
+    logits = torch.full((2, 200), -1e4)
+    logits[0, torch.tensor([5, 70, 199])] = 1e4
+    logits[1, 130] = 1e4
+    out = token_stats(torch.eye(2), logits.T.contiguous(), torch.tensor([70, 130]), collision=True)
+    torch.testing.assert_close(out.collision, torch.tensor([1 / 3, 1.0]))
+    torch.testing.assert_close(out.collision_logp, torch.tensor([-math.log(3) / 3, 0.0]))
+    p = problem(6, 4, 200)
+    p.bias[:128] = -torch.inf
+    small = replace(p, bias=p.bias[128:], weight=p.weight[128:], target=p.target % 72)
+    for actual, expected in zip(stats(p, collision=True)[2:], stats(small, collision=True)[2:], strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_collision_keeps_the_leading_dimensions() -> None:
+    p = problem(6, 4, 20)
+    out = token_stats(p.hidden.view(2, 3, 4), p.weight, p.target.view(2, 3), collision=True)
+    assert out.collision is not None
+    assert out.collision_logp is not None
+    assert out.collision.shape == out.collision_logp.shape == (2, 3)
+
+
 # Order and use
 
 

@@ -144,3 +144,22 @@ def test_a_second_derivative_is_refused() -> None:
     logp = token_stats(p.hidden, p.weight, p.target, implementation="triton").logp
     with pytest.raises(RuntimeError, match=r"differentiable once.*implementation=.reference."):
         torch.autograd.grad(logp.square().sum(), p.hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("options", CAPS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_collision_equals_the_reference(shape: tuple[int, int, int], options: dict[str, Any]) -> None:
+    p = problem(*shape, dtype=torch.float32)
+    if len(p.bias) > 2:
+        p.bias[1] = -torch.inf
+    exact = stats(p.to(torch.float64), implementation="reference", collision=True, **options)
+    actual = stats(p, implementation="triton", collision=True, **options)
+    for mine, theirs in zip(actual[1:], exact[1:], strict=True):
+        assert mine is not None
+        assert theirs is not None
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-6)
+    plain = stats(p, implementation="triton", **options)
+    assert plain.collision is None
+    assert plain.entropy is not None
+    assert actual.entropy is not None
+    assert torch.equal(actual.entropy, plain.entropy)

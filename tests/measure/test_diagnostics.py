@@ -10,12 +10,14 @@ from klent.kit.statistics import pass_at_k
 from klent.measure.diagnostics import (
     collision_metrics,
     covariance_tails,
+    effect_metrics,
     fork_share,
     fork_words,
     repetition,
     selected_and_rest,
 )
 from klent.measure.metrics import rollout_metrics
+from klent.objectives import entropy_effect
 from klent.streams.batch import make_batch
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
@@ -125,3 +127,17 @@ def test_pass_at_k_is_the_mean_over_all_choices():
     for k in range(1, 6):
         chance = [sum(map(any, combinations(p, k))) / len(list(combinations(p, k))) for p in correct]
         assert pass_at_k(correct, k) == pytest.approx(chance)
+
+
+def test_effect_metrics_are_means_over_tokens_and_need_the_samplers_sums():
+    rows = batch()
+    sampling, advantage = rows.at_sampling, torch.where(rows.mask, 1.0, 0.0)
+    advantage[0] = 0.0
+    numbers = (sampling.logp, sampling.entropy, sampling.collision, sampling.collision_logp)
+    effect = entropy_effect(*numbers, advantage, rows.mask)
+    found = effect_metrics(sampling, advantage, rows.mask)
+    assert found["entropy/effect"] == pytest.approx(float(effect[rows.mask].mean()))
+    pushed = rows.mask & (advantage != 0)
+    assert found["entropy/spending"] == pytest.approx(float((effect[pushed] < 0).double().mean()))
+    assert effect_metrics(sampling._replace(collision=None), advantage, rows.mask) == {}
+    assert "entropy/spending" not in effect_metrics(sampling, 0 * advantage, rows.mask)

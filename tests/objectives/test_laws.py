@@ -19,7 +19,10 @@ Tokens = dict[str, Tensor]
 
 LOSSES = {str(case): case for case in cases(functions("token_loss"))}
 # one number (or choice) per token, without gradient
-NUMBERS = {str(case): case for case in cases(with_mask("selector", "token_reward", "advantage", "estimator"))}
+NUMBERS = {
+    str(case): case
+    for case in cases(with_mask("selector", "token_weight", "token_reward", "advantage", "estimator"))
+}
 EVERY = LOSSES | NUMBERS
 IN_ORDER = {name for table in provided("IN_ORDER") for name in table}
 ORDERED = {name for table in provided("ORDERED") for name in table}

@@ -76,7 +76,7 @@ PINNED = """
     kl_estimate kl_in_reward kl_in_loss categorical_kl gaussian_kl dpo bradley_terry policy_labeled_preference
     semantic_entropy empo_reward fit_reward_entropy reduce_tokens
     uniform_cross_entropy entropy_shaped entropy_ratio_clip ddpo dpok cpl low_entropy_tokens random_tokens
-    reward_to_go importance_weight predicted_entropy_change qsft_target qsft_policy categorical_entropy
+    entropy_effect reward_to_go importance_weight predicted_entropy_change qsft_target qsft_policy categorical_entropy
     categorical_cross_entropy gaussian_logp sft_logit_gradient reinforce_logit_gradient
     TokenLoss RewardEntropyFit
 """

@@ -23,9 +23,14 @@ class Gradients(NamedTuple):
     bias: Array
 
 
-def distribution(h: Array, weight: Array, bias: Array, temperature: float) -> Array:
+def distribution(
+    h: Array, weight: Array, bias: Array, temperature: float, softcap: float | None = None
+) -> Array:
     """Probabilities of every word after one hidden state."""
-    logits = np.array([(w @ h + b) / temperature for w, b in zip(weight, bias, strict=True)])
+    logits = np.array([w @ h + b for w, b in zip(weight, bias, strict=True)])
+    if softcap is not None:
+        logits = softcap * np.tanh(logits / softcap)
+    logits = logits / temperature
     odds = np.exp(logits - logits.max())
     return odds / odds.sum()
 
@@ -37,6 +42,16 @@ def stats(hidden: Array, weight: Array, target: NDArray[np.int64], bias: Array, 
         logp.append(np.log(p[y]) if p[y] > 0 else -np.inf)
         entropy.append(sum(-q * np.log(q) for q in p if q > 0))
     return Stats(np.array(logp), np.array(entropy))
+
+
+def collision(
+    hidden: Array, weight: Array, bias: Array, temperature: float, softcap: float | None = None
+) -> tuple[Array, Array]:
+    """Sums over the vocabulary of p² and of p² log p."""
+    rows = [distribution(h, weight, bias, temperature, softcap) for h in hidden]
+    squares = [sum(p * p for p in row) for row in rows]
+    logs = [sum(p * p * np.log(p) for p in row if p > 0) for row in rows]
+    return np.array(squares), np.array(logs)
 
 
 def gradients(

@@ -77,6 +77,21 @@ def test_theory_counts_signs_and_adds_up() -> None:
     )
 
 
+def test_theory_counts_the_exact_effects_beside_the_covariance() -> None:
+    run = run_of(
+        {
+            "policy/entropy_delta": [-0.5, -0.2, 0.1],
+            "policy/entropy_delta_predicted": [-0.6, 0.1, 0.2],
+            "policy/entropy_delta_exact": [-0.4, -0.1, -0.1],
+        }
+    )
+    assert said(run)["Theory"].endswith(
+        "−0.600 were measured. Each token's exact effect, with one step that all share, had the sign in 2 of 3 "
+        "steps and predicted −0.600."
+    )
+    assert "exact" not in said(run_of({"policy/entropy_delta": [-0.5, 0.1]})).get("Theory", "")
+
+
 def test_steps_without_an_update_are_neither_hits_nor_misses_of_the_theorem() -> None:
     """Of 268 steps 212 moved nothing; a skipped one leaves rounding, whose sign is nobody's."""
     measured = [0.0] * 211 + [3e-8] + [-0.1] * 54 + [0.1] * 2

@@ -50,11 +50,14 @@ def test_every_token_comes_up_as_often_as_its_probability_and_reports_it(tempera
     assert not share[q == 0].any()
     np.testing.assert_allclose(drawn.logp, np.log(q[drawn.token]), atol=1e-5)
     np.testing.assert_allclose(drawn.entropy, -np.sum(q[q > 0] * np.log(q[q > 0])), atol=1e-5)
+    np.testing.assert_allclose(drawn.renyi, -np.log(np.sum(q * q)), atol=1e-5)
+    np.testing.assert_allclose(drawn.collision_logp, np.sum(q[q > 0] ** 2 * np.log(q[q > 0])), atol=1e-5)
 
 
 def test_zero_temperature_is_greedy_with_no_entropy():
     drawn = sample_tokens(torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([0.99]), temperature=0.0)
     assert (drawn.token.item(), drawn.logp.item(), drawn.entropy.item()) == (1, 0.0, 0.0)
+    assert (drawn.renyi.item(), drawn.collision_logp.item()) == (0.0, 0.0)
 
 
 def test_the_largest_uniform_never_reaches_a_token_of_probability_zero():

@@ -22,7 +22,13 @@ from klent.training.term import Term
 from klent.training.update import Updater
 
 NONE = Requirements(
-    old=False, reference=False, reselect=False, compared=frozenset(), whole_groups=False, rewards=True
+    old=False,
+    reference=False,
+    reselect=False,
+    compared=frozenset(),
+    collision=False,
+    whole_groups=False,
+    rewards=True,
 )
 GROUP = {"group_advantage": {"scale": "std"}}
 KL_REWARD = {"kl_in_reward": {"coef": 0.1}}

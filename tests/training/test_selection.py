@@ -7,6 +7,7 @@ from helpers_training import GRPO, batch, gradient, updater
 from klent import objectives as O
 from klent.streams.batch import Batch
 from klent.training.objective import Objective
+from klent.training.term import Term
 from klent.training.update import Updater
 
 CLIP_COV = {"clip_cov": {"clip_low": 1.0, "clip_high": 1.0}}
@@ -16,6 +17,14 @@ CASES = {
     "kl_cov_true": (
         {"kl_cov": {"coef": 0.5, "penalty": "kl"}},
         {"penalised": {"kl_cov_tokens": {"fraction": 0.2}}},
+    ),
+    "kl_cov_exact": (
+        {"kl_cov": {"coef": 0.5}},
+        {"penalised": {"kl_cov_exact_tokens": {"fraction": 0.2}}},
+    ),
+    "clip_cov_exact": (
+        CLIP_COV,
+        {"dropped": {"clip_cov_exact_tokens": {"fraction": 0.1, "pool": 0.3}}},
     ),
     "top20": (GRPO[0], {"mask": {"high_entropy_tokens": {"fraction": 0.2}}}),
     "bottom80": (GRPO[0], {"mask": {"low_entropy_tokens": {"fraction": 0.8}}}),
@@ -81,6 +90,14 @@ def test_the_choice_is_the_selectors_over_the_whole_step(case):
     ((name, settings),) = choice.items()
     arguments = {
         "kl_cov_tokens": (rows.streams.logp_gen, rows.streams.advantage, rows.mask),
+        "kl_cov_exact_tokens": (
+            rows.streams.logp_gen,
+            rows.streams.entropy_gen,
+            rows.streams.collision_gen,
+            rows.streams.collision_logp_gen,
+            rows.streams.advantage,
+            rows.mask,
+        ),
         "high_entropy_tokens": (rows.streams.entropy_gen, rows.mask),
         "low_entropy_tokens": (rows.streams.entropy_gen, rows.mask),
     }
@@ -89,7 +106,7 @@ def test_the_choice_is_the_selectors_over_the_whole_step(case):
     assert not chosen[~rows.mask].any()
     if name in arguments:
         assert torch.equal(chosen, getattr(O, name)(*arguments[name], **settings))
-    else:  # drawn
+    elif name == "random_tokens":
         assert int(chosen.sum()) == int(O.random_tokens(rows.mask, fraction=settings["fraction"]).sum())
 
 
@@ -203,3 +220,90 @@ def test_dropped_tokens_get_no_push_and_the_others_all_of_theirs():
     result = step.run(rows, seed=0)
     expected = torch.where(result.chosen["dropped"], 0.0, rows.streams.advantage)
     torch.testing.assert_close(result.coefficient, expected, atol=1e-5, rtol=1e-5)
+
+
+# Weights
+
+
+def steered(**options: object) -> Updater:
+    """GRPO with STEER's weights, of a range wide enough to see."""
+    weigh = {"ppo_clip": {"steer_weight": {"lowest": 0.2}}}
+    return updater(Objective(GRPO[0], GROUP, None, None, weigh=weigh), **options)
+
+
+def test_weights_are_those_of_the_whole_step_however_it_is_cut():
+    whole = gradient(steered(), batch())
+    for budget, shared in ((80, False), (1, False)):
+        cut = gradient(steered(tokens_per_microbatch=budget, shared=shared), batch())
+        for name in whole:
+            torch.testing.assert_close(whole[name], cut[name], atol=2e-6, rtol=1e-4)
+
+
+def test_a_weight_multiplies_its_terms_loss_and_no_other():
+    rows = batch()
+    plain = updater(lr=0.0)
+    plain.objective.estimate_advantage(rows)
+    unweighed = plain.run(rows, seed=0).coefficient
+    gen = rows.streams
+    numbers = (gen.logp_gen, gen.entropy_gen, gen.collision_gen, gen.collision_logp_gen, gen.advantage)
+    weight = O.steer_weight(*numbers, rows.mask, lowest=0.2)
+    assert float(weight[rows.mask].min()) == pytest.approx(0.2)
+    result = steered(lr=0.0).run(rows, seed=0)
+    torch.testing.assert_close(result.coefficient, unweighed * weight, atol=1e-5, rtol=1e-4)
+    total, count = result.sums["weight"]
+    assert total / count == pytest.approx(float(weight[rows.mask].mean()), rel=1e-4)
+    loss = {**GRPO[0], "entropy_loss": {"coef": -0.1}}
+    both = updater(Objective(loss, GROUP, None, weigh={"ppo_clip": {"steer_weight": {}}}), lr=0.0)
+    streams = rows.streams.with_(logp=gen.logp_gen, entropy=gen.entropy_gen, logp_old=gen.logp_gen)
+    halved = both.objective.token_loss(streams.weighing({"ppo_clip": torch.full(rows.mask.shape, 0.5)}))
+    alone = [term.loss(streams).loss for term in both.objective.terms]
+    torch.testing.assert_close(halved.loss, 0.5 * alone[0] + alone[1])
+
+
+def test_weights_are_of_the_chosen_tokens_where_some_are():
+    rows = batch()
+    select = {"mask": {"high_entropy_tokens": {"fraction": 0.2}}}
+    step = updater(
+        Objective(GRPO[0], GROUP, None, select, weigh={"ppo_clip": {"steer_weight": {"lowest": 0.2}}}), lr=0.0
+    )
+    step.objective.estimate_advantage(rows)
+    chosen = step.objective.selection.choose(rows, list(range(12)), rows.at_sampling, seed=0)
+    weight = chosen.streams.weights["ppo_clip"]
+    assert torch.equal(weight > 0, chosen.streams.choices["mask"])
+    assert float(weight[weight > 0].min()) == pytest.approx(0.2)  # the largest effect among the chosen
+
+
+def test_what_the_sampler_does_not_give_is_measured():
+    """The sampler's sums at the first optimizer step, the policy's own before later ones."""
+    rows = batch()
+    assert watched(steered(lr=0.5, epochs=2), rows)[0] == [list(range(12))]
+    rows = batch()
+    rows.streams.collision_gen = None
+    assert watched(steered(), rows)[0] == [list(range(12))]
+
+
+def test_the_sampler_and_the_policy_agree_on_the_sums():
+    rows = batch()
+    measured = steered().measure(rows, range(12))
+    sampled = rows.at_sampling
+    for name in ("logp", "entropy", "collision", "collision_logp"):
+        torch.testing.assert_close(getattr(measured, name), getattr(sampled, name), atol=2e-5, rtol=1e-4)
+    assert updater().measure(rows, range(12)).collision is None
+
+
+def test_a_term_of_the_loss_may_read_the_sums():
+    def effect_times_logp(logp, entropy, collision, collision_logp, advantage, mask):
+        effect = O.entropy_effect(logp, entropy, collision, collision_logp, advantage, mask)
+        return O.TokenLoss(effect * torch.where(mask, logp, 0.0), {})
+
+    names = ("logp", "entropy", "collision", "collision_logp", "advantage", "mask")
+    objective = Objective({}, GROUP, None)
+    objective.terms = [Term("effect", effect_times_logp, {}, frozenset(names))]
+    rows = batch()
+    step = updater(objective, lr=0.0)
+    assert step.needs.collision
+    objective.estimate_advantage(rows)
+    gen = rows.streams
+    numbers = (gen.logp_gen, gen.entropy_gen, gen.collision_gen, gen.collision_logp_gen, gen.advantage)
+    expected = -O.entropy_effect(*numbers, rows.mask)
+    torch.testing.assert_close(step.run(rows, seed=0).coefficient, expected, atol=1e-4, rtol=1e-3)

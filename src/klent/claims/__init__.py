@@ -6,6 +6,7 @@ from klent.claims.entropy import (
     covariance_methods,
     eighty_twenty,
     entropy_covariance,
+    entropy_effect,
     rare_actions,
     reward_entropy_law,
 )
@@ -37,6 +38,7 @@ CLAIMS: tuple[Claim, ...] = (
     uniform.CLAIM,
     cross_entropy.CLAIM,
     entropy_covariance.CLAIM,
+    entropy_effect.CLAIM,
     rare_actions.CLAIM,
     reward_entropy_law.CLAIM,
     covariance_methods.CLAIM,

@@ -48,6 +48,10 @@ ENTROPY_MECHANISM = (
     "Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, 2025, "
     "arXiv:2505.22617"
 )
+STEER = (
+    "Hao et al., Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective (STEER), 2025, "
+    "arXiv:2510.10150"
+)
 EIGHTY_TWENTY = (
     "Wang et al., Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning "
     "for LLM Reasoning, 2025, arXiv:2506.01939"

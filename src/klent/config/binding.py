@@ -1,6 +1,6 @@
 """Functions of a recipe: which numbers they read, and which settings they take.
 
-A term of ``loss``, ``token_reward``, ``advantage`` or ``select`` is a function of `klent.objectives`, or
+A term of ``loss``, ``token_reward``, ``advantage``, ``select`` or ``weigh`` is a function of `klent.objectives`, or
 ``path.py:function``. Its signature is its schema. Parameters named like a stream (`klent.streams.registry`)
 are filled by the trainer; a keyword-only ``Tensor`` of another name is a choice of tokens, made by the
 selector that the recipe puts under that name in ``select``; the remaining keyword-only parameters are
@@ -23,13 +23,14 @@ from klent.objectives.kinds import Kind, declaration
 from klent.streams.registry import REGISTRY
 
 Function = Callable[..., typing.Any]
-Section = Literal["loss", "token_reward", "advantage", "select"]
+Section = Literal["loss", "token_reward", "advantage", "select", "weigh"]
 
 KIND_OF: dict[Section, Kind] = {
     "loss": "token_loss",
     "token_reward": "token_reward",
     "advantage": "advantage",
     "select": "selector",
+    "weigh": "token_weight",
 }
 """The kind of function that each section of a recipe names."""
 

@@ -20,11 +20,13 @@ def bind_terms(values: dict[str, Any], problems: list[Problem]) -> None:
         for name, settings in terms.items():
             if isinstance(settings, dict):
                 terms[name] = _bind(section, (section, name), settings, problems)
-    select = values.get("select")
-    for stream, choice in select.items() if isinstance(select, dict) else ():
-        for name, settings in choice.items() if isinstance(choice, dict) else ():
-            if isinstance(settings, dict):
-                choice[name] = _bind("select", ("select", stream, name), settings, problems)
+    nested: tuple[binding.Section, ...] = ("select", "weigh")
+    for section in nested:
+        entries = values.get(section)
+        for key, choice in entries.items() if isinstance(entries, dict) else ():
+            for name, settings in choice.items() if isinstance(choice, dict) else ():
+                if isinstance(settings, dict):
+                    choice[name] = _bind(section, (section, key, name), settings, problems)
 
 
 def _bind(
@@ -46,7 +48,7 @@ def _bind(
 
 
 def streams(recipe: Recipe) -> set[str]:
-    """Every stream and choice that a recipe's terms and selectors read: `logp`, `advantage`, ..."""
-    selectors = [name for choice in (recipe.select or {}).values() for name in choice]
-    names = [*recipe.loss, *(recipe.token_reward or {}), *selectors]
+    """Every stream and choice that a recipe's terms, selectors and weights read: `logp`, `advantage`, ..."""
+    nested = [*(recipe.select or {}).values(), *(recipe.weigh or {}).values()]
+    names = [*recipe.loss, *(recipe.token_reward or {}), *(name for choice in nested for name in choice)]
     return {stream for name in names for stream in binding.streams_of(binding.resolve(name))}

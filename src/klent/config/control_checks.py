@@ -6,14 +6,16 @@ from klent.config import binding
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.thermostat import Thermostat
+from klent.objectives.kinds import whole_sequences
 
 #: the selector that makes the choice of tokens which a shipped loss reads
 _MAKERS = {"dropped": "clip_cov_tokens: {}", "penalised": "kl_cov_tokens: {}"}
 
 
 def control_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Choices of tokens that nothing reads or makes, and a thermostat with nothing to adjust."""
+    """Choices of tokens that nothing reads or makes, weights of no term, and a thermostat with nothing to adjust."""
     yield from _select_problems(recipe)
+    yield from _weigh_problems(recipe)
     yield from _count_problems(recipe)
     if recipe.thermostat is not None:
         yield from _target_problems(recipe.thermostat)
@@ -50,6 +52,18 @@ def _unread_problems(
                 f"is read by no term: the loss ({', '.join(choices)}) reads {reads}; rename or remove it, or "
                 "call it `mask` to train on the chosen tokens only",
             )
+
+
+def _weigh_problems(recipe: Recipe) -> Iterator[Problem]:
+    for term, weights in (recipe.weigh or {}).items():
+        if len(weights) != 1:
+            yield Problem(("weigh", term), f"takes one weight, has {len(weights)}; keep one")
+        elif term not in recipe.loss:
+            reason = f"is no term of the loss, which has {', '.join(recipe.loss)}"
+            yield Problem(("weigh", term), f"{reason}; put the weight under the term that it multiplies")
+        elif whole_sequences(binding.resolve(term)):
+            reason = f"{term} is exact for whole sequences, which weights of tokens would undo"
+            yield Problem(("weigh", term), f"{reason}; weigh another term")
 
 
 def _count_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -41,7 +41,7 @@ def merge(lower: Layer, upper: Layer) -> Layer:
     - ``loss`` and ``token_reward`` are sums: terms are added, and null removes a term;
     - ``advantage``, ``reward`` and ``eval.reward`` are choices: a function that the lower layer lacks
       replaces them whole; an option such as ``reward.timeout`` is that of the lower layer's reward;
-    - ``select`` holds one choice under each name, and null removes a name;
+    - ``select`` and ``weigh`` hold one function under each name, and null removes a name;
     - ``thermostat.target``: another kind of target replaces it whole;
     - ``task``: another generator, or data instead of a generator, replaces it; only ``system`` is kept.
     """
@@ -52,7 +52,7 @@ def merge(lower: Layer, upper: Layer) -> Layer:
     return Layer(values, {**lower.origins, **upper.origins}, lower.source)
 
 
-_REMOVABLE = ("loss", "token_reward", "advantage", "select")  # null removes one of their entries
+_REMOVABLE = ("loss", "token_reward", "advantage", "select", "weigh")  # null removes one of their entries
 
 
 def _refuse_missing(key: str, lower: Yaml, upper: Yaml, layer: Layer) -> None:
@@ -159,6 +159,7 @@ _RULES: dict[str, Callable[[Yaml, Yaml], Yaml]] = {
     "reward": _merge_reward,
     "eval": _merge_eval,
     "select": _merge_select,
+    "weigh": _merge_select,
     "thermostat": _merge_thermostat,
     "task": _merge_task,
 }

@@ -130,7 +130,7 @@ def dump_recipe(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json")
     if recipe.method is not None:
         lower = preset(recipe.method).values
-        for section in ("loss", "token_reward", "select"):
+        for section in ("loss", "token_reward", "select", "weigh"):
             terms, preset_terms = values[section], lower.get(section)
             if isinstance(terms, dict) and isinstance(preset_terms, dict):
                 removed = {name: None for name in preset_terms if name not in terms}
@@ -209,7 +209,7 @@ def _merged(recipe: Layer, overrides: Layer, default_name: str) -> Layer:
 
 def _check(layer: Layer) -> Recipe:
     values = dict(layer.values)
-    for choice in ("advantage", "token_reward", "reward", "select"):
+    for choice in ("advantage", "token_reward", "reward", "select", "weigh"):
         if values.get(choice) == {}:  # its last entry was set to null
             values[choice] = None
     problems: list[Problem] = []

@@ -10,6 +10,7 @@ _PLACE: dict[Kind, str] = {
     "token_reward": "token_reward",
     "advantage": "advantage",
     "selector": "select.NAME",
+    "token_weight": "weigh.TERM",
 }
 _NOWHERE: dict[Kind, str] = {
     "pair_loss": "is a loss per pair of completions and needs pairs, which no `task` has yet",

@@ -45,6 +45,8 @@ class Recipe(Settings):
     """Sum of these terms: functions of klent.objectives or `path/to/file.py:function`, with settings."""
     select: Choices | None = None
     """Choices of tokens by name, e.g. {dropped: {clip_cov_tokens: {}}}; the loss is limited to `mask`."""
+    weigh: Choices | None = None
+    """Weights by the term of the loss that they multiply, e.g. {ppo_clip: {steer_weight: {}}}."""
     reduce: Reduce = Reduce()
     """How the loss is averaged."""
     thermostat: Thermostat | None = None

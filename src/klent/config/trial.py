@@ -25,10 +25,9 @@ def try_out(kind: Kind, function: Function, settings: Mapping[str, object]) -> s
     reads = streams_of(function)
     if kind == "token_loss" and not reads & TRAINED:
         return "reads neither `logp` nor `entropy`, so it could train nothing"
-    if kind == "selector" and (choices := choices_of(function)):
-        return (
-            f"reads `{min(choices)}`, another choice of tokens; a selector chooses from what the trainer has"
-        )
+    if kind in ("selector", "token_weight") and (choices := choices_of(function)):
+        does = "a selector chooses from" if kind == "selector" else "a weight is made of"
+        return f"reads `{min(choices)}`, a choice of tokens; {does} what the trainer has"
     completions = _COMPLETIONS if kind == "advantage" else _TOKENS[:1]
     data = {name: _example(name, completions) for name in reads}
     try:
@@ -53,10 +52,13 @@ def _wrong_values(kind: Kind, values: object) -> str | None:
         expected = {
             "advantage": "one number per completion, [n]",
             "selector": "True or False per token, [B, T]",
+            "token_weight": "a factor per token, [B, T]",
         }.get(kind, "one per token, [B, T]; klent averages")
         return f"returned shape {list(values.shape)}, expected {list(shape)}: return {expected}"
     if kind == "selector" and values.dtype != torch.bool:
         return f"returned {values.dtype}, not a choice of tokens: return True and False, dtype torch.bool"
+    if kind == "token_weight" and not values.is_floating_point():
+        return f"returned {values.dtype}, not a weight: return a factor per token, floating point"
     return None
 
 

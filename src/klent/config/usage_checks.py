@@ -25,7 +25,7 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _update_problems(recipe: Recipe) -> Iterator[Problem]:
     update, reduce = recipe.update, recipe.reduce
-    if update.released_code and (streams(recipe) - {"entropy", "mask"} or recipe.select):
+    if update.released_code and (streams(recipe) - {"entropy", "mask"} or recipe.select or recipe.weigh):
         reason = "uses positions where nothing was sampled, which only a loss of the entropy can do"
         yield Problem(("update", "released_code"), f"{reason}; remove it, or see method em_released")
     if update.kl != ExactKL() and "kl" not in streams(recipe):

@@ -1,4 +1,4 @@
-"""From hidden states to the two numbers per token that objectives work with: log-probability and entropy."""
+"""From hidden states to the numbers per token that objectives work with: log-probability and entropy first."""
 
 import importlib.util
 import math
@@ -27,6 +27,7 @@ def token_stats(
     scale: float = 1.0,
     softcap: float | None = None,
     entropy: bool = True,
+    collision: bool = False,
     implementation: Literal["auto", "chunked", "triton", "reference"] = "auto",
 ) -> TokenStats:
     """Log-probability of each target and entropy of each distribution, without keeping the logits.
@@ -34,6 +35,7 @@ def token_stats(
         z = cap(scale·(W·h + b)) / temperature,  cap(x) = softcap·tanh(x/softcap)
         logp = z[target] - log Σᵥ exp zᵥ
         H = -Σᵥ pᵥ·log pᵥ,  p = softmax(z)
+        collision = Σᵥ pᵥ²,  collision_logp = Σᵥ pᵥ²·log pᵥ
 
     An objective built from these two reaches the model through c = dL/dlogp and e = dL/dH alone:
     dL/dzᵥ = c·([v = target] - pᵥ) - e·pᵥ·(log pᵥ + H).
@@ -50,14 +52,17 @@ def token_stats(
         softcap: nats, > 0: the bound of the model's logits (``final_logit_softcapping`` of Gemma); None
             leaves them as they are.
         entropy: False leaves the entropy out and saves a little time.
+        collision: True adds ``collision`` and ``collision_logp`` in the same pass: with them
+            :func:`klent.objectives.entropy_effect` is exact.
         implementation: "chunked" works in tiles of the logits; "triton" does so with kernels for GPUs;
             "reference" holds all logits and is the definition that the others are tested against; "auto"
             takes "triton" for tensors on a GPU where Triton is installed, and "chunked" elsewhere.
 
     Returns:
-        ``TokenStats(logp, entropy)`` in the shape of ``target``, nats, float32 (float64 for float64 inputs),
-        both differentiable once; ``entropy`` is None where it was not asked for. Nothing is shifted, masked
-        or averaged: pass the hidden state that predicts ``target``, and only the positions trained on.
+        ``TokenStats`` in the shape of ``target``, nats, float32 (float64 for float64 inputs); what was not asked
+        for is None. ``logp`` and ``entropy`` are differentiable once, ``collision`` and ``collision_logp`` carry
+        no gradient. Nothing is shifted, masked or averaged: pass the hidden state that predicts ``target``, and
+        only the positions trained on.
 
     Raises:
         ValueError: shapes do not fit, a target is outside the vocabulary, the temperature or the soft cap
@@ -89,6 +94,8 @@ def token_stats(
         tensor([0.5623, 0.5623])
         >>> token_stats(hidden, weight, torch.tensor([0, 1]), temperature=0.5, entropy=False).logp.exp()
         tensor([0.1000, 0.9000])
+        >>> token_stats(hidden, weight, torch.tensor([0, 1]), collision=True).collision  # 1/16 + 9/16
+        tensor([0.6250, 0.6250])
 
     References:
         Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, arXiv:1805.02867.
@@ -101,11 +108,13 @@ def token_stats(
     _check_transform(transform)
     compute = _choose(implementation, hidden)
     head = Head(hidden.reshape(-1, hidden.shape[-1]), weight, bias, transform)
-    logp, ent = compute(head, target.reshape(-1), entropy)
-    return TokenStats(logp.view(target.shape), None if ent is None else ent.view(target.shape))
+    stats = compute(head, target.reshape(-1), entropy, collision)
+    return TokenStats(
+        stats.logp.view(target.shape), *(None if x is None else x.view(target.shape) for x in stats[1:])
+    )
 
 
-def _choose(implementation: str, hidden: Tensor) -> Callable[[Head, Tensor, bool], TokenStats]:
+def _choose(implementation: str, hidden: Tensor) -> Callable[[Head, Tensor, bool, bool], TokenStats]:
     if implementation == "reference":
         return token_stats_reference
     installed = importlib.util.find_spec("triton") is not None

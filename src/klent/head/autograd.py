@@ -29,6 +29,10 @@ class Context(Protocol):
         """Keep tensors for the backward."""
         ...
 
+    def mark_non_differentiable(self, *outputs: Tensor) -> None:
+        """These outputs carry no gradient."""
+        ...
+
     def set_materialize_grads(self, value: bool) -> None:
         """False: the gradient of an output that the loss does not use is None instead of zeros."""
         ...
@@ -45,6 +49,10 @@ class Sums(NamedTuple):
     """``sum_v 2^(z_v - m) (z_v - m)``; may be 0 where no entropy is asked for."""
     at_target: Tensor
     """The logit of the target."""
+    s2: Tensor | None = None
+    """``sum_v 4^(z_v - m)``; None where the collision is not asked for."""
+    u2: Tensor | None = None
+    """``sum_v 4^(z_v - m) (z_v - m)``, likewise."""
 
 
 class Rows(NamedTuple):
@@ -70,17 +78,19 @@ class Kernels(NamedTuple):
     """An implementation of the head.
 
     Attributes:
-        sweep: (head, target, whether the entropy is wanted) -> sums of each row.
+        sweep: (head, target, whether the entropy is wanted, whether the collision is) -> sums of each row.
         gradients: (head, rows, which of hidden, weight and bias need a gradient) -> their gradients.
     """
 
-    sweep: Callable[[Head, Tensor, bool], Sums]
+    sweep: Callable[[Head, Tensor, bool, bool], Sums]
     gradients: Callable[[Head, Rows, Wanted], Gradients]
 
 
-def fused_token_stats(kernels: Kernels, head: Head, target: Tensor, entropy: bool) -> TokenStats:
+def fused_token_stats(
+    kernels: Kernels, head: Head, target: Tensor, entropy: bool, collision: bool = False
+) -> TokenStats:
     """Token statistics of a head, ``[N]``, by these kernels; differentiable once."""
-    return TokenStats(*_TokenStats.apply(*head, target, kernels, entropy))
+    return TokenStats(*_TokenStats.apply(*head, target, kernels, entropy, collision))
 
 
 def check_first_derivative(name: str, fix: str) -> None:
@@ -107,10 +117,12 @@ class _TokenStats(torch.autograd.Function):
         target: Tensor,
         kernels: Kernels,
         entropy: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+        collision: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         target = target.contiguous()
         with torch.autocast(hidden.device.type, enabled=False):  # it would round products to bfloat16
-            m, s, u, at_target = kernels.sweep(Head(hidden, weight, bias, transform), target, entropy)
+            sums = kernels.sweep(Head(hidden, weight, bias, transform), target, entropy, collision)
+        m, s, u, at_target = sums[:4]
         mean = u / s
         logp = ((at_target - m) - s.log2()) * NATS
         if bias is not None and transform.softcap is None:
@@ -118,10 +130,12 @@ class _TokenStats(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, target, m, s, mean)
         ctx.transform, ctx.kernels = transform, kernels
         ctx.set_materialize_grads(False)
-        return logp, (s.log2() - mean) * NATS if entropy else None
+        squares = _collision(sums)
+        ctx.mark_non_differentiable(*(x for x in squares if x is not None))
+        return logp, (s.log2() - mean) * NATS if entropy else None, *squares
 
     @staticmethod
-    def backward(ctx: _Context, c: Tensor | None, e: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, c: Tensor | None, e: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         check_first_derivative("token_stats", 'use token_stats(..., implementation="reference") there')
         hidden, weight, bias, target, m, s, mean = ctx.saved_tensors
         c = torch.zeros_like(mean) if c is None else c
@@ -130,7 +144,7 @@ class _TokenStats(torch.autograd.Function):
         active = ((c != 0) | (e != 0)).nonzero().squeeze(1)  # on a GPU the host waits here, once
         if active.numel() == 0:
             inputs = zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
-            return *(torch.zeros_like(x) if wanted else None for x, wanted in inputs), *[None] * 4
+            return *(torch.zeros_like(x) if wanted else None for x, wanted in inputs), *[None] * 5
         if active.numel() < c.numel():
             x, rows = hidden.index_select(0, active), Rows(*(row.index_select(0, active) for row in rows))
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
@@ -144,4 +158,13 @@ class _TokenStats(torch.autograd.Function):
                 dhidden = torch.zeros_like(hidden).index_copy_(0, active, dhidden)
         if dbias is not None:
             dbias = dbias.to(bias.dtype)
-        return dhidden, dweight, dbias, None, None, None, None
+        return dhidden, dweight, dbias, *[None] * 5
+
+
+def _collision(sums: Sums) -> tuple[Tensor | None, Tensor | None]:
+    """``sum_v p_v^2`` and ``sum_v p_v^2 log p_v`` in nats, from the sums of a row."""
+    if sums.s2 is None or sums.u2 is None:
+        return None, None
+    square = sums.s.square()
+    collision = sums.s2 / square
+    return collision, (sums.u2 / square - collision * sums.s.log2()) * NATS

@@ -6,6 +6,11 @@ relative to the running maximum ``m``: ``s = sum_v exp(z_v - m)`` and
 
     log p_v = (z_v - m) - log s          H = -sum_v p_v log p_v = log s - u / s
 
+Where the collision is asked for, the same tile is also folded into ``s2 = sum_v exp(2(z_v - m))`` and
+``u2 = sum_v exp(2(z_v - m)) (z_v - m)``, of which
+
+    sum_v p_v^2 = s2 / s^2          sum_v p_v^2 log p_v = (u2 - s2 log s) / s^2
+
 Backward. With ``c = dL/dlogp`` and ``e = dL/dH`` of a row, and the mean ``u / s = sum_v p_v (z_v - m)``,
 
     dL/dz_v = c ([v = target] - p_v) - e p_v (log p_v + H)
@@ -31,9 +36,9 @@ from klent.head.stats import FLOOR, NATS, Head, TokenStats, accumulation_dtype
 TILE_ROWS, TILE_COLUMNS = 2048, 512
 
 
-def token_stats_chunked(head: Head, target: Tensor, entropy: bool) -> TokenStats:
+def token_stats_chunked(head: Head, target: Tensor, entropy: bool, collision: bool = False) -> TokenStats:
     """The numbers and gradients of ``token_stats_reference``, tile by tile. Differentiable once."""
-    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy)
+    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy, collision)
 
 
 class Tiles:
@@ -71,24 +76,36 @@ class Tiles:
         return self.buffer[: z.numel()].view_as(z)
 
 
-def _sweep(head: Head, target: Tensor, entropy: bool) -> Sums:
+def _sweep(head: Head, target: Tensor, entropy: bool, collision: bool) -> Sums:
     logits = Tiles(head)
     m = logits.hidden.new_full(target.shape, FLOOR)
     s, u, at_target = torch.zeros_like(m), torch.zeros_like(m), torch.zeros_like(m)
+    squares = (torch.zeros_like(m), torch.zeros_like(m)) if collision else None
     for columns in blocks(logits.weight.shape[0], TILE_COLUMNS):
         w = logits.weight_of(columns)
         for rows in blocks(target.shape[0], TILE_ROWS):
             z, _ = logits.tile(rows, columns, w)
             inside, column = locate(target[rows], columns)
             at_target[rows] = torch.where(inside, z.gather(1, column).squeeze(1), at_target[rows])
-            fold(z, logits.scratch(z), m[rows], s[rows], u[rows] if entropy else None)
-    return Sums(m, s, u, at_target)
+            of_squares = None if squares is None else (squares[0][rows], squares[1][rows])
+            fold(
+                z, logits.scratch(z), m[rows], s[rows], u[rows] if entropy or collision else None, of_squares
+            )
+    return Sums(m, s, u, at_target, *(squares or ()))
 
 
-def fold(z: Tensor, scratch: Tensor, m: Tensor, s: Tensor, u: Tensor | None) -> Tensor:
+def fold(
+    z: Tensor,
+    scratch: Tensor,
+    m: Tensor,
+    s: Tensor,
+    u: Tensor | None,
+    squares: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Take a tile into its rows' running maximum ``m``, sum ``s`` and weighted sum ``u``; ``z`` is spent.
 
-    Gives ``2^(z - m)`` of the tile, in ``scratch``.
+    ``squares`` are the sums ``s2`` and ``u2`` of its rows; they need ``u``. Gives ``2^(z - m)`` of the tile, in
+    ``scratch``.
     """
     top = torch.maximum(m, z.amax(1))
     shift = m - top
@@ -97,6 +114,11 @@ def fold(z: Tensor, scratch: Tensor, m: Tensor, s: Tensor, u: Tensor | None) -> 
     exp = torch.exp2(z, out=scratch)
     if u is not None:  # moving the maximum by `shift` turns u into scale * (u + s * shift)
         u.addcmul_(s, shift).mul_(scale).add_(z.mul_(exp).sum(1))
+    if squares is not None:  # z now holds 2^(z - m) (z - m)
+        s2, u2 = squares
+        square = scale.square()
+        u2.addcmul_(s2, shift).mul_(square).add_(torch.linalg.vecdot(exp, z))
+        s2.mul_(square).add_(torch.linalg.vecdot(exp, exp))
     s.mul_(scale).add_(exp.sum(1))
     m.copy_(top)
     return exp

@@ -43,12 +43,16 @@ class Head(NamedTuple):
 
 
 class TokenStats(NamedTuple):
-    """The two numbers per token that objectives work with, nats, in the shape of ``target``."""
+    """The numbers per token that objectives work with, in the shape of ``target``."""
 
     logp: Tensor
-    """Log-probability of the target."""
+    """Log-probability of the target, nats."""
     entropy: Tensor | None
-    """Entropy of the whole distribution; None where it was not asked for."""
+    """Entropy of the whole distribution, nats; None where it was not asked for."""
+    collision: Tensor | None = None
+    """``sum_v p_v^2``, the probability that two draws agree, without gradient; None where not asked for."""
+    collision_logp: Tensor | None = None
+    """``sum_v p_v^2 log p_v``, nats, without gradient; None where not asked for."""
 
 
 def accumulation_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

@@ -28,7 +28,7 @@ TILE_ROWS, TILE_COLUMNS = 4096, 8192  # 134 MB in float32: large enough for the 
 BLOCK = 1024  # columns that one step of a kernel holds
 
 
-def token_stats_triton(head: Head, target: Tensor, entropy: bool) -> TokenStats:
+def token_stats_triton(head: Head, target: Tensor, entropy: bool, collision: bool = False) -> TokenStats:
     """The numbers and gradients of ``token_stats_reference`` on a GPU. Differentiable once."""
     device = head.hidden.device
     if device.type != "cuda" and not triton.knobs.runtime.interpret:
@@ -36,8 +36,8 @@ def token_stats_triton(head: Head, target: Tensor, entropy: bool) -> TokenStats:
             f'implementation="triton" needs tensors on a GPU, not on {device}: use "auto" or "chunked"'
         )
     if accumulation_dtype(head.hidden, head.weight) == torch.float64:
-        return token_stats_chunked(head, target, entropy)
-    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy)
+        return token_stats_chunked(head, target, entropy, collision)
+    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy, collision)
 
 
 @triton.jit
@@ -58,13 +58,16 @@ def _logits(y, bias, columns, mask, scale, reach, HAS_BIAS: tl.constexpr, CAPPED
 
 @triton.jit
 def _fold(  # type: ignore[no-untyped-def]
-    tile, stride, bias, target, m_rows, s_rows, u_rows, t_rows, start, width, scale, reach,
-    HAS_BIAS: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr,
+    tile, stride, bias, target, m_rows, s_rows, u_rows, t_rows, s2_rows, u2_rows, start, width, scale, reach,
+    HAS_BIAS: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr, SQUARES: tl.constexpr,
 ):  # fmt: skip
-    """One row of a tile into its running maximum, sum, weighted sum and target logit."""
+    """One row of a tile into its running maximum, sums and target logit; sums of squares where asked."""
     row = tl.program_id(0).to(tl.int64)
     m, s, u = tl.load(m_rows + row), tl.load(s_rows + row), tl.load(u_rows + row)
     wanted, at_target = tl.load(target + row) - start, tl.load(t_rows + row)
+    s2, u2 = 0.0, 0.0
+    if SQUARES:
+        s2, u2 = tl.load(s2_rows + row), tl.load(u2_rows + row)
     for first in range(0, width, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         mask = columns < width
@@ -77,12 +80,18 @@ def _fold(  # type: ignore[no-untyped-def]
         exp = tl.where(mask, tl.exp2(x), 0.0)
         u = (u + s * shift) * moved + tl.sum(exp * x, axis=0)
         s = s * moved + tl.sum(exp, axis=0)
+        if SQUARES:
+            u2 = (u2 + s2 * shift) * moved * moved + tl.sum(exp * exp * x, axis=0)
+            s2 = s2 * moved * moved + tl.sum(exp * exp, axis=0)
         at_target += tl.sum(tl.where(mask & (columns == wanted), z, 0.0), axis=0)
         m = top
     tl.store(m_rows + row, m)
     tl.store(s_rows + row, s)
     tl.store(u_rows + row, u)
     tl.store(t_rows + row, at_target)
+    if SQUARES:
+        tl.store(s2_rows + row, s2)
+        tl.store(u2_rows + row, u2)
 
 
 @triton.jit
@@ -133,19 +142,21 @@ class _Tiles:
         return self.weight if self.bias is None else self.bias[columns]
 
 
-def _sweep(head: Head, target: Tensor, entropy: bool) -> Sums:
+def _sweep(head: Head, target: Tensor, entropy: bool, collision: bool) -> Sums:
     """The entropy's sum ``u`` costs nothing here: it is always computed."""
     tiles = _Tiles(head)
     m = torch.full(target.shape, FLOOR, device=target.device)
     s, u, at_target = torch.zeros_like(m), torch.zeros_like(m), torch.zeros_like(m)
+    s2, u2 = (torch.zeros_like(m), torch.zeros_like(m)) if collision else (s, u)  # not read without it
     for columns, w in tiles:
         for rows in tiles.row_blocks():
             tile = _multiply(tiles.hidden[rows], w.T)
             _fold[(tile.shape[0],)](
                 tile, tile.stride(0), tiles.bias_of(columns), target[rows], m[rows], s[rows], u[rows],
-                at_target[rows], columns.start, tile.shape[1], tiles.scale, tiles.reach, **tiles.options,
+                at_target[rows], s2[rows], u2[rows], columns.start, tile.shape[1], tiles.scale, tiles.reach,
+                SQUARES=collision, **tiles.options,
             )  # fmt: skip
-    return Sums(m, s, u, at_target)
+    return Sums(m, s, u, at_target, *((s2, u2) if collision else ()))
 
 
 def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:

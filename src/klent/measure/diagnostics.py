@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from klent.objectives import entropy_effect
 from klent.objectives.masking import largest, share
-from klent.streams.batch import Batch
+from klent.streams.batch import Batch, Stats
 
 TAILS = {"0.02": 2e-4, "0.2": 2e-3, "2": 0.02, "20": 0.2}
 """The percent of tokens that a covariance quantile is over, and the same as a fraction."""
@@ -44,6 +45,28 @@ def covariance_tails(covariance: Tensor, mask: Tensor) -> dict[str, float]:
         for name, fraction in TAILS.items()
         if len(ordered)
     }
+
+
+def effect_metrics(sampling: Stats, advantage: Tensor, mask: Tensor) -> dict[str, float]:
+    """What the step's pushes do to the entropy, exact to first order at each token's own position.
+
+    Args:
+        sampling: the policy's numbers while the step sampled.
+        advantage: what each token is pushed with, ``[B, T]``.
+        mask: the tokens, ``[B, T]`` bool.
+
+    Returns:
+        ``entropy/effect``, the mean of ``entropy_effect``: nats per unit of step on the logits; ``entropy/spending``,
+        the share of pushed tokens whose effect is negative. Nothing where the sampler does not give the sums over
+        squared probabilities.
+    """
+    if sampling.collision is None or sampling.collision_logp is None or not mask.any():
+        return {}
+    numbers = (sampling.logp, sampling.entropy, sampling.collision, sampling.collision_logp)
+    effect = entropy_effect(*numbers, advantage, mask)[mask].double()
+    pushed = effect[effect != 0]
+    found = {"entropy/effect": float(effect.mean())}
+    return found | ({"entropy/spending": float((pushed < 0).double().mean())} if len(pushed) else {})
 
 
 def fork_share(entropy: Tensor, coefficient: Tensor, mask: Tensor) -> dict[str, float]:

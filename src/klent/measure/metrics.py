@@ -11,6 +11,7 @@ from torch import Tensor
 from klent.measure.diagnostics import (
     collision_metrics,
     covariance_tails,
+    effect_metrics,
     fork_share,
     repetition,
     selected_and_rest,
@@ -79,6 +80,7 @@ def update_metrics(batch: Batch, result: UpdateResult) -> Row:
         covariance = token_covariance(sampling.logp, batch.streams.advantage, batch.mask)
         row["policy/covariance"] = float(covariance[batch.mask].mean())
         row |= covariance_tails(covariance, batch.mask)
+        row |= effect_metrics(sampling, batch.streams.advantage, batch.mask)
     row |= collision_metrics(batch)
     row |= fork_share(entropy, result.coefficient, batch.mask)
     row |= selected_and_rest(entropy, covariance, selected(result), batch.mask)

@@ -19,6 +19,7 @@ Kind = Literal[
     "token_loss",  # a loss per action, [B, T]
     "pair_loss",  # a loss per pair of completions, [B]
     "selector",  # a choice of actions, [B, T] bool
+    "token_weight",  # a factor of each action's loss, [B, T]
     "advantage",  # how much better than expected, [B] or [B, T], from rewards
     "token_reward",  # a reward per action, [B, T]
     "estimator",  # a number made of streams, for an update or a log
@@ -74,6 +75,7 @@ def token_loss(
 
 pair_loss = declare("pair_loss")
 selector = declare("selector")
+token_weight = declare("token_weight")
 advantage = declare("advantage")
 token_reward = declare("token_reward")
 estimator = declare("estimator")

@@ -15,7 +15,9 @@ class Policy(Protocol):
     grid ``[rows, T]`` of log-probabilities and entropies, and nothing of how they came about.
     """
 
-    def evaluate(self, batch: Batch, rows: Sequence[int], *, compared: Collection[str] = ()) -> Stats:
+    def evaluate(
+        self, batch: Batch, rows: Sequence[int], *, compared: Collection[str] = (), collision: bool = False
+    ) -> Stats:
         """The numbers of these episodes' actions under the policy as it is, differentiable.
 
         Args:
@@ -23,6 +25,7 @@ class Policy(Protocol):
             rows: which episodes; the answer's rows stand in this order.
             compared: also these numbers of :data:`klent.training.requirements.COMPARED`, which compare the
                 policy with another distribution; passed only where there is one.
+            collision: also the sums over squared probabilities; passed only where something reads them.
         """
         ...
 

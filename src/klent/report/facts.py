@@ -190,24 +190,31 @@ def _theorem(run: RunData) -> Fact | None:
     if len(changes) < 2:
         return None
     idle = len(measured) - len(changes)
-    same = sum(measured * predicted > 0 for _, measured, predicted in changes)
+    same = _same_sign(changes)
     of = plural(len(changes), "step") + (f" with an update ({idle:,} had none)" if idle else "")
     text = (
         f"The covariance theorem predicted the sign of the entropy change in {same} of {of}. In total it "
         f"predicted {signed(sum(p for *_, p in changes))} nats per token; "
         f"{signed(sum(m for _, m, _ in changes))} were measured."
     )
+    exact = updates(run, "policy/entropy_delta_exact")
+    if len(exact) >= 2:
+        total = signed(sum(p for *_, p in exact))
+        text += (
+            f" Each token's exact effect, with one step that all share, had the sign in {_same_sign(exact)} of "
+            f"{plural(len(exact), 'step')} and predicted {total}."
+        )
     return Fact("Theory", text)
 
 
-def updates(run: RunData) -> list[tuple[float, ...]]:
+def _same_sign(changes: list[tuple[float, ...]]) -> int:
+    return sum(measured * predicted > 0 for _, measured, predicted in changes)
+
+
+def updates(run: RunData, predicted: str = "policy/entropy_delta_predicted") -> list[tuple[float, ...]]:
     """Step, measured and predicted change of entropy, of the steps whose update changed the policy."""
     moved = Table([row for row in run.rows if not is_idle(row)])
-    return [
-        change
-        for change in moved.pairs("policy/entropy_delta", "policy/entropy_delta_predicted")
-        if any(change[1:])
-    ]
+    return [change for change in moved.pairs("policy/entropy_delta", predicted) if any(change[1:])]
 
 
 def _idle(run: RunData) -> Fact | None:

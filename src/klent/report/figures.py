@@ -67,6 +67,9 @@ def loss(run: RunData) -> Figure | None:
 
 def entropy(run: RunData) -> Figure | None:
     """Entropy of the sampling distributions; below it the change by each update, measured and predicted."""
+    known = run.has("policy/entropy_delta_exact")
+    exact = [Line("policy/entropy_delta_exact", "by exact effects", "muted", "dash")] if known else []
+    also = ", and by each token's exact effect with one step that all share" if known else ""
     return curves(
         run,
         "entropy",
@@ -77,9 +80,10 @@ def entropy(run: RunData) -> Figure | None:
             (
                 Line("policy/entropy_delta", "change", "entropy"),
                 Line("policy/entropy_delta_predicted", "predicted", "ink", "dash"),
+                *exact,
             ),
         ),
-        note="Measured on the same tokens before and after the update; predicted by the covariance theorem.",
+        note=f"Measured on the same tokens before and after the update; predicted by the covariance theorem{also}.",
     )
 
 

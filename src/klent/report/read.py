@@ -22,7 +22,12 @@ from klent.measure.score import Kind, is_scored, kind_of
 SAMPLES_PER_STEP = 64
 """Most completions read per step; a step may have thousands, and the page shows a few."""
 
-MOVED = ("kl/update", "policy/entropy_delta", "policy/entropy_delta_predicted")
+MOVED = (
+    "kl/update",
+    "policy/entropy_delta",
+    "policy/entropy_delta_predicted",
+    "policy/entropy_delta_exact",
+)
 """What a step measures of its update; all are 0 where there was none."""
 
 ROUNDING = 1e-6

@@ -137,7 +137,7 @@ class MixtureEngine(TransformersEngine):
 
     def _episode(self, row: Any, prompt: Prompt, prompt_ids: list[int]) -> Episode:
         episode = super()._episode(row, prompt, prompt_ids)
-        _, _, _, *numbers = torch.tensor(row.numbers).unbind(dim=1)
+        _, _, _, _, *numbers = torch.tensor(row.numbers).unbind(dim=1)
         return replace(episode, mixture=MixtureTrace(*numbers))
 
 

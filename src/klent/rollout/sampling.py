@@ -23,6 +23,8 @@ class Sampled(NamedTuple):
     """Shannon entropy of the distribution."""
     renyi: Tensor
     """Its Rényi entropy of order 2, -log of the probability that two draws agree."""
+    collision_logp: Tensor
+    """The sum of squared probabilities times their logarithms."""
 
 
 def sample_tokens(
@@ -60,7 +62,7 @@ def sample_tokens(
         largest, token = logits.max(dim=-1)
         _refuse_diverged(largest)
         zero = torch.zeros(len(logits), device=logits.device)
-        return Sampled(token, zero, zero.clone(), zero.clone())
+        return Sampled(token, zero, *(zero.clone() for _ in range(3)))
     rows = max(1, TILE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
     parts = [
         _draw(part, u, temperature=temperature, top_p=top_p, top_k=top_k)
@@ -98,7 +100,9 @@ def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, 
     # 0 * -inf is NaN, and a token of weight 0 adds nothing to the entropy.
     mean = torch.linalg.vecdot(weight, scaled.clamp_min_(-1e4))[:, None] / total
     renyi = 2 * log_total - torch.linalg.vecdot(weight, weight)[:, None].log()
-    numbers = (logp, (log_total - mean).clamp_min(0.0), renyi.clamp_min(0.0))
+    squared = torch.linalg.vecdot(weight, scaled.mul_(weight))[:, None] / total.square()
+    collision_logp = (squared - (-renyi).exp() * log_total).clamp_max(0.0)
+    numbers = (logp, (log_total - mean).clamp_min(0.0), renyi.clamp_min(0.0), collision_logp)
     return Sampled(token[:, 0], *(x[:, 0] for x in numbers))
 
 

@@ -47,7 +47,7 @@ class _Row:
     number: int  # its place in the answer
     prompt: int  # its prompt's place in the question
     tokens: list[int] = field(default_factory=list)
-    numbers: list[tuple[float, ...]] = field(default_factory=list)  # logp, entropy, renyi, ... of each
+    numbers: list[tuple[float, ...]] = field(default_factory=list)  # of each: those of Sampled, and more
     stopped: bool = False
 
 
@@ -208,7 +208,7 @@ class TransformersEngine:
         text = self._text(row.tokens[:-1] if ended_by_token else row.tokens)
         for stop in self.options.stop:
             text = text.split(stop, 1)[0]
-        logp, entropy, renyi, *_ = torch.tensor(row.numbers).unbind(dim=1)
+        logp, entropy, renyi, collision_logp, *_ = torch.tensor(row.numbers).unbind(dim=1)
         return Episode(
             prompt=prompt,
             prompt_ids=prompt_ids,
@@ -216,6 +216,7 @@ class TransformersEngine:
             logp=logp,
             entropy=entropy,
             renyi=renyi,
+            collision_logp=collision_logp,
             text=text,
             finish="stop" if row.stopped else "length",
         )

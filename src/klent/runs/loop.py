@@ -172,7 +172,7 @@ class Loop:
         """What the update did to the distribution, on the actions of a few prompts."""
         rows = probe_rows(batch, result, prompts=PROBE_PROMPTS)
         after = self.updater.measure(batch, rows) if rows else result.before
-        return distribution_change(batch, rows, result.before, after)
+        return distribution_change(batch, rows, result.before, after, result.coefficient)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

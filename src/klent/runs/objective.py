@@ -12,7 +12,14 @@ def build_objective(recipe: Recipe) -> Objective:
     """The functions that a recipe names, bound to their settings."""
     mixture = recipe.rollout.mixture
     distill = [distill_term(mixture.distill.coef)] if mixture and mixture.distill else []
-    return Objective(with_bonus(recipe), recipe.advantage, recipe.token_reward, recipe.select, more=distill)
+    return Objective(
+        with_bonus(recipe),
+        recipe.advantage,
+        recipe.token_reward,
+        recipe.select,
+        weigh=recipe.weigh,
+        more=distill,
+    )
 
 
 def step_requirements(recipe: Recipe) -> Requirements:

@@ -49,6 +49,7 @@ def make_plan(recipe: Recipe) -> Plan:
 def _terms(recipe: Recipe) -> list[str]:
     lines = []
     select = {f"select {stream}": choice for stream, choice in (recipe.select or {}).items()}
+    select |= {f"weigh {term}": weight for term, weight in (recipe.weigh or {}).items()}
     kinds = {"advantage": recipe.advantage or {}, "token_reward": recipe.token_reward or {}}
     unsaid = _ALWAYS_READ | (ON_REQUEST - asked_streams(recipe))
     for kind, terms in {**kinds, **select, "loss": recipe.loss}.items():

@@ -22,6 +22,8 @@ class Stats(NamedTuple):
         divergence: from the policy's target, nats, where it has one and was asked.
         kl: divergence from the reference, nats, where it has one and was asked.
         distance: from the policy at the start of the step, without gradient, where it was asked.
+        collision: sum of squared probabilities at each action, without gradient, where it was asked.
+        collision_logp: sum of squared probabilities times their logarithms, nats, likewise.
         tokens: computed in the forward pass, prompts and padding included.
         targets: actions whose prediction was computed.
     """
@@ -32,6 +34,8 @@ class Stats(NamedTuple):
     divergence: Tensor | None = None
     kl: Tensor | None = None
     distance: Tensor | None = None
+    collision: Tensor | None = None
+    collision_logp: Tensor | None = None
     tokens: int = 0
     targets: int = 0
 
@@ -100,7 +104,12 @@ class Batch:
         if streams.logp_policy is not None and streams.entropy_policy is not None:
             return Stats(streams.logp_policy, streams.entropy_policy)
         if streams.logp_gen is not None and streams.entropy_gen is not None:
-            return Stats(streams.logp_gen, streams.entropy_gen)
+            return Stats(
+                streams.logp_gen,
+                streams.entropy_gen,
+                collision=streams.collision_gen,
+                collision_logp=streams.collision_logp_gen,
+            )
         return None
 
     def with_streams(self, streams: Streams) -> "Batch":
@@ -130,6 +139,8 @@ def make_batch(
     streams = Streams(
         logp_gen=_grid(episodes, lambda episode: episode.logp),
         entropy_gen=_grid(episodes, lambda episode: episode.entropy),
+        collision_gen=_grid(episodes, lambda episode: episode.collision),
+        collision_logp_gen=_grid(episodes, lambda episode: episode.collision_logp),
         logp_policy=_grid(episodes, lambda episode: episode.mixture.logp_policy if episode.mixture else None),
         entropy_policy=_grid(
             episodes, lambda episode: episode.mixture.entropy_policy if episode.mixture else None

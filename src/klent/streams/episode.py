@@ -43,6 +43,7 @@ class Episode:
             where the policy did not act; None where nothing was sampled.
         entropy: entropy of that distribution, nats, ``[L]``, likewise.
         renyi: its Rényi entropy of order 2, nats, ``[L]``, where the engine reports it.
+        collision_logp: its sum of squared probabilities times their logarithms, nats, ``[L]``, likewise.
         text: what a verifier reads: the last turn's actions decoded, without the stop token.
         finish: ``stop`` where a stop token, a stop string or the environment ended it, ``length`` where the
             budget did.
@@ -59,6 +60,7 @@ class Episode:
     logp: Tensor | None = None
     entropy: Tensor | None = None
     renyi: Tensor | None = None
+    collision_logp: Tensor | None = None
     mixture: MixtureTrace | None = None
     rewards: tuple[float, ...] = ()
     policy_version: int = 0
@@ -75,6 +77,11 @@ class Episode:
     def action_entropy(self) -> Tensor:
         """The sampling distribution's entropy at each action, nats; empty where nothing was sampled."""
         return torch.zeros(0) if self.entropy is None else self.entropy[self.acted]
+
+    @property
+    def collision(self) -> Tensor | None:
+        """The sampling distribution's sum of squared probabilities at each action, ``[L]``, 0 elsewhere."""
+        return None if self.renyi is None else torch.where(self.acted, (-self.renyi).exp(), 0.0)
 
     @property
     def turns(self) -> int:
@@ -101,6 +108,7 @@ class Episode:
             logp=_appended(self.logp, silent, answer.logp),
             entropy=_appended(self.entropy, silent, answer.entropy),
             renyi=_appended(self.renyi, silent, answer.renyi),
+            collision_logp=_appended(self.collision_logp, silent, answer.collision_logp),
             rewards=(*self.rewards, reward),
         )
 

@@ -86,6 +86,26 @@ class Streams:
             when="in every forward pass of the update, where `update.distance` asks for it",
         ),
     )
+    collision: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "probability",
+            "sum of squared probabilities of that policy's distribution at the action; no gradient",
+            producer="policy",
+            when="in every forward pass of the update, where a term reads it",
+        ),
+    )
+    collision_logp: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "sum of its squared probabilities times their logarithms; no gradient",
+            producer="policy",
+            when="in every forward pass of the update, where a term reads it",
+        ),
+    )
     logp_old: Tensor | None = field(
         default=None,
         metadata=_of(
@@ -122,6 +142,26 @@ class Streams:
             "[B, T]",
             "nats",
             "entropy of the distribution that the action was drawn from",
+            producer="engine",
+            when="while sampling; absent where a data set is replayed",
+        ),
+    )
+    collision_gen: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "probability",
+            "`collision` of the distribution that the action was drawn from",
+            producer="engine",
+            when="while sampling; absent where a data set is replayed",
+        ),
+    )
+    collision_logp_gen: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "`collision_logp` of the distribution that the action was drawn from",
             producer="engine",
             when="while sampling; absent where a data set is replayed",
         ),
@@ -208,6 +248,8 @@ class Streams:
     )
     choices: dict[str, Tensor] = field(default_factory=dict)
     """Actions that each selector chose, by the recipe's name for them, ``[B, T]`` bool."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Factors of a loss term per action, by the term's name in the recipe, ``[B, T]``."""
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """These streams and choices by name.
@@ -240,10 +282,18 @@ class Streams:
         """A copy with these choices beside those it has."""
         return replace(self, choices={**self.choices, **choices})
 
+    def weighing(self, weights: dict[str, Tensor]) -> Streams:
+        """A copy with these weights of loss terms beside those it has."""
+        return replace(self, weights={**self.weights, **weights})
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Streams:
-        """Every stream and choice that there is, changed."""
+        """Every stream, choice and weight that there is, changed."""
         present = {name: change(value) for name in REGISTRY if (value := getattr(self, name)) is not None}
-        return Streams(**present, choices={name: change(value) for name, value in self.choices.items()})
+        return Streams(
+            **present,
+            choices={name: change(value) for name, value in self.choices.items()},
+            weights={name: change(value) for name, value in self.weights.items()},
+        )
 
     def rows(self, index: Sequence[int]) -> Streams:
         """The streams of some episodes."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from klent.objectives import TokenLoss, reward_to_go
+from klent.objectives.masking import metric
 from klent.streams.batch import Batch
 from klent.streams.registry import Streams
 from klent.training.selection import Select, Selection
@@ -27,6 +28,7 @@ class Objective:
         token_reward: term name -> hyper-parameters; each returns a reward per token, and its sum from a token
             to the end of the completion joins that token's advantage: credit for what the token leads to.
         select: stream name -> {selector: hyper-parameters}; what each chooses becomes a stream.
+        weigh: name of a term of the loss -> {weight: hyper-parameters}; each multiplies that term's loss.
         more: terms that no recipe names, such as the divergence from a target.
     """
 
@@ -37,21 +39,22 @@ class Objective:
         token_reward: Terms | None,
         select: Select | None = None,
         *,
+        weigh: Select | None = None,
         more: Sequence[Term] = (),
     ) -> None:
         self.terms = [*(Term.named(name, settings) for name, settings in loss.items()), *more]
         self.estimator = next((Term.named(*item) for item in (advantage or {}).items()), None)
         self.token_rewards = [Term.named(name, settings) for name, settings in (token_reward or {}).items()]
-        self.selection = Selection(select)
+        self.selection = Selection(select, weigh)
 
     @property
     def all_terms(self) -> list[Term]:
         """Everything that reads streams of actions."""
-        return [*self.terms, *self.token_rewards, *self.selection.selectors.values()]
+        return [*self.terms, *self.token_rewards, *self.selection.functions]
 
     def named(self, function: str) -> list[Term]:
-        """The terms and selectors made of a function of this name."""
-        terms = [*self.terms, *self.selection.selectors.values()]
+        """The terms, selectors and weights made of a function of this name."""
+        terms = [*self.terms, *self.selection.functions]
         return [term for term in terms if term.function.__name__ == function]
 
     def reads(self, stream: str) -> bool:
@@ -85,8 +88,8 @@ class Objective:
 
         Where the step has an ``importance_weight``, it multiplies every term but those that are exact
         whatever was sampled (``Term.weighted``); of those that hold the ratio to the sampler already
-        (``Term.weighs_itself``) it leaves out what it drops. A metric that several terms report has its term's
-        name in front: ``ppo_clip.ratio``.
+        (``Term.weighs_itself``) it leaves out what it drops. A term's own weights (``weigh``) multiply it too. A
+        metric that several terms report has its term's name in front: ``ppo_clip.ratio``.
         """
         outcomes = [(term, self._weighted(term, term.loss(streams), streams)) for term in self.terms]
         losses = [outcome.loss for _, outcome in outcomes]
@@ -102,9 +105,13 @@ class Objective:
     @staticmethod
     def _weighted(term: Term, outcome: TokenLoss, streams: Streams) -> TokenLoss:
         weight = streams.importance_weight
-        if weight is None or not term.weighted:
+        if weight is not None and term.weighted:
+            factor = (weight != 0) if term.weighs_itself else weight
+            outcome = outcome._replace(loss=outcome.loss * factor)
+        own, mask = streams.weights.get(term.name), streams.get("mask")
+        if own is None or mask is None:
             return outcome
-        return outcome._replace(loss=outcome.loss * ((weight != 0) if term.weighs_itself else weight))
+        return TokenLoss(outcome.loss * own, {**outcome.metrics, "weight": metric(own, mask)})
 
     def active_rows(self, batch: Batch) -> list[int]:
         """The episodes that some term has a gradient for; the others need no forward pass.
@@ -121,5 +128,7 @@ class Objective:
                 silent = torch.zeros_like(batch.mask)
             if streams.importance_weight is not None and term.weighted:
                 silent = silent | (streams.importance_weight == 0)
+            if term.name in streams.weights:
+                silent = silent | (streams.weights[term.name] == 0)
             idle &= silent
         return (batch.trained & ~idle).any(dim=1).nonzero()[:, 0].tolist()

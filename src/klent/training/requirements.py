@@ -16,6 +16,10 @@ ON_REQUEST = frozenset({"distance"})
 """Of these, those that come with a recipe's key and not with a term, which can do without."""
 
 
+COLLISION = frozenset({"collision", "collision_logp"})
+"""The streams that the policy sums over squared probabilities, in the pass that gives its other numbers."""
+
+
 @dataclass(frozen=True)
 class Requirements:
     """The forward passes of a step beside those of the update itself.
@@ -26,6 +30,7 @@ class Requirements:
         reselect: before each optimizer step but the first, because selectors read the policy as it stands.
         compared: which of :data:`COMPARED` each forward pass of the update computes; each is a forward pass of
             another model.
+        collision: whether each forward pass of the update gives :data:`COLLISION`.
         whole_groups: whether a term reads all completions of a prompt together.
         rewards: whether completions have to be scored for the update.
     """
@@ -34,6 +39,7 @@ class Requirements:
     reference: bool
     reselect: bool
     compared: frozenset[str]
+    collision: bool
     whole_groups: bool
     rewards: bool
 
@@ -57,6 +63,7 @@ def requirements(objective: Objective, *, optimizer_steps: int, asked: Collectio
         compared=frozenset(
             name for name in COMPARED if name in asked or (objective.reads(name) and name not in ON_REQUEST)
         ),
+        collision=any(COLLISION & term.streams for term in objective.terms),
         whole_groups=any("group" in term.streams for term in objective.terms),
         rewards=objective.reads("advantage"),
     )

@@ -1,9 +1,10 @@
-"""Choices of actions: made once for each optimizer step, over all of its actions, before it is cut.
+"""Choices and weights of actions: made once for each optimizer step, over all of its actions, before it is cut.
 
 A recipe's ``select`` puts selectors of klent.objectives under names. What a selector chooses becomes a stream
 of that name, which terms of the loss read as they read any other (``dropped``, ``penalised``); under the name
-``mask`` it narrows what every term sees. Ranks, fractions and means are those of the whole optimizer step, so
-that the update does not depend on how the step is cut into micro-batches.
+``mask`` it narrows what every term sees. A recipe's ``weigh`` puts weights under the names of terms, whose losses
+they multiply. Ranks, fractions, means and maxima are those of the whole optimizer step, so that the update does not
+depend on how the step is cut into micro-batches.
 """
 
 import inspect
@@ -20,24 +21,34 @@ Select = Mapping[str, Mapping[str, Mapping[str, object] | None]]
 
 
 class Selection:
-    """The selectors of a recipe.
+    """The selectors and weights of a recipe.
 
     Args:
         select: stream name -> {selector: settings}, one selector for each name.
+        weigh: name of a loss term -> {weight: settings}, one weight for each term.
     """
 
-    def __init__(self, select: Select | None) -> None:
-        self.selectors = {
-            stream: Term.named(*item) for stream, choice in (select or {}).items() for item in choice.items()
-        }
+    def __init__(self, select: Select | None, weigh: Select | None = None) -> None:
+        self.selectors = _named(select)
+        self.weights = _named(weigh)
+
+    @property
+    def functions(self) -> list[Term]:
+        """Every selector and weight."""
+        return [*self.selectors.values(), *self.weights.values()]
 
     @property
     def reads_policy(self) -> bool:
         """Whether a choice depends on the policy being trained, as it stands at the optimizer step."""
-        return any({"logp", "entropy"} & term.streams for term in self.selectors.values())
+        return self.reads_collision or any({"logp", "entropy"} & term.streams for term in self.functions)
+
+    @property
+    def reads_collision(self) -> bool:
+        """Whether a choice depends on sums over the policy's squared probabilities."""
+        return any({"collision", "collision_logp"} & term.streams for term in self.functions)
 
     def choose(self, batch: Batch, rows: list[int], policy: Stats | None, *, seed: int) -> Batch:
-        """``batch`` with one more stream for each choice, made among the actions of ``rows``.
+        """``batch`` with one more stream for each choice and weight, made among the actions of ``rows``.
 
         Args:
             batch: the step's episodes.
@@ -47,11 +58,13 @@ class Selection:
 
         Returns:
             A batch that shares everything with the given one but its streams. The choices are bool,
-            ``[B, T]``, False off the mask and off ``rows``.
+            ``[B, T]``, False off the mask and off ``rows``. Weights are of the actions that are trained, and 0
+            elsewhere.
         """
         streams = batch.streams.with_(mask=batch.mask)
         if policy is not None:
             streams = streams.with_(logp=policy.logp, entropy=policy.entropy)
+            streams = streams.with_(collision=policy.collision, collision_logp=policy.collision_logp)
             streams = streams.or_else(logp_old=policy.logp, entropy_old=policy.entropy)
         candidates = streams.rows(rows)
         chosen: dict[str, Tensor] = {}
@@ -61,7 +74,19 @@ class Selection:
                 choice = term(candidates, **({"generator": generator} if _draws(term) else {}))
             chosen[name] = torch.zeros_like(batch.mask)
             chosen[name][rows] = choice & batch.mask[rows]
-        return batch.with_streams(batch.streams.choosing(chosen))
+        if "mask" in chosen:
+            candidates = candidates.with_(mask=chosen["mask"][rows])
+        weights: dict[str, Tensor] = {}
+        for name, term in self.weights.items():
+            with torch.no_grad():
+                weight = term(candidates)
+            weights[name] = torch.zeros(batch.mask.shape, dtype=weight.dtype)
+            weights[name][rows] = torch.where(batch.mask[rows], weight, 0.0)
+        return batch.with_streams(batch.streams.choosing(chosen).weighing(weights))
+
+
+def _named(section: Select | None) -> dict[str, Term]:
+    return {name: Term.named(*item) for name, entry in (section or {}).items() for item in entry.items()}
 
 
 def _draws(term: Term) -> bool:

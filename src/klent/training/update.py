@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -162,15 +163,16 @@ class Updater:
                 yield torch.isin(batch.group, part).nonzero()[:, 0].tolist()
 
     def _choose(self, batch: Batch, rows: list[int], number: int, *, seed: int) -> Batch:
-        """The batch with what the selectors choose for this optimizer step, over all of its episodes.
+        """The batch with what is chosen and weighed for this optimizer step, over all of its episodes.
 
         The first one trains the policy that sampled, so the engine's own numbers are at hand.
         """
         selection = self.objective.selection
-        if not selection.selectors:
+        if not selection.functions:
             return batch
         policy = batch.at_sampling
-        if selection.reads_policy and (number > 0 or policy is None):
+        unknown = policy is None or (selection.reads_collision and policy.collision is None)
+        if selection.reads_policy and (number > 0 or unknown):
             policy = self.measure(batch, rows)
         return selection.choose(batch, rows, policy, seed=derive_seed(seed, "optimizer step", number))
 
@@ -206,13 +208,14 @@ class Updater:
     def _accumulate(self, batch: Batch, rows: list[int], divisor: float, done: _Pass) -> None:
         """Forward, loss and backward of one micro-batch."""
         compared = {"compared": self.needs.compared} if self.needs.compared else {}
-        stats = self.policy.evaluate(batch, rows, **compared)
+        stats = self.policy.evaluate(batch, rows, **compared, **_collision(self.needs.collision))
         logp, entropy = stats.logp, stats.entropy
         logp.retain_grad()
         streams = batch.streams.rows(rows).to(logp.device)
         streams = streams.or_else(logp_old=logp.detach(), entropy_old=entropy.detach())
         streams = streams.with_(logp=logp, entropy=entropy)
         streams = streams.with_(**{name: getattr(stats, name) for name in self.needs.compared})
+        streams = streams.with_(collision=stats.collision, collision_logp=stats.collision_logp)
         outcome = self.objective.token_loss(streams)
         counted = self.reduction.counted(batch)[rows].to(logp.device)
         loss = self.reduction(outcome.loss, counted, divisor)
@@ -258,12 +261,30 @@ class Updater:
     def measure(self, batch: Batch, rows: Sequence[int], policy: Policy | None = None) -> Stats:
         """``logp`` and ``entropy`` of these episodes under a policy as it stands, ``[B, T]``, 0 elsewhere.
 
-        Taken without dropout: this is the distribution that samples.
+        Taken without dropout: this is the distribution that samples. With the sums over squared probabilities
+        where a selector or a weight reads them.
         """
+        collision = policy is None and self.objective.selection.reads_collision
         policy = policy or self.policy
-        measured = Stats(torch.zeros(batch.mask.shape), torch.zeros(batch.mask.shape))
+        names = ("logp", "entropy", "collision", "collision_logp")
+        measured = {name: torch.zeros(batch.mask.shape) for name in names[: 4 if collision else 2]}
         policy.train(False)
         for part in policy.microbatches(batch, rows):
-            stats = policy.evaluate(batch, part)
-            measured.logp[part], measured.entropy[part] = stats.logp.cpu(), stats.entropy.cpu()
-        return measured
+            stats = policy.evaluate(batch, part, **_collision(collision))
+            for name, grid in measured.items():
+                grid[part] = getattr(stats, name).cpu()
+        return Stats(
+            measured["logp"],
+            measured["entropy"],
+            collision=measured.get("collision"),
+            collision_logp=measured.get("collision_logp"),
+        )
+
+
+class _Asked(TypedDict, total=False):
+    collision: bool
+
+
+def _collision(wanted: bool) -> _Asked:
+    """What a policy is asked for beside its numbers; one that is never asked need not know of it."""
+    return {"collision": True} if wanted else {}

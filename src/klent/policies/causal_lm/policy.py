@@ -75,7 +75,9 @@ class CausalPolicy(nn.Module):
         cut = make_microbatches(self._groups(batch, rows), budget=self.packing.budget)
         return [sorted(item.index for group in groups for item in group) for groups in cut]
 
-    def evaluate(self, batch: Batch, rows: Sequence[int], *, compared: Collection[str] = ()) -> Stats:
+    def evaluate(
+        self, batch: Batch, rows: Sequence[int], *, compared: Collection[str] = (), collision: bool = False
+    ) -> Stats:
         """Pack, compute, and lay the numbers out on the grid; see :class:`klent.policies.Policy`."""
         groups = sorted(self._groups(batch, rows), key=row_length, reverse=True)
         packed = pack(groups, shared=self.packing.shared)
@@ -83,7 +85,7 @@ class CausalPolicy(nn.Module):
             states = self.states(packed)
             against = {name: teacher for name, teacher in self.teachers.items() if name in compared}
             others = {name: t.head(batch, groups) for name, t in against.items() if t.moved()}
-            numbers, apart = self._compare(states, packed, against, others)
+            numbers, apart = self._compare(states, packed, against, others, collision=collision)
         assert numbers.entropy is not None
         place = torch.empty(len(batch), dtype=torch.long)
         place[list(rows)] = torch.arange(len(rows))
@@ -97,12 +99,20 @@ class CausalPolicy(nn.Module):
             on_grid(numbers.logp),
             on_grid(numbers.entropy),
             **{name: on_grid(values) for name, values in apart.items()},
+            collision=None if numbers.collision is None else on_grid(numbers.collision),
+            collision_logp=None if numbers.collision_logp is None else on_grid(numbers.collision_logp),
             tokens=packed.tokens,
             targets=len(packed.target),
         )
 
     def _compare(
-        self, states: Tensor, rows: Pack, against: Mapping[str, Teacher], others: Mapping[str, Head]
+        self,
+        states: Tensor,
+        rows: Pack,
+        against: Mapping[str, Teacher],
+        others: Mapping[str, Head],
+        *,
+        collision: bool,
     ) -> tuple[TokenStats, dict[str, Tensor]]:
         """The policy's own numbers and those against other models; a reverse KL shares the policy's products."""
         apart = {
@@ -111,12 +121,12 @@ class CausalPolicy(nn.Module):
         numbers = None
         for name, other in others.items():
             policy, teacher = self.head(states), against[name]
-            if numbers is None and teacher.plain and comparable(policy, other):
+            if numbers is None and not collision and teacher.plain and comparable(policy, other):
                 logp, entropy, apart[name] = token_stats_and_kl(policy, rows.target.to(states.device), other)
                 numbers = TokenStats(logp, entropy)
             else:
                 apart[name] = teacher.divergence(policy, other)
-        return numbers or self.stats(states, rows), apart
+        return numbers or self.stats(states, rows, collision=collision), apart
 
     def _groups(self, batch: Batch, rows: Sequence[int]) -> list[Group]:
         return make_groups(completions(batch, rows), shared=self.packing.shared, budget=self.packing.budget)
@@ -158,15 +168,20 @@ class CausalPolicy(nn.Module):
             states, head.weight, getattr(head, "bias", None), LogitTransform(self.temperature, scale, softcap)
         )
 
-    def stats(self, states: Tensor, rows: Pack, *, entropy: bool = True) -> TokenStats:
+    def stats(
+        self, states: Tensor, rows: Pack, *, entropy: bool = True, collision: bool = False
+    ) -> TokenStats:
         """The numbers of :meth:`forward` from its :meth:`states`."""
         target = rows.target.to(states.device)
         if self.fused:
             head = self.head(states)
+            options = head.transform._asdict()
             return token_stats(
-                states, head.weight, target, bias=head.bias, entropy=entropy, **head.transform._asdict()
+                states, head.weight, target, bias=head.bias, entropy=entropy, collision=collision, **options
             )
-        return full_logit_stats(states.float(), target, self.temperature, entropy=entropy)
+        return full_logit_stats(
+            states.float(), target, self.temperature, entropy=entropy, collision=collision
+        )
 
 
 def _for_model(mask: Tensor, model: CausalModel) -> Tensor:

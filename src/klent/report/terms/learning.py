@@ -22,6 +22,24 @@ LEARNING: dict[str, Term] = {
         "It should have the sign of the measured change. The theorem is first-order: the two diverge when an "
         "update is large.",
     ),
+    "policy/entropy_delta_exact": Term(
+        "nats per token",
+        "The same change as predicted by the exact effect of each token's push on the entropy at its position, times "
+        "one step on the logits that all tokens share, fitted to the measured change of their log-probabilities.",
+        "It leaves out what tokens do to one another through shared weights. Without sums over squared "
+        "probabilities from the sampler, it is absent.",
+    ),
+    "entropy/effect": Term(
+        "nats x advantage",
+        "Mean exact effect of a token's push on the entropy at its position, per unit of step on the logits.",
+        "Negative: the step's pushes spend entropy, tokens not interfering. Compare policy/covariance, whose sign is "
+        "the opposite.",
+    ),
+    "entropy/spending": Term(
+        "fraction",
+        "Share of the pushed tokens whose push spends entropy.",
+        "Near 0.5 with a strongly negative entropy/effect: few tokens spend it.",
+    ),
     "policy/covariance": Term(
         "nats x advantage",
         "Covariance of log-probability and advantage over the step's tokens.",
@@ -202,6 +220,11 @@ LEARNING: dict[str, Term] = {
         "fraction",
         "Tokens clipped on either side, if a log does not separate the two.",
         "The sum of clip_low and clip_high.",
+    ),
+    "objective/weight": Term(
+        "fraction",
+        "Mean weight of a token, of the term of the loss that the recipe's `weigh` names.",
+        "1 leaves the update as it is.",
     ),
     "objective/<name>": Term(
         "",
