@@ -67,6 +67,7 @@ EXPECTED = {
         "tokens",
     ),
     "thermostat": (clip(0.2, 0.2), group("std"), "sequences"),
+    "entrocraft": (clip(0.2, 0.2), group("std"), "tokens"),
 }
 # method -> the tokens that it chooses
 CHOICES = {
@@ -119,7 +120,7 @@ def test_a_method_sets_what_its_paper_says(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["clip_cov", "random_dropped", "top20", "thermostat", "kl_cov_true", "distill"]
+    "method", ["clip_cov", "random_dropped", "top20", "thermostat", "entrocraft", "kl_cov_true", "distill"]
 )
 def test_a_method_with_controls_survives_a_dump(method, tmp_path):
     recipe = make_recipe({**NEEDS.get(method, GYM), "name": "x", "method": method})

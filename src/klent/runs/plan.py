@@ -78,15 +78,12 @@ def _inexact(recipe: Recipe) -> list[str]:
 
 
 def _thermostat(thermostat: Thermostat) -> str:
-    target, steer = thermostat.target, thermostat.steer
-    if target.value is not None:
-        aim = f"{target.value:g} nats"
-    elif target.fraction is not None:
-        aim = f"{target.fraction:g} of the first step's entropy"
-    else:
-        aim = f"{target.start:g} to {target.end:g} nats over {target.steps} steps"
+    steer, band = thermostat.steer, thermostat.band
+    if band is not None:
+        sides = "positive advantages alone above it, negative ones alone below"
+        return f"thermostat: a band, low {band.low}, high {band.high}; {sides}"
     turned = "the coefficient of an entropy bonus" if steer == "bonus" else steer
-    return f"thermostat: {aim}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
+    return f"thermostat: {thermostat.target}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
 
 
 def _mixture(mixture: MixtureSettings) -> str:
