@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from klent.config import MixtureSettings, Recipe, Thermostat
+from klent.config import Distill, MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
 from klent.config.load import read_values
 from klent.errors import ConfigError
@@ -104,6 +104,17 @@ def _mixture(mixture: MixtureSettings) -> str:
     return f"sampled from: policy^alpha x target^(1 - alpha), target: {model}, alpha: {share}; {use}"
 
 
+def _distill(distill: Distill) -> str:
+    terms = {"reverse": "KL(policy ‖ target)", "forward": "KL(target ‖ policy)", "jeffreys": "both KLs"}
+    skewed = f" skewed by {distill.skew:g}" if distill.skew else ""
+    unsure = ""
+    if distill.forward_above is not None:
+        unsure = (
+            f", and KL(target ‖ policy) where the target's entropy is above {distill.forward_above:g} nats"
+        )
+    return f"divergence from the target: {terms[distill.divergence]}{skewed}{unsure}"
+
+
 def _same_prompts(recipe: Recipe) -> list[str]:
     """Said where the model is another run's, which was trained on the prompts that this run will draw."""
     model: object = recipe.model
@@ -165,8 +176,8 @@ def describe_plan(recipe: Recipe) -> list[str]:
     if plan.needs.old:
         readers = "rewards per token and the update" if recipe.token_reward else "several updates"
         lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
-    if "divergence" in plan.needs.compared:
-        lines.append("divergence from the target: its forward pass on every completion")
+    if "divergence" in plan.needs.compared and mixture is not None and mixture.distill is not None:
+        lines.append(f"{_distill(mixture.distill)}: the target's forward pass on every completion")
     if "kl" in plan.needs.compared:
         lines.append(
             "exact KL to the reference: its forward pass on every completion, in each optimizer step"

@@ -59,6 +59,7 @@ def _of_target(
         partial(target.encode, policy=loaded.tokenizer),
         divergence=mixture.distill.divergence,
         skew=mixture.distill.skew,
+        forward_above=mixture.distill.forward_above,
         active=target.active,
     )
 

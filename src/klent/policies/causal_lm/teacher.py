@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from klent.head.divergence import token_divergence
+from klent.head.divergence import Divergence, token_divergence
 from klent.head.stats import Head
 from klent.policies.causal_lm.model import CausalModel
 from klent.policies.causal_lm.packing import Group, Pack, Packing, pack
@@ -41,8 +41,9 @@ class Teacher:
     Args:
         policy: of the other model, with a fused head, laid out as it allows.
         encode: token ids of a prompt as a target with a prompt of its own reads it; None = the policy's own.
-        divergence: ``reverse`` KL(policy ‖ target), or ``forward`` KL(target ‖ policy).
+        divergence: ``reverse`` KL(policy ‖ target), ``forward`` KL(target ‖ policy), or ``jeffreys``, their sum.
         skew: share of the first distribution that is mixed into the second; bounds the divergence.
+        forward_above: the target's entropy, nats, above which an action has the forward KL besides.
         active: a context in which the model stands for the target.
     """
 
@@ -51,20 +52,22 @@ class Teacher:
         policy: Computes,
         encode: Callable[[Prompt], list[int]] | None = None,
         *,
-        divergence: Literal["reverse", "forward"] = "reverse",
+        divergence: Divergence = "reverse",
         skew: float = 0.0,
+        forward_above: float | None = None,
         active: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.policy = policy
         self.encode = encode
         self.kind = divergence
         self.skew = skew
+        self.forward_above = forward_above
         self.active = active
 
     @property
     def plain(self) -> bool:
-        """Whether what it gives is KL(policy ‖ other), with no skew."""
-        return self.kind == "reverse" and not self.skew
+        """Whether what it gives is KL(policy ‖ other), with no skew and nothing added."""
+        return self.kind == "reverse" and not self.skew and self.forward_above is None
 
     def head(self, batch: Batch, groups: Sequence[Group]) -> Head:
         """The other model's hidden states for each of the ``N`` actions of these groups, with its head."""
@@ -82,7 +85,11 @@ class Teacher:
         # Rows that pad an embedding beyond the common tokens are nobody's.
         tokens = min(len(policy.weight), len(target.weight))
         return token_divergence(
-            policy.first(tokens), target.first(tokens), divergence=self.kind, skew=self.skew
+            policy.first(tokens),
+            target.first(tokens),
+            divergence=self.kind,
+            skew=self.skew,
+            forward_above=self.forward_above,
         )
 
     def _behind_own_prompts(self, batch: Batch, groups: Sequence[Group]) -> list[Group]:
