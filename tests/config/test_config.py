@@ -159,6 +159,14 @@ REFUSED = {
         "thermostat: {target: 0.5, steer: kl_cov_fraction}\n",
         "kl_cov_fraction cannot be adjusted: there is none; add  select: {penalised: {kl_cov_tokens: {}}}",
     ),
+    "forward KL added to forward KL": (
+        "rollout: {mixture: {target: t, distill: {divergence: jeffreys, forward_above: 1.0}}}\n",
+        "rollout.mixture.distill.forward_above: is not used: jeffreys has the forward KL at every token",
+    ),
+    "a sampled divergence without a target": (
+        "loss: {ppo_clip: null, sampled_distill: {}}\nadvantage: null\n",
+        "loss.sampled_distill: reads logp_target, which there is only with a target; set rollout.mixture",
+    ),
     "a thermostat by sign without a band": (
         "thermostat: {steer: sign}\n",
         "thermostat: `band` is missing; set it, e.g. band: {low: 0.4, high: 0.5}",

@@ -14,6 +14,7 @@ from klent.objectives import (
     advantage,
     covariance,
     diffusion,
+    distill,
     entropy,
     exploration,
     gaussian,
@@ -34,6 +35,7 @@ from klent.objectives import (
 from klent.objectives.advantage import *
 from klent.objectives.covariance import *
 from klent.objectives.diffusion import *
+from klent.objectives.distill import *
 from klent.objectives.entropy import *
 from klent.objectives.exploration import *
 from klent.objectives.gaussian import *
@@ -53,7 +55,9 @@ from klent.objectives.types import *
 
 __all__: list[str] = []
 __all__ += surrogate.__all__ + likelihood.__all__ + exploration.__all__
-__all__ += kl.__all__ + sequence.__all__ + entropy.__all__ + covariance.__all__ + tokens.__all__
+__all__ += (
+    kl.__all__ + distill.__all__ + sequence.__all__ + entropy.__all__ + covariance.__all__ + tokens.__all__
+)
 __all__ += diffusion.__all__ + preference.__all__ + regret.__all__
 __all__ += advantage.__all__ + importance.__all__ + semantic.__all__ + qsft.__all__
 __all__ += measures.__all__ + gaussian.__all__ + reduce.__all__ + types.__all__

@@ -112,7 +112,7 @@ def _distill(distill: Distill) -> str:
         unsure = (
             f", and KL(target ‖ policy) where the target's entropy is above {distill.forward_above:g} nats"
         )
-    return f"divergence from the target: {terms[distill.divergence]}{skewed}{unsure}"
+    return f"divergence from the target, {terms[distill.divergence]}{skewed}{unsure}"
 
 
 def _same_prompts(recipe: Recipe) -> list[str]:
@@ -177,7 +177,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
         readers = "rewards per token and the update" if recipe.token_reward else "several updates"
         lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
     if "divergence" in plan.needs.compared and mixture is not None and mixture.distill is not None:
-        lines.append(f"{_distill(mixture.distill)}: the target's forward pass on every completion")
+        lines.append(f"{_distill(mixture.distill)}: its forward pass on every completion")
     if "kl" in plan.needs.compared:
         lines.append(
             "exact KL to the reference: its forward pass on every completion, in each optimizer step"
