@@ -206,6 +206,37 @@ def two_models_table(rows: list[dict[str, str]]) -> str:
     return markdown(["models", "policy + target", "alpha 0.5", "Chernoff"], body)
 
 
+def square_table(rows: list[dict[str, str]]) -> str:
+    """examples/distill_square/results/square.csv: exact numbers of the trained students, 95% over seeds."""
+    measured = ("kl_student_teacher", "kl_teacher_student", "entropy", "right", "found")
+    heads = ["KL(student ‖ teacher)", "KL(teacher ‖ student)", "entropy", "right", "found in 32"]
+    body = []
+    for row in rows:
+        cells = [
+            "{:.3f} [{:.3f}, {:.3f}]".format(*(float(row[name + end]) for end in ("", "_low", "_high")))
+            for name in measured
+        ]
+        body.append([row["divergence"], row["alpha"], *cells])
+    return markdown(["divergence", "alpha", *heads], body)
+
+
+def square_differences(rows: list[dict[str, str]]) -> str:
+    """The same less reverse KL on the student's own prefixes, paired by seed."""
+    measured = ("kl_student_teacher", "kl_teacher_student", "right", "found")
+    heads = ["KL(student ‖ teacher)", "KL(teacher ‖ student)", "right", "found in 32"]
+    body = []
+    for row in rows:
+        if (row["divergence"], row["alpha"]) == ("reverse", "1"):
+            continue
+        names = [f"{name}_difference" for name in measured]
+        cells = [
+            "{:+.3f} [{:+.3f}, {:+.3f}]".format(*(float(row[name + end]) for end in ("", "_low", "_high")))
+            for name in names
+        ]
+        body.append([row["divergence"], row["alpha"], *cells])
+    return markdown(["divergence", "alpha", *heads], body)
+
+
 def before_training(rows: Rows) -> str:
     """What the small model gives before any training, from the output of `klent controls`."""
     row = next(row for row in rows if row["arm"] == "before training" and row["temperature"] == 1.0)

@@ -27,6 +27,8 @@ from front import ARMS, at_equal_coefficient, at_equal_kl  # noqa: E402
 from mixture_tables import (  # noqa: E402
     before_training,
     solver_table,
+    square_differences,
+    square_table,
     theory_table,
     two_models_table,
     writers_table,
@@ -38,6 +40,7 @@ DOCS = HERE.parent / "docs"
 TIMINGS = HERE.parent / "benchmarks" / "results"
 RESULTS = HERE / "unsupervised" / "results"
 NINE_ARMS = HERE / "small_model" / "compare.csv"
+SQUARE = HERE / "distill_square" / "results" / "square.csv"
 MIXTURES = HERE / "small_model" / "mixture" / "compare.csv"
 
 
@@ -149,6 +152,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "worlds": lambda: worlds_table(HERE / "mixture_world" / "results" / "summary.csv").rstrip(),
         "two models": lambda: two_models_table(plain(TIMINGS / "two_models_cpu.csv")),
         "in training": lambda: comparison(MIXTURES, "grpo"),
+        "square": lambda: square_table(plain(SQUARE)),
+        "square, differences": lambda: square_differences(plain(SQUARE)),
         "before training": lambda: before_training(controls("small_empo")),
     },
     "sequences.md": {

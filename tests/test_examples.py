@@ -236,3 +236,60 @@ def test_margins_over_seeds_by_hand(tables: types.ModuleType) -> None:
     free = next(line for line in lines if "best vote" in line)
     gain, over_problems = (float(free.split("|")[place]) for place in (4, 5))
     assert gain < over_problems, "a gain over the best vote that 48 problems do not show"
+
+
+@pytest.fixture(scope="module")
+def square() -> types.ModuleType:
+    return load(EXAMPLES / "distill_square" / "square.py")
+
+
+def test_the_worlds_of_the_square_are_what_they_say(square: types.ModuleType) -> None:
+    world = square.make_world(3)
+    chance = square.sequence_logp(world.teacher).exp()
+    assert torch.allclose(chance.sum(1), torch.ones(3, dtype=chance.dtype))
+    right = chance.gather(1, world.right)
+    assert (right.sum(1) - 0.7).abs().max() < 0.05  # and what the noise puts there
+    assert (right > 0.0875).all()
+    prefixes = {
+        (t, tuple(sequence[:t].tolist())): int(states[t])
+        for sequence, states in zip(square.SEQUENCES, square.STATES, strict=True)
+        for t in range(square.LENGTH)
+    }
+    seen = {(t, prefix[-1:]): int(square.SEEN[state]) for (t, prefix), state in prefixes.items()}
+    assert sorted(set(seen.values())) == list(range(13))
+    assert all(int(square.SEEN[state]) == seen[t, prefix[-1:]] for (t, prefix), state in prefixes.items())
+
+
+def test_the_teacher_of_the_square_is_unsure_where_no_right_answer_goes_on(square: types.ModuleType) -> None:
+    world = square.make_world(20)
+    logp = world.teacher.log_softmax(-1)
+    unsure = -(logp.exp() * logp).sum(-1) > square.UNSURE
+    right = torch.zeros_like(unsure)
+    for row, answers in zip(right, world.right, strict=True):
+        row[square.STATES[answers].flatten()] = True
+    assert float(unsure[~right].float().mean()) > 0.95
+    assert 0.28 < float(unsure[right].float().mean()) < 0.38
+
+
+def test_cells_of_the_square_follow_their_divergence(square: types.ModuleType) -> None:
+    world = square.make_world(2)
+    before = square.measures(world, world.student[:, square.SEEN])
+    for kind, key in (("reverse", "kl_student_teacher"), ("forward", "kl_teacher_student")):
+        loss = square.ROWS[kind][1]
+        after = square.measures(world, square.train(world, 1.0 if kind == "reverse" else 0.0, loss, 25))
+        assert (after[key] < 0.9 * before[key]).all(), kind
+        assert (after["right"] > before["right"]).all(), kind
+        assert ((after["found"] > 0) & (after["found"] < 1)).all()
+
+
+def test_sampled_losses_have_the_mean_gradient_of_the_reverse_divergence(square: types.ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 1, square.SYMBOLS, generator=generator, dtype=torch.float64)
+    every = torch.arange(square.SYMBOLS)
+    found = []
+    for name in ("reverse", "sampled, exact baseline", "sampled, no baseline"):
+        rows = student.repeat(square.SYMBOLS, 1).requires_grad_()
+        each = square.ROWS[name][1](rows, teacher.repeat(square.SYMBOLS, 1), every)
+        found.append(torch.autograd.grad((student.softmax(-1)[0] * each).sum(), rows)[0].sum(0))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])

@@ -16,7 +16,7 @@ from klent.config import (
     load_recipe,
     make_recipe,
 )
-from klent.config.thermostat import STEERED
+from klent.config.thermostat import STEERED, EntropyTarget
 from klent.errors import ConfigError
 
 BASE = """\
@@ -178,6 +178,43 @@ REFUSED = {
     "kl_cov_fraction without kl_cov_tokens": (
         "thermostat: {target: 0.5, steer: kl_cov_fraction}\n",
         "kl_cov_fraction cannot be adjusted: there is none; add  select: {penalised: {kl_cov_tokens: {}}}",
+    ),
+    "forward KL added to forward KL": (
+        "rollout: {mixture: {target: t, distill: {divergence: jeffreys, forward_above: 1.0}}}\n",
+        "rollout.mixture.distill.forward_above: is not used: jeffreys has the forward KL at every token",
+    ),
+    "a sampled divergence without a target": (
+        "loss: {ppo_clip: null, sampled_distill: {}}\nadvantage: null\n",
+        "loss.sampled_distill: reads logp_target, which there is only with a target; set rollout.mixture",
+    ),
+    "a thermostat by sign without a band": (
+        "thermostat: {steer: sign}\n",
+        "thermostat: `band` is missing; set it, e.g. band: {low: 0.4, high: 0.5}",
+    ),
+    "a target of a thermostat by sign": (
+        "thermostat: {steer: sign, target: 0.5, band: {low: 0.4, high: 0.5}}\n",
+        "thermostat.target: is not used: steer sign holds a band; set target: null",
+    ),
+    "a band of another thermostat": (
+        "thermostat: {target: 0.5, band: {low: 0.4, high: 0.5}}\n",
+        "thermostat.band: is not used: only steer sign holds a band; set band: null",
+    ),
+    "half an edge": (
+        "thermostat: {steer: sign, band: {low: {start: 0.4}, high: 0.5}}\n",
+        "thermostat.band.low: should be one of a number, {fraction:} or {start:, end:, steps:}; has start",
+    ),
+    "edges that cross": (
+        "thermostat: {steer: sign, band: {low: 0.4, high: {start: 0.7, end: 0.3, steps: 9}}}\n",
+        "thermostat.band: low (0.4) should lie below high (0.3), and does not at step 9",
+    ),
+    "a gain of a thermostat by sign": (
+        "thermostat: {steer: sign, gain: 2.0, band: {low: 0.4, high: 0.5}}\n",
+        "thermostat.gain: is not used: steer sign has no gains or bounds; remove it",
+    ),
+    "signs without advantages": (
+        "loss: {ppo_clip: null, entropy_loss: {coef: 1.0}}\nadvantage: null\n"
+        "thermostat: {steer: sign, band: {low: 0.4, high: 0.5}}\n",
+        "thermostat.steer: sign chooses among advantages, and no term of the loss (entropy_loss) reads them",
     ),
     "a thermostat's start out of bounds": (
         "thermostat: {target: 0.5, start: 2.0}\n",
@@ -526,6 +563,13 @@ def test_a_thermostat_has_the_defaults_of_what_it_steers():
     assert Thermostat(target=0.5, steer="temperature", low=0.5, gain=None).gain == 0.1
 
 
+def test_an_edge_of_another_kind_replaces_a_bands_edge_whole(write):
+    set_to = ["method=entrocraft", "thermostat.band.low={fraction: 0.5}", "thermostat.band.high.end=0.6"]
+    band = load_recipe(write(BASE), set_to).thermostat.band
+    assert band.low == EntropyTarget(fraction=0.5)
+    assert band.high == EntropyTarget(start=0.7, end=0.6, steps=100)
+
+
 def test_a_method_of_ones_own(write, tmp_path):
     method = write("loss: {reinforce: {}}\nadvantage: {leave_one_out: {}}\n", "mine.yaml")
     recipe = load_recipe(write(BASE), [f"method={method}"])
@@ -578,6 +622,8 @@ ROUND_TRIPS = [
         "thermostat.target={start: 2.0, end: 1.0, steps: 9}",
     ],
     ["method=thermostat", "thermostat=null"],
+    ["method=entrocraft", "thermostat.band.low=0.2"],
+    ["method=entrocraft", "thermostat.steer=bonus", "thermostat.band=null", "thermostat.target=0.2"],
     ["method=null", "loss.reinforce={}", "advantage=null", "reduce.over=constant", "eval=null"],
 ]
 

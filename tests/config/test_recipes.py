@@ -80,6 +80,7 @@ EXPECTED = {
     "clip_cov_exact": ({"clip_cov": {"clip_low": 1.0, "clip_high": 1.0}}, group("std"), "tokens"),
     "kl_cov_exact": ({"kl_cov": {"coef": 1.0, "penalty": "absolute"}}, group("std"), "tokens"),
     "steer": (clip(0.2, 0.28), group("std"), "tokens"),
+    "entrocraft": (clip(0.2, 0.2), group("std"), "tokens"),
 }
 # method -> the tokens that it chooses
 CHOICES = {
@@ -139,7 +140,8 @@ def test_a_method_sets_what_its_paper_says(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["clip_cov", "random_dropped", "top20", "thermostat", "kl_cov_true", "distill", "steer"]
+    "method",
+    ["clip_cov", "random_dropped", "top20", "thermostat", "entrocraft", "kl_cov_true", "distill", "steer"],
 )
 def test_a_method_with_controls_survives_a_dump(method, tmp_path):
     recipe = make_recipe({**NEEDS.get(method, GYM), "name": "x", "method": method})

@@ -230,6 +230,22 @@ def test_a_run_that_distils_and_nothing_else(world):
         recipe({"target": "other"}, loss={}, method=None, reward=None)
 
 
+def test_a_run_that_distils_from_sampled_tokens_reads_no_target_in_the_update(world):
+    mixture = {"target": "other", "alpha": 1.0, "weights": None}
+    changes = {"method": None, "reward": None, "steps": 8, "optimizer": {"lr": 0.02}}
+    rows, _ = run(world, mixture, loss={"sampled_distill": {}}, **changes)
+    assert rows[-1]["objective/reverse_kl"] < 0.9 * rows[0]["objective/reverse_kl"]
+    assert rows[0]["objective/reverse_kl"] == pytest.approx(rows[0]["mixture/kl_target"], rel=1e-4)
+    plan = describe_plan(recipe(mixture, loss={"sampled_distill": {}}, **changes))
+    assert not any("forward pass" in line for line in plan)
+    distilled = {**mixture, "distill": {"forward_above": 0.5}}
+    (line,) = [x for x in describe_plan(recipe(distilled, loss={}, **changes)) if "divergence" in x]
+    assert line == (
+        "divergence from the target, KL(policy ‖ target), and KL(target ‖ policy) where the target's entropy is "
+        "above 0.5 nats: its forward pass on every completion"
+    )
+
+
 def numbered(world: Path, alphas: list) -> None:
     """Write the data anew with a column of alphas; ... leaves it out."""
     rows = [{"prompt": f"say {i}", "number": i} for i in range(len(alphas))]

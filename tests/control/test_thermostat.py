@@ -1,5 +1,6 @@
 """The thermostat: it reaches a target from either side, holds it, and remembers where it was."""
 
+import itertools
 import json
 import math
 import random
@@ -8,7 +9,12 @@ import pytest
 import torch
 
 from klent.config import EntropyTarget, Thermostat, make_recipe
-from klent.control.thermostat import Controller, State, knob, target_at
+from klent.control.band import SignControl
+from klent.control.thermostat import Controller, State, build_thermostat, knob
+from klent.runs.plan import describe_plan
+from klent.streams.batch import Batch, make_batch
+from klent.streams.episode import Episode
+from klent.streams.prompt import Prompt
 from klent.training.objective import Objective
 
 VALUES = {"model": "m", "method": "grpo", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 2}
@@ -158,10 +164,10 @@ def test_an_entropy_that_has_no_logarithm_does_no_harm(entropy):
 
 
 def test_targets():
-    assert target_at(EntropyTarget(value=0.7), 9, 2.0) == 0.7
-    assert target_at(EntropyTarget(fraction=0.3), 9, 2.0) == pytest.approx(0.6)
+    assert EntropyTarget(value=0.7).at(9, 2.0) == 0.7
+    assert EntropyTarget(fraction=0.3).at(9, 2.0) == pytest.approx(0.6)
     ramp = EntropyTarget(start=1.5, end=0.5, steps=11)
-    assert [target_at(ramp, step, 2.0) for step in (1, 6, 11, 99)] == pytest.approx([1.5, 1.0, 0.5, 0.5])
+    assert [ramp.at(step, 2.0) for step in (1, 6, 11, 99)] == pytest.approx([1.5, 1.0, 0.5, 0.5])
     assert Thermostat(target=0.7).target == EntropyTarget(value=0.7)
 
 
@@ -217,3 +223,119 @@ def test_it_turns_what_the_recipe_names(steer):
     assert found == value
     if steer == "temperature":
         assert heard[0] == start
+
+
+def by_sign(low: object = 0.4, high: object = 0.6, **loss: object) -> tuple[SignControl, Objective]:
+    """A thermostat that steers by sign, and the objective that it tells."""
+    settings = VALUES | {"loss": loss or {"reinforce": {}}, "reduce": {"over": "tokens"}}
+    recipe = make_recipe(settings | {"thermostat": {"steer": "sign", "band": {"low": low, "high": high}}})
+    objective = Objective(recipe.loss, recipe.advantage, None)
+    assert recipe.thermostat is not None
+    organ = build_thermostat(recipe.thermostat, objective, lambda value: None)
+    assert isinstance(organ, SignControl)
+    return organ, objective
+
+
+def group_of(entropy: float, rewards: list[float]) -> Batch:
+    """Completions of two tokens to one prompt, every token drawn at this entropy."""
+    numbers = torch.full((2,), -1.0), torch.full((2,), entropy)
+    prompt = Prompt("p/0", [{"role": "user", "content": "?"}])
+    episodes = [
+        Episode(prompt, [1], torch.tensor([1, 2]), "", "stop", logp=numbers[0], entropy=numbers[1])
+        for _ in rewards
+    ]
+    return make_batch(episodes, rewards, group_size=len(rewards))
+
+
+# entropy, and the advantages of rewards 1, 0, 0, 1 less their mean that are trained on
+@pytest.mark.parametrize(
+    ("entropy", "value", "error", "kept"),
+    [
+        (0.7, 1, -0.1, [0.5, 0, 0, 0.5]),
+        (0.6, 0, 0.0, [0.5, -0.5, -0.5, 0.5]),  # an edge belongs to the band
+        (0.5, 0, 0.0, [0.5, -0.5, -0.5, 0.5]),
+        (0.4, 0, 0.0, [0.5, -0.5, -0.5, 0.5]),
+        (0.3, -1, 0.1, [0, -0.5, -0.5, 0]),
+        (math.nan, 0, math.nan, [0.5, -0.5, -0.5, 0.5]),
+    ],
+)
+def test_out_of_its_band_one_sign_alone_is_trained_on(entropy, value, error, kept):
+    control, objective = by_sign()
+    objective.estimator = Objective({"reinforce": {}}, {"group_advantage": {"scale": "none"}}, None).estimator
+    batch = group_of(entropy, [1.0, 0.0, 0.0, 1.0])
+    control.before_step(3)
+    control.after_rollout(batch)  # in the step that was measured, and not in the next one
+    objective.estimate_advantage(batch)
+    assert batch.streams.advantage[:, 0].tolist() == pytest.approx(kept, abs=1e-6)
+    assert objective.active_rows(batch) == [row for row in range(4) if kept[row]]
+    row = control.after_update(None)
+    assert (row["thermostat/value"], row["thermostat/low"], row["thermostat/high"]) == (value, 0.4, 0.6)
+    assert row["thermostat/error"] == pytest.approx(error, abs=1e-6, nan_ok=True)
+
+
+def test_the_plan_says_what_the_thermostat_holds():
+    band = {"low": {"start": 0.6, "end": 0.4, "steps": 9}, "high": 0.7}
+    for settings, line in (
+        ({"target": 0.5}, "thermostat: 0.5 nats, by the coefficient of an entropy bonus between -0.5 and 1"),
+        (
+            {"steer": "sign", "band": band},
+            "thermostat: a band, low 0.6 to 0.4 nats over 9 steps, high 0.7 nats; positive advantages alone "
+            "above it, negative ones alone below",
+        ),
+    ):
+        assert line in describe_plan(make_recipe(VALUES | {"thermostat": settings}))
+
+
+def test_signs_leave_other_terms_and_unscorable_completions_alone():
+    control, objective = by_sign(reinforce={}, entropy_loss={"coef": -0.1})
+    batch = group_of(0.1, [1.0, 0.0, math.nan, 1.0])
+    control.after_rollout(batch)
+    objective.estimate_advantage(batch)
+    assert objective.active_rows(batch) == [0, 1, 2, 3]  # the entropy term has a gradient everywhere
+    advantage = batch.streams.advantage[:, 0]
+    assert [float(x) for x in advantage.sign()] == [0, -1, 0, 0]
+
+
+def test_a_band_falls_and_may_be_a_fraction_of_the_first_step():
+    control, _ = by_sign({"start": 0.6, "end": 0.4, "steps": 11}, {"start": 0.7, "end": 0.5, "steps": 11})
+    rows = [control.read(step, 0.55) for step in (1, 6, 11, 99)]
+    edges = [tuple(row[f"thermostat/{key}"] for key in ("low", "high", "value")) for row in rows]
+    assert edges == [pytest.approx(x) for x in [(0.6, 0.7, -1), (0.5, 0.6, 0), (0.4, 0.5, 1), (0.4, 0.5, 1)]]
+    control, _ = by_sign({"fraction": 0.5}, {"fraction": 0.75})
+    for step, entropy, value in ((1, 2.0, 1), (2, 1.2, 0), (3, 0.9, -1)):
+        row = control.read(step, entropy)
+        assert (row["thermostat/low"], row["thermostat/high"], row["thermostat/value"]) == (1.0, 1.5, value)
+
+
+def test_the_first_entropy_survives_a_checkpoint():
+    one, _ = by_sign({"fraction": 0.5}, {"fraction": 0.75})
+    one.load_state_dict(json.loads(json.dumps(one.state_dict())))  # before any step
+    one.read(1, 2.1)
+    other, objective = by_sign({"fraction": 0.5}, {"fraction": 0.75})
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert other.read(2, 0.9) == one.read(2, 0.9)
+    assert objective.sign == -1
+
+
+def test_signs_do_not_turn_the_mean_gradient_of_a_prompt_with_a_binary_reward():
+    """Every group of 3 answers out of 4, enumerated: what a sign leaves is the same direction, and shorter."""
+    logp = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log().requires_grad_()
+    p, reward = logp.detach().exp(), torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    found = []
+    for sign in (0, 1, -1):
+        _, objective = by_sign()
+        objective.train_on(sign)
+        mean = torch.zeros(4, dtype=torch.float64)
+        for answers in itertools.product(range(4), repeat=3):
+            batch = group_of(0.5, reward[list(answers)].tolist())
+            objective.estimate_advantage(batch)
+            chance = p[list(answers)].prod()
+            for answer, advantage in zip(answers, batch.streams.advantage[:, 0].double(), strict=True):
+                mean += chance * advantage * (torch.eye(4, dtype=torch.float64)[answer] - p)
+        found.append(mean)
+    everything, positive, negative = found
+    torch.testing.assert_close(positive + negative, everything)
+    for part in (positive, negative):
+        share = float(part.norm() / everything.norm())
+        assert 0.1 < share < 0.9
+        torch.testing.assert_close(part, share * everything)

@@ -12,7 +12,18 @@ from klent.head.divergence import Head, token_divergence
 from klent.head.stats import LogitTransform
 
 ROWS, VOCABULARY = 3, 11
-KINDS = [("forward", 0.0), ("reverse", 0.0), ("forward", 0.1), ("reverse", 0.3), ("total_variation", 0.0)]
+UNSURE = 1.9  # nats; between the entropies of the target's rows
+KINDS = [
+    ("forward", 0.0),
+    ("reverse", 0.0),
+    ("forward", 0.1),
+    ("reverse", 0.3),
+    ("jeffreys", 0.0),
+    ("jeffreys", 0.2),
+    ("reverse", 0.0, UNSURE),
+    ("reverse", 0.3, UNSURE),
+    ("total_variation", 0.0),
+]
 TRANSFORMS = [
     LogitTransform(),
     LogitTransform(temperature=0.7, scale=1.3),
@@ -46,12 +57,20 @@ def distribution(head: Head) -> Tensor:
     return (logits / head.transform.temperature).softmax(-1)
 
 
-def reference(policy: Head, target: Head, divergence: str, skew: float) -> Tensor:
+def reference(
+    policy: Head, target: Head, divergence: str, skew: float, forward_above: float | None = None
+) -> Tensor:
     p, t = distribution(policy), distribution(target).detach()
     if divergence == "total_variation":
         return (p - t).clamp(min=0).sum(-1)  # what the policy has more of, and so has less of elsewhere
-    first, second = (t, p) if divergence == "forward" else (p, t)
-    return (first * (first / (skew * first + (1 - skew) * second)).log()).sum(-1)
+
+    def kl(first: Tensor, second: Tensor) -> Tensor:
+        return (first * (first / (skew * first + (1 - skew) * second)).log()).sum(-1)
+
+    share = {"forward": 1.0, "reverse": 0.0, "jeffreys": 1.0}[divergence]
+    if forward_above is not None:
+        share = (-(t * t.log()).sum(-1) > forward_above).to(p.dtype)
+    return share * kl(t, p) + (0.0 if divergence == "forward" else kl(p, t))
 
 
 def gradients(function: Any, policy: Head, target: Head, *kind: Any) -> tuple[Tensor, ...]:
@@ -61,8 +80,14 @@ def gradients(function: Any, policy: Head, target: Head, *kind: Any) -> tuple[Te
     return value.detach(), *torch.autograd.grad(value, inputs, coefficient)
 
 
-def fused(policy: Head, target: Head, divergence: Any, skew: float) -> Tensor:
-    return token_divergence(policy, target, divergence=divergence, skew=skew)
+def fused(policy: Head, target: Head, divergence: Any, skew: float, above: float | None = None) -> Tensor:
+    return token_divergence(policy, target, divergence=divergence, skew=skew, forward_above=above)
+
+
+def test_the_target_is_sure_in_some_rows_and_not_in_others() -> None:
+    _, target = heads()
+    t = distribution(target)
+    assert (-(t * t.log()).sum(-1) > UNSURE).unique().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,6 +131,9 @@ def test_tokens_that_one_side_lacks() -> None:
     bias[3] = -torch.inf
     without = target._replace(bias=bias)
     assert fused(policy, without, "reverse", 0.0).isinf().all()
+    alone = policy._replace(bias=bias)  # the forward divergence is inf, but for rows where it is not added
+    unsure = fused(alone, target, "reverse", 0.0, UNSURE)
+    assert sorted(unsure.isinf().tolist()) == [False, False, True]
     for kind in (("forward", 0.0), ("forward", 0.1), ("reverse", 0.3), ("total_variation", 0.0)):
         actual = gradients(fused, policy, without, *kind)
         assert all(x.isfinite().all() for x in actual)
@@ -146,6 +174,10 @@ def test_what_does_not_fit_is_refused() -> None:
         token_divergence(policy, target._replace(weight=policy.weight))
     with pytest.raises(ValueError, match=r"skew is 1.0"):
         token_divergence(policy, target, skew=1.0)
+    with pytest.raises(ValueError, match="belongs to divergence 'reverse': jeffreys has the forward"):
+        token_divergence(policy, target, divergence="jeffreys", forward_above=1.0)
+    with pytest.raises(ValueError, match="forward_above is -1"):
+        token_divergence(policy, target, forward_above=-1.0)
     with pytest.raises(ValueError, match="'both'"):
         token_divergence(policy, target, divergence="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"skew is 0.1 with total_variation"):

@@ -43,13 +43,16 @@ def batch() -> Batch:
     return make_batch(rollouts, [0.0] * len(rollouts), group_size=3)
 
 
-def taught(divergence: str, skew: float, *, coef: float, **options: object) -> Updater:
+def taught(
+    divergence: str, skew: float, above: float | None = None, *, coef: float, **options: object
+) -> Updater:
     """An updater whose only term is the divergence from the target."""
     step = updater(Objective({}, None, None, more=[distill_term(coef)]), **options)
     teacher = CausalPolicy(target().loaded.model, temperature=TEMPERATURE)
     teacher.packing = Packing(takes_shared_prompt(teacher, longest=64))
     encode = partial(target().encode, policy=tiny_tokenizer())
-    step.policy.teachers = {"divergence": Teacher(teacher, encode, divergence=divergence, skew=skew)}
+    kind = {"divergence": divergence, "skew": skew, "forward_above": above}
+    step.policy.teachers = {"divergence": Teacher(teacher, encode, **kind)}
     return step
 
 
@@ -58,29 +61,37 @@ def logp(model: torch.nn.Module, ids: list[int], rollout: Episode, temperature: 
     return (model(input_ids=row).logits[0, len(ids) - 1 : -1] / temperature).log_softmax(-1)
 
 
-def plain(rows: Batch, divergence: str, skew: float) -> tuple[float, dict[str, Tensor]]:
+def plain(
+    rows: Batch, divergence: str, skew: float, above: float | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """Mean over all tokens of the divergence, one completion at a time, and its gradient."""
     model, teacher, total = tiny_model(0), tiny_model(1), torch.zeros(())
     for rollout in rows.episodes:
         question = render_prompt(tiny_tokenizer(), target().question(rollout.prompt))
         p = logp(model, rollout.prompt_ids, rollout)
         t = logp(teacher, question, rollout, TEMPERATURE).detach()
-        own, other = (t, p) if divergence == "forward" else (p, t)
-        middle = (skew * own.exp() + (1 - skew) * other.exp()).log()
-        total = total + (own.exp() * (own - middle)).sum()
+        for own, other, forward in ((t, p, True), (p, t, False)):
+            if divergence == ("reverse" if forward else "forward") and not (forward and above is not None):
+                continue
+            middle = (skew * own.exp() + (1 - skew) * other.exp()).log()
+            each = (own.exp() * (own - middle)).sum(-1)
+            unsure = torch.full_like(each, True) if above is None else -(t.exp() * t).sum(-1) > above
+            total = total + (each * unsure if forward else each).sum()
     loss = total / rows.tokens
     loss.backward()
     return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize(("divergence", "skew"), [("forward", 0.0), ("reverse", 0.2)])
-def test_the_gradient_is_that_of_all_logits(shared, divergence, skew):
+@pytest.mark.parametrize(
+    "kind", [("forward", 0.0), ("reverse", 0.2), ("jeffreys", 0.0), ("reverse", 0.0, 4.94)], ids=str
+)
+def test_the_gradient_is_that_of_all_logits(shared, kind):
     rows = batch()
-    step = taught(divergence, skew, coef=2.0, shared=shared, tokens_per_microbatch=64)
+    step = taught(*kind, coef=2.0, shared=shared, tokens_per_microbatch=64)
     step.learning_rate = lambda number: 0.0
     result = step.run(rows, seed=0)
-    loss, expected = plain(rows, divergence, skew)
+    loss, expected = plain(rows, *kind)
     assert result.loss == pytest.approx(2 * loss, rel=1e-4)
     total, count = result.sums["distill"]
     assert total / count == pytest.approx(loss, rel=1e-4)

@@ -60,6 +60,8 @@ def check(rollout, ours: torch.nn.Module, theirs: torch.nn.Module, target: Targe
             mixture.kl_target[t],
             mixture.logp_policy[t],
             mixture.entropy_policy[t],
+            mixture.logp_target[t],
+            mixture.reverse_kl[t],
         )
         wanted = (
             alpha,
@@ -70,6 +72,8 @@ def check(rollout, ours: torch.nn.Module, theirs: torch.nn.Module, target: Targe
             oracle.kl(q, other),
             np.log(own[token]),
             -(own * np.log(own)).sum(),
+            np.log(other[token]),
+            oracle.kl(own, other),
         )
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 

@@ -153,6 +153,7 @@ METHODS = {
     "entropy_shaped": {},
     "entropy_ratio_clip": {"update": {"minibatches": 2}},
     "thermostat": {"thermostat": {"target": {"fraction": 0.9}}},
+    "entrocraft": {"thermostat": {"band": {"low": {"fraction": 0.5}, "high": {"fraction": 0.9}}}},
 }
 
 
@@ -355,6 +356,12 @@ CONTROLLED = {
         "thermostat": {"target": {"fraction": 0.5}, "steer": "kl_cov_fraction"},
     },
     "temperature": {"thermostat": {"target": {"fraction": 0.5}, "steer": "temperature"}},
+    "sign": {
+        "thermostat": {
+            "steer": "sign",
+            "band": {"low": {"fraction": 0.9}, "high": {"start": 9.0, "end": 0.1, "steps": 5}},
+        },
+    },
     "mixture": {
         "rollout": {
             "max_tokens": 8,
@@ -380,8 +387,8 @@ def test_a_run_with_controls_resumed_ends_bit_identical(world, steer):
     assert timeless(metrics(cut)) == timeless(metrics(whole))
     assert (cut / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     assert (cut / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
-    turned = "mixture/alpha" if steer == "mixture" else "thermostat/value"
-    assert len({row[turned] for row in metrics(whole)}) == 6
+    turned = {"mixture": "mixture/alpha", "sign": "thermostat/high"}.get(steer, "thermostat/value")
+    assert len({row[turned] for row in metrics(whole)}) == (5 if steer == "sign" else 6)
 
 
 def test_a_thermostat_brings_a_models_entropy_down_to_its_target(world):

@@ -9,7 +9,7 @@ from klent.config.mixture import Distill, MixtureSettings
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, TransformersRollout
 from klent.config.task import DataSettings, GymSettings
-from klent.config.thermostat import EntropyTarget, Thermostat
+from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
 from klent.config.training import Checkpoint, Lora, Optimizer, Reduce, Update
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "DatasetRollout",
     "Distill",
     "EarlyStop",
+    "EntropyBand",
     "EntropyTarget",
     "Eval",
     "GymSettings",

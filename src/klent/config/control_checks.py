@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 
-from klent.config import binding
+from klent.config import binding, checks
+from klent.config.layers import KeyPath
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
-from klent.config.thermostat import Thermostat
+from klent.config.thermostat import STEERED, EntropyBand, EntropyTarget, Thermostat
 from klent.objectives.kinds import whole_sequences
 
 #: the selector that makes the choice of tokens which a shipped loss reads
@@ -19,8 +20,11 @@ def control_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _count_problems(recipe)
     if recipe.thermostat is not None:
         yield from _target_problems(recipe.thermostat)
-        yield from _range_problems(recipe.thermostat)
-        yield from _steer_problems(recipe, recipe.thermostat)
+        if recipe.thermostat.steer == "sign":
+            yield from _sign_problems(recipe, recipe.thermostat)
+        else:
+            yield from _range_problems(recipe.thermostat)
+            yield from _steer_problems(recipe, recipe.thermostat)
 
 
 def _select_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -78,13 +82,55 @@ def _count_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _target_problems(thermostat: Thermostat) -> Iterator[Problem]:
-    keys = thermostat.target.model_dump(exclude_none=True).keys()
-    if keys not in ({"value"}, {"fraction"}, {"start", "end", "steps"}):
-        has = ", ".join(sorted(keys)) or "nothing"
-        yield Problem(
-            ("thermostat", "target"),
-            f"should be one of a number, {{fraction:}} or {{start:, end:, steps:}}; has {has}",
-        )
+    """What it aims at: a band where it steers by sign, a target elsewhere, each edge of one kind."""
+    band, target = thermostat.band, thermostat.target
+    by_sign = thermostat.steer == "sign"
+    if by_sign and band is None:
+        yield Problem(("thermostat",), "`band` is missing; set it, e.g. band: {low: 0.4, high: 0.5}")
+    if not by_sign and target is None:
+        yield Problem(("thermostat",), "`target` is missing; set it")
+    if by_sign and target is not None:
+        yield Problem(("thermostat", "target"), "is not used: steer sign holds a band; set target: null")
+    if not by_sign and band is not None:
+        yield Problem(("thermostat", "band"), "is not used: only steer sign holds a band; set band: null")
+    aims: list[tuple[KeyPath, EntropyTarget]] = [] if target is None else [(("target",), target)]
+    if band is not None:
+        aims += [(("band", "low"), band.low), (("band", "high"), band.high)]
+    for path, aim in aims:
+        if not aim.complete:
+            has = ", ".join(sorted(aim.model_dump(exclude_none=True))) or "nothing"
+            yield Problem(
+                ("thermostat", *path),
+                f"should be one of a number, {{fraction:}} or {{start:, end:, steps:}}; has {has}",
+            )
+    if band is not None and band.low.complete and band.high.complete:
+        yield from _band_problems(band)
+
+
+def _band_problems(band: EntropyBand) -> Iterator[Problem]:
+    """Edges that cross; those of which one is a fraction can be compared only as the run goes."""
+    if (band.low.fraction is None) is not (band.high.fraction is None):
+        return
+    for step in sorted({1, band.low.steps or 1, band.high.steps or 1}):  # lines between these steps
+        low, high = band.low.at(step, 1.0), band.high.at(step, 1.0)
+        if low >= high:
+            reason = f"low ({low:g}) should lie below high ({high:g}), and does not at step {step}"
+            yield Problem(("thermostat", "band"), reason)
+            return
+
+
+def _sign_problems(recipe: Recipe, thermostat: Thermostat) -> Iterator[Problem]:
+    """Advantages to choose from, an entropy to choose by, and no setting of the other controllers."""
+    path = ("thermostat", "steer")
+    for key, value in STEERED["sign"].items():
+        if getattr(thermostat, key) != value:
+            yield Problem(("thermostat", key), "is not used: steer sign has no gains or bounds; remove it")
+    if "advantage" not in checks.streams(recipe):
+        terms = ", ".join(recipe.loss)
+        yield Problem(path, f"sign chooses among advantages, and no term of the loss ({terms}) reads them")
+    if not recipe.rollout.sampled:
+        reason = "sign goes by the entropy of what was sampled, and a data set's completions were not"
+        yield Problem(path, f"{reason}; use another engine")
 
 
 def _range_problems(thermostat: Thermostat) -> Iterator[Problem]:

@@ -42,7 +42,7 @@ def merge(lower: Layer, upper: Layer) -> Layer:
     - ``advantage``, ``reward`` and ``eval.reward`` are choices: a function that the lower layer lacks
       replaces them whole; an option such as ``reward.timeout`` is that of the lower layer's reward;
     - ``select`` and ``weigh`` hold one function under each name, and null removes a name;
-    - ``thermostat.target``: another kind of target replaces it whole;
+    - ``thermostat``: another kind of target, or of a band's edge, replaces that whole;
     - ``task``: another generator, or data instead of a generator, replaces it; only ``system`` is kept.
     """
     values = dict(lower.values)
@@ -110,12 +110,20 @@ def _merge_select(lower: Yaml, upper: Yaml) -> Yaml:
 
 
 def _merge_thermostat(lower: Yaml, upper: Yaml) -> Yaml:
-    if isinstance(lower, dict) and isinstance(upper, dict) and "target" in upper:
-        before, after = lower.get("target"), upper["target"]
-        same_kind = isinstance(before, dict) and isinstance(after, dict) and after.keys() <= before.keys()
-        if not same_kind:
-            lower = {key: value for key, value in lower.items() if key != "target"}
-    return _merge_mapping(lower, upper)
+    merged = _merge_mapping(lower, upper)
+    if isinstance(lower, dict) and isinstance(upper, dict) and isinstance(merged, dict):
+        for key in {"target", "band"} & upper.keys():
+            merged[key] = _merge_entropy(lower.get(key), upper[key])
+    return merged
+
+
+def _merge_entropy(lower: Yaml, upper: Yaml) -> Yaml:
+    """A target over a target, or a band over a band, whose edges are targets."""
+    if not isinstance(lower, dict) or not isinstance(upper, dict):
+        return upper
+    if upper.keys() & {"low", "high"}:
+        return {**lower, **{edge: _merge_entropy(lower.get(edge), value) for edge, value in upper.items()}}
+    return _merge_mapping(lower, upper) if upper.keys() <= lower.keys() else upper
 
 
 def _merge_reward(lower: Yaml, upper: Yaml) -> Yaml:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from klent.config.base import Fraction, Positive, PositiveInt, Settings
+from klent.config.base import Fraction, NonNegative, Positive, PositiveInt, Settings
 
 
 class MixtureTarget(Settings):
@@ -61,10 +61,12 @@ class Weights(Settings):
 class Distill(Settings):
     """The divergence from the target at every sampled token, over the whole vocabulary, added to the loss."""
 
-    divergence: Literal["forward", "reverse"] = "reverse"
-    """`forward`: KL(target ‖ policy), mass-covering; `reverse`: KL(policy ‖ target), mode-seeking."""
+    divergence: Literal["forward", "reverse", "jeffreys"] = "reverse"
+    """KL(target ‖ policy), mass-covering; `reverse`: KL(policy ‖ target), mode-seeking; or their sum."""
     skew: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of the first distribution in the second: bounds the divergence by -log(skew)."""
+    forward_above: NonNegative | None = None
+    """Beside `reverse`, add the forward KL where the target's entropy exceeds this, nats; null = nowhere."""
     coef: Positive = 1.0
     """Loss per nat."""
 

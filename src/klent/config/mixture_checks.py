@@ -25,6 +25,10 @@ def mixture_problems(recipe: Recipe) -> Iterator[Problem]:
             "is the policy as it was at the start, so there is nothing to distil; name a model, or give it a "
             "prompt of its own, e.g. {model: policy, prompt: '{prompt} (the answer is {answer})'}",
         )
+    distill = mixture.distill
+    if distill is not None and distill.forward_above is not None and distill.divergence != "reverse":
+        reason = f"{distill.divergence} has the forward KL at every token"
+        yield Problem(("rollout", "mixture", "distill", "forward_above"), f"is not used: {reason}; remove it")
     copies = [name for name in recipe.loss if name in imitations()]
     if mixture.weights is not None and copies:
         yield Problem(

@@ -1,4 +1,4 @@
-"""The section `thermostat`: an entropy to hold, and what is adjusted to hold it."""
+"""The section `thermostat`: an entropy or a band to hold, and what is adjusted to hold it."""
 
 from typing import Literal
 
@@ -19,6 +19,7 @@ STEERED: dict[str, dict[str, float]] = {
         "high": 1.0,
     },
     "temperature": {"gain": 0.1, "integral": 0.1, "derivative": 0.0, "start": 1.0, "low": 0.3, "high": 3.0},
+    "sign": {"gain": 0.0, "integral": 0.0, "derivative": 0.0, "start": 0.0, "low": -1.0, "high": 1.0},
 }
 
 
@@ -41,17 +42,57 @@ class EntropyTarget(Settings):
     def _number(cls, value: object) -> object:
         return {"value": value} if isinstance(value, int | float) else value
 
+    @property
+    def complete(self) -> bool:
+        """Whether it is one of the three, and all of it."""
+        keys = self.model_dump(exclude_none=True).keys()
+        return keys in ({"value"}, {"fraction"}, {"start", "end", "steps"})
+
+    def at(self, step: int, initial: float) -> float:
+        """The entropy to aim at in a step, from 1, nats; ``initial`` is the first step's.
+
+        >>> [EntropyTarget(start=2.0, end=1.0, steps=3).at(step, 0.0) for step in (1, 2, 3, 9)]
+        [2.0, 1.5, 1.0, 1.0]
+        """
+        if self.value is not None:
+            return self.value
+        if self.fraction is not None:
+            return self.fraction * initial
+        assert self.start is not None
+        assert self.end is not None
+        assert self.steps is not None
+        done = min((step - 1) / max(self.steps - 1, 1), 1.0)
+        return self.start + done * (self.end - self.start)
+
+    def __str__(self) -> str:
+        if self.value is not None:
+            return f"{self.value:g} nats"
+        if self.fraction is not None:
+            return f"{self.fraction:g} of the first step's entropy"
+        return f"{self.start:g} to {self.end:g} nats over {self.steps} steps"
+
+
+class EntropyBand(Settings):
+    """The entropies between which a thermostat leaves the policy alone; each edge is what a target may be."""
+
+    low: EntropyTarget
+    """Lower edge: a number, {fraction:} or {start:, end:, steps:}."""
+    high: EntropyTarget
+    """Upper edge, likewise."""
+
 
 class Thermostat(Settings):
-    """Holds the policy's entropy at a target, from above and from below.
+    """Holds the policy's entropy at a target, from above and from below, or with `steer: sign` in a band.
 
     The defaults of `gain` to `high` are those of `steer: bonus`; another `steer` has its own, in `STEERED`.
     """
 
-    target: EntropyTarget
+    target: EntropyTarget | None = None
     """Nats per token: a number, {fraction: of the first step's entropy} or {start:, end:, steps:}."""
-    steer: Literal["bonus", "clip_high", "kl_cov_fraction", "temperature"] = "bonus"
-    """What it adjusts: the coefficient of an exact entropy term, `clip_high` of a loss, or what it names."""
+    band: EntropyBand | None = None
+    """In place of a target with `steer: sign`: {low:, high:}, each a number, {fraction:} or a ramp."""
+    steer: Literal["bonus", "clip_high", "kl_cov_fraction", "temperature", "sign"] = "bonus"
+    """What it adjusts: an exact entropy term's coefficient, what it names, or the advantages trained on."""
     gain: NonNegative = 2.0
     """Proportional gain: response to the present error, log(target / entropy)."""
     integral: NonNegative = 0.05

@@ -53,8 +53,8 @@ class Optimizer(Settings):
 class ExactKL(Settings):
     """Which divergence from the reference the stream `kl` is, over the whole vocabulary."""
 
-    divergence: Literal["reverse", "forward"] = "reverse"
-    """`reverse`: KL(policy ‖ reference); `forward`: KL(reference ‖ policy)."""
+    divergence: Literal["reverse", "forward", "jeffreys"] = "reverse"
+    """`reverse`: KL(policy ‖ reference); `forward`: KL(reference ‖ policy); `jeffreys`: their sum."""
     skew: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of the first distribution in the second: bounds the divergence by -log(skew)."""
 

@@ -10,6 +10,7 @@ from klent.config.rewards import WITHOUT_ANSWER
 from klent.config.task import DataSettings
 from klent.config.training import ExactKL
 from klent.objectives.kinds import whole_sequences
+from klent.streams.registry import OF_MIXTURES
 
 
 def usage_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -58,9 +59,23 @@ def _term_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("reference",), "is not used: no term reads logp_ref or kl; remove it, or add e.g. kl_in_loss"
         )
+    yield from _mixture_problems(recipe, reads)
     yield from _sequence_problems(recipe)
     yield from _unsure_problems(recipe)
     yield from _reward_problems(recipe, weighted="advantage" in reads)
+
+
+def _mixture_problems(recipe: Recipe, reads: set[str]) -> Iterator[Problem]:
+    """Terms that read what only sampling from a mixture gives."""
+    mixture = recipe.rollout.mixture
+    for name in recipe.loss:
+        lacking = sorted(binding.streams_of(binding.resolve(name)) & OF_MIXTURES) if mixture is None else []
+        if lacking:
+            fix = "set rollout.mixture, e.g. {target: NAME, alpha: 1.0}, which samples from the policy"
+            yield Problem(("loss", name), f"reads {lacking[0]}, which there is only with a target; {fix}")
+    if "divergence" in reads and (mixture is None or mixture.distill is None):
+        fix = "set rollout.mixture.distill"
+        yield Problem(("loss",), f"reads divergence, which nothing computes; {fix}")
 
 
 def _sequence_problems(recipe: Recipe) -> Iterator[Problem]:

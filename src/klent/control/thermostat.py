@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klent.config import EntropyTarget, Thermostat
+from klent.config import Thermostat
+from klent.control.band import SignControl
 from klent.control.organ import Organ, StepRecord
 from klent.training.objective import Objective
 
@@ -51,7 +52,6 @@ class Controller(Organ):
     name = "thermostat"
 
     def __init__(self, settings: Thermostat, turn: Callable[[float], None]) -> None:
-        assert settings.start is not None  # the recipe's checks fill it in
         self.settings: Any = settings
         self.turn = turn
         self.by_factor = settings.steer != "bonus"
@@ -88,7 +88,7 @@ class Controller(Organ):
         state = self.state
         if state.initial is None and math.isfinite(entropy):
             state.initial = entropy
-        target = target_at(self.settings.target, step, state.initial or entropy)
+        target = self.settings.target.at(step, state.initial or entropy)
         row = {
             "thermostat/target": target,
             "thermostat/error": target - entropy,
@@ -120,19 +120,13 @@ class Controller(Organ):
         return start * math.exp(answer) if self.by_factor else start + answer
 
 
-def target_at(target: EntropyTarget, step: int, initial: float) -> float:
-    """The entropy to aim at in a step, nats; ``initial`` is the first step's.
-
-    >>> [target_at(EntropyTarget(start=2.0, end=1.0, steps=3), step, 0.0) for step in (1, 2, 3, 9)]
-    [2.0, 1.5, 1.0, 1.0]
-    """
-    options: Any = target
-    if options.value is not None:
-        return float(options.value)
-    if options.fraction is not None:
-        return float(options.fraction * initial)
-    done = min((step - 1) / max(options.steps - 1, 1), 1.0)
-    return float(options.start + done * (options.end - options.start))
+def build_thermostat(
+    settings: Thermostat, objective: Objective, set_temperature: Callable[[float], None]
+) -> Organ:
+    """The organ that a recipe's section asks for."""
+    if settings.steer == "sign":
+        return SignControl(settings, objective.train_on)
+    return Controller(settings, knob(settings, objective, set_temperature))
 
 
 def knob(

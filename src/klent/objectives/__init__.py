@@ -14,6 +14,7 @@ from klent.objectives import (
     advantage,
     covariance,
     diffusion,
+    distill,
     effect,
     entropy,
     exploration,
@@ -36,6 +37,7 @@ from klent.objectives import (
 from klent.objectives.advantage import *
 from klent.objectives.covariance import *
 from klent.objectives.diffusion import *
+from klent.objectives.distill import *
 from klent.objectives.effect import *
 from klent.objectives.entropy import *
 from klent.objectives.exploration import *
@@ -57,7 +59,7 @@ from klent.objectives.types import *
 
 __all__: list[str] = []
 __all__ += surrogate.__all__ + trust.__all__ + likelihood.__all__ + exploration.__all__
-__all__ += kl.__all__ + sequence.__all__ + entropy.__all__ + covariance.__all__
+__all__ += kl.__all__ + distill.__all__ + sequence.__all__ + entropy.__all__ + covariance.__all__
 __all__ += tokens.__all__ + effect.__all__
 __all__ += diffusion.__all__ + preference.__all__ + regret.__all__
 __all__ += advantage.__all__ + importance.__all__ + semantic.__all__ + qsft.__all__

@@ -2,7 +2,8 @@
 
 Policy and target decode side by side, each with its own prompt, keys and values; a finished row leaves both.
 Every token brings alpha, both KLs, and its log-probability under q and under the policy: the importance
-weight of whatever is learnt from it.
+weight of whatever is learnt from it; its log-probability under the target and KL(policy ‖ target): what there
+is to learn from the target.
 """
 
 from collections.abc import Callable, Sequence
@@ -133,7 +134,7 @@ class MixtureEngine(TransformersEngine):
         assert isinstance(decoder, MixtureDecoder)
         drawn = sample_tokens(logits, uniform, top_p=self.options.top_p, top_k=self.options.top_k)
         own, mixed = decoder.policy_numbers(drawn.token), decoder.mixed
-        return (*drawn, mixed.alpha, mixed.kl_policy, mixed.kl_target, own.logp, own.entropy)
+        return (*drawn, mixed.alpha, mixed.kl_policy, mixed.kl_target, *own)
 
     def _episode(self, row: Any, prompt: Prompt, prompt_ids: list[int]) -> Episode:
         episode = super()._episode(row, prompt, prompt_ids)
@@ -142,10 +143,12 @@ class MixtureEngine(TransformersEngine):
 
 
 class Own(NamedTuple):
-    """What the policy alone thinks of a token that was drawn, ``[R]`` each, nats."""
+    """What the policy alone thinks of a token that was drawn, and how far the target is, ``[R]`` each, nats."""
 
     logp: Tensor
     entropy: Tensor
+    logp_target: Tensor
+    reverse_kl: Tensor
 
 
 class MixtureDecoder:
@@ -196,12 +199,14 @@ class MixtureDecoder:
         return order
 
     def policy_numbers(self, token: Tensor) -> Own:
-        """Of each row's token under the policy, before it was mixed."""
+        """Of each row's token under policy and target, before they were mixed."""
         size = self.logits.shape[-1]
         rows = max(1, TILE // size) if token.device.type == "cpu" else len(token)
         parts = [
-            _own(logits, some)
-            for logits, some in zip(self.logits.split(rows), token.split(rows), strict=True)
+            _own(*some)
+            for some in zip(
+                self.logits.split(rows), self.target_logits.split(rows), token.split(rows), strict=True
+            )
         ]
         return Own(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -209,8 +214,8 @@ class MixtureDecoder:
         # Widths may differ by rows that fill an embedding up and that no text has.
         width = min(ours.shape[-1], theirs.shape[-1])
         self.logits = _tempered(ours[:, :width], self.temperature)
-        target = _tempered(theirs[:, :width], self.settings.temperature)
-        self.mixed = mix(self.logits, target, alpha=self.alpha, value=self.value)
+        self.target_logits = _tempered(theirs[:, :width], self.settings.temperature)
+        self.mixed = mix(self.logits, self.target_logits, alpha=self.alpha, value=self.value)
         return self.mixed.log_q
 
 
@@ -219,12 +224,16 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _own(logits: Tensor, token: Tensor) -> Own:
-    """Log-probability of a token and entropy, for a tile of rows that stays in the cache."""
-    below = logits - logits.amax(-1, keepdim=True)
+def _own(logits: Tensor, theirs: Tensor, token: Tensor) -> Own:
+    """The numbers of a token, for a tile of rows that stays in the cache."""
+    below, below_theirs = (x - x.amax(-1, keepdim=True) for x in (logits, theirs))
     weight = torch.exp2(below * LOG2_E)
     total = weight.sum(-1)
+    log_total, log_theirs = total.log(), torch.exp2(below_theirs * LOG2_E).sum(-1).log()
     # 0 * -inf is NaN, and a word of weight 0 adds nothing.
     mean = torch.linalg.vecdot(weight, below.clamp_min(-1e4)) / total
-    logp = below.gather(1, token[:, None])[:, 0] - total.log()
-    return Own(logp, (total.log() - mean).clamp_min(0.0))
+    mean_theirs = torch.linalg.vecdot(weight, below_theirs.masked_fill(weight == 0, 0.0)) / total
+    logp = below.gather(1, token[:, None])[:, 0] - log_total
+    logp_target = below_theirs.gather(1, token[:, None])[:, 0] - log_theirs
+    entropy = (log_total - mean).clamp_min(0.0)
+    return Own(logp, entropy, logp_target, ((mean - log_total) - (mean_theirs - log_theirs)).clamp_min(0.0))

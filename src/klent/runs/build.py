@@ -16,7 +16,7 @@ from klent.control.mismatch import MismatchWeights
 from klent.control.mixing import Mixer
 from klent.control.organ import Organ
 from klent.control.schedule import learning_rate
-from klent.control.thermostat import Controller, knob
+from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
 from klent.errors import RunError
 from klent.measure.evaluate import NO_PROBLEMS
@@ -358,7 +358,7 @@ def _build_organs(
             for policy in policies:
                 policy.temperature = value
 
-        organs.append(Controller(recipe.thermostat, knob(recipe.thermostat, objective, set_temperature)))
+        organs.append(build_thermostat(recipe.thermostat, objective, set_temperature))
     if recipe.rollout.mixture is not None and isinstance(engine, MixtureEngine):
         organs.append(Mixer(recipe.rollout.mixture, engine))
     if recipe.rollout.mismatch is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from klent.config import Mismatch, MixtureSettings, Recipe, Thermostat
+from klent.config import Distill, Mismatch, MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
 from klent.config.load import read_values
 from klent.errors import ConfigError
@@ -80,15 +80,12 @@ def _inexact(recipe: Recipe) -> list[str]:
 
 
 def _thermostat(thermostat: Thermostat) -> str:
-    target, steer = thermostat.target, thermostat.steer
-    if target.value is not None:
-        aim = f"{target.value:g} nats"
-    elif target.fraction is not None:
-        aim = f"{target.fraction:g} of the first step's entropy"
-    else:
-        aim = f"{target.start:g} to {target.end:g} nats over {target.steps} steps"
+    steer, band = thermostat.steer, thermostat.band
+    if band is not None:
+        sides = "positive advantages alone above it, negative ones alone below"
+        return f"thermostat: a band, low {band.low}, high {band.high}; {sides}"
     turned = "the coefficient of an entropy bonus" if steer == "bonus" else steer
-    return f"thermostat: {aim}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
+    return f"thermostat: {thermostat.target}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
 
 
 def _mixture(mixture: MixtureSettings) -> str:
@@ -123,6 +120,17 @@ def _distance(kind: str, updates: int) -> str:
             f"{measured}: 0 throughout, as a step has one optimizer step; set update.minibatches to 2 or more"
         )
     return f"{measured}: its forward pass on every completion, in each optimizer step but the first"
+
+
+def _distill(distill: Distill) -> str:
+    terms = {"reverse": "KL(policy ‖ target)", "forward": "KL(target ‖ policy)", "jeffreys": "both KLs"}
+    skewed = f" skewed by {distill.skew:g}" if distill.skew else ""
+    unsure = ""
+    if distill.forward_above is not None:
+        unsure = (
+            f", and KL(target ‖ policy) where the target's entropy is above {distill.forward_above:g} nats"
+        )
+    return f"divergence from the target, {terms[distill.divergence]}{skewed}{unsure}"
 
 
 def _same_prompts(recipe: Recipe) -> list[str]:
@@ -188,8 +196,8 @@ def describe_plan(recipe: Recipe) -> list[str]:
         readers = "rewards per token and the update" if recipe.token_reward else "several updates"
         readers = "weights for the sampler" if recipe.rollout.mismatch else readers
         lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
-    if "divergence" in plan.needs.compared:
-        lines.append("divergence from the target: its forward pass on every completion")
+    if "divergence" in plan.needs.compared and mixture is not None and mixture.distill is not None:
+        lines.append(f"{_distill(mixture.distill)}: its forward pass on every completion")
     if "kl" in plan.needs.compared:
         kl = recipe.update.kl
         kind = f"exact KL to the reference ({kl.divergence}{f', skew {kl.skew:g}' if kl.skew else ''})"

@@ -82,6 +82,7 @@ def _of_target(rollout: Rollout, target: Target, policy: CausalPolicy, loaded: L
         partial(target.encode, policy=loaded.tokenizer),
         divergence=mixture.distill.divergence,
         skew=mixture.distill.skew,
+        forward_above=mixture.distill.forward_above,
         active=target.active,
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from klent.streams.episode import Episode
+from klent.streams.episode import Episode, MixtureTrace
 from klent.streams.registry import Streams
 
 
@@ -141,10 +141,10 @@ def make_batch(
         entropy_gen=_grid(episodes, lambda episode: episode.entropy),
         collision_gen=_grid(episodes, lambda episode: episode.collision),
         collision_logp_gen=_grid(episodes, lambda episode: episode.collision_logp),
-        logp_policy=_grid(episodes, lambda episode: episode.mixture.logp_policy if episode.mixture else None),
-        entropy_policy=_grid(
-            episodes, lambda episode: episode.mixture.entropy_policy if episode.mixture else None
-        ),
+        logp_policy=_traced(episodes, lambda trace: trace.logp_policy),
+        entropy_policy=_traced(episodes, lambda trace: trace.entropy_policy),
+        logp_target=_traced(episodes, lambda trace: trace.logp_target),
+        reverse_kl=_traced(episodes, lambda trace: trace.reverse_kl),
         rewards=None if reward is None else torch.tensor(reward, dtype=torch.float32),
         group=group,
         mask=mask,
@@ -160,6 +160,11 @@ def make_batch(
         mask=mask,
         streams=streams,
     )
+
+
+def _traced(episodes: Sequence[Episode], read: Callable[[MixtureTrace], Tensor]) -> Tensor | None:
+    """A number of every action drawn from a mixture, ``[B, T]``; None unless every episode was."""
+    return _grid(episodes, lambda episode: read(episode.mixture) if episode.mixture else None)
 
 
 def _grid(episodes: Sequence[Episode], read: Callable[[Episode], Tensor | None]) -> Tensor | None:

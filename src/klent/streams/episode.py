@@ -20,6 +20,8 @@ class MixtureTrace:
         logp_policy: log-probability of the action under the policy, nats; the action's importance weight is
             ``exp(logp_policy - logp)``.
         entropy_policy: entropy of the policy's distribution, nats.
+        logp_target: log-probability of the action under the target, nats.
+        reverse_kl: KL(policy ‖ target), nats.
     """
 
     alpha: Tensor
@@ -27,6 +29,8 @@ class MixtureTrace:
     kl_target: Tensor
     logp_policy: Tensor
     entropy_policy: Tensor
+    logp_target: Tensor
+    reverse_kl: Tensor
 
 
 @dataclass

@@ -186,6 +186,26 @@ class Streams:
             when="while sampling from a mixture",
         ),
     )
+    logp_target: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "log-probability of the action under the target of the mixture that was sampled",
+            producer="engine",
+            when="while sampling from a mixture",
+        ),
+    )
+    reverse_kl: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "KL(policy ‖ target) at the action, over the whole vocabulary, as the policy sampled; no gradient",
+            producer="engine",
+            when="while sampling from a mixture",
+        ),
+    )
     logp_ref: Tensor | None = field(
         default=None,
         metadata=_of(
@@ -306,6 +326,9 @@ class Streams:
 
 REGISTRY: dict[str, Stream] = {f.name: Stream(f.name, **f.metadata) for f in fields(Streams) if f.metadata}
 """Every stream by name, in the order of :class:`Streams`."""
+
+OF_MIXTURES = frozenset(name for name, stream in REGISTRY.items() if "sampling from a mixture" in stream.when)
+"""What there is only where a mixture of policy and target was sampled."""
 
 PER_ACTION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B, T]")
 """What is known of each action."""

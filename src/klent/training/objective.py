@@ -46,6 +46,11 @@ class Objective:
         self.estimator = next((Term.named(*item) for item in (advantage or {}).items()), None)
         self.token_rewards = [Term.named(name, settings) for name, settings in (token_reward or {}).items()]
         self.selection = Selection(select, weigh)
+        self.sign = 0
+
+    def train_on(self, sign: int) -> None:
+        """Of the advantages estimated from now on, keep those above 0 (1), those below (-1), or all (0)."""
+        self.sign = sign
 
     @property
     def all_terms(self) -> list[Term]:
@@ -62,7 +67,9 @@ class Objective:
         return any(stream in term.streams for term in self.all_terms)
 
     def estimate_advantage(self, batch: Batch) -> None:
-        """Fill the stream ``advantage``, ``[B, T]``, from the rewards; 0 where unscorable.
+        """Fill the stream ``advantage``, ``[B, T]``, from the rewards; 0 where unscorable or not trained on.
+
+        The estimator sees every completion, whatever :meth:`train_on` keeps: baselines and scales are the same.
 
         Raises:
             ValueError: a term reads it and the step has no rewards.
@@ -81,7 +88,8 @@ class Objective:
         for term in self.token_rewards:
             paid = reward_to_go(term(at_start), batch.mask)
             advantage = advantage + torch.where(scorable, paid, 0.0)
-        batch.streams.advantage = advantage
+        kept = advantage if self.sign == 0 else torch.where(self.sign * advantage > 0, advantage, 0.0)
+        batch.streams.advantage = kept
 
     def token_loss(self, streams: Streams) -> TokenLoss:
         """The terms' losses added up, ``[B, T]``, with the metrics of all of them.

@@ -41,8 +41,10 @@ class Teacher:
     Args:
         policy: of the other model, with a fused head, laid out as it allows.
         encode: token ids of a prompt as a target with a prompt of its own reads it; None = the policy's own.
-        divergence: ``reverse`` KL(policy ‖ target), ``forward`` KL(target ‖ policy), or ``total_variation``.
+        divergence: ``reverse`` KL(policy ‖ target), ``forward`` KL(target ‖ policy), ``jeffreys``, their sum, or
+            ``total_variation``.
         skew: share of the first distribution that is mixed into the second; bounds the divergence.
+        forward_above: the target's entropy, nats, above which an action has the forward KL besides.
         active: a context in which the model stands for the target.
         moved: whether the policy is another than the target now; where it is not, nothing is computed.
         trains: whether the divergence carries the policy's gradient.
@@ -55,6 +57,7 @@ class Teacher:
         *,
         divergence: DivergenceKind = "reverse",
         skew: float = 0.0,
+        forward_above: float | None = None,
         active: Callable[[], AbstractContextManager[object]] = nullcontext,
         moved: Callable[[], bool] = lambda: True,
         trains: bool = True,
@@ -63,14 +66,15 @@ class Teacher:
         self.encode = encode
         self.kind = divergence
         self.skew = skew
+        self.forward_above = forward_above
         self.active = active
         self.moved = moved
         self.trains = trains
 
     @property
     def plain(self) -> bool:
-        """Whether what it gives is KL(policy ‖ other), with no skew, to be trained on."""
-        return self.kind == "reverse" and not self.skew and self.trains
+        """Whether what it gives is KL(policy ‖ other), with no skew and nothing added, to be trained on."""
+        return self.kind == "reverse" and not self.skew and self.forward_above is None and self.trains
 
     def head(self, batch: Batch, groups: Sequence[Group]) -> Head:
         """The other model's hidden states for each of the ``N`` actions of these groups, with its head."""
@@ -89,7 +93,11 @@ class Teacher:
         tokens = min(len(policy.weight), len(target.weight))
         with torch.set_grad_enabled(self.trains and torch.is_grad_enabled()):
             return token_divergence(
-                policy.first(tokens), target.first(tokens), divergence=self.kind, skew=self.skew
+                policy.first(tokens),
+                target.first(tokens),
+                divergence=self.kind,
+                skew=self.skew,
+                forward_above=self.forward_above,
             )
 
     def _behind_own_prompts(self, batch: Batch, groups: Sequence[Group]) -> list[Group]:

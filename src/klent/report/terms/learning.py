@@ -239,15 +239,25 @@ LEARNING: dict[str, Term] = {
     "thermostat/target": Term(
         "nats per token", "The target entropy of the thermostat.", "Compare policy/entropy with it."
     ),
+    "thermostat/low": Term(
+        "nats per token",
+        "Lower edge of the band of a thermostat that steers by sign.",
+        "Below it only negative advantages are trained on.",
+    ),
+    "thermostat/high": Term(
+        "nats per token", "Upper edge of that band.", "Above it only positive advantages are trained on."
+    ),
     "thermostat/error": Term(
         "nats per token",
-        "Target minus the step's entropy.",
+        "Target minus the step's entropy; of a band the nearer edge minus it, 0 inside.",
         "The entropy of one step is noisy: judge by the mean over ten steps, which should be near 0.",
     ),
     "thermostat/value": Term(
         "",
-        "The number that the thermostat controls, as used in the step: the bonus coefficient, clip_high, ...",
-        "At its bound for many steps, the thermostat has lost control: widen thermostat.low or high.",
+        "The number that the thermostat controls, as used in the step: the bonus coefficient, clip_high, ...; "
+        "with steer: sign 1 where positive advantages alone were trained on, -1 where negative ones, 0 where all.",
+        "At its bound for many steps, the thermostat has lost control: widen thermostat.low or high. A sign "
+        "that stays the same does not move the entropy: see whether the reward still differs within groups.",
     ),
     "group/zero_variance": Term(
         "fraction",
