@@ -3,6 +3,7 @@
 import importlib
 import json as json_format
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from klent.audit.call import LossFunction, LossProblem, wire
-from klent.audit.certificate import Certificate, Match, certify
+from klent.audit.certificate import Certificate, certify
+from klent.audit.match import Match
 from klent.audit.peers import PEERS, PeerAudit, audit_peer
+from klent.audit.reduction import NAMES, Reduce
 from klent.audit.rewards import in_reward
 from klent.audit.words import nearest, qualities, sentence, short, title
 from klent.config.binding import resolve
@@ -28,7 +31,9 @@ FORMS = (
 )
 
 
-def audit_command(target: str, settings: list[str], json: bool, picture: Path | None) -> int:
+def audit_command(
+    target: str, settings: list[str], json: bool, picture: Path | None, reduce: str | None = None
+) -> int:
     """Certify a loss, or the losses of an installed package, and print the certificates.
 
     Args:
@@ -36,6 +41,7 @@ def audit_command(target: str, settings: list[str], json: bool, picture: Path | 
             function of ``klent.objectives``, or a package: ``trl``, ``verl``.
         settings: ``key=value`` for the loss, or for the package's configuration; values are YAML.
         json: print one JSON object instead of tables.
+        reduce: what the loss per token is averaged over: one of ``NAMES``; None is its sum over a completion.
         picture: file for a drawing of the gradient field on the 3-simplex; svg, png or pdf.
 
     Returns:
@@ -50,15 +56,18 @@ def audit_command(target: str, settings: list[str], json: bool, picture: Path | 
             f"{picture}: a picture is {', '.join(PICTURES)}; give its name one of these endings"
         )
     values = parse_settings(settings)
+    over = _reduction(reduce, values)
     console = SafeConsole(highlight=False, markup=False)
     if target in PEERS:
         if picture is not None:
             raise ConfigError(f"--picture draws one loss; {target} has several")
+        if over is not None:
+            raise ConfigError(f"--reduce is for one loss; those of {target} are audited as sums over tokens")
         audit = audit_peer(target, values)
         print(json_format.dumps(audit.to_dict(), indent=2)) if json else show_peer(audit, console)
         return int(any(certificate.problem for certificate in audit.certificates))
     loss, as_reward = find_loss(target)
-    certificate = certify(loss, **values)
+    certificate = certify(loss, reduce=over, **values)
     if json:
         print(json_format.dumps(certificate.to_dict(), indent=2))
     else:
@@ -83,6 +92,19 @@ def parse_settings(settings: list[str]) -> dict[str, object]:
             raise ConfigError(f"{setting}: a setting is written key=value")
         values[key] = parse_yaml(text, Layer({}, source=setting), (key,))
     return values
+
+
+def _reduction(reduce: str | None, values: Mapping[str, object]) -> Reduce | None:
+    if "reduce" in values:
+        raise ConfigError(
+            f"reduce={values['reduce']}: the reduction is an option: --reduce {values['reduce']}"
+        )
+    for name in NAMES:
+        if reduce == name:
+            return name
+    if reduce is not None:
+        raise ConfigError(f"--reduce {reduce}: a reduction is over {', '.join(NAMES)}")
+    return None
 
 
 def find_loss(target: str) -> tuple[LossFunction, bool]:
