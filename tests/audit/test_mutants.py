@@ -22,6 +22,7 @@ from audit import test_command as command
 from audit import test_divergences as divergences
 from audit import test_expectation as expectation
 from audit import test_fit as fit
+from audit import test_flat as flat
 from audit import test_peers as peers
 from audit import test_placements as placements
 from audit import test_problems as problems
@@ -56,6 +57,19 @@ def problem(name: str) -> Callable[[], object]:
     """The sentence about a loss that cannot be audited."""
     case = next(case for case in problems.CASES if case[0].__name__ == name)
     return partial(problems.test_a_problem_is_a_sentence, case)
+
+
+def flat_of_ppo() -> None:
+    """Both sides of PPO's clip."""
+    assert len(flat.flat_intervals(flat.wire(flat.O.ppo_clip, {}))) == 2
+
+
+def flat_nothing() -> None:
+    """No advice for what is clipped on purpose."""
+    try:
+        flat.test_nothing_is_said_of_what_is_right()
+    except KeyError as error:
+        raise AssertionError from error
 
 
 def path_of(aim: str) -> Callable[[], object]:
@@ -133,6 +147,16 @@ MUTANTS = [
     Mutant("one completion too many", "reduction.py", "for _ in range(size - 1):", "for _ in range(size):", partial(reduction.test_reductions_agree_with_a_list_by_hand, 2)),
     Mutant("a multiple for an explanation", "reduction.py", "weight = (one @ other) / (other @ other)", "weight = 0.0", reduction.test_k1_in_the_reward_is_the_sequences_kl_only_under_a_constant_divisor),
     Mutant("a function of two halved", "expectation.py", "gradients / 2 if loss.by_row else gradients", "gradients / 2", reduction.test_a_function_of_two_completions_is_its_own_gradient),
+    # flat
+    Mutant("a point for an interval", "flat.py", "if first == last:", "if False:", partial(flat.test_what_has_a_slope_everywhere_is_not_flat, flat.k3, {})),
+    Mutant("ends not narrowed", "flat.py", "0.02, 16", "0.02, 0", flat.test_the_clip_of_ppo_has_a_side_for_each_sign),
+    Mutant("signs of the advantage", "flat.py", "(1.0, -1.0) if", "(-1.0, 1.0, 1.0)[:1] if", flat_of_ppo),
+    Mutant("a reward hides a clamp", "flat.py", '_intervals(loss, "logp_ref", 0.0)', '_intervals(loss, "logp_ref", 1.0)', flat.test_a_clamp_inside_a_sum_is_seen),
+    Mutant("tokens of the padding", "flat.py", 'counted = streams["mask"] & (', 'counted = (', flat.test_the_share_is_that_of_the_sampled_tokens),
+    Mutant("the ratio's other side", "flat.py", "moved = logp - log_ratio[:, None]", "moved = logp + log_ratio[:, None]", flat.test_the_share_is_that_of_the_sampled_tokens),
+    # advice
+    Mutant("forward taken for right", "advice.py", 'follows == {"forward_kl_token"}', "False", flat.test_what_to_write_instead),
+    Mutant("advice for PPO", "advice.py", "len(follows) == 1 and follows <= set(INSTEAD)", "len(follows) == 1", flat_nothing),
     # restoring
     Mutant("second order taken for first", "restoring.py", "near > 0.5 * far", "near > 0", partial(sensitivity.test_the_order_of_the_pull, 3)),
     Mutant("a reward taken for a pull", "restoring.py", " - expected_gradient(loss, without_pull).gradient", "", sensitivity.test_a_pull_is_measured_beside_a_reward),

@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
+from klent.audit.advice import advice
 from klent.audit.call import Loss, LossFunction, LossProblem, wire
 from klent.audit.candidates import RARE, candidate_gradients, concerned
 from klent.audit.expectation import Expectation, expected_gradient
 from klent.audit.fit import EXACT, ROUNDED, Statement, cosines, distances, fit
+from klent.audit.flat import Flat, flat_intervals
 from klent.audit.match import Match
-from klent.audit.notes import remarks
+from klent.audit.names import OF_REFERENCE
+from klent.audit.notes import remarks, remarks_of_flat
 from klent.audit.reduction import Reduce, Reduction, compare, reduced
 from klent.audit.restoring import restoring_stiffness
 from klent.audit.sensitivity import Sensitivity, sensitivity
@@ -37,8 +40,10 @@ class Certificate:
         completions: number of completions per call: ``any``, or ``2`` for a loss whose rows depend on each
             other; expectations are then over all pairs, the smallest such batch.
         reduction: what the reduction that was asked for leaves of the gradient of the sum; None if none was.
+        flat: intervals of log-ratios at which a token has no gradient, as behind a clamp.
         problem: why there is no certificate, or None.
         notes: further remarks for the reader.
+        advice: what to write instead, if it does not follow what it looks like.
     """
 
     target: str
@@ -51,8 +56,10 @@ class Certificate:
     sensitivity: Sensitivity | None = None
     completions: str = "any"
     reduction: Reduction | None = None
+    flat: tuple[Flat, ...] = ()
     problem: str | None = None
     notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """As nested dicts, lists, strings and numbers that JSON can hold; NaN and infinity become None."""
@@ -131,6 +138,7 @@ def _audit(loss: Loss, name: str, reduce: Reduce | None) -> Certificate:
         reaction = sensitivity(loss, unequal_lengths()[0])
         if reaction.split == "dependent":
             loss = replace(loss, rows=2)
+        flat = flat_intervals(loss)
         difference = compare(loss, reduce)
         loss = reduced(loss, reduce)
         case = " (on-policy)"
@@ -152,7 +160,14 @@ def _audit(loss: Loss, name: str, reduce: Reduce | None) -> Certificate:
         reaction,
         "2" if loss.rows == 2 else "any",
         difference,
-        notes=remarks(loss, on_policy, off_policy, reaction, difference),
+        flat,
+        notes=(*remarks(loss, on_policy, off_policy, reaction, difference), *remarks_of_flat(flat)),
+        advice=advice(
+            on_policy,
+            off_policy,
+            difference,
+            penalises="advantage" not in loss.reads and not loss.reads.isdisjoint(OF_REFERENCE),
+        ),
     )
 
 

@@ -25,6 +25,8 @@ from klent.errors import ConfigError
 from klent.kit.terminal import SafeConsole
 
 PICTURES = (".svg", ".png", ".pdf")
+#: candidates whose cosine is printed, the nearest first; --json has all of them
+SHOWN = 10
 FORMS = (
     "a target is FILE.py:function, module:function, a function of klent.objectives, or a package: "
     + ", ".join(PEERS)
@@ -146,6 +148,9 @@ def show(certificate: Certificate, console: Console, *, as_reward: bool = False)
     for note in certificate.notes:
         console.print()
         console.print(Text(note, style="yellow"))
+    for said in certificate.advice:
+        console.print()
+        console.print(Text(said, style="green"))
 
 
 def show_peer(audit: PeerAudit, console: Console) -> None:
@@ -191,10 +196,17 @@ def _cosines(certificate: Certificate) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     on, off = certificate.on_policy.cosine, certificate.off_policy.cosine
-    for name in (*on, *(name for name in off if name not in on)):
+    names = (*on, *(name for name in off if name not in on))
+    for name in sorted(names, key=lambda name: -_closeness(name, on, off))[:SHOWN]:
         cosines = (side.get(name, math.nan) for side in (on, off))
         table.add_row(name, *("-" if math.isnan(cosine) else f"{cosine:.4f}" for cosine in cosines))
     return table
+
+
+def _closeness(name: str, *sides: Mapping[str, float]) -> float:
+    """The largest absolute cosine of a candidate, 0 where it is not defined."""
+    cosines = [abs(side.get(name, math.nan)) for side in sides]
+    return max((cosine for cosine in cosines if not math.isnan(cosine)), default=0.0)
 
 
 def _or_nearest(match: Match) -> str:

@@ -1,9 +1,11 @@
 """Remarks of a certificate that its numbers do not make by themselves."""
 
 import math
+from collections.abc import Sequence
 
 from klent.audit.call import Loss
 from klent.audit.fit import EXACT, ROUNDED
+from klent.audit.flat import Flat
 from klent.audit.match import Match
 from klent.audit.reduction import Reduction
 from klent.audit.sensitivity import Sensitivity
@@ -97,3 +99,26 @@ def _notes_of_reduction(reduction: Reduction | None) -> list[str]:
         f"on-policy and {shares[1]:.2g} off-policy is no multiple of that of the sum over tokens, where completions "
         "stop at different lengths. Only a constant divisor (reduce.over: constant) keeps what the sum follows."
     ]
+
+
+def remarks_of_flat(intervals: Sequence[Flat]) -> list[str]:
+    """Where a token has no gradient, a sentence for each ratio."""
+    said = []
+    for one in intervals:
+        whose = {0.0: "", 1.0: " and its advantage positive", -1.0: " and its advantage negative"}[
+            one.advantage
+        ]
+        said.append(
+            f"Flat, as if clamped: a token has no gradient where logp - {one.other} is {_between(one)}{whose}. That "
+            f"is {one.share:.2g} of such tokens in the small worlds off-policy, {one.far_share:.2g} where policies "
+            "hardly agree."
+        )
+    return said
+
+
+def _between(interval: Flat) -> str:
+    if interval.low == -math.inf:
+        return f"below {interval.high:.4g}"
+    if interval.high == math.inf:
+        return f"above {interval.low:.4g}"
+    return f"between {interval.low:.4g} and {interval.high:.4g}"

@@ -66,7 +66,13 @@ def describe(certificate: Certificate) -> str:
         lines.append(f"  {'':<11} {'; '.join(part for part in (error, detail) if part)}")
         lines.append(f"  {'':<11} for one token: {short(match.one_position)}")
     lines += [f"  {name:<11} {value}" for name, value in qualities(certificate)]
-    return "\n".join([*lines, *(f"  note        {note}" for note in certificate.notes)])
+    return "\n".join(
+        [
+            *lines,
+            *(f"  note        {note}" for note in certificate.notes),
+            *(f"  instead     {said}" for said in certificate.advice),
+        ]
+    )
 
 
 def qualities(certificate: Certificate) -> list[tuple[str, str]]:
