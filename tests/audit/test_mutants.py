@@ -23,6 +23,7 @@ from audit import test_divergences as divergences
 from audit import test_expectation as expectation
 from audit import test_fit as fit
 from audit import test_flat as flat
+from audit import test_groups as groups
 from audit import test_peers as peers
 from audit import test_placements as placements
 from audit import test_problems as problems
@@ -154,6 +155,10 @@ MUTANTS = [
     Mutant("a reward hides a clamp", "flat.py", '_intervals(loss, "logp_ref", 0.0)', '_intervals(loss, "logp_ref", 1.0)', flat.test_a_clamp_inside_a_sum_is_seen),
     Mutant("tokens of the padding", "flat.py", 'counted = streams["mask"] & (', 'counted = (', flat.test_the_share_is_that_of_the_sampled_tokens),
     Mutant("the ratio's other side", "flat.py", "moved = logp - log_ratio[:, None]", "moved = logp + log_ratio[:, None]", flat.test_the_share_is_that_of_the_sampled_tokens),
+    # groups
+    Mutant("population for the others", "groups.py", "math.comb(size - 1, k)", "math.comb(size, k)", groups.test_the_weight_of_the_reward_is_that_of_a_list_by_hand),
+    Mutant("own reward among the others", "groups.py", "rewards[1, :, 0] = 1.0", "rewards[0, :, 0] = 1.0", groups.test_a_constant_factor_rescales_nothing),
+    Mutant("direction not looked at", "groups.py", "or self.unexplained > SAME - 1", "", groups.test_two_answers_give_a_sign_and_so_another_direction),
     # advice
     Mutant("forward taken for right", "advice.py", 'follows == {"forward_kl_token"}', "False", flat.test_what_to_write_instead),
     Mutant("advice for PPO", "advice.py", "len(follows) == 1 and follows <= set(INSTEAD)", "len(follows) == 1", flat_nothing),

@@ -2,9 +2,20 @@
 
 from klent.audit.certificate import Certificate, certify
 from klent.audit.fit import Statement
+from klent.audit.groups import AdvantageCertificate, certify_advantage
 from klent.audit.match import Match
 from klent.audit.reduction import Reduction
 from klent.audit.rewards import in_reward
 from klent.audit.sensitivity import Sensitivity
 
-__all__ = ["Certificate", "Match", "Reduction", "Sensitivity", "Statement", "certify", "in_reward"]
+__all__ = [
+    "AdvantageCertificate",
+    "Certificate",
+    "Match",
+    "Reduction",
+    "Sensitivity",
+    "Statement",
+    "certify",
+    "certify_advantage",
+    "in_reward",
+]

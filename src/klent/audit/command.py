@@ -3,16 +3,19 @@
 import importlib
 import json as json_format
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from klent.audit.call import LossFunction, LossProblem, wire
 from klent.audit.certificate import Certificate, certify
+from klent.audit.groups import certify_advantage
 from klent.audit.match import Match
 from klent.audit.peers import PEERS, PeerAudit, audit_peer
 from klent.audit.reduction import NAMES, Reduce
@@ -23,6 +26,7 @@ from klent.config.layers import Layer
 from klent.config.yaml_text import parse_yaml
 from klent.errors import ConfigError
 from klent.kit.terminal import SafeConsole
+from klent.objectives.kinds import declaration
 
 PICTURES = (".svg", ".png", ".pdf")
 #: candidates whose cosine is printed, the nearest first; --json has all of them
@@ -69,6 +73,9 @@ def audit_command(
         print(json_format.dumps(audit.to_dict(), indent=2)) if json else show_peer(audit, console)
         return int(any(certificate.problem for certificate in audit.certificates))
     loss, as_reward = find_loss(target)
+    known = declaration(loss)
+    if known is not None and known.kind == "advantage":
+        return _show_advantage(loss, values, json=json)
     certificate = certify(loss, reduce=over, **values)
     if json:
         print(json_format.dumps(certificate.to_dict(), indent=2))
@@ -174,6 +181,17 @@ def show_peer(audit: PeerAudit, console: Console) -> None:
             console.print(Text(title(certificate), style="bold"))
             for note in certificate.notes:
                 console.print(f"  {note}")
+
+
+def _show_advantage(estimator: LossFunction, values: Mapping[str, object], *, json: bool) -> int:
+    """Print what an estimator of advantages makes of the reward."""
+    try:
+        certificate = certify_advantage(cast("Callable[..., Tensor]", estimator), **values)  # type: ignore[arg-type]
+    except LossProblem as problem:
+        print(json_format.dumps({"problem": str(problem)}) if json else f"no certificate: it {problem}")
+        return 1
+    print(json_format.dumps(certificate.to_dict(), indent=2) if json else certificate)
+    return 0
 
 
 def _matches(certificate: Certificate) -> Table:

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from klent import objectives as O
 from klent.audit.call import wire
 from klent.audit.certificate import Certificate
 from klent.audit.divergences import DIVERGENCES, REDUCED
 from klent.audit.fit import EXACT
+from klent.audit.groups import SOLVED, certify_advantage
 from klent.audit.match import Match
 from klent.audit.peers import PEERS, audit_peer
 from klent.audit.placements import KL_PLACEMENTS, OBJECTIVES, Placement
@@ -29,6 +31,7 @@ def own_tables() -> dict[str, str]:
         "placements": _placements(KL_PLACEMENTS),
         "divergences": _aims(DIVERGENCES),
         "reductions": _reductions(REDUCED),
+        "advantages": _advantages(),
         "objectives": _placements(OBJECTIVES),
     }
 
@@ -124,6 +127,23 @@ def _reductions(placements: Sequence[Placement]) -> str:
         shares = [*sequences.unexplained.values(), *tokens.batches.values()]
         cells = [_cell(whole.on_policy), *(f"{share:.2g}" for share in shares)]
         lines.append(f"| {placement.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _advantages() -> str:
+    """What estimators of advantages make of the reward."""
+    head = (*(f"weight, solved {solved:g}" for solved in SOLVED), "unexplained")
+    lines = [f"| advantage | group | {' | '.join(head)} |", f"|{'---|' * (2 + len(head))}"]
+    for name, estimator, settings in (
+        ("`group_advantage`", O.group_advantage, {"scale": "std"}),
+        ('`group_advantage(scale="none")`', O.group_advantage, {"scale": "none"}),
+        ("`leave_one_out`", O.leave_one_out, {}),
+    ):
+        for size in (2, 8, 16):
+            found = certify_advantage(estimator, group_size=size, **settings)
+            left = "0" if found.unexplained < EXACT else f"{found.unexplained:.2g}"
+            cells = [name, str(size), *(f"{weight:.4g}" for weight in found.weights.values()), left]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -43,6 +43,7 @@ def audit(
     klent audit my_loss.py:loss beta=0.1
     klent audit klent.objectives:kl_in_loss coef=1 divergence=forward
     klent audit kl_in_reward coef=1 --reduce sequences
+    klent audit group_advantage group_size=16
     klent audit trl
     ```
     """
