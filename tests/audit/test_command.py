@@ -92,6 +92,22 @@ def test_what_cannot_be_audited(target: str, settings: list[str], message: str) 
         audit_command(target, settings, json=False, picture=None)
 
 
+def test_a_reduction_is_an_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert audit_command("kl_in_reward", ["coef=1.0"], json=True, picture=None, reduce="sequences") == 0
+    known = json.loads(capsys.readouterr().out)
+    assert known["on_policy"]["follows"] == "unknown"
+    assert known["reduction"]["unexplained"]["on_policy"] == pytest.approx(0.16, abs=0.005)
+    for settings, target, reduce, message in (
+        (["coef=1.0"], "kl_in_reward", "token", "--reduce token: a reduction is over tokens, sequences"),
+        (["reduce=tokens"], "reinforce", None, "the reduction is an option: --reduce tokens"),
+        ([], "trl", "tokens", "--reduce is for one loss"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            audit_command(target, settings, False, None, reduce)
+
+
 def test_settings_and_targets() -> None:
     assert parse_settings(["coef=2e-5", "ratio=sequence", "dual_clip=null", "bounds=[0.1, 0.2]"]) == {
         "coef": 2e-5,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from klent.audit.fit import EXACT, cosines, fit
+from klent.audit.fit import EXACT, cosines, distances, fit
 
 
 def vectors(count: int, size: int = 24, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -60,3 +60,33 @@ def test_the_tolerance_is_where_it_is_said_to_be() -> None:
 def test_no_candidates_at_all() -> None:
     assert fit(torch.ones(4, dtype=torch.float64), 1.0, {}).follows == "unknown"
     assert math.isnan(cosines(torch.zeros(24, dtype=torch.float64), vectors(1))["c0"])
+
+
+def test_at_most_one_rare_candidate() -> None:
+    known = vectors(5)
+    rare = ("c2", "c3")
+    one = known["c0"] + 2 * known["c2"]
+    assert fit(one, 1.0, known, rare=rare).coefficients == pytest.approx({"c0": 1, "c2": 2})
+    assert fit(known["c2"], 1.0, known, rare=rare).follows == "c2"
+    two = fit(known["c2"] + 0.1 * known["c3"], 1.0, known, rare=rare)
+    assert two.follows == "unknown"
+    best = max(
+        abs(c) for name, c in cosines(known["c2"] + 0.1 * known["c3"], known).items() if name not in rare
+    )
+    assert two.relative_error == pytest.approx(math.sqrt(1 - best**2))
+
+
+def test_usual_candidates_are_preferred_to_a_rare_one() -> None:
+    known = vectors(3)
+    known["sum"] = known["c0"] + known["c1"]
+    found = fit(known["sum"] + known["c2"], 1.0, known, rare=("sum",))
+    assert found.coefficients == pytest.approx({"c0": 1, "c1": 1, "c2": 1})
+    assert fit(known["sum"], 1.0, known, rare=("sum",)).follows == "sum"
+
+
+def test_distances() -> None:
+    known = vectors(2)
+    found = distances(2 * known["c0"], known | {"none": torch.zeros_like(known["c0"])})
+    assert found["c0"] == pytest.approx(1)
+    assert found["c1"] == pytest.approx(((2 * known["c0"] - known["c1"]).norm() / known["c1"].norm()).item())
+    assert math.isnan(found["none"])

@@ -19,14 +19,20 @@ import pytest
 from audit import test_candidates as candidates
 from audit import test_certificate as certificate
 from audit import test_command as command
+from audit import test_divergences as divergences
 from audit import test_expectation as expectation
 from audit import test_fit as fit
+from audit import test_flat as flat
+from audit import test_groups as groups
 from audit import test_peers as peers
 from audit import test_placements as placements
 from audit import test_problems as problems
+from audit import test_reduction as reduction
 from audit import test_sensitivity as sensitivity
 from audit import test_worlds as worlds
+from klent.audit.candidates import candidate_gradients
 from klent.audit.peers import verl
+from klent.audit.worlds import sample
 
 
 class Mutant(NamedTuple):
@@ -54,6 +60,25 @@ def problem(name: str) -> Callable[[], object]:
     return partial(problems.test_a_problem_is_a_sentence, case)
 
 
+def flat_of_ppo() -> None:
+    """Both sides of PPO's clip."""
+    assert len(flat.flat_intervals(flat.wire(flat.O.ppo_clip, {}))) == 2
+
+
+def flat_nothing() -> None:
+    """No advice for what is clipped on purpose."""
+    try:
+        flat.test_nothing_is_said_of_what_is_right()
+    except KeyError as error:
+        raise AssertionError from error
+
+
+def path_of(aim: str) -> Callable[[], object]:
+    """The statement about a divergence along the policy's own sequences."""
+    (placement,) = (placement for placement in divergences.DIVERGENCES if placement.aim == aim)
+    return partial(divergences.test_what_is_called_exact_is, placement)
+
+
 def verl_kl() -> None:
     """verl's kl_penalty, as its stand-in has it."""
     found = verl.audit_kl(peers.fake_kl_penalty, "k1", reward=True)
@@ -68,18 +93,18 @@ def verl_policy_loss() -> None:
 
 MUTANTS = [
     # candidates
-    Mutant("reverse for forward", "candidates.py", "return (p.exp() * (p - q)).sum(dim=1)", "return (q.exp() * (q - p)).sum(dim=1)", place("k2 in loss")),
-    Mutant("forward for reverse", "candidates.py", "return (q.exp() * (q - p)).sum(dim=1)", "return (p.exp() * (p - q)).sum(dim=1)", place("k3 in loss")),
-    Mutant("weights of p, ratio of q", "candidates.py", "return (q.exp() * (q - p)).sum(dim=1)", "return (p.exp() * (q - p)).sum(dim=1)", place("k3 in loss")),
-    Mutant("directions of sequences swapped", "candidates.py", "if forward else (p.exp()", "if not forward else (p.exp()", place("k1 in reward to go")),
+    Mutant("reverse for forward", "measures.py", "return (p.exp() * (p - q)).sum(dim=-1)", "return (q.exp() * (q - p)).sum(dim=-1)", place("k2 in loss")),
+    Mutant("forward for reverse", "measures.py", "return (q.exp() * (q - p)).sum(dim=-1)", "return (p.exp() * (p - q)).sum(dim=-1)", place("k3 in loss")),
+    Mutant("weights of p, ratio of q", "measures.py", "return (q.exp() * (q - p)).sum(dim=-1)", "return (p.exp() * (q - p)).sum(dim=-1)", place("k3 in loss")),
+    Mutant("directions swapped", "measures.py", '"reverse_kl": reverse_kl,\n    "forward_kl": forward_kl,\n    "total', '"reverse_kl": forward_kl,\n    "forward_kl": reverse_kl,\n    "total', place("k1 in reward to go")),
     Mutant("prefixes not frozen", "candidates.py", "return often @ measure(", "return scene.prefix_probability(parameters) @ measure(", place("k2 in loss")),
     Mutant("prefixes of the reference", "candidates.py", "kinds = {name: scene.policy}", "kinds = {name: scene.reference}", place("k2 in loss")),
     Mutant("the policy's prefixes for the behaviour's", "candidates.py", '"] = scene.behaviour', '"] = scene.policy', partial(placements.test_kl_in_loss_is_what_it_says, "reverse")),
-    Mutant("behaviour for reference", "candidates.py", '_divergences(scene, scene.reference, "")', '_divergences(scene, scene.behaviour, "")', place("k3 in loss times number")),
-    Mutant("reference for behaviour", "candidates.py", '_divergences(scene, scene.behaviour, "_old")', '_divergences(scene, scene.reference, "_old")', place("k1 in loss")),
-    Mutant("sign of entropy", "candidates.py", "return -(p.exp() * p).sum(dim=1)", "return (p.exp() * p).sum(dim=1)", partial(candidates.test_entropy_loss, 1.0)),
-    Mutant("sign of a sequence's entropy", "candidates.py", "return -(p.exp() * p).sum()", "return (p.exp() * p).sum()", derived("sequence_entropy")),
-    Mutant("total variation without the half", "candidates.py", "abs().sum(dim=1) / 2", "abs().sum(dim=1)", derived("total_variation")),
+    Mutant("behaviour for reference", "candidates.py", '_divergences(scene, scene.reference, "", measures.COMMON)', '_divergences(scene, scene.behaviour, "", measures.COMMON)', place("k3 in loss times number")),
+    Mutant("reference for behaviour", "candidates.py", '_divergences(scene, scene.behaviour, "_old", kls)', '_divergences(scene, scene.reference, "_old", kls)', place("k1 in loss")),
+    Mutant("sign of entropy", "measures.py", "return -(p.exp() * p).sum(dim=-1)", "return (p.exp() * p).sum(dim=-1)", partial(candidates.test_entropy_loss, 1.0)),
+    Mutant("sign of a sequence's entropy", "candidates.py", "return measures.entropy(p, p)", "return -measures.entropy(p, p)", derived("sequence_entropy")),
+    Mutant("total variation without the half", "measures.py", "abs().sum(dim=-1) / 2", "abs().sum(dim=-1)", derived("total_variation")),
     Mutant("reward of the behaviour", "candidates.py", "return scene.sequence_logp(parameters).exp() @ scene.reward", "return (scene.sequence_logp(parameters) * scene.sequence_logp(scene.behaviour).exp()) @ scene.reward", derived("reward_of_sequences")),
     Mutant("local reward without its ratio", "candidates.py", "((p - behaviour).exp() * earned)", "(p.exp() * earned)", derived("reward_of_tokens")),
     # worlds
@@ -91,10 +116,10 @@ MUTANTS = [
     Mutant("advantage not centred", "worlds.py", "(scene.reward - probability @ scene.reward)", "scene.reward", worlds.test_on_policy_the_behaviour_is_the_policy),
     Mutant("no stop token", "worlds.py", "if stop and 0 in sequence", "if False", worlds.test_what_is_listed),
     # expectation
-    Mutant("every sequence equally likely", "expectation.py", "slopes.entropy), listed.probability, slopes.dtype", "slopes.entropy), torch.full_like(listed.probability, 1 / len(listed.probability)), slopes.dtype", place("k1 in loss")),
-    Mutant("entropy's slope forgotten", "expectation.py", "torch.where(mask, entropy, 0.0)", "torch.zeros_like(entropy)", partial(candidates.test_entropy_loss, 1.0)),
+    Mutant("every sequence equally likely", "expectation.py", "slopes.of), listed.probability, slopes.dtype", "slopes.of), torch.full_like(listed.probability, 1 / len(listed.probability)), slopes.dtype", place("k1 in loss")),
+    Mutant("entropy's slope forgotten", "expectation.py", "torch.where(mask, slope, 0.0)", "torch.where(mask, slope * (name == 'logp'), 0.0)", partial(candidates.test_entropy_loss, 1.0)),
     Mutant("pairs weighed by a sum", "expectation.py", "prod(dim=1)", "sum(dim=1)", partial(expectation.test_pairs_agree_with_single_completions, False)),
-    Mutant("sum of a pair for its mean", "expectation.py", "return gradients / 2, ", "return gradients, ", partial(expectation.test_pairs_agree_with_single_completions, False)),
+    Mutant("sum of a pair for its mean", "expectation.py", "gradients / 2 if loss.by_row else gradients", "gradients", partial(expectation.test_pairs_agree_with_single_completions, False)),
     Mutant("variance of a mean of two", "expectation.py", "item() * size", "item()", partial(expectation.test_pairs_agree_with_single_completions, False)),
     Mutant("second moment for variance", "expectation.py", "(gradients - mean).square()", "gradients.square()", partial(expectation.test_the_mean_and_the_variance_are_those_of_a_plain_sum, False)),
     # fit
@@ -105,6 +130,38 @@ MUTANTS = [
     Mutant("too many terms", "fit.py", "MOST = 4", "MOST = 5", fit.test_several_up_to_four),
     Mutant("weights upside down", "fit.py", "torch.linalg.lstsq(basis, gradient[:, None]", "-torch.linalg.lstsq(basis, gradient[:, None]", certificate.test_pinned_examples),
     Mutant("prefixes not told", "fit.py", 'prefixes = "behaviour" if met else "policy"', 'prefixes = "policy"', partial(placements.test_kl_in_loss_is_what_it_says, "reverse")),
+    Mutant("several rare ones in a combination", "fit.py", "usual = {name: vector for name, vector in candidates.items() if name not in odd}", "usual = candidates", fit.test_at_most_one_rare_candidate),
+    Mutant("a rare one is the nearest", "fit.py", 'min(usual or errors.values())', 'min(errors.values())', fit.test_at_most_one_rare_candidate),
+    Mutant("bias relative to the loss", "fit.py", "(norm := candidate.norm())", "(norm := gradient.norm())", fit.test_distances),
+    # measures and streams
+    Mutant("chi-squared without its one", "measures.py", "(2 * p - q).exp().sum(dim=-1) - 1", "(2 * p - q).exp().sum(dim=-1)", divergences.test_the_measures_are_those_of_their_formulas),
+    Mutant("the middle of logarithms", "measures.py", "torch.logaddexp(p, q) - math.log(2)", "(p + q) / 2", divergences.test_the_measures_are_those_of_their_formulas),
+    Mutant("Hellinger upside down", "measures.py", "return 1 - ((p + q) / 2)", "return ((p + q) / 2)", divergences.test_the_measures_are_those_of_their_formulas),
+    Mutant("alpha for its complement", "measures.py", "(alpha * p + (1 - alpha) * q)", "((1 - alpha) * p + alpha * q)", divergences.test_the_measures_are_those_of_their_formulas),
+    Mutant("skew on the other side", "measures.py", "p + math.log(SKEW), q + math.log(1 - SKEW)", "p + math.log(1 - SKEW), q + math.log(SKEW)", divergences.test_the_measures_are_those_of_their_formulas),
+    Mutant("a path that stands still", "candidates.py", "return scene.prefix_probability(parameters) @", "return scene.prefix_probability(scene.policy) @", path_of("forward_kl_path")),
+    Mutant("no slope through the normaliser", "worlds.py", "in_logits = of_logp - logp.exp() * of_logp.sum(dim=1, keepdim=True)", "in_logits = of_logp", partial(worlds.test_slopes_are_autograds, worlds.SCENES[5])),
+    Mutant("distance to the reference", "worlds.py", "total_variation(logp, behaviour)", "total_variation(logp, reference)", worlds.test_the_distance_is_the_total_variation_to_the_sampler),
+    # reduction
+    Mutant("sequences not divided", "reduction.py", "return replace(loss, reduce=_sum_of_means)", "return loss", partial(reduction.test_reductions_agree_with_a_list_by_hand, 2)),
+    Mutant("own length not counted", "reduction.py", "total = lengths[:, None] + torch.arange(len(others))", "total = 1 + torch.arange(len(others)).expand(len(lengths), -1)", partial(reduction.test_reductions_agree_with_a_list_by_hand, 2)),
+    Mutant("one completion too many", "reduction.py", "for _ in range(size - 1):", "for _ in range(size):", partial(reduction.test_reductions_agree_with_a_list_by_hand, 2)),
+    Mutant("a multiple for an explanation", "reduction.py", "weight = (one @ other) / (other @ other)", "weight = 0.0", reduction.test_k1_in_the_reward_is_the_sequences_kl_only_under_a_constant_divisor),
+    Mutant("a function of two halved", "expectation.py", "gradients / 2 if loss.by_row else gradients", "gradients / 2", reduction.test_a_function_of_two_completions_is_its_own_gradient),
+    # flat
+    Mutant("a point for an interval", "flat.py", "if first == last:", "if False:", partial(flat.test_what_has_a_slope_everywhere_is_not_flat, flat.k3, {})),
+    Mutant("ends not narrowed", "flat.py", "0.02, 16", "0.02, 0", flat.test_the_clip_of_ppo_has_a_side_for_each_sign),
+    Mutant("signs of the advantage", "flat.py", "(1.0, -1.0) if", "(-1.0, 1.0, 1.0)[:1] if", flat_of_ppo),
+    Mutant("a reward hides a clamp", "flat.py", '_intervals(loss, "logp_ref", 0.0)', '_intervals(loss, "logp_ref", 1.0)', flat.test_a_clamp_inside_a_sum_is_seen),
+    Mutant("tokens of the padding", "flat.py", 'counted = streams["mask"] & (', 'counted = (', flat.test_the_share_is_that_of_the_sampled_tokens),
+    Mutant("the ratio's other side", "flat.py", "moved = logp - log_ratio[:, None]", "moved = logp + log_ratio[:, None]", flat.test_the_share_is_that_of_the_sampled_tokens),
+    # groups
+    Mutant("population for the others", "groups.py", "math.comb(size - 1, k)", "math.comb(size, k)", groups.test_the_weight_of_the_reward_is_that_of_a_list_by_hand),
+    Mutant("own reward among the others", "groups.py", "rewards[1, :, 0] = 1.0", "rewards[0, :, 0] = 1.0", groups.test_a_constant_factor_rescales_nothing),
+    Mutant("direction not looked at", "groups.py", "or self.unexplained > SAME - 1", "", groups.test_two_answers_give_a_sign_and_so_another_direction),
+    # advice
+    Mutant("forward taken for right", "advice.py", 'follows == {"forward_kl_token"}', "False", flat.test_what_to_write_instead),
+    Mutant("advice for PPO", "advice.py", "len(follows) == 1 and follows <= set(INSTEAD)", "len(follows) == 1", flat_nothing),
     # restoring
     Mutant("second order taken for first", "restoring.py", "near > 0.5 * far", "near > 0", partial(sensitivity.test_the_order_of_the_pull, 3)),
     Mutant("a reward taken for a pull", "restoring.py", " - expected_gradient(loss, without_pull).gradient", "", sensitivity.test_a_pull_is_measured_beside_a_reward),
@@ -113,7 +170,7 @@ MUTANTS = [
     # sensitivity
     Mutant("NaN not tried", "sensitivity.py", "_off_mask(streams, stream, math.nan)", "_off_mask(streams, stream, 0.0)", sensitivity.test_nan_in_the_padding),
     Mutant("more padding not tried", "sensitivity.py", "for changed in (junk, wider):", "for changed in (junk,):", sensitivity.test_padding_that_is_read),
-    Mutant("split never dependent", "sensitivity.py", "if not _close(plain, joined):", "if False:", sensitivity.test_a_batch_mean_depends_on_the_split),
+    Mutant("split never dependent", "sensitivity.py", "if not _close(plain, replace(plain, of=joined)):", "if False:", sensitivity.test_a_batch_mean_depends_on_the_split),
     Mutant("one state of the generator", "sensitivity.py", "loss.slopes(streams, seed=1)", "loss.slopes(streams)", sensitivity.test_randomness_is_noticed_and_leaves_the_generator_alone),
     Mutant("rounding of the inputs counted", "sensitivity.py", "rounded, exact = _try(loss, low), _try(loss, same)", "rounded, exact = _try(loss, low), _try(loss, streams)", sensitivity.test_few_bits),
     # call
@@ -164,6 +221,7 @@ def test_mutant_is_killed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> No
     exec(compile(source.replace(mutant.old, mutant.new), f"mutant of {mutant.file}", "exec"), module.__dict__)
     assert passes(mutant.killer)  # with the real source
     monkeypatch.setattr(placements, "audited", placements.audited.__wrapped__)  # not the real certificates
+    forget()
     pairs = [
         (key, getattr(original, key), value)
         for key, value in vars(module).items()
@@ -174,14 +232,23 @@ def test_mutant_is_killed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> No
             for key, old, new in pairs:
                 for own in [k for k, v in vars(user).items() if v is old and (k == key or callable(old))]:
                     monkeypatch.setattr(user, own, new)
-    with pytest.raises(AssertionError):
-        mutant.killer()
+    try:
+        with pytest.raises(AssertionError):
+            mutant.killer()
+    finally:
+        forget()
+
+
+def forget() -> None:
+    """What was computed with other functions."""
+    candidate_gradients.cache_clear()
+    sample.cache_clear()
 
 
 def is_own(key: str, value: object, original: ModuleType) -> bool:
     """Whether a name of the mutant is one that its file defines, rather than one that it imports."""
     if key.startswith("__") or not hasattr(original, key):
         return False
-    if isinstance(value, int | float | tuple):
+    if isinstance(value, int | float | tuple | dict):
         return value != getattr(original, key)
     return getattr(value, "__module__", None) == "mutant"

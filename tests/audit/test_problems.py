@@ -91,7 +91,7 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (nothing, {}, "returned NoneType, not a tensor"),
     (integers, {}, r"returned torch.int64, not floating point"),
     (detached, {}, "returned a tensor without a gradient.*in_reward"),
-    (elsewhere, {}, "does not depend on logp or entropy"),
+    (elsewhere, {}, "does not depend on logp, entropy, .* or skewed_kl"),
     (foreign, {}, "needs `values`, which the auditor cannot supply"),
     (unset, {}, "needs `coef`; set it"),
     (unset, {"coeff": 1.0}, "takes no `coeff`; it takes coef"),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from klent.audit.candidates import MEANING, candidate_gradients
+from klent.audit.candidates import MEANING, RARE, candidate_gradients, concerned
+from klent.audit.names import TRAINED
 from klent.audit.worlds import (
     Scene,
     build_world,
@@ -46,13 +47,36 @@ def test_slopes_are_autograds(scene: Scene) -> None:
     listed = sample(scene)
     parameters = scene.policy.clone().requires_grad_()
     logp = scene.token_logp(parameters)
-    table = scene.log_probs(parameters)
-    entropy = torch.where(scene.world.mask, -(table.exp() * table).sum(dim=1)[scene.world.prefix], 0.0)
-    for values, slopes in ((logp, listed.score), (entropy, listed.entropy_slope)):
+    p, q = scene.log_probs(parameters), scene.log_probs(scene.reference)
+    middle = (0.1 * p.exp() + 0.9 * q.exp()).log()
+    of_prefix = {
+        "entropy": -(p.exp() * p),
+        "kl": p.exp() * (p - q),
+        "forward_kl": q.exp() * (q - p),
+        "jeffreys_kl": (p.exp() - q.exp()) * (p - q),
+        "skewed_kl": p.exp() * (p - middle),
+    }
+    expected_values = {name: value.sum(dim=1)[scene.world.prefix] for name, value in of_prefix.items()}
+    expected_values |= {"logp": logp}
+    assert set(expected_values) == set(listed.slope) == set(TRAINED)
+    for name, whole in expected_values.items():
+        values, slopes = torch.where(scene.world.mask, whole, 0.0), listed.slope[name]
+        torch.testing.assert_close(listed.streams[name], values.detach())
         weights = torch.linspace(-1, 2, values.numel(), dtype=torch.float64).view_as(values)
         (expected,) = torch.autograd.grad((values * weights).sum(), parameters, retain_graph=True)
         found = torch.einsum("bt,btp->p", weights, slopes)
         torch.testing.assert_close(found, expected.flatten(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_distance_is_the_total_variation_to_the_sampler() -> None:
+    for scene in SCENES:
+        streams = sample(scene).streams
+        of_prefix = (scene.log_probs(scene.policy).exp() - scene.log_probs(scene.behaviour).exp()).clamp(
+            min=0
+        )
+        expected = torch.where(scene.world.mask, of_prefix.sum(dim=1)[scene.world.prefix], 0.0)
+        torch.testing.assert_close(streams["distance"], expected)
+        assert sample(scene.on_policy()).streams["distance"].abs().max() == 0
 
 
 def test_log_ratios_are_those_of_a_run() -> None:
@@ -84,12 +108,13 @@ def test_on_policy_the_behaviour_is_the_policy() -> None:
 @pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_candidates_are_independent(off_policy: bool, pairs: bool) -> None:
-    """No candidate can be written in terms of others, so that a combination has one reading."""
+    """No usual candidate can be written in terms of others, so that a combination has one reading."""
     listed = (*two_tokens(), *unequal_lengths()[:2]) if pairs else (*equal_lengths(), *unequal_lengths())
     scenes = [scene if off_policy else scene.on_policy() for scene in listed]
-    reads = {"logp", "logp_ref", "advantage"}
+    reads = concerned(("logp", "logp_ref", "advantage"))
     found = [candidate_gradients(scene, reads) for scene in scenes]
-    basis = torch.stack([torch.cat([f[name] for f in found]) for name in found[0]], dim=1)
+    usual = [name for name in found[0] if name.removesuffix("@behaviour") not in RARE]
+    basis = torch.stack([torch.cat([f[name] for f in found]) for name in usual], dim=1)
     basis = basis / basis.norm(dim=0)
     assert torch.linalg.cond(basis) < 2000
     assert {name.removesuffix("@behaviour") for name in found[0]} <= set(MEANING)

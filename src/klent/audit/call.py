@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,19 +33,22 @@ class LossProblem(Exception):
 
 @dataclass(frozen=True)
 class Slopes:
-    """Derivatives of a loss, summed over the tokens of a batch, in its two trained inputs at each token.
+    """Derivatives of a loss, summed over the tokens of a batch, in its trained inputs at each token.
 
     Attributes:
-        logp: in the log-probabilities, ``[B, T]``.
-        entropy: in the entropies, ``[B, T]``.
+        of: stream of ``TRAINED`` -> derivative in it, ``[B, T]``.
         dtype: dtype of the loss itself.
         changed: streams that the call changed in place.
     """
 
-    logp: Tensor
-    entropy: Tensor
+    of: Mapping[str, Tensor]
     dtype: torch.dtype
     changed: tuple[str, ...]
+
+
+def sum_of_tokens(loss: Tensor, mask: Tensor) -> Tensor:
+    """What is certified where no reduction is named: the sum over the tokens of each completion."""
+    return loss.sum()
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,16 @@ class Loss:
         settings: keyword arguments that are not streams.
         wiring: parameter -> the stream that it takes; an int key is the position of the parameter.
         rows: number of completions that one call must be given, or None if any number will do.
+        reduce: from the loss per token, ``[B, T]`` and 0 off the mask, and the mask to a scalar; a sum by default.
+        by_row: whether that scalar is a sum over rows.
     """
 
     function: LossFunction
     settings: Mapping[str, object] = field(default_factory=dict)
     wiring: Mapping[str | int, str] = field(default_factory=dict)
     rows: int | None = None
+    reduce: Callable[[Tensor, Tensor], Tensor] = sum_of_tokens
+    by_row: bool = True
 
     @property
     def by_position(self) -> bool:
@@ -90,7 +97,7 @@ class Loss:
             LossProblem: it raised, or did not return a finite loss per token with a gradient.
         """
         shape = streams["mask"].shape
-        leaves = {name: streams[name].clone().requires_grad_() for name in TRAINED}
+        leaves = {name: streams[name].clone().requires_grad_() for name in TRAINED if name in self.reads}
         with warnings.catch_warnings(), _seeded(seed), torch.enable_grad():
             warnings.simplefilter("ignore")
             arguments = {
@@ -100,7 +107,7 @@ class Loss:
             result = self._call(arguments)
             try:
                 values = check_values(result, shape, streams["mask"])
-                total = torch.where(streams["mask"], values, 0.0).sum()
+                total = self._reduced(torch.where(streams["mask"], values, 0.0), streams["mask"])
             except (RuntimeError, NotImplementedError) as error:  # sparse, nested, on another device, ...
                 raise LossProblem(f"returned a tensor that cannot be read: {_first_line(error)}") from error
             slopes = self._differentiate(total, leaves)
@@ -110,7 +117,7 @@ class Loss:
             if not _same(arguments[key].detach(), streams[stream])
         }
         ordered = tuple(name for name in STREAMS if name in changed)
-        return Slopes(slopes["logp"], slopes["entropy"], values.dtype, ordered)
+        return Slopes(slopes, values.dtype, ordered)
 
     def _call(self, arguments: Mapping[str | int, Tensor]) -> object:
         positional = [arguments[key] for key in sorted(key for key in arguments if isinstance(key, int))]
@@ -120,13 +127,23 @@ class Loss:
         except Exception as error:  # any exception of the audited loss is reported, not raised
             raise LossProblem(f"raised {_describe(error, self.function)}") from error
 
+    def _reduced(self, values: Tensor, mask: Tensor) -> Tensor:
+        try:
+            total: object = self.reduce(values, mask)
+        except Exception as error:  # of the author's reduction
+            raise LossProblem(f"cannot be reduced: {_describe(error, self.reduce)}") from error
+        if not isinstance(total, Tensor) or total.ndim != 0:
+            shape = f"shape {list(total.shape)}" if isinstance(total, Tensor) else type(total).__name__
+            raise LossProblem(f"cannot be reduced: the reduction returned {shape}, expected a scalar tensor")
+        return total
+
     def _differentiate(self, total: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:
             gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         except RuntimeError as error:
             raise LossProblem(f"cannot be differentiated: {_first_line(error)}") from error
         if all(gradient is None for gradient in gradients):
-            raise LossProblem("does not depend on logp or entropy, so it trains nothing")
+            raise LossProblem(f"does not depend on {_either(TRAINED)}, so it trains nothing")
         return {
             name: torch.zeros_like(leaf) if gradient is None else gradient.detach()
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
@@ -271,6 +288,10 @@ def _describe(error: Exception, function: LossFunction) -> str:
     in_file = [f for f in frames if code is not None and f.filename == code.co_filename]
     line = f" ({Path(in_file[-1].filename).name}:{in_file[-1].lineno})" if in_file else ""
     return f"{type(error).__name__}: {_first_line(error)}{line}"
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _first_line(error: Exception) -> str:

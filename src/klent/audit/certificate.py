@@ -2,55 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
+from klent.audit.advice import advice
 from klent.audit.call import Loss, LossFunction, LossProblem, wire
-from klent.audit.candidates import candidate_gradients
+from klent.audit.candidates import RARE, candidate_gradients, concerned
 from klent.audit.expectation import Expectation, expected_gradient
-from klent.audit.fit import EXACT, ROUNDED, Statement, cosines, fit
+from klent.audit.fit import EXACT, ROUNDED, Statement, cosines, distances, fit
+from klent.audit.flat import Flat, flat_intervals
+from klent.audit.match import Match
+from klent.audit.names import OF_REFERENCE
+from klent.audit.notes import remarks, remarks_of_flat
+from klent.audit.reduction import Reduce, Reduction, compare, reduced
 from klent.audit.restoring import restoring_stiffness
 from klent.audit.sensitivity import Sensitivity, sensitivity
 from klent.audit.words import describe
 from klent.audit.worlds import Scene, equal_lengths, far_apart, one_position, two_tokens, unequal_lengths
 from klent.kit.threads import one_thread
-
-UNKNOWN = Statement("unknown")
-#: relative error from which a statement is said not to hold far from the reference
-FAR = 1e-3
-
-
-@dataclass(frozen=True)
-class Match:
-    """The candidates that the expected gradient of a loss matches, for completions from one kind of policy.
-
-    Attributes:
-        follows: the candidate that the gradient equals on sequences, or ``combination``, ``zero``,
-            ``unknown``.
-        coefficients: candidate -> weight with which the loss minimises it; negative is maximising.
-        relative_error: the share of the gradient left unexplained; for ``zero`` the gradient as a share of
-            the gradient of a single sample; for ``unknown`` what the nearest candidate leaves unexplained.
-        cosine: candidate -> cosine between its gradient and that of the loss, on sequences. The suffix
-            ``@behaviour`` means that prefixes come from the behaviour policy.
-        variance: variance of the gradient of one completion, summed over parameters, mean over worlds.
-        prefixes: the policy whose prefixes a candidate ``_token`` runs over, ``policy`` or ``behaviour``.
-        one_position: the same statement where a completion is a single token.
-        equal_lengths: the same statement where all completions have equal length.
-        far_error: relative error of ``one_position`` for policies that hardly agree, with log-ratios up to
-            40 nats; large where the loss clips or clamps, inf where it overflows or raises, NaN where there
-            is no statement.
-    """
-
-    follows: str = "unknown"
-    coefficients: Mapping[str, float] = field(default_factory=dict)
-    relative_error: float = math.nan
-    cosine: Mapping[str, float] = field(default_factory=dict)
-    variance: float = math.nan
-    prefixes: str = "policy"
-    one_position: Statement = UNKNOWN
-    equal_lengths: Statement = UNKNOWN
-    far_error: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -69,21 +39,27 @@ class Certificate:
             called.
         completions: number of completions per call: ``any``, or ``2`` for a loss whose rows depend on each
             other; expectations are then over all pairs, the smallest such batch.
+        reduction: what the reduction that was asked for leaves of the gradient of the sum; None if none was.
+        flat: intervals of log-ratios at which a token has no gradient, as behind a clamp.
         problem: why there is no certificate, or None.
         notes: further remarks for the reader.
+        advice: what to write instead, if it does not follow what it looks like.
     """
 
     target: str
     settings: Mapping[str, object] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
-    on_policy: Match = Match()
-    off_policy: Match = Match()
+    on_policy: Match = field(default_factory=Match)
+    off_policy: Match = field(default_factory=Match)
     restoring_force: bool = False
     stiffness: float = 0.0
     sensitivity: Sensitivity | None = None
     completions: str = "any"
+    reduction: Reduction | None = None
+    flat: tuple[Flat, ...] = ()
     problem: str | None = None
     notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """As nested dicts, lists, strings and numbers that JSON can hold; NaN and infinity become None."""
@@ -93,7 +69,7 @@ class Certificate:
         return describe(self)
 
 
-def certify(loss: LossFunction, /, **params: object) -> Certificate:
+def certify(loss: LossFunction, /, *, reduce: Reduce | None = None, **params: object) -> Certificate:
     """Find out what a loss minimises, by exact enumeration.
 
         g = Σ over sequences y of  P(y)·∇ Σₜ loss(y)ₜ,   P the policy that samples
@@ -108,6 +84,12 @@ def certify(loss: LossFunction, /, **params: object) -> Certificate:
             ``response_mask``, ...; a mask is then int64). Four required arguments that do not name streams
             are read as ``(logp, logp_old, logp_ref, mask)``. Returns a loss per token, ``[B, T]``, or a
             ``TokenLoss``.
+        reduce: how the loss per token becomes a number. None is the sum over the tokens of a completion, which is
+            ``constant`` up to the constant. ``sequences`` divides each completion by its own length. ``tokens``
+            divides a batch by its number of tokens: certified is the limit of large batches, whose direction is
+            that of the sum; ``Certificate.reduction.batches`` says what is left of that in a batch of 2, 16 or
+            64. A function takes the loss ``[B, T]``, 0 off the mask, and the mask, and returns a scalar:
+            certified is its gradient for two completions.
         params: settings of the loss.
 
     Returns:
@@ -137,24 +119,28 @@ def certify(loss: LossFunction, /, **params: object) -> Certificate:
     name = getattr(loss, "__name__", type(loss).__name__)
     try:
         wired = wire(loss, params)
+        reduced(wired, reduce)
     except LossProblem as problem:
         return Certificate(name, dict(params), problem=str(problem))
-    return audit_loss(wired, name)
+    return audit_loss(wired, name, reduce)
 
 
-def audit_loss(loss: Loss, name: str) -> Certificate:
+def audit_loss(loss: Loss, name: str, reduce: Reduce | None = None) -> Certificate:
     """The certificate of a loss that has been matched with its arguments."""
     with one_thread():
-        return _audit(loss, name)
+        return _audit(loss, name, reduce)
 
 
-def _audit(loss: Loss, name: str) -> Certificate:
+def _audit(loss: Loss, name: str, reduce: Reduce | None) -> Certificate:
     reads = tuple(sorted(loss.reads))
     case = ""
     try:
         reaction = sensitivity(loss, unequal_lengths()[0])
         if reaction.split == "dependent":
-            loss = Loss(loss.function, loss.settings, loss.wiring, rows=2)
+            loss = replace(loss, rows=2)
+        flat = flat_intervals(loss)
+        difference = compare(loss, reduce)
+        loss = reduced(loss, reduce)
         case = " (on-policy)"
         on_policy = _match(loss, off_policy=False)
         case = " (off-policy)"
@@ -173,7 +159,15 @@ def _audit(loss: Loss, name: str) -> Certificate:
         stiffness,
         reaction,
         "2" if loss.rows == 2 else "any",
-        notes=_notes(loss, on_policy, off_policy, reaction),
+        difference,
+        flat,
+        notes=(*remarks(loss, on_policy, off_policy, reaction, difference), *remarks_of_flat(flat)),
+        advice=advice(
+            on_policy,
+            off_policy,
+            difference,
+            penalises="advantage" not in loss.reads and not loss.reads.isdisjoint(OF_REFERENCE),
+        ),
     )
 
 
@@ -190,6 +184,7 @@ def _match(loss: Loss, *, off_policy: bool) -> Match:
         statement.coefficients,
         statement.relative_error,
         cosines(joined.gradient, joined.candidates),
+        distances(joined.gradient, joined.candidates),
         joined.variance,
         statement.prefixes,
         one_position=single,
@@ -212,7 +207,10 @@ Witness = tuple[Expectation, dict[str, torch.Tensor]]
 def _witness(loss: Loss, scenes: Sequence[Scene], *, off_policy: bool) -> list[Witness]:
     """For each scene the loss's expected gradient, and the candidates' gradients."""
     scenes = scenes if off_policy else [scene.on_policy() for scene in scenes]
-    return [(expected_gradient(loss, scene), candidate_gradients(scene, loss.reads)) for scene in scenes]
+    return [
+        (expected_gradient(loss, scene), candidate_gradients(scene, concerned(loss.reads)))
+        for scene in scenes
+    ]
 
 
 @dataclass(frozen=True)
@@ -237,7 +235,7 @@ class _Joined:
         )
 
     def statement(self) -> Statement:
-        return fit(self.gradient, self.scale, self.candidates, self.tolerance)
+        return fit(self.gradient, self.scale, self.candidates, self.tolerance, RARE)
 
     def error_of(self, statement: Statement) -> float:
         """Distance of a statement made in other scenes from this gradient, relative to the larger one."""
@@ -249,63 +247,6 @@ class _Joined:
         )
         largest = max(self.gradient.norm().item(), claimed.norm().item(), self.tolerance / 100 * self.scale)
         return (self.gradient - claimed).norm().item() / largest if largest else 0.0
-
-
-def _notes(loss: Loss, on_policy: Match, off_policy: Match, reaction: Sensitivity) -> tuple[str, ...]:
-    notes = []
-    if loss.by_position:
-        notes.append(f"Its arguments were read by position: {', '.join(loss.wiring.values())}.")
-    if loss.aliases:
-        read = ", ".join(f"{parameter} as {stream}" for parameter, stream in loss.aliases.items())
-        notes.append(f"Its arguments were read by their names in other libraries: {read}.")
-    for case, match in (("On-policy", on_policy), ("Off-policy", off_policy)):
-        notes += _notes_of_match(case, match)
-    if off_policy.prefixes == "behaviour":
-        notes.append(
-            "Off-policy the prefixes are those that the behaviour policy met: the ratio of the tokens before "
-            "is missing, so the gradient is not that of anything between whole sequences."
-        )
-    if loss.rows == 2:
-        notes.append(
-            "The gradient of a completion depends on the others in the call; expectations are over pairs of "
-            "completions."
-        )
-    if reaction.random:
-        notes.append(
-            "Two calls on the same numbers differ; expectations are over completions, for one state of "
-            "torch's generator."
-        )
-    if reaction.dtype:
-        notes.append(
-            f"It computes in {reaction.dtype}, so statements hold to {ROUNDED:g} instead of {EXACT:g}."
-        )
-    return tuple(notes)
-
-
-def _notes_of_match(case: str, match: Match) -> list[str]:
-    notes = []
-    if match.follows == "unknown" and match.equal_lengths.follows != "unknown":
-        notes.append(
-            f"{case} a statement holds where completions are equally long and none where they are not, "
-            "as with a mean over the tokens of each completion."
-        )
-    elif match.follows == "unknown" and match.one_position.follows != "unknown":
-        notes.append(f"{case} a statement holds for completions of one token and none for sequences.")
-    if match.far_error == math.inf:
-        notes.append(
-            f"{case} it cannot be evaluated for policies that hardly agree (log-ratios up to 40 nats): "
-            "it overflows or raises."
-        )
-    elif match.far_error > FAR:
-        notes.append(
-            f"{case} this fails for policies that hardly agree (log-ratios up to 40 nats), with a "
-            f"relative error of {match.far_error:.2g} for one token: something is clipped or clamped."
-        )
-    if match.follows == "zero" and match.variance > 0:
-        notes.append(f"{case} it adds noise and no direction: its mean gradient is zero.")
-    if match.variance == match.relative_error == 0:
-        notes.append(f"{case} it does nothing: its gradient is zero at every sample.")
-    return notes
 
 
 def _plain(value: object) -> object:

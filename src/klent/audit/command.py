@@ -3,16 +3,22 @@
 import importlib
 import json as json_format
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from klent.audit.call import LossFunction, LossProblem, wire
-from klent.audit.certificate import Certificate, Match, certify
+from klent.audit.certificate import Certificate, certify
+from klent.audit.groups import certify_advantage
+from klent.audit.match import Match
 from klent.audit.peers import PEERS, PeerAudit, audit_peer
+from klent.audit.reduction import NAMES, Reduce
 from klent.audit.rewards import in_reward
 from klent.audit.words import nearest, qualities, sentence, short, title
 from klent.config.binding import resolve
@@ -20,15 +26,20 @@ from klent.config.layers import Layer
 from klent.config.yaml_text import parse_yaml
 from klent.errors import ConfigError
 from klent.kit.terminal import SafeConsole
+from klent.objectives.kinds import declaration
 
 PICTURES = (".svg", ".png", ".pdf")
+#: candidates whose cosine is printed, the nearest first; --json has all of them
+SHOWN = 10
 FORMS = (
     "a target is FILE.py:function, module:function, a function of klent.objectives, or a package: "
     + ", ".join(PEERS)
 )
 
 
-def audit_command(target: str, settings: list[str], json: bool, picture: Path | None) -> int:
+def audit_command(
+    target: str, settings: list[str], json: bool, picture: Path | None, reduce: str | None = None
+) -> int:
     """Certify a loss, or the losses of an installed package, and print the certificates.
 
     Args:
@@ -36,6 +47,7 @@ def audit_command(target: str, settings: list[str], json: bool, picture: Path | 
             function of ``klent.objectives``, or a package: ``trl``, ``verl``.
         settings: ``key=value`` for the loss, or for the package's configuration; values are YAML.
         json: print one JSON object instead of tables.
+        reduce: what the loss per token is averaged over: one of ``NAMES``; None is its sum over a completion.
         picture: file for a drawing of the gradient field on the 3-simplex; svg, png or pdf.
 
     Returns:
@@ -50,15 +62,21 @@ def audit_command(target: str, settings: list[str], json: bool, picture: Path | 
             f"{picture}: a picture is {', '.join(PICTURES)}; give its name one of these endings"
         )
     values = parse_settings(settings)
+    over = _reduction(reduce, values)
     console = SafeConsole(highlight=False, markup=False)
     if target in PEERS:
         if picture is not None:
             raise ConfigError(f"--picture draws one loss; {target} has several")
+        if over is not None:
+            raise ConfigError(f"--reduce is for one loss; those of {target} are audited as sums over tokens")
         audit = audit_peer(target, values)
         print(json_format.dumps(audit.to_dict(), indent=2)) if json else show_peer(audit, console)
         return int(any(certificate.problem for certificate in audit.certificates))
     loss, as_reward = find_loss(target)
-    certificate = certify(loss, **values)
+    known = declaration(loss)
+    if known is not None and known.kind == "advantage":
+        return _show_advantage(loss, values, json=json)
+    certificate = certify(loss, reduce=over, **values)
     if json:
         print(json_format.dumps(certificate.to_dict(), indent=2))
     else:
@@ -83,6 +101,19 @@ def parse_settings(settings: list[str]) -> dict[str, object]:
             raise ConfigError(f"{setting}: a setting is written key=value")
         values[key] = parse_yaml(text, Layer({}, source=setting), (key,))
     return values
+
+
+def _reduction(reduce: str | None, values: Mapping[str, object]) -> Reduce | None:
+    if "reduce" in values:
+        raise ConfigError(
+            f"reduce={values['reduce']}: the reduction is an option: --reduce {values['reduce']}"
+        )
+    for name in NAMES:
+        if reduce == name:
+            return name
+    if reduce is not None:
+        raise ConfigError(f"--reduce {reduce}: a reduction is over {', '.join(NAMES)}")
+    return None
 
 
 def find_loss(target: str) -> tuple[LossFunction, bool]:
@@ -124,6 +155,9 @@ def show(certificate: Certificate, console: Console, *, as_reward: bool = False)
     for note in certificate.notes:
         console.print()
         console.print(Text(note, style="yellow"))
+    for said in certificate.advice:
+        console.print()
+        console.print(Text(said, style="green"))
 
 
 def show_peer(audit: PeerAudit, console: Console) -> None:
@@ -149,6 +183,17 @@ def show_peer(audit: PeerAudit, console: Console) -> None:
                 console.print(f"  {note}")
 
 
+def _show_advantage(estimator: LossFunction, values: Mapping[str, object], *, json: bool) -> int:
+    """Print what an estimator of advantages makes of the reward."""
+    try:
+        certificate = certify_advantage(cast("Callable[..., Tensor]", estimator), **values)  # type: ignore[arg-type]
+    except LossProblem as problem:
+        print(json_format.dumps({"problem": str(problem)}) if json else f"no certificate: it {problem}")
+        return 1
+    print(json_format.dumps(certificate.to_dict(), indent=2) if json else certificate)
+    return 0
+
+
 def _matches(certificate: Certificate) -> Table:
     table = _table("", "follows", "which says that it", "relative error", "variance", "for one token")
     for case, match in (("on-policy", certificate.on_policy), ("off-policy", certificate.off_policy)):
@@ -169,10 +214,17 @@ def _cosines(certificate: Certificate) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     on, off = certificate.on_policy.cosine, certificate.off_policy.cosine
-    for name in (*on, *(name for name in off if name not in on)):
+    names = (*on, *(name for name in off if name not in on))
+    for name in sorted(names, key=lambda name: -_closeness(name, on, off))[:SHOWN]:
         cosines = (side.get(name, math.nan) for side in (on, off))
         table.add_row(name, *("-" if math.isnan(cosine) else f"{cosine:.4f}" for cosine in cosines))
     return table
+
+
+def _closeness(name: str, *sides: Mapping[str, float]) -> float:
+    """The largest absolute cosine of a candidate, 0 where it is not defined."""
+    cosines = [abs(side.get(name, math.nan)) for side in sides]
+    return max((cosine for cosine in cosines if not math.isnan(cosine)), default=0.0)
 
 
 def _or_nearest(match: Match) -> str:

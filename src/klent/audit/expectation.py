@@ -1,6 +1,7 @@
 """The expected gradient of a loss: the gradients at all samples, weighted by their probabilities."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +47,18 @@ def expected_gradient(loss: Loss, scene: Scene) -> Expectation:
     return Expectation(mean, variance, (variance + mean.square().sum().item()) ** 0.5, dtype)
 
 
+def row_gradients(loss: Loss, scene: Scene) -> Tensor:
+    """Gradient of the loss of each completion of a scene, ``[n, P]``."""
+    return _rows(loss, sample(scene))[0]
+
+
 def _rows(loss: Loss, listed: Sample) -> tuple[Tensor, Tensor, torch.dtype]:
     slopes = loss.slopes(listed.streams)
-    return _in_parameters(listed, slopes.logp, slopes.entropy), listed.probability, slopes.dtype
+    return _in_parameters(listed, slopes.of), listed.probability, slopes.dtype
 
 
 def _pairs(loss: Loss, listed: Sample) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Gradient of the mean loss of two completions, for each pair of them."""
+    """Gradient of the mean loss of two completions (or of a function of both), for each pair of them."""
     pairs = list(itertools.product(range(len(listed.probability)), repeat=2))
     pair_slopes = [
         loss.slopes({name: stream[list(pair)] for name, stream in listed.streams.items()}) for pair in pairs
@@ -61,28 +67,34 @@ def _pairs(loss: Loss, listed: Sample) -> tuple[Tensor, Tensor, torch.dtype]:
     gradients = sum(
         _in_parameters(
             _take(listed, index[:, member]),
-            torch.stack([slopes.logp[member] for slopes in pair_slopes]),
-            torch.stack([slopes.entropy[member] for slopes in pair_slopes]),
+            {
+                name: torch.stack([slopes.of[name][member] for slopes in pair_slopes])
+                for name in pair_slopes[0].of
+            },
         )
         for member in (0, 1)
     )
     assert isinstance(gradients, Tensor)
-    return gradients / 2, listed.probability[index].prod(dim=1), pair_slopes[0].dtype
+    return (
+        gradients / 2 if loss.by_row else gradients,
+        listed.probability[index].prod(dim=1),
+        pair_slopes[0].dtype,
+    )
 
 
-def _in_parameters(listed: Sample, logp: Tensor, entropy: Tensor) -> Tensor:
+def _in_parameters(listed: Sample, slopes: Mapping[str, Tensor]) -> Tensor:
     """The chain rule: from slopes per token, ``[B, T]``, to the gradient of each row, ``[B, P]``."""
     mask = listed.streams["mask"]
-    logp, entropy = torch.where(mask, logp, 0.0), torch.where(mask, entropy, 0.0)
-    return torch.einsum("bt,btp->bp", logp, listed.score) + torch.einsum(
-        "bt,btp->bp", entropy, listed.entropy_slope
-    )
+    parts = [
+        torch.einsum("bt,btp->bp", torch.where(mask, slope, 0.0), listed.slope[name])
+        for name, slope in slopes.items()
+    ]
+    return torch.stack(parts).sum(dim=0)
 
 
 def _take(listed: Sample, rows: Tensor) -> Sample:
     return Sample(
         {name: stream[rows] for name, stream in listed.streams.items()},
         listed.probability[rows],
-        listed.score[rows],
-        listed.entropy_slope[rows],
+        {name: slope[rows] for name, slope in listed.slope.items()},
     )

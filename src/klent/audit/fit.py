@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +34,13 @@ class Statement:
     prefixes: str = "policy"
 
 
-def fit(gradient: Tensor, scale: float, candidates: dict[str, Tensor], tolerance: float = EXACT) -> Statement:
+def fit(
+    gradient: Tensor,
+    scale: float,
+    candidates: dict[str, Tensor],
+    tolerance: float = EXACT,
+    rare: Collection[str] = (),
+) -> Statement:
     """Name a gradient: zero, one candidate, the fewest candidates that explain it, or unknown.
 
     Args:
@@ -41,21 +48,23 @@ def fit(gradient: Tensor, scale: float, candidates: dict[str, Tensor], tolerance
         scale: norm of a single sample's gradient (root mean square), which zero is measured against.
         candidates: name -> gradient of the candidate in the same draws, ``[M]``.
         tolerance: largest relative error of a statement.
+        rare: candidates, without ``@behaviour``, of which a combination holds at most one, and which are not
+            what an unknown gradient is nearest to.
     """
     norm = gradient.norm().item()
     if norm <= tolerance / 100 * scale:
         return Statement("zero", {}, norm / scale if scale else 0.0)
     if not candidates:
         return Statement("unknown", {}, 1.0)
-    names = list(candidates)
-    errors = {name: _leftover(gradient, candidates, [name])[1] for name in names}
-    best = min(names, key=errors.__getitem__)
+    errors = _errors(gradient, candidates)
+    best = min(errors, key=errors.__getitem__)
     if errors[best] <= tolerance:
         return _statement(gradient, candidates, [best])
-    names = _fewest(gradient, candidates, tolerance)
+    names = _fewest(gradient, candidates, tolerance, rare)
     if names:
         return _statement(gradient, candidates, names)
-    return Statement("unknown", {}, errors[best])
+    usual = [error for name, error in errors.items() if name.removesuffix("@behaviour") not in rare]
+    return Statement("unknown", {}, min(usual or errors.values()))
 
 
 def cosines(gradient: Tensor, candidates: dict[str, Tensor]) -> dict[str, float]:
@@ -67,21 +76,60 @@ def cosines(gradient: Tensor, candidates: dict[str, Tensor]) -> dict[str, float]
     return result
 
 
-def _fewest(gradient: Tensor, candidates: dict[str, Tensor], tolerance: float) -> list[str]:
+def distances(gradient: Tensor, candidates: dict[str, Tensor]) -> dict[str, float]:
+    """Distance between the gradient and that of each candidate, relative to the latter; NaN where it is zero."""
+    return {
+        name: ((gradient - candidate).norm() / norm).item() if (norm := candidate.norm()) > 0 else math.nan
+        for name, candidate in candidates.items()
+    }
+
+
+def _errors(gradient: Tensor, candidates: dict[str, Tensor]) -> dict[str, float]:
+    """The share of the gradient that each candidate alone does not explain."""
+    known = torch.stack(list(candidates.values()))
+    weights = known @ gradient / known.square().sum(dim=1).clamp(min=1e-300)
+    left = (gradient - weights[:, None] * known).norm(dim=1) / gradient.norm()
+    return dict(zip(candidates, left.tolist(), strict=True))
+
+
+def _fewest(
+    gradient: Tensor, candidates: dict[str, Tensor], tolerance: float, rare: Collection[str]
+) -> list[str]:
     """The smallest set of at most ``MOST`` candidates that explains the gradient; else an empty list.
 
-    Every set is tried. The span of all candidates together is small, so the search is done within it.
+    Sets without rare candidates are tried first, then those with one.
     """
+    odd = [name for name in candidates if name.removesuffix("@behaviour") in rare]
+    usual = {name: vector for name, vector in candidates.items() if name not in odd}
+    found = _search(gradient, usual, tolerance)
+    if not found and not _spanned(gradient, candidates, tolerance):
+        return []
+    for name in odd:
+        found = found or _search(gradient, {**usual, name: candidates[name]}, tolerance, having=name)
+    return found
+
+
+def _search(
+    gradient: Tensor, candidates: dict[str, Tensor], tolerance: float, having: str | None = None
+) -> list[str]:
+    """The smallest set of two to ``MOST`` candidates that explains the gradient.
+
+    Every set is tried (with ``having`` in it). The span of all candidates together is small, so the search is
+    done within it.
+    """
+    if not candidates:
+        return []
     names = list(candidates)
-    basis = torch.stack(
-        [candidates[name] / candidates[name].norm().clamp(min=1e-300) for name in names], dim=1
-    )
-    directions, inside = torch.linalg.qr(basis)
+    directions, inside = torch.linalg.qr(_basis(candidates))
     goal = directions.T @ gradient
     if (gradient - directions @ goal).norm() > tolerance * gradient.norm():
         return []
     for size in range(2, min(MOST, len(names)) + 1):
-        sets = list(itertools.combinations(range(len(names)), size))
+        sets = [
+            chosen
+            for chosen in itertools.combinations(range(len(names)), size)
+            if having is None or names.index(having) in chosen
+        ]
         columns = inside[:, torch.tensor(sets)].movedim(1, 0)
         weights = torch.linalg.lstsq(columns, goal.expand(len(sets), -1)[..., None]).solution
         residuals = (columns @ weights)[..., 0].sub(goal).norm(dim=1)
@@ -89,6 +137,18 @@ def _fewest(gradient: Tensor, candidates: dict[str, Tensor], tolerance: float) -
         if len(fitting):
             return [names[index] for index in sets[int(fitting[0])]]
     return []
+
+
+def _spanned(gradient: Tensor, candidates: dict[str, Tensor], tolerance: float) -> bool:
+    """Whether all candidates together explain the gradient."""
+    directions, _ = torch.linalg.qr(_basis(candidates))
+    left = gradient - directions @ (directions.T @ gradient)
+    return bool(left.norm() <= tolerance * gradient.norm())
+
+
+def _basis(candidates: dict[str, Tensor]) -> Tensor:
+    """The candidates as columns of length 1."""
+    return torch.stack([vector / vector.norm().clamp(min=1e-300) for vector in candidates.values()], dim=1)
 
 
 def _leftover(gradient: Tensor, candidates: dict[str, Tensor], names: list[str]) -> tuple[Tensor, float]:

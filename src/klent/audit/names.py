@@ -2,17 +2,23 @@
 
 import re
 
+from klent.audit.measures import TO_REFERENCE
 from klent.streams.registry import REGISTRY
 
-#: streams that the auditor supplies to a loss; ``mask`` is bool, the others are float ``[B, T]``
-STREAMS: tuple[str, ...] = tuple(
-    REGISTRY[name].name
-    for name in ("logp", "logp_old", "logp_gen", "logp_ref", "advantage", "entropy", "mask")
+_NUMBERS = ("logp", "logp_old", "logp_gen", "logp_ref", "advantage", "entropy", "distance", "kl")
+#: streams that the auditor supplies to a loss; ``mask`` is bool, the others are float ``[B, T]``. Beside those of
+#: the registry there are other divergences than ``kl``, for a loss that wants one in its place
+STREAMS: tuple[str, ...] = (
+    *(REGISTRY[name].name for name in _NUMBERS),
+    *(name for name in TO_REFERENCE if name != "kl"),
+    REGISTRY["mask"].name,
 )
 #: streams that four required arguments with other names are read as, in this order
 POSITIONAL = ("logp", "logp_old", "logp_ref", "mask")
 #: streams with respect to which a loss is differentiated
-TRAINED = ("logp", "entropy")
+TRAINED = ("logp", "entropy", *TO_REFERENCE)
+#: streams that only the reference makes; a loss that takes one of them may follow a divergence from it
+OF_REFERENCE = ("logp_ref", *TO_REFERENCE)
 #: other names of a quantity, as one word of an argument's name
 QUANTITIES: dict[str, tuple[str, ...]] = {
     "logp": ("logp", "logps", "logprob", "logprobs", "log_prob", "log_probs", "log_p", "log_ps"),

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from klent.audit.call import Loss
-from klent.audit.candidates import candidate_gradients
-from klent.audit.certificate import Certificate, Match
+from klent.audit.candidates import concerned, functionals, gradient_of
+from klent.audit.certificate import Certificate
 from klent.audit.expectation import expected_gradient
 from klent.audit.fit import Statement
+from klent.audit.match import Match
 from klent.audit.words import short, title
 from klent.audit.worlds import Scene, build_world
 from klent.io.files import write_atomic
@@ -77,8 +78,9 @@ def field(loss: Loss, truth: Mapping[str, float], *, off_policy: bool) -> Field:
     motions: tuple[list[Tensor], list[Tensor]] = ([], [])
     for p in points:
         scene = _scene(p, off_policy=off_policy)
-        candidates = candidate_gradients(scene, {*loss.reads, "logp_ref"})
-        true = sum((w * candidates[name] for name, w in truth.items()), torch.zeros(3, dtype=torch.float64))
+        known = functionals(scene, concerned({*loss.reads, "logp_ref"}))
+        terms = (weight * gradient_of(known[name], scene.policy) for name, weight in truth.items())
+        true = sum(terms, torch.zeros(3, dtype=torch.float64))
         for motion, gradient in zip(motions, (expected_gradient(loss, scene).gradient, true), strict=True):
             motion.append(-p * (gradient - p @ gradient))  # softmax: dp = (diag p - p pᵀ)·d logits
     return Field(points, torch.stack(motions[0]), torch.stack(motions[1]))

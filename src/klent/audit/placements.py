@@ -22,15 +22,17 @@ class Placement:
         name: its name in tables.
         loss: the argument of `certify`.
         settings: keyword arguments of the loss.
+        aim: candidate that it is meant to have the gradient of.
     """
 
     name: str
     loss: LossFunction
     settings: tuple[tuple[str, object], ...] = ()
+    aim: str = ""
 
     def certificate(self) -> Certificate:
         """The certificate of the loss with these settings."""
-        return certify(self.loss, **dict(self.settings))
+        return certify(self.loss, reduce=None, **dict(self.settings))
 
 
 def plain(logp: Tensor, logp_ref: Tensor, mask: Tensor, *, estimator: Estimator) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from klent.audit.call import Loss
 from klent.audit.expectation import expected_gradient
+from klent.audit.names import OF_REFERENCE
 from klent.audit.worlds import Scene, one_position, sample
 
 #: distances from the reference at which the pull is measured; the first is 10 times the second
@@ -28,7 +29,7 @@ def restoring_stiffness(loss: Loss) -> float:
         The smallest k over several directions u. 0 if for one of them k falls with ε (a force of second
         order or higher) or is not positive; inf if k grows for all of them (a force that does not fade).
     """
-    if "logp_ref" not in loss.reads:
+    if not loss.reads.intersection(OF_REFERENCE):
         return 0.0
     smallest = math.inf
     for scene in one_position():
@@ -49,7 +50,7 @@ def _pull(loss: Loss, scene: Scene, direction: Tensor, distance: float) -> float
     if force.norm().item() <= NOISE.get(total.dtype, 1e-7) * total.scale:
         return 0.0
     listed = sample(away)
-    score = listed.score.sum(dim=1)
+    score = listed.slope["logp"].sum(dim=1)
     along = direction.flatten()
     stretch = (listed.probability @ (score @ along).square()).item()
     return torch.dot(force, along).item() / (distance * stretch)

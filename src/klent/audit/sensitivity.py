@@ -72,7 +72,7 @@ def _padding(loss: Loss, streams: Streams, plain: Slopes) -> Literal["ignored", 
     wider = {name: torch.nn.functional.pad(stream, (0, 2)) for name, stream in junk.items()}
     for changed in (junk, wider):
         slopes = _try(loss, changed)
-        if slopes is None or not _close(plain, _cut(slopes, plain.logp.shape[1])):
+        if slopes is None or not _close(plain, _cut(slopes, streams["mask"].shape[1])):
             return "read"
     missing = {name: _off_mask(streams, stream, math.nan) for name, stream in streams.items()}
     slopes = _try(loss, missing)
@@ -87,10 +87,8 @@ def _split(loss: Loss, streams: Streams, plain: Slopes) -> Literal["additive", "
         slopes = [result for result in results if result is not None]
         if len(slopes) < len(results):
             return "dependent"
-        joined = replace(
-            plain, logp=torch.cat([s.logp for s in slopes]), entropy=torch.cat([s.entropy for s in slopes])
-        )
-        if not _close(plain, joined):
+        joined = {name: torch.cat([s.of[name] for s in slopes]) for name in plain.of}
+        if not _close(plain, replace(plain, of=joined)):
             return "dependent"
     return "additive"
 
@@ -101,7 +99,7 @@ def _rounding(loss: Loss, streams: Streams, dtype: torch.dtype) -> float:
     rounded, exact = _try(loss, low), _try(loss, same)
     if rounded is None or exact is None:
         return math.nan
-    return _distance(exact, replace(rounded, logp=rounded.logp.double(), entropy=rounded.entropy.double()))
+    return _distance(exact, replace(rounded, of={name: s.double() for name, s in rounded.of.items()}))
 
 
 def _off_mask(streams: Streams, stream: Tensor, value: float) -> Tensor:
@@ -110,7 +108,7 @@ def _off_mask(streams: Streams, stream: Tensor, value: float) -> Tensor:
 
 def _cut(slopes: Slopes, width: int) -> Slopes:
     """The first ``width`` positions."""
-    return replace(slopes, logp=slopes.logp[:, :width], entropy=slopes.entropy[:, :width])
+    return replace(slopes, of={name: slope[:, :width] for name, slope in slopes.of.items()})
 
 
 def _try(loss: Loss, streams: Streams) -> Slopes | None:
@@ -126,7 +124,7 @@ def _close(one: Slopes, other: Slopes) -> bool:
 
 def _distance(one: Slopes, other: Slopes) -> float:
     """Largest difference relative to the largest slope; inf if either has a NaN."""
-    expected = torch.stack([one.logp, one.entropy])
-    gap = (expected - torch.stack([other.logp, other.entropy])).abs().max().item()
+    expected = torch.stack(list(one.of.values()))
+    gap = (expected - torch.stack([other.of[name] for name in one.of])).abs().max().item()
     largest = expected.abs().max().item()
     return math.inf if math.isnan(gap) else gap / largest if largest else gap

@@ -8,9 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from klent.audit.certificate import Certificate, Match
+from klent import objectives as O
+from klent.audit.call import wire
+from klent.audit.certificate import Certificate
+from klent.audit.divergences import DIVERGENCES, REDUCED
+from klent.audit.fit import EXACT
+from klent.audit.groups import SOLVED, certify_advantage
+from klent.audit.match import Match
 from klent.audit.peers import PEERS, audit_peer
 from klent.audit.placements import KL_PLACEMENTS, OBJECTIVES, Placement
+from klent.audit.reduction import BATCHES, compare
 from klent.audit.words import nearest, short
 from klent.errors import KlentError
 from klent.io.files import write_atomic
@@ -20,7 +27,13 @@ HEAD = ("on-policy", "off-policy", "off-policy, one token", "variance", "pull")
 
 def own_tables() -> dict[str, str]:
     """The tables of klent itself, by name."""
-    return {"placements": _placements(KL_PLACEMENTS), "objectives": _placements(OBJECTIVES)}
+    return {
+        "placements": _placements(KL_PLACEMENTS),
+        "divergences": _aims(DIVERGENCES),
+        "reductions": _reductions(REDUCED),
+        "advantages": _advantages(),
+        "objectives": _placements(OBJECTIVES),
+    }
 
 
 def peer_table(package: str) -> str:
@@ -84,6 +97,60 @@ def main(path: Path) -> None:
 
 def _placements(placements: tuple[Placement, ...]) -> str:
     return markdown([(placement.name, placement.certificate()) for placement in placements])
+
+
+def _aims(placements: Sequence[Placement]) -> str:
+    """Bias and variance of losses against what each aims at, on- and off-policy."""
+    lines = [
+        "| aims at | loss | bias | variance | bias, off-policy | variance, off-policy |",
+        f"|{'---|' * 6}",
+    ]
+    for placement in placements:
+        certificate = placement.certificate()
+        cells = [f"`{placement.aim}`", placement.name]
+        for match in (certificate.on_policy, certificate.off_policy):
+            cells += [_bias(match, placement.aim), f"{match.variance:.3g}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _reductions(placements: Sequence[Placement]) -> str:
+    """What each reduction leaves of what the sum follows."""
+    head = ("sequences", "sequences, off-policy", *(f"tokens of {size}" for size in BATCHES))
+    lines = [f"| loss | follows as a sum | {' | '.join(head)} |", f"|{'---|' * (2 + len(head))}"]
+    for placement in placements:
+        whole = placement.certificate()
+        loss = wire(placement.loss, dict(placement.settings))
+        sequences, tokens = compare(loss, "sequences"), compare(loss, "tokens")
+        assert sequences is not None
+        assert tokens is not None
+        shares = [*sequences.unexplained.values(), *tokens.batches.values()]
+        cells = [_cell(whole.on_policy), *(f"{share:.2g}" for share in shares)]
+        lines.append(f"| {placement.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _advantages() -> str:
+    """What estimators of advantages make of the reward."""
+    head = (*(f"weight, solved {solved:g}" for solved in SOLVED), "unexplained")
+    lines = [f"| advantage | group | {' | '.join(head)} |", f"|{'---|' * (2 + len(head))}"]
+    for name, estimator, settings in (
+        ("`group_advantage`", O.group_advantage, {"scale": "std"}),
+        ('`group_advantage(scale="none")`', O.group_advantage, {"scale": "none"}),
+        ("`leave_one_out`", O.leave_one_out, {}),
+    ):
+        for size in (2, 8, 16):
+            found = certify_advantage(estimator, group_size=size, **settings)
+            left = "0" if found.unexplained < EXACT else f"{found.unexplained:.2g}"
+            cells = [name, str(size), *(f"{weight:.4g}" for weight in found.weights.values()), left]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _bias(match: Match, aim: str) -> str:
+    """Distance from the gradient aimed at; token by token the prefixes may be those that were sampled."""
+    bias = min(match.bias[name] for name in (aim, f"{aim}@behaviour") if name in match.bias)
+    return "0" if bias < EXACT else f"{bias:.2g}"
 
 
 def _cell(match: Match) -> str:

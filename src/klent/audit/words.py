@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from klent.audit.candidates import MEANING
+from klent.audit.candidates import MEANING, RARE
 from klent.audit.fit import Statement
 
 if TYPE_CHECKING:  # certificates print themselves in these words
-    from klent.audit.certificate import Certificate, Match
+    from klent.audit.certificate import Certificate
+    from klent.audit.match import Match
 
 
 def sentence(statement: Match | Statement) -> str:
@@ -41,8 +42,12 @@ def title(certificate: Certificate) -> str:
 
 
 def nearest(cosine: Mapping[str, float]) -> str:
-    """The candidate with the largest absolute cosine, ``reverse_kl (cosine 0.981)``."""
-    defined = {name: value for name, value in cosine.items() if not math.isnan(value)}
+    """The usual candidate with the largest absolute cosine, ``reverse_kl (cosine 0.981)``."""
+    defined = {
+        name: value
+        for name, value in cosine.items()
+        if not math.isnan(value) and name.removesuffix("@behaviour") not in RARE
+    }
     if not defined:
         return "-"
     name = max(defined, key=lambda key: abs(defined[key]))
@@ -61,7 +66,13 @@ def describe(certificate: Certificate) -> str:
         lines.append(f"  {'':<11} {'; '.join(part for part in (error, detail) if part)}")
         lines.append(f"  {'':<11} for one token: {short(match.one_position)}")
     lines += [f"  {name:<11} {value}" for name, value in qualities(certificate)]
-    return "\n".join([*lines, *(f"  note        {note}" for note in certificate.notes)])
+    return "\n".join(
+        [
+            *lines,
+            *(f"  note        {note}" for note in certificate.notes),
+            *(f"  instead     {said}" for said in certificate.advice),
+        ]
+    )
 
 
 def qualities(certificate: Certificate) -> list[tuple[str, str]]:

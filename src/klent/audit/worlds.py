@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klent.audit.measures import TO_REFERENCE, Measure, total_variation
+
 #: features of a prefix from which next-token logits are computed, where prefixes share parameters
 FEATURES = 4
 
@@ -87,22 +89,23 @@ class Sample:
     Attributes:
         streams: name -> tensor, the arguments of a loss; 0 off the mask.
         probability: probability of each sequence under the behaviour policy, ``[n]``.
-        score: derivative of the log-probability of each token in the parameters, ``[n, T, P]``.
-        entropy_slope: derivative of the entropy at each token, ``[n, T, P]``.
+        slope: stream that is trained -> its derivative in the parameters at each token, ``[n, T, P]``.
     """
 
     streams: dict[str, Tensor]
     probability: Tensor
-    score: Tensor
-    entropy_slope: Tensor
+    slope: dict[str, Tensor]
 
 
+@functools.lru_cache(maxsize=128)
 def sample(scene: Scene) -> Sample:
-    """List a scene's sequences with their probabilities, log-probabilities, entropies and advantages."""
+    """List a scene's sequences with their probabilities and every stream that a loss may take."""
     world, mask = scene.world, scene.world.mask
     probability = scene.sequence_logp(scene.behaviour).exp()
     logp = scene.log_probs(scene.policy)
+    reference, behaviour = scene.log_probs(scene.reference), scene.log_probs(scene.behaviour)
     entropy = -(logp.exp() * logp).sum(dim=1)
+    measured = {name: measure(logp, reference) for name, measure in TO_REFERENCE.items()}
     logp_old = scene.token_logp(scene.behaviour)
     streams = {
         "logp": scene.token_logp(scene.policy),
@@ -111,15 +114,15 @@ def sample(scene: Scene) -> Sample:
         "logp_ref": scene.token_logp(scene.reference),
         "entropy": torch.where(mask, entropy[world.prefix], 0.0),
         "advantage": torch.where(mask, (scene.reward - probability @ scene.reward)[:, None], 0.0),
+        **{name: torch.where(mask, value[world.prefix], 0.0) for name, value in measured.items()},
+        "distance": torch.where(mask, total_variation(logp, behaviour)[world.prefix], 0.0),
         "mask": mask,
     }
     score, entropy_slope = _slopes(scene, logp, entropy)
-    return Sample(
-        streams,
-        probability,
-        score[world.prefix, world.tokens] * mask[..., None],
-        entropy_slope[world.prefix] * mask[..., None],
-    )
+    slope = {"logp": score[world.prefix, world.tokens], "entropy": entropy_slope[world.prefix]}
+    for name, measure in TO_REFERENCE.items():
+        slope[name] = _slope_of(measure, scene, logp, reference)[world.prefix]
+    return Sample(streams, probability, {name: of * mask[..., None] for name, of in slope.items()})
 
 
 def _slopes(scene: Scene, logp: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,6 +135,17 @@ def _slopes(scene: Scene, logp: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor
     score = torch.einsum("nvk,nf->nvfk", in_logits, scene.features)
     slope = torch.einsum("nk,nf->nfk", -p * (logp + entropy[:, None]), scene.features)
     return score.flatten(2), slope.flatten(1)
+
+
+def _slope_of(measure: Measure, scene: Scene, logp: Tensor, other: Tensor) -> Tensor:
+    """Derivative in the parameters of a measure of each prefix's distribution, ``[N, P]``.
+
+    With d the derivative in the log-probabilities, that in the logits is d - p·Σd.
+    """
+    leaf = logp.clone().requires_grad_()
+    (of_logp,) = torch.autograd.grad(measure(leaf, other).sum(), leaf)
+    in_logits = of_logp - logp.exp() * of_logp.sum(dim=1, keepdim=True)
+    return torch.einsum("nk,nf->nfk", in_logits, scene.features).flatten(1)
 
 
 def build_world(vocabulary: int, length: int, *, stop: bool = False) -> World:
@@ -191,7 +205,7 @@ def draw_scene(world: World, seed: int, *, apart: float = 0.6) -> Scene:
 def one_position() -> tuple[Scene, ...]:
     """One token from a vocabulary of five: a sequence and its token are the same thing."""
     world = build_world(5, 1)
-    return tuple(draw_scene(world, seed) for seed in range(4))
+    return tuple(draw_scene(world, seed) for seed in range(6))
 
 
 @functools.cache

@@ -25,6 +25,13 @@ def audit(
         Path | None,
         typer.Option(help="Draw its gradient on the 3-simplex: .svg, .png or .pdf.", show_default=False),
     ] = None,
+    reduce: Annotated[
+        str | None,
+        typer.Option(
+            help="Average over tokens, sequences or a constant. [default: the sum over a completion]",
+            show_default=False,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Certify which divergence a loss follows.
@@ -35,12 +42,14 @@ def audit(
     ```
     klent audit my_loss.py:loss beta=0.1
     klent audit klent.objectives:kl_in_loss coef=1 divergence=forward
+    klent audit kl_in_reward coef=1 --reduce sequences
+    klent audit group_advantage group_size=16
     klent audit trl
     ```
     """
     from klent.audit.command import audit_command
 
-    raise typer.Exit(audit_command(target, settings or [], as_json, picture))
+    raise typer.Exit(audit_command(target, settings or [], as_json, picture, reduce))
 
 
 def claims(

@@ -110,6 +110,11 @@ def kl_in_reward(
         ratio (and ``logp`` the present policy's), it is exact for sequences of one token; beyond that the
         ratios of a token's neighbours are missing, in this as in any loss with ratios per token.
 
+        *Reduction.* Exact is the sum over a sequence, so the average over a batch must be a constant's
+        (``reduce_tokens(..., over="constant")``). A mean over each sequence's tokens divides the KL of a long
+        sequence by more: in small worlds with a stop token a sixth of the gradient is then something else
+        (docs/audit.md).
+
         *k2 and k3* in the reward are refused. Their gradient is second order in the distance to the
         reference, where the KL's is first order: there they hold nothing back, and further off they point
         elsewhere.
