@@ -67,6 +67,18 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "error of the ratio of whole sequences at distance 1.6 (control)": (0, 1e-12),
         },
     ),
+    "sequence-kl-estimators": (
+        "holds when",
+        {
+            "largest bias of the exact ones, enumerated": (0, 1e-9),
+            "bias, 9 tokens, χ² 0.1: k1 to go, the token's ratio": (0.2, 0.5),
+            "bias, 24 tokens, χ² 0.1: exact KL per token, prefixes frozen": (0.15, 0.35),
+            "noise, 24 tokens, χ² 0: exact KL, prefix ratio (control)": (20, 32),
+            "noise, 24 tokens, χ² 0: exact KL, prefix ratio, leave-one-out (control)": (1.5, 4),
+            "noise, 24 tokens, χ² 0.1: exact KL, prefix ratio, leave-one-out": (15, 80),
+            "noise, 24 tokens, χ² 0.1: exact KL, prefix ratio, future from a perfect critic": (1.5, 5),
+        },
+    ),
     "gaussian-kl": (
         "holds",
         {

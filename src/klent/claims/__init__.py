@@ -17,6 +17,7 @@ from klent.claims.kl import (
     k2_loss,
     k3_loss,
     positive_reward,
+    sequence_estimators,
     token_ratio,
 )
 from klent.claims.mixture import chernoff, efficiency, expansion, family, robust, snr
@@ -31,6 +32,7 @@ CLAIMS: tuple[Claim, ...] = (
     k2_loss.CLAIM,
     k3_loss.CLAIM,
     token_ratio.CLAIM,
+    sequence_estimators.CLAIM,
     gaussian.CLAIM,
     dpo_optimum.CLAIM,
     fixed_point.CLAIM,
