@@ -79,6 +79,20 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "noise, 24 tokens, χ² 0.1: exact KL, prefix ratio, future from a perfect critic": (1.5, 5),
         },
     ),
+    "reward-kl-front": (
+        "holds when",
+        {
+            "on-policy, coefficient 1: objective lost, sequence": (0.05, 0.1),
+            "on-policy, coefficient 1: objective lost, exact per token": (0.2, 0.42),
+            "on-policy, equal KL, 0.25 of the common range: more than sequence, exact per token": (0.1, 0.22),
+            "16 updates late, equal KL, 0.25 of the common range: more than sequence, exact per token": (
+                0,
+                0.04,
+            ),
+            "best coefficient for a price of 0.75 a nat, sequence": (0.75, 0.75),
+            "best coefficient for a price of 0.75 a nat, exact per token": (1, 1),
+        },
+    ),
     "gaussian-kl": (
         "holds",
         {
@@ -388,7 +402,16 @@ def test_grids_are_searched_by_one_function() -> None:
     found = {str(file): OWN_SEARCH.search(file.read_text(encoding="utf-8")) for file in files}
     assert not {name: match[0] for name, match in found.items() if match}, "use klent.kit.grid.grid_optimum"
     searching = {file.stem for file in files if "grid_optimum(" in file.read_text(encoding="utf-8")}
-    assert searching == {"chernoff", "curves", "efficiency", "entropy_minimisation", "robust", "snr", "table"}
+    assert searching == {
+        "chernoff",
+        "curves",
+        "efficiency",
+        "entropy_minimisation",
+        "reward_front",
+        "robust",
+        "snr",
+        "table",
+    }
 
 
 def test_efficiency_refuses_rates_that_end_at_the_best(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from klent.claims.kl import (
     k2_loss,
     k3_loss,
     positive_reward,
+    reward_front,
     sequence_estimators,
     token_ratio,
 )
@@ -33,6 +34,7 @@ CLAIMS: tuple[Claim, ...] = (
     k3_loss.CLAIM,
     token_ratio.CLAIM,
     sequence_estimators.CLAIM,
+    reward_front.CLAIM,
     gaussian.CLAIM,
     dpo_optimum.CLAIM,
     fixed_point.CLAIM,
