@@ -93,6 +93,17 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "best coefficient for a price of 0.75 a nat, exact per token": (1, 1),
         },
     ),
+    "exact-trust-region": (
+        "holds when",
+        {
+            "8 late: past the threshold and not dropped, exact TV": (0, 0),
+            "8 late: past the threshold and not dropped, sampled token": (0.04, 0.07),
+            "8 late: dropped that hardly moved, sampled token": (0, 0),
+            "8 late: dropped that hardly moved, exact TV": (0.015, 0.05),
+            "8 late: reward missing, no region (control)": (0.025, 0.06),
+            "8 late, best thresholds: reward more than sampled token, exact TV": (-0.012, 0.006),
+        },
+    ),
     "gaussian-kl": (
         "holds",
         {
@@ -411,6 +422,7 @@ def test_grids_are_searched_by_one_function() -> None:
         "robust",
         "snr",
         "table",
+        "trust_region",
     }
 
 

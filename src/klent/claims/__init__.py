@@ -20,6 +20,7 @@ from klent.claims.kl import (
     reward_front,
     sequence_estimators,
     token_ratio,
+    trust_region,
 )
 from klent.claims.mixture import chernoff, efficiency, expansion, family, robust, snr
 from klent.claims.preference import dpo_optimum, ppl_conditions
@@ -35,6 +36,7 @@ CLAIMS: tuple[Claim, ...] = (
     token_ratio.CLAIM,
     sequence_estimators.CLAIM,
     reward_front.CLAIM,
+    trust_region.CLAIM,
     gaussian.CLAIM,
     dpo_optimum.CLAIM,
     fixed_point.CLAIM,
