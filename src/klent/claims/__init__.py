@@ -3,6 +3,7 @@
 from klent.claims.claim import Claim, Figure, RealRuns, Subject, Verdict
 from klent.claims.entropy import (
     collision,
+    control_budget,
     covariance_methods,
     eighty_twenty,
     entropy_covariance,
@@ -46,6 +47,7 @@ CLAIMS: tuple[Claim, ...] = (
     rare_actions.CLAIM,
     reward_entropy_law.CLAIM,
     covariance_methods.CLAIM,
+    control_budget.CLAIM,
     eighty_twenty.CLAIM,
     collision.CLAIM,
     majority_vote.CLAIM,
