@@ -14,11 +14,13 @@ from klent import objectives as O
 from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict, sources
 from klent.claims.claim import Figure, number, over_seeds, ratio
 from klent.claims.command import claims_command
-from klent.claims.kl import k2_loss
+from klent.claims.kl import k2_loss, sequence_estimators, trust_region
 from klent.claims.mixture import chernoff, efficiency, robust, snr
 from klent.claims.page import markdown
 from klent.claims.qsft import fixed_point
 from klent.claims.unlabeled import entropy_minimisation, majority_vote
+from klent.claims.worlds import table as table_world
+from klent.claims.worlds.chain import trio
 from klent.errors import KlentError
 from klent.objectives.types import TokenLoss
 
@@ -65,6 +67,43 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "error of ratios per token at distance 0.1": (1e-3, 0.1),
             "error of ratios per token at distance 1.6": (0.2, 1),
             "error of the ratio of whole sequences at distance 1.6 (control)": (0, 1e-12),
+        },
+    ),
+    "sequence-kl-estimators": (
+        "holds when",
+        {
+            "largest bias of the exact ones, enumerated": (0, 1e-9),
+            "bias, 9 tokens, χ² 0.1: k1 to go, the token's ratio": (0.2, 0.5),
+            "bias, 24 tokens, χ² 0.1: exact KL per token, prefixes frozen": (0.15, 0.35),
+            "noise, 24 tokens, χ² 0: exact KL, prefix ratio (control)": (20, 32),
+            "noise, 24 tokens, χ² 0: exact KL, prefix ratio, leave-one-out (control)": (1.5, 4),
+            "noise, 24 tokens, χ² 0.1: exact KL, prefix ratio, leave-one-out": (15, 80),
+            "noise, 24 tokens, χ² 0.1: exact KL, prefix ratio, future from a perfect critic": (1.5, 5),
+        },
+    ),
+    "reward-kl-front": (
+        "holds when",
+        {
+            "on-policy, coefficient 1: objective lost, sequence": (0.05, 0.1),
+            "on-policy, coefficient 1: objective lost, exact per token": (0.2, 0.42),
+            "on-policy, equal KL, 0.25 of the common range: more than sequence, exact per token": (0.1, 0.22),
+            "16 updates late, equal KL, 0.25 of the common range: more than sequence, exact per token": (
+                0,
+                0.04,
+            ),
+            "best coefficient for a price of 0.75 a nat, sequence": (0.75, 0.75),
+            "best coefficient for a price of 0.75 a nat, exact per token": (1, 1),
+        },
+    ),
+    "exact-trust-region": (
+        "holds when",
+        {
+            "8 late: past the threshold and not dropped, exact TV": (0, 0),
+            "8 late: past the threshold and not dropped, sampled token": (0.04, 0.07),
+            "8 late: dropped that hardly moved, sampled token": (0, 0),
+            "8 late: dropped that hardly moved, exact TV": (0.015, 0.05),
+            "8 late: reward missing, no region (control)": (0.025, 0.06),
+            "8 late, best thresholds: reward more than sampled token, exact TV": (-0.012, 0.006),
         },
     ),
     "gaussian-kl": (
@@ -126,6 +165,17 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "reward more than GRPO with PPO's clip, KL-Cov": (0.002, 0.03),
             "entropy more than GRPO with PPO's clip, Clip-Cov": (-0.12, -0.03),
             "entropy more than no clip, KL-Cov": (0.001, 0.2),
+        },
+    ),
+    "entropy-control-budget": (
+        "refuted",
+        {
+            "small steps: distance from the target, GRPO (control)": (0.85, 0.95),
+            "small steps: distance from the target, STEER": (0.8, 0.95),
+            "small steps: distance from the target, sign": (0.8, 0.95),
+            "small steps: distance from the target, thermostat (control)": (0, 0.05),
+            "large steps: reward more than GRPO, thermostat (control)": (0.2, 0.35),
+            "large steps: reward more than GRPO, sign": (-0.05, 0),
         },
     ),
     "eighty-twenty": (
@@ -386,7 +436,17 @@ def test_grids_are_searched_by_one_function() -> None:
     found = {str(file): OWN_SEARCH.search(file.read_text(encoding="utf-8")) for file in files}
     assert not {name: match[0] for name, match in found.items() if match}, "use klent.kit.grid.grid_optimum"
     searching = {file.stem for file in files if "grid_optimum(" in file.read_text(encoding="utf-8")}
-    assert searching == {"chernoff", "curves", "efficiency", "entropy_minimisation", "robust", "snr", "table"}
+    assert searching == {
+        "chernoff",
+        "curves",
+        "efficiency",
+        "entropy_minimisation",
+        "reward_front",
+        "robust",
+        "snr",
+        "table",
+        "trust_region",
+    }
 
 
 def test_efficiency_refuses_rates_that_end_at_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,6 +529,41 @@ def test_sabotage_of_gaussian_kl_changes_the_verdict(monkeypatch: pytest.MonkeyP
     kl = O.gaussian_kl
     monkeypatch.setattr(O, "gaussian_kl", lambda *args: -kl(*args))
     assert claim.verdict().word == "refuted"
+
+
+def test_sabotage_of_the_sequence_kl_is_seen_in_its_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one small world, enumerated: exact as it is, biased where the sampler's log-probabilities are ignored."""
+
+    def bias() -> float:
+        errors = sequence_estimators._of_world(trio(0, 3, 3, 0.3), 3, seed=0)
+        return errors[sequence_estimators._PLAIN].bias
+
+    monkeypatch.setattr(sequence_estimators, "_GROUPS", 4)
+    assert bias() < 1e-12
+    loss = O.sequence_kl_loss
+    monkeypatch.setattr(
+        O, "sequence_kl_loss", lambda *args, **kwargs: loss(*args, **kwargs | {"logp_gen": None})
+    )
+    assert bias() > 0.05
+
+
+def test_the_solved_front_is_what_no_policy_exceeds() -> None:
+    one = table_world.world(0)
+    solved, random = table_world.best(one, 0.5), torch.randn(3, *one.reward.shape, dtype=torch.float64)
+    best = table_world.evaluate(solved, one)
+    others = table_world.evaluate(solved + 0.1 * random, one)
+    assert (others.reward - 0.5 * others.kl < best.reward - 0.5 * best.kl).all()
+
+
+def test_a_region_by_the_whole_distribution_drops_what_the_token_drops() -> None:
+    p, q = (torch.rand(200, 5, dtype=torch.float64).softmax(-1) for _ in range(2))
+    advantage = torch.randn(200, dtype=torch.float64)
+    tv = (p - q).abs().sum(-1) / 2
+    by_token = trust_region.dppo(p[:, 0].log(), q[:, 0].log(), advantage, threshold=0.05)[1]
+    by_all = trust_region.dppo(p[:, 0].log(), q[:, 0].log(), advantage, distance=tv, threshold=0.05)[1]
+    assert by_token.any()
+    assert (by_all | ~by_token).all()
+    assert (by_all & ~by_token).any()
 
 
 def test_sabotage_of_qsft_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from klent.claims.claim import Claim, Figure, RealRuns, Subject, Verdict
 from klent.claims.entropy import (
     collision,
+    control_budget,
     covariance_methods,
     eighty_twenty,
     entropy_covariance,
@@ -18,7 +19,10 @@ from klent.claims.kl import (
     k2_loss,
     k3_loss,
     positive_reward,
+    reward_front,
+    sequence_estimators,
     token_ratio,
+    trust_region,
 )
 from klent.claims.mixture import chernoff, efficiency, expansion, family, robust, snr
 from klent.claims.preference import dpo_optimum, ppl_conditions
@@ -32,6 +36,9 @@ CLAIMS: tuple[Claim, ...] = (
     k2_loss.CLAIM,
     k3_loss.CLAIM,
     token_ratio.CLAIM,
+    sequence_estimators.CLAIM,
+    reward_front.CLAIM,
+    trust_region.CLAIM,
     gaussian.CLAIM,
     dpo_optimum.CLAIM,
     fixed_point.CLAIM,
@@ -42,6 +49,7 @@ CLAIMS: tuple[Claim, ...] = (
     rare_actions.CLAIM,
     reward_entropy_law.CLAIM,
     covariance_methods.CLAIM,
+    control_budget.CLAIM,
     eighty_twenty.CLAIM,
     collision.CLAIM,
     majority_vote.CLAIM,

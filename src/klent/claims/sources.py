@@ -63,3 +63,19 @@ EMPO = (
 ONE_SHOT_EM = "Gao et al., One-shot Entropy Minimization, 2025, arXiv:2505.20282"
 CHERNOFF = "Nielsen, An Information-Geometric Characterization of Chernoff Information, 2013"
 INFORMATION_GEOMETRY = "Amari and Nagaoka, Methods of Information Geometry, 2000"
+COMEDY = (
+    "Shah et al., A Comedy of Estimators: On KL Regularization in RL Training of LLMs, 2025, arXiv:2512.21852"
+)
+AMINI_KL = (
+    "Amini, Vieira and Cotterell, Better Estimation of the KL Divergence Between Language Models, 2025, "
+    "arXiv:2504.10637"
+)
+DPPO = "Qi et al., Rethinking the Trust Region in LLM Reinforcement Learning, 2026, arXiv:2602.04879"
+STEER = (
+    "Hao et al., Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective, 2025, "
+    "arXiv:2510.10150"
+)
+ENTROCRAFT = (
+    "Li et al., Addressing Performance Saturation for LLM RL via Precise Entropy Curve Control, 2026, "
+    "arXiv:2604.26326"
+)

@@ -121,7 +121,8 @@ class CausalPolicy(nn.Module):
         numbers = None
         for name, other in others.items():
             policy, teacher = self.head(states), against[name]
-            if numbers is None and not collision and teacher.plain and comparable(policy, other):
+            shares = name == "kl" and teacher.plain and not collision
+            if shares and comparable(policy, other):
                 logp, entropy, apart[name] = token_stats_and_kl(policy, rows.target.to(states.device), other)
                 numbers = TokenStats(logp, entropy)
             else:
