@@ -11,6 +11,7 @@ from statistics import mean
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tiny import tiny_folder
 
 from klent.config import make_recipe
@@ -202,6 +203,51 @@ def test_the_readmes_timings_are_those_of_the_benchmarks() -> None:
                     row,
                     number,
                 )
+
+
+@pytest.fixture
+def entropy_seeds(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    folder = EXAMPLES.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    return load(folder / "entropy_seeds.py")
+
+
+def test_the_log_compares_trls_entropy_as_the_committed_runs_do(entropy_seeds: types.ModuleType) -> None:
+    log = (EXAMPLES.parent / "docs" / "log.md").read_text(encoding="utf-8")
+    lines = [line for line in entropy_seeds.summary(entropy_seeds.RESULTS) if line]
+    assert len(lines) > 8
+    assert [line for line in lines if line not in log] == []
+
+
+def test_two_trainers_are_compared_by_welchs_interval(entropy_seeds: types.ModuleType) -> None:
+    ours, theirs = [1.0, 2.0, 4.0], [2.0, 4.0, 7.0, 8.0]
+    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    assert entropy_seeds.welch(ours, theirs) == pytest.approx((-35 / 12, *expected))
+
+
+def test_a_replay_compares_gradients_and_weights(entropy_seeds: types.ModuleType, tmp_path: Path) -> None:
+    """A gradient 1 % off, and a step in which klent had none; weights as shares of the way gone."""
+    workers = sys.modules["entropy_workers"]
+    one = torch.ones(4)
+    for step, gradient in ((1, {"w": 3 * one}), (2, {})):
+        torch.save({"gradient": gradient}, tmp_path / f"step_{step}.pt")
+        torch.save({"w": 2 * one}, tmp_path / f"weights_{step}.pt")
+    torch.save({"w": one}, tmp_path / "weights_0.pt")
+    found = workers.compared(tmp_path, 1, {"w": 3.03 * one}, {"w": 2.2 * one})
+    assert found == pytest.approx(
+        {"gradient_norm": 6, "gradient_gap": 0.01, "way": 2, "weights_gap": 0.2}, rel=1e-5
+    )
+    assert workers.compared(tmp_path, 2, {"w": 0 * one}, {"w": 2 * one})["gradient_gap"] == 0.0
+    with pytest.raises(SystemExit, match="not train the same parameters"):
+        workers.compared(tmp_path, 1, {"other": one}, {"w": one})
+
+
+def test_surprise_is_summed_over_the_mask(entropy_seeds: types.ModuleType) -> None:
+    """Excesses of 0.5 and -0.25 nats; the padding does not count."""
+    workers = sys.modules["entropy_workers"]
+    logp, entropy = torch.tensor([[-1.5, -0.75, 0.0]]), torch.tensor([[1.0, 1.0, 9.0]])
+    found = workers.surprise(logp, entropy, torch.tensor([[True, True, False]]))
+    assert found == pytest.approx({"surprise": 0.25, "surprise_squares": 0.3125, "tokens": 2})
 
 
 def test_verdicts_and_resolution_by_hand(tables: types.ModuleType) -> None:
