@@ -80,6 +80,8 @@ RECIPES = {
     "kl in the loss": {"loss": {"kl_in_loss": {"coef": 0.05}}},
     "kl of sequences": {"loss": {"sequence_kl": {"coef": 0.05}}},
     "kl_cov": {"method": "kl_cov", "select": {"penalised": {"kl_cov_tokens": {"fraction": 0.1}}}},
+    "steer": {"method": "steer"},
+    "kl_cov_exact": {"method": "kl_cov_exact"},
 }
 #: passes without gradient: before the update, of the reference, between optimizer steps, and the probe after it
 PASSES = {
@@ -90,6 +92,8 @@ PASSES = {
     "kl in the loss": 2,
     "kl of sequences": 1,
     "kl_cov": 1 + 1 + 3,
+    "steer": 1,
+    "kl_cov_exact": 1 + 1 + 3,
 }
 
 
