@@ -11,7 +11,7 @@ from klent.claims.claim import Claim, Figure, Figures, Judgement, number, over_s
 from klent.claims.sources import ENTROCRAFT, STEER
 from klent.claims.worlds import shared
 from klent.config import EntropyTarget, Thermostat
-from klent.control.thermostat import Controller, target_at
+from klent.control.thermostat import Controller
 
 _SEEDS = range(8)
 _STEPS, _INNER = 240, 3
@@ -67,7 +67,7 @@ def train(method: Method, setting: Setting, bonus: float = 0.0) -> Run:
     controllers = [
         Controller(Thermostat(target=setting.target(), start=0.0), lambda value: None) for _ in _SEEDS
     ]
-    target = [target_at(setting.target(), step, 0.0) for step in range(1, _STEPS + 1)]
+    target = [setting.target().at(step, 0.0) for step in range(1, _STEPS + 1)]
     entropies, coefs = [], []
     for step in range(1, _STEPS + 1):
         logp_all = shared.policy(world, weights)
