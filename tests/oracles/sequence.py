@@ -34,24 +34,12 @@ def slopes(
     return in_logp, in_value
 
 
-def others(logp: Array, value: Array, mask: NDArray[np.bool_], logp_gen: Array, group: list[int]) -> Array:
-    """Mean future of the other rows of the group that have the token, weighted by their prefixes with it."""
-    future, after = np.zeros(logp.shape), np.zeros(logp.shape)
-    for row in range(len(logp)):
-        for t in np.flatnonzero(mask[row]):
-            for later in np.flatnonzero(mask[row]):
-                path = [s for s in np.flatnonzero(mask[row]) if s < later]
-                if later > t:
-                    future[row, t] += value[row, later] * math.prod(
-                        math.exp(logp[row, s] - logp_gen[row, s]) for s in path
-                    )
-            after[row, t] = math.prod(
-                math.exp(logp[row, s] - logp_gen[row, s]) for s in np.flatnonzero(mask[row]) if s <= t
-            )
-    result = np.zeros(logp.shape)
-    for row in range(len(logp)):
-        for t in np.flatnonzero(mask[row]):
-            peers = [i for i in range(len(logp)) if i != row and group[i] == group[row] and mask[i, t]]
-            if peers:
-                result[row, t] = sum(future[i, t] for i in peers) / sum(after[i, t] for i in peers)
+def others(value: Array, mask: NDArray[np.bool_], group: list[int]) -> Array:
+    """Mean of what is still to come over the other rows of the group that have the token."""
+    result = np.zeros(value.shape)
+    for row, t in np.argwhere(mask):
+        peers = [i for i in range(len(value)) if i != row and group[i] == group[row] and mask[i, t]]
+        if peers:
+            ahead = [value[i, t + 1 :][mask[i, t + 1 :]].sum() for i in peers]
+            result[row, t] = sum(ahead) / len(peers)
     return result

@@ -48,7 +48,8 @@ def sequence_kl_loss(
         logp_gen: the same tokens under the policy that sampled them, nats, ``[B, T]``, without gradient. None
             says that it is the policy being trained: all weights are 1.
         group: the prompt that each row answers, ``[B]`` integers. Given, and without ``baseline``, bₜ is the
-            mean of Fₜ/wₜ₊₁ over the other rows of the group that have a token at t, each with weight wₜ₊₁.
+            mean of Σₛ>ₜ klₛ over the other rows of the group that have a token at t. It is the sampler's future
+            and not the policy's, without a weight and so without its noise: a baseline may be off.
         baseline: expected divergence of the tokens after each, given those before it, nats, ``[B, T]``: a
             critic's values. It may not depend on the row's own token t or later ones. Receives no gradient.
         weight_max: bound of wₜ, at least 1; None is no bound.
@@ -203,13 +204,12 @@ def _sequence_total(
     bound = math.inf if weight_max is None else math.log(weight_max)
     weight = (log_after - log_ratio).clamp(max=bound).exp()  # of the prefix before each token
     paid = weight * value.detach()
-    future = _later(paid)
-    cost = future
+    cost = _later(paid)
     if baseline is not None or group is not None:
         after = weight * log_ratio.exp()  # the token's own ratio is not bounded: its mean score stays 0
         if baseline is None:
             assert group is not None
-            baseline = _of_the_others(future, after, mask, group)
+            baseline = _of_the_others(_later(value.detach()), mask, group)
         (baseline,) = on_mask(mask, baseline.detach())
         cost = _later(paid - (after - weight) * baseline) - after * baseline
     (loss,) = on_mask(mask, weight * value + cost * (logp - logp.detach()))
@@ -232,8 +232,8 @@ def _later(values: Tensor) -> Tensor:
     return values.flip(1).cumsum(dim=1).flip(1) - values
 
 
-def _of_the_others(future: Tensor, after: Tensor, mask: Tensor, group: Tensor) -> Tensor:
-    """Mean future of the other rows of each row's group with a token at t, weighted by their prefixes; else 0."""
+def _of_the_others(future: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    """Mean future of the other rows of each row's group that have a token at t; 0 where there is none."""
     _, index = group.unique(return_inverse=True)
     grid = future.new_zeros(int(index.max()) + 1 if len(index) else 0, future.shape[1])
 
@@ -241,9 +241,8 @@ def _of_the_others(future: Tensor, after: Tensor, mask: Tensor, group: Tensor) -
         values = torch.where(mask, values, 0.0)
         return grid.index_add(0, index, values)[index] - values
 
-    weight = others(after)
-    enough = others(torch.ones_like(after)) > 0.5
-    return torch.where(enough & (weight > 0), others(future) / weight.clamp_min(1e-30), 0.0)
+    count = others(torch.ones_like(future))
+    return torch.where(count > 0.5, others(future) / count.clamp_min(1.0), 0.0)
 
 
 def _last(mask: Tensor) -> Tensor:
