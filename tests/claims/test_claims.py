@@ -77,7 +77,7 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "bias, 24 tokens, χ² 0.1: exact KL per token, prefixes frozen": (0.15, 0.35),
             "noise, 24 tokens, χ² 0: exact KL, prefix ratio (control)": (20, 32),
             "noise, 24 tokens, χ² 0: exact KL, prefix ratio, leave-one-out (control)": (1.5, 4),
-            "noise, 24 tokens, χ² 0.1: exact KL, prefix ratio, leave-one-out": (15, 80),
+            "noise, 24 tokens, χ² 0.1: exact KL, prefix ratio, leave-one-out": (3, 14),
             "noise, 24 tokens, χ² 0.1: exact KL, prefix ratio, future from a perfect critic": (1.5, 5),
         },
     ),
