@@ -82,6 +82,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "step_terms_cpu.csv", help="CSV to write (replaced)"
@@ -94,9 +95,9 @@ def main() -> None:
     sys.path.insert(0, str(HERE))
     from common import write
 
-    rounds: dict[str, list[list[dict[str, float]]]] = {arm: [] for arm in ARMS}
+    rounds: dict[str, list[list[dict[str, float]]]] = {arm: [] for arm in options.arms}
     for number in range(options.rounds):
-        for arm in ARMS:
+        for arm in options.arms:
             rounds[arm].append(measure(arm, options.steps, options.model))
             seconds = statistics.median(row["time/step"] for row in rounds[arm][-1])
             print(f"round {number + 1}: {arm} {seconds:.2f} s per step", flush=True)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from klent import mixture, objectives
-from klent.head.divergence import Divergence, Head, token_divergence
+from klent.head.divergence import DivergenceKind, Head, token_divergence
 from klent.kit.student import t_bound
 
 SYMBOLS, LENGTH, RIGHT, SAMPLES, TRIES, UNSURE = 4, 4, 8, 16, 32, 0.7
@@ -48,7 +48,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Student's logits, teacher's logits and symbol of each token, ``[N, ...]`` -> a loss per token, ``[N]``."""
 
 
-def divergence(kind: Divergence, above: float | None = None) -> Loss:
+def divergence(kind: DivergenceKind, above: float | None = None) -> Loss:
     """The divergence over the whole vocabulary."""
 
     def loss(student: Tensor, teacher: Tensor, symbol: Tensor) -> Tensor:

@@ -131,7 +131,8 @@ def differs_capped(module: types.ModuleType, p: Problem) -> bool:
 def differs_in_collision(module: types.ModuleType, p: Problem) -> bool:
     """Whether a sum of squared probabilities is off from NumPy."""
     head = Head(p.hidden, p.weight, p.bias, LogitTransform(p.temperature))
-    actual = module.token_stats_chunked(head, p.target, True, True)[2:]
+    out = module.token_stats_chunked(head, p.target, True, True)
+    actual = (out.collision, out.collision_logp)
     arrays = (p.hidden.numpy(), p.weight.numpy(), p.bias.numpy(), p.temperature)
     return any(off(a, torch.from_numpy(t)) for a, t in zip(actual, oracle.collision(*arrays), strict=True))
 

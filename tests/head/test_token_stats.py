@@ -264,6 +264,17 @@ def test_a_masked_target_is_impossible() -> None:
 # The collision
 
 
+def squares(out: TokenStats) -> tuple[Tensor | None, Tensor | None]:
+    return out.collision, out.collision_logp
+
+
+def test_the_stats_unpack_as_the_two_that_objectives_read() -> None:
+    out = stats(problem(3, 4, 5), collision=True)
+    logp, entropy = out
+    assert logp is out.logp
+    assert entropy is out.entropy
+
+
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 @pytest.mark.parametrize("softcap", [None, 3.0], ids=["plain", "softcap"])
 @pytest.mark.parametrize("entropy", [True, False], ids=["with entropy", "without"])
@@ -278,7 +289,7 @@ def test_collision_equals_the_oracle(
         p.bias[0] = -torch.inf
     arrays = (p.hidden.numpy(), p.weight.numpy(), p.bias.numpy(), p.temperature)
     out = stats(p, implementation=implementation, entropy=entropy, collision=True, softcap=softcap)
-    for actual, expected in zip(out[2:], oracle.collision(*arrays, softcap), strict=True):
+    for actual, expected in zip(squares(out), oracle.collision(*arrays, softcap), strict=True):
         torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=1e-11, atol=1e-13)
     assert (out.entropy is None) == (not entropy)
     plain = stats(p, implementation=implementation, softcap=softcap)
@@ -314,7 +325,7 @@ def test_collision_of_extreme_logits() -> None:
     p = problem(6, 4, 200)
     p.bias[:128] = -torch.inf
     small = replace(p, bias=p.bias[128:], weight=p.weight[128:], target=p.target % 72)
-    for actual, expected in zip(stats(p, collision=True)[2:], stats(small, collision=True)[2:], strict=True):
+    for actual, expected in zip(*(squares(stats(x, collision=True)) for x in (p, small)), strict=True):
         torch.testing.assert_close(actual, expected)
 
 

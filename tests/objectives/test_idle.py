@@ -102,6 +102,8 @@ def check_whole(case: Case, idle: Idle | None, seed: int) -> None:
 
 def shifted_by(shift: float, batch: Batch) -> Batch:
     """What the policy is compared with, moved away from it a little, and how far that is."""
+    if "logp" not in batch:
+        return {}
     near = dict.fromkeys({"logp_old", "logp_gen"} & batch.keys(), batch["logp"] + shift)
     return near | {name: torch.full_like(batch["logp"], abs(shift)) for name in {"distance"} & batch.keys()}
 

@@ -188,7 +188,8 @@ def effective_share(log_ratio: Tensor, mask: Tensor, *, whole: bool) -> float:
         whole: whether a sample is a whole completion.
 
     >>> two = torch.tensor([[0.0, 0.0], [0.0, -800.0]], dtype=torch.float64)
-    >>> [effective_share(two, torch.ones(2, 2, dtype=torch.bool), whole=whole) for whole in (False, True)]
+    >>> every = torch.ones(2, 2, dtype=torch.bool)
+    >>> [round(effective_share(two, every, whole=whole), 4) for whole in (False, True)]
     [0.75, 0.5]
     """
     log_weight = log_ratio.sum(dim=1) if whole else log_ratio[mask]

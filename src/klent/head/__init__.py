@@ -109,9 +109,10 @@ def token_stats(
     compute = _choose(implementation, hidden)
     head = Head(hidden.reshape(-1, hidden.shape[-1]), weight, bias, transform)
     stats = compute(head, target.reshape(-1), entropy, collision)
-    return TokenStats(
-        stats.logp.view(target.shape), *(None if x is None else x.view(target.shape) for x in stats[1:])
-    )
+    numbers = (stats.logp, stats.entropy, stats.collision, stats.collision_logp)
+    logp, *others = (None if x is None else x.view(target.shape) for x in numbers)
+    assert logp is not None
+    return TokenStats(logp, *others)
 
 
 def _choose(implementation: str, hidden: Tensor) -> Callable[[Head, Tensor, bool, bool], TokenStats]:

@@ -124,7 +124,12 @@ def _check_kind(divergence: str, skew: float, forward_above: float | None) -> No
     if forward_above is None:
         return
     if divergence != "reverse":
-        reason = f"the rows of {divergence} are all alike"
+        joined = (
+            "no forward divergence to add"
+            if divergence == "total_variation"
+            else "the forward divergence at every row"
+        )
+        reason = f"{divergence} has {joined}"
         raise ValueError(f"forward_above belongs to divergence 'reverse': {reason}; leave it out")
     if not 0 <= forward_above < math.inf:
         raise ValueError(f"forward_above is {forward_above}, expected a number in [0, inf), nats")

@@ -42,17 +42,34 @@ class Head(NamedTuple):
         return self._replace(weight=self.weight[:size], bias=bias)
 
 
-class TokenStats(NamedTuple):
-    """The numbers per token that objectives work with, in the shape of ``target``."""
-
+class _Pair(NamedTuple):
     logp: Tensor
-    """Log-probability of the target, nats."""
     entropy: Tensor | None
-    """Entropy of the whole distribution, nats; None where it was not asked for."""
+
+
+class TokenStats(_Pair):
+    """The numbers per token that objectives work with, in the shape of ``target``; it unpacks as the first two.
+
+    Attributes:
+        logp: log-probability of the target, nats.
+        entropy: of the whole distribution, nats; None where it was not asked for.
+        collision: ``sum_v p_v^2``, the probability that two draws agree, without gradient; None where not asked for.
+        collision_logp: ``sum_v p_v^2 log p_v``, nats, without gradient; None where not asked for.
+    """
+
     collision: Tensor | None = None
-    """``sum_v p_v^2``, the probability that two draws agree, without gradient; None where not asked for."""
     collision_logp: Tensor | None = None
-    """``sum_v p_v^2 log p_v``, nats, without gradient; None where not asked for."""
+
+    def __new__(
+        cls,
+        logp: Tensor,
+        entropy: Tensor | None,
+        collision: Tensor | None = None,
+        collision_logp: Tensor | None = None,
+    ) -> "TokenStats":
+        stats = super().__new__(cls, logp, entropy)
+        stats.collision, stats.collision_logp = collision, collision_logp
+        return stats
 
 
 def accumulation_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

@@ -26,7 +26,19 @@ _TAKEN = "is a name that klent uses itself, or that cannot be shown: the metric 
 _OWN_NAMES = frozenset({"mean", "std", "unscorable"})  # of reward/...
 OWN_FAMILIES = frozenset(
     {"completion", "covariance", "episode", "eval", "forks", "grad", "group", "kl", "law", "memory"}
-    | {"mixture", "objective", "optimizer", "policy", "rest", "reward", "select", "selected", "semantic"}
+    | {
+        "entropy",
+        "mismatch",
+        "mixture",
+        "objective",
+        "optimizer",
+        "policy",
+        "rest",
+        "reward",
+        "select",
+        "selected",
+    }
+    | {"semantic", "sequence"}
     | {"skewness", "sync", "thermostat", "time", "tokens", "update"}
 )
 """The first parts of names of klent's own metrics, which a reward cannot log."""

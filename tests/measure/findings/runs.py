@@ -45,6 +45,8 @@ def healthy() -> Columns:
         "objective/loss": wave(0.01),
         "group/zero_variance": wave(0.3),
         "mixture/ess": wave(0.7),
+        "sequence/ess": wave(0.9),
+        "sequence/chi2": wave(1e-4),
         "grad/norm": wave(1.0),
         "update/skipped": wave(0.0),
         "tokens/rollout": wave(6400.0),
@@ -72,6 +74,7 @@ SICK: dict[str, Columns] = {
     "nonfinite": {"update/skipped": step(0.0, 1.0, first=20), "grad/norm": step(1.0, float("nan"), first=20)},
     "logp_mismatch": {"policy/logp_mismatch": step(0.004, 0.12, first=9)},
     "degenerate_weights": {"mixture/ess": step(0.6, 0.04, first=13)},
+    "stale_prefixes": {"sequence/ess": step(0.8, 0.04, first=13)},
     "unscorable": {"reward/unscorable": step(0.0, 0.3, first=7)},
     "throughput_decay": {"tokens/rollout_per_second": ramp(1000.0, 300.0, first=6)},
 }
@@ -90,6 +93,7 @@ ONSET = {
     "nonfinite": (21, 21),
     "logp_mismatch": (10, 11),
     "degenerate_weights": (14, 15),
+    "stale_prefixes": (14, 15),
     "unscorable": (8, 8),
     "throughput_decay": (19, 24),
 }
