@@ -71,10 +71,6 @@ AMINI_KL = (
     "arXiv:2504.10637"
 )
 DPPO = "Qi et al., Rethinking the Trust Region in LLM Reinforcement Learning, 2026, arXiv:2602.04879"
-STEER = (
-    "Hao et al., Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective, 2025, "
-    "arXiv:2510.10150"
-)
 ENTROCRAFT = (
     "Li et al., Addressing Performance Saturation for LLM RL via Precise Entropy Curve Control, 2026, "
     "arXiv:2604.26326"
