@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / folder) for folder in (".", "unsupervised", "mixture_world", "small_model")]
 
 from curves import table as worlds_table  # noqa: E402
-from front import ARMS, at_equal_coefficient, at_equal_kl  # noqa: E402
+from front import at_equal_coefficient  # noqa: E402
 from mixture_tables import (  # noqa: E402
     before_training,
     solver_table,
@@ -168,14 +168,6 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
                 "total, `sequence_kl` less this one",
             ],
             at_equal_coefficient(plain(HERE / "small_model" / "front.csv")),
-        ),
-        "front, equal KL": lambda: markdown(
-            [
-                "KL per completion, nats",
-                *(f"`{arm}`" for arm in ARMS),
-                *(f"first less `{arm}`" for arm in ARMS[1:]),
-            ],
-            at_equal_kl(plain(HERE / "small_model" / "front.csv")),
         ),
     },
     "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},

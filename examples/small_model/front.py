@@ -73,11 +73,12 @@ def train_one(arm: str, coef: float, seed: int, steps: int, runs: Path) -> Row:
 
 
 def plan(
-    arms: Sequence[str], coefs: Sequence[float], seeds: Sequence[int]
+    arms: Sequence[str], coefs: Sequence[float], seeds: Sequence[int], *, control: bool
 ) -> Iterator[tuple[str, float, int]]:
     """Seed by seed, so that an interrupted study has whole seeds."""
     for seed in seeds:
-        yield "no", 0.0, seed
+        if control:
+            yield "no", 0.0, seed
         yield from ((arm, coef, seed) for coef, arm in product(coefs, arms))
 
 
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--coefs", nargs="+", type=float, default=list(COEFS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--only-arms", action="store_true", help="leave out the runs without a KL term")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--runs", type=Path, default=Path("runs/small_front"))
     parser.add_argument("--out", type=Path, default=FILE, help="CSV to write (replaced)")
@@ -169,7 +171,7 @@ def main() -> None:
         report(read(options.out))
         return
     rows: list[Row] = []
-    runs = list(plan(options.arms, options.coefs, options.seeds))
+    runs = list(plan(options.arms, options.coefs, options.seeds, control=not options.only_arms))
     for number, (arm, coef, seed) in enumerate(runs, 1):
         rows.append(train_one(arm, coef, seed, options.steps, options.runs))
         print(f"{number}/{len(runs)}", *(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
