@@ -62,7 +62,7 @@ class RealRuns(NamedTuple):
     """What runs with language models showed about a claim, and where; the page there names the claim too."""
 
     page: str  # of docs/, with the section: entropy.md#does-the-law-predict
-    agree: Literal["agree", "agree in part", "disagree"]  # with the verdict
+    agree: Literal["agree", "agree in part", "disagree", "cannot tell"]  # with the verdict
     found: str
 
     def __str__(self) -> str:
