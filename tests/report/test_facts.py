@@ -159,6 +159,14 @@ def test_the_last_value_is_the_ends_only_where_the_end_has_one() -> None:
     assert headline(run)["stats"][0].sub == "nats per token, at step 2"
 
 
+def test_the_kl_of_completions_is_told_where_it_is_held() -> None:
+    run = run_of({"kl/update": [0.01, 0.05, 0.03], "kl/sequence": [0.2, None, 1.25]})
+    assert said(run)["Distance"].endswith("; whole completions were last 1.2 nats from the reference.")
+    (tile,) = [stat for stat in headline(run)["stats"] if stat.label == "KL from reference"]
+    assert (tile.value, tile.sub) == ("1.2", "nats per completion, last measured")
+    assert [key.metric for key in figures.kl(run).keys] == ["kl/update", "kl/sequence"]
+
+
 def test_distance_names_the_largest_step() -> None:
     run = run_of({"kl/update": [0.01, 0.05, 0.03], "kl/reference": [0.0, 0.1, 0.25]})
     assert said(run)["Distance"] == (

@@ -240,6 +240,9 @@ def _kl(run: RunData) -> Fact | None:
         )
     if reference:
         parts.append(f"{when} it was {number(reference[-1], 2)} nats per token from the reference")
+    _, sequence = run.series("kl/sequence")
+    if sequence:
+        parts.append(f"whole completions were last {number(sequence[-1], 2)} nats from the reference")
     text = "; ".join(parts)
     return Fact("Distance", text[0].upper() + text[1:] + ".") if text else None
 

@@ -95,6 +95,7 @@ def kl(run: RunData) -> Figure | None:
         "KL divergence",
         Panel("per update, nats per token", (Line("kl/update", "per update", "reward"),)),
         Panel("from the reference, nats per token", (Line("kl/reference", "from the reference", "ink"),)),
+        Panel("from the reference, nats per completion", (Line("kl/sequence", "per completion", "ink"),)),
     )
 
 

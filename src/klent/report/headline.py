@@ -120,6 +120,9 @@ def _distance(run: RunData) -> Stat | None:
     if reference:
         when = "the last step" if at[-1] == run.steps[-1] else f"step {at[-1]:,}"
         return Stat("KL from reference", "", number(reference[-1], 2), f"nats per token, at {when}")
+    _, sequence = run.series("kl/sequence")
+    if sequence:
+        return Stat("KL from reference", "", number(sequence[-1], 2), "nats per completion, last measured")
     moved = [row for row in run.rows if not is_idle(row)]
     _, update = Table(moved).series("kl/update")
     if not update:
