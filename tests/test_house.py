@@ -176,7 +176,10 @@ def test_nobody_asks_for_the_class_of_a_section():
     assert not found, "\n".join(found)
 
 
-ROOTS = {f"runs/{name}.py" for name in ("api", "build", "evaluate", "objective", "plan", "results", "train")}
+ROOTS = {
+    f"runs/{name}.py"
+    for name in ("api", "build", "critics", "evaluate", "objective", "plan", "results", "train", "updaters")
+}
 WHOLE_RECIPE = {"config", "studies", "cli"}
 
 

@@ -267,7 +267,7 @@ REFUSED = {
     ),
     "two estimators": (
         "advantage: {leave_one_out: {}, group_advantage: {}}\n",
-        "advantage: takes one estimator",
+        "advantage.group_advantage: does not change what leave_one_out gives; keep one of the two",
     ),
     "no loss": ("loss: {ppo_clip: null}\n", "my.yaml:6: loss: has no term; name one"),
     "removing what does not exist": (
@@ -364,7 +364,7 @@ REFUSED_OVERRIDES = {
         "command line: token_reward.kl_in_reward.estimator=k2: ",
     ),
     "range of the function": (["loss.ppo_clip.clip_low=-0.1"], "command line: loss.ppo_clip.clip_low=-0.1: "),
-    "both kinds of task": (["task.gym=chain_sum", "task.data=a.jsonl"], "name one source of problems"),
+    "both kinds of task": (["task.gym=chain_sum", "task.data=a.jsonl"], "name one source: {gym: GENERATOR}"),
     "key of the other task": (
         ["task.split=test"],
         "task.split=test: is not used by a gym task, only by a data task",
@@ -543,7 +543,7 @@ def test_sections_answer_for_themselves(write):
     sampled = load_recipe(write(BASE + mixture))
     replayed = load_recipe(write("model: m\nmethod: sft\ntask: {data: a.jsonl}\nsteps: 3\n"))
     assert (sampled.rollout.sampled, replayed.rollout.sampled) == (True, False)
-    assert (sampled.rollout.needed_columns, replayed.rollout.needed_columns) == ((), ("completion",))
+    assert replayed.task.completions == ("completion",)
     assert (sampled.rollout.temperature, replayed.rollout.temperature) == (0.7, 1.0)
     assert (sampled.rollout.mixture.target.model, replayed.rollout.mixture) == ("b/b", None)
     assert (sampled.task.source, replayed.task.source) == ("chain_sum", "a.jsonl")

@@ -18,7 +18,12 @@ GYM = {"model": "m", "task": {"gym": "chain_sum"}, "reward": "gym", "steps": 2}
 DATA = {"model": "m", "task": {"data": "a.jsonl"}, "steps": 2}
 
 
-NEEDS = {"sft": DATA, "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}}}  # more than GYM
+PAIRS = {**DATA, "task": {"pairs": "pairs.jsonl"}}
+NEEDS = {
+    "sft": DATA,
+    "dpo": PAIRS,
+    "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}},
+}  # more than GYM
 
 
 def clip(low: float, high: float, ratio: str = "token") -> dict:

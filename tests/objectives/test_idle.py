@@ -92,6 +92,8 @@ def check_whole(case: Case, idle: Idle | None, seed: int) -> None:
         batch[name] = batch[name] * (torch.rand(batch[name].shape, generator=generator) < 0.5)
     if "entropy_old" in batch:
         batch["entropy"] = batch["entropy_old"]
+    if "value_old" in batch:
+        batch["value"] = batch["value_old"]
     if "sample" in batch:
         batch["logp"] = O.gaussian_logp(batch["sample"], batch["mean"], batch["std"])
     shifted = [shifted_by(shift, batch) for shift in (-0.01, 0.0, 0.01)]

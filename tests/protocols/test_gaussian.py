@@ -45,7 +45,7 @@ class GaussianPolicy(nn.Module):
     def microbatches(self, batch: Batch, rows) -> list[list[int]]:
         return [[row] for row in rows]  # one at a time: the cut must not matter
 
-    def evaluate(self, batch: Batch, rows, *, compared=()) -> Stats:
+    def evaluate(self, batch: Batch, rows, *, also=()) -> Stats:
         actions = torch.stack([batch.episodes[row].tokens for row in rows])
         logp = self.distribution.log_prob(actions)
         return Stats(logp, self.distribution.entropy().expand_as(logp), tokens=logp.numel())

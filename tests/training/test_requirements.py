@@ -23,10 +23,10 @@ from klent.training.update import Updater
 
 NONE = Requirements(
     old=False,
+    value_old=False,
     reference=False,
     reselect=False,
-    compared=frozenset(),
-    collision=False,
+    also=frozenset(),
     whole_groups=False,
     rewards=True,
 )
@@ -67,7 +67,7 @@ def test_what_reads_no_advantage_needs_no_reward():
 
 def test_a_term_about_whole_sequences_compares_inside_the_update_and_keeps_groups_whole():
     found = needs({"sequence_kl": {"coef": 0.1}}, advantage=None)
-    assert found == replace(NONE, compared=frozenset({"kl"}), whole_groups=True, rewards=False)
+    assert found == replace(NONE, also=frozenset({"kl"}), whole_groups=True, rewards=False)
     found = needs({"sequence_entropy": {"coef": 0.1}}, advantage=None)
     assert found == replace(NONE, whole_groups=True, rewards=False)
 
@@ -134,7 +134,7 @@ def test_a_step_makes_the_passes_that_the_plan_announces(name, tmp_path, monkeyp
     assert len(measured) == PASSES[name]
     plan, announced = step_requirements(recipe), "\n".join(describe_plan(recipe))
     assert plan.old == ("log-probs at the start of the step" in announced)
-    compared = "kl" in plan.compared
+    compared = "kl" in plan.also
     assert (plan.reference or compared) == ("reference model: none" not in announced)
     assert compared == ("exact KL to the reference" in announced)
     assert plan.reselect == (

@@ -61,7 +61,7 @@ def test_the_distance_is_that_of_all_logits_from_the_weights_that_were_kept(kind
         for parameter in step.policy.trainable().values():
             parameter.add_(0.1 * torch.randn_like(parameter))
     after = plain(step.policy.model, rows)
-    stats = step.policy.evaluate(rows, range(len(rows)), compared=["distance"])
+    stats = step.policy.evaluate(rows, range(len(rows)), also=["distance"])
     assert not stats.distance.requires_grad
     assert stats.logp.requires_grad
     for i, (q, p) in enumerate(zip(before, after, strict=True)):
@@ -76,15 +76,15 @@ def test_where_nothing_has_moved_the_distance_is_0_and_costs_nothing() -> None:
     rows, passes = batch(), []
     states = step.policy.states
     step.policy.states = lambda packed: passes.append(packed) or states(packed)
-    stats = step.policy.evaluate(rows, range(len(rows)), compared=["distance"])
+    stats = step.policy.evaluate(rows, range(len(rows)), also=["distance"])
     assert not stats.distance.any()
     assert len(passes) == 1
     with torch.no_grad():
         next(iter(step.policy.trainable().values())).mul_(1.01)
-    step.policy.evaluate(rows, range(len(rows)), compared=["distance"])
+    step.policy.evaluate(rows, range(len(rows)), also=["distance"])
     assert len(passes) == 3
     Keeper(kept).before_step(2)
-    step.policy.evaluate(rows, range(len(rows)), compared=["distance"])
+    step.policy.evaluate(rows, range(len(rows)), also=["distance"])
     assert len(passes) == 4
 
 
@@ -153,8 +153,8 @@ def test_an_exact_trust_region_drops_what_the_sampled_token_does_not_show() -> N
 
 def test_a_term_that_can_do_without_a_distance_asks_for_none() -> None:
     objective = Objective({"dppo": {}}, GROUP, None)
-    assert requirements(objective, optimizer_steps=4).compared == frozenset()
-    assert requirements(objective, optimizer_steps=4, asked=["distance"]).compared == {"distance"}
+    assert requirements(objective, optimizer_steps=4).also == frozenset()
+    assert requirements(objective, optimizer_steps=4, asked=["distance"]).also == {"distance"}
     assert not requirements(objective, optimizer_steps=1).old
     assert requirements(objective, optimizer_steps=1, asked=["logp_old"]).old
 

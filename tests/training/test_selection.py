@@ -301,7 +301,7 @@ def test_a_term_of_the_loss_may_read_the_sums():
     objective.terms = [Term("effect", effect_times_logp, {}, frozenset(names))]
     rows = batch()
     step = updater(objective, lr=0.0)
-    assert step.needs.collision
+    assert {"collision", "collision_logp"} <= step.needs.also
     objective.estimate_advantage(rows)
     gen = rows.streams
     numbers = (gen.logp_gen, gen.entropy_gen, gen.collision_gen, gen.collision_logp_gen, gen.advantage)

@@ -8,12 +8,13 @@ from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, TransformersRollout
-from klent.config.task import DataSettings, GymSettings
+from klent.config.task import DataSettings, FileSettings, GymSettings, PairsSettings
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
-from klent.config.training import Checkpoint, Lora, Optimizer, Reduce, Update
+from klent.config.training import Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
 __all__ = [
     "Checkpoint",
+    "Critic",
     "DataSettings",
     "DatasetRollout",
     "Distill",
@@ -21,12 +22,14 @@ __all__ = [
     "EntropyBand",
     "EntropyTarget",
     "Eval",
+    "FileSettings",
     "GymSettings",
     "Limits",
     "Lora",
     "Mismatch",
     "MixtureSettings",
     "Optimizer",
+    "PairsSettings",
     "Recipe",
     "Reduce",
     "Reward",

@@ -25,14 +25,23 @@ from klent.streams.registry import REGISTRY
 Function = Callable[..., typing.Any]
 Section = Literal["loss", "token_reward", "advantage", "select", "weigh"]
 
-KIND_OF: dict[Section, Kind] = {
-    "loss": "token_loss",
-    "token_reward": "token_reward",
-    "advantage": "advantage",
-    "select": "selector",
-    "weigh": "token_weight",
+KINDS_OF: dict[Section, tuple[Kind, ...]] = {
+    "loss": ("token_loss", "pair_loss"),
+    "token_reward": ("token_reward",),
+    "advantage": ("advantage",),
+    "select": ("selector",),
+    "weigh": ("token_weight",),
 }
-"""The kind of function that each section of a recipe names."""
+"""The kinds of function that each section of a recipe names; one that declares none is of the first."""
+
+STREAM_OF = {"values": "value_old"}
+"""The streams that parameters of another name take."""
+
+STREAM_OF_SIDE = {"reward": "score", "length": "mask"}
+"""The same for the parameters of a loss of pairs, without the side."""
+
+PAIRED = frozenset({"preferred", "group", "mask"})
+"""What every loss of pairs reads, to tell the two of a pair apart and to add up over their tokens."""
 
 TRAINED = frozenset(name for name, stream in REGISTRY.items() if "carries the gradient" in stream.meaning)
 """The streams that carry the policy's gradient; a loss reads at least one of them."""
@@ -42,6 +51,12 @@ _TENSORS = ("Tensor", "torch.Tensor")
 _OPTIONAL_TENSORS = ("Tensor | None", "torch.Tensor | None")  # for callers from Python
 
 
+def kind_in(section: Section, function: Function) -> Kind:
+    """What a function is where it stands in this section: what it declares, or what the section takes first."""
+    declared = declaration(function)
+    return KINDS_OF[section][0] if declared is None else declared.kind
+
+
 def streams_of(function: Function) -> set[str]:
     """Names of the streams and choices that a function reads.
 
@@ -49,7 +64,43 @@ def streams_of(function: Function) -> set[str]:
     >>> sorted(streams_of(objectives.ppo_clip))
     ['advantage', 'logp', 'logp_old', 'mask']
     """
-    return {name for name, p in _parameters(function).items() if _is_stream(p)} | choices_of(function)
+    if sides := sides_of(function):
+        return {stream for stream, _ in sides.values()} | PAIRED
+    return set(parameters_of(function).values()) | choices_of(function)
+
+
+def parameters_of(function: Function) -> dict[str, str]:
+    """For each parameter that takes a stream, the stream; but for a loss of pairs, see :func:`sides_of`."""
+    return {name: STREAM_OF.get(name, name) for name, p in _parameters(function).items() if _is_stream(p)}
+
+
+def is_per_token(function: Function) -> bool:
+    """Whether an advantage is estimated for each token, from rewards of tokens: it reads their mask.
+
+    >>> from klent import objectives
+    >>> is_per_token(objectives.gae), is_per_token(objectives.group_advantage)
+    (True, False)
+    """
+    return "mask" in _parameters(function)
+
+
+def sides_of(function: Function) -> dict[str, tuple[str, bool]]:
+    """For each parameter of a loss of pairs its stream, and whether it is the better answer's; {} of any other.
+
+    >>> from klent import objectives
+    >>> sides_of(objectives.bradley_terry)
+    {'reward_chosen': ('score', True), 'reward_rejected': ('score', False)}
+    """
+    declared = declaration(function)
+    if declared is None or declared.kind != "pair_loss":
+        return {}
+    sides = {}
+    for name, parameter in _parameters(function).items():
+        stem, _, side = name.rpartition("_")
+        stream = STREAM_OF_SIDE.get(stem, stem)
+        if side in ("chosen", "rejected") and stream in REGISTRY and parameter.default is parameter.empty:
+            sides[name] = (stream, side == "chosen")
+    return sides
 
 
 def choices_of(function: Function) -> set[str]:
@@ -73,7 +124,11 @@ def optional_of(function: Function) -> set[str]:
     >>> optional_of(objectives.kl_in_loss)
     {'logp_old'}
     """
-    return {name for name, p in _parameters(function).items() if _is_stream(p) and p.default is None}
+    return {
+        STREAM_OF.get(name, name)
+        for name, p in _parameters(function).items()
+        if _is_stream(p) and p.default is None
+    }
 
 
 def hyperparameters_of(function: Function) -> dict[str, inspect.Parameter]:
@@ -83,7 +138,7 @@ def hyperparameters_of(function: Function) -> dict[str, inspect.Parameter]:
     >>> list(hyperparameters_of(objectives.cispo)), list(hyperparameters_of(objectives.kl_in_loss))
     (['ratio_max'], ['coef', 'divergence'])
     """
-    reads = streams_of(function) | {"generator"}
+    reads = streams_of(function) | {"generator", *sides_of(function), *STREAM_OF}
     parameters = _parameters(function).items()
     return {
         name: p
@@ -96,26 +151,27 @@ def missing_from(function: Function) -> list[str]:
     """Parameters that must be given and that neither the trainer nor a recipe can give.
 
     >>> from klent import objectives
-    >>> missing_from(objectives.gae), missing_from(objectives.ppo_clip)
-    (['values'], [])
+    >>> missing_from(objectives.qsft_loss), missing_from(objectives.ppo_clip)
+    (['weight'], [])
     """
     return [
         name
         for name, p in _parameters(function).items()
-        if name not in _SUPPLIED
+        if name not in {*_SUPPLIED, *sides_of(function)}
+        and not _is_stream(p)
         and p.default is p.empty
         and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
 
 
-def shipped(kind: Kind) -> dict[str, Function]:
-    """The functions of `klent.objectives` of this kind that a recipe can name."""
+def shipped(*wanted: Kind) -> dict[str, Function]:
+    """The functions of `klent.objectives` of these kinds that a recipe can name."""
     from klent import objectives
 
     public = {name: getattr(objectives, name) for name in objectives.__all__}
     declared = {name: declaration(f) for name, f in public.items() if inspect.isfunction(f)}
     kinds = {name: found.kind for name, found in declared.items() if found is not None}
-    return {name: public[name] for name in kinds if kinds[name] == kind and not missing_from(public[name])}
+    return {name: public[name] for name in kinds if kinds[name] in wanted and not missing_from(public[name])}
 
 
 def resolve(name: str) -> Function:
@@ -179,7 +235,10 @@ def _annotation(parameter: inspect.Parameter) -> str:
 
 def _is_stream(parameter: inspect.Parameter) -> bool:
     """Whether a parameter is filled by the trainer; ``divergence: Literal[...]``, say, is a setting."""
-    if parameter.name not in REGISTRY or parameter.kind is parameter.VAR_KEYWORD:
+    if (
+        STREAM_OF.get(parameter.name, parameter.name) not in REGISTRY
+        or parameter.kind is parameter.VAR_KEYWORD
+    ):
         return False
     setting = parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation is not parameter.empty
     return not setting or "Tensor" in str(parameter.annotation)

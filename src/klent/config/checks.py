@@ -41,7 +41,7 @@ def _bind(
     values, wrong_settings = binding.check_settings(function, settings)
     for key, reason in wrong_settings:
         problems.append(Problem((*path, key) if key else path, reason))
-    if not wrong_settings and (refusal := try_out(binding.KIND_OF[section], function, values)):
+    if not wrong_settings and (refusal := try_out(binding.kind_in(section, function), function, values)):
         blamed = sorted((key for key in settings if key in refusal), key=refusal.index)
         problems.append(Problem((*path, *blamed[:1]), refusal))
     return values

@@ -1,26 +1,25 @@
 """Why a function cannot stand where a recipe names it: it is of another kind, or nothing feeds it."""
 
-from klent.config.binding import KIND_OF, Function, Section, missing_from, resolve, shipped
+from klent.config.binding import KINDS_OF, Function, Section, missing_from, resolve, shipped
 from klent.errors import ConfigError
 from klent.kit.names import nearest
 from klent.objectives.kinds import Kind, declaration
 
 _PLACE: dict[Kind, str] = {
     "token_loss": "loss",
+    "pair_loss": "loss",
     "token_reward": "token_reward",
     "advantage": "advantage",
     "selector": "select.NAME",
     "token_weight": "weigh.TERM",
 }
 _NOWHERE: dict[Kind, str] = {
-    "pair_loss": "is a loss per pair of completions and needs pairs, which no `task` has yet",
     "estimator": "is an estimator: it makes numbers for an update or a log, and is no term of a recipe",
     "measure": "measures full distributions: it is for a log or a test, and is no term of a recipe",
     "reduction": "averages the loss, which every recipe does: set it under `reduce`",
 }
 #: what would provide a number that no part of a run provides yet
 _PROVIDER = {
-    "values": "the values of a critic",
     "weight": "a value model",
     "logp_dummy": "a head with a dummy action",
     "logp_mean": "the mean log-probability over the vocabulary",
@@ -30,17 +29,17 @@ _PROVIDER = {
 
 def wrong_function(section: Section, name: str) -> str | None:
     """Why ``name`` cannot be a function of this section; None if it can."""
-    kind = KIND_OF[section]
+    kinds = KINDS_OF[section]
     from_file = ".py:" in name
-    valid = f"valid here: {', '.join(sorted(shipped(kind)))}, or path.py:function"
+    valid = f"valid here: {', '.join(sorted(shipped(*kinds)))}, or path.py:function"
     try:
         function = resolve(name)
     except ConfigError as error:
         if from_file:
             return str(error)
-        return f"klent.objectives has no such function{nearest(name, shipped(kind))}; {valid}"
+        return f"klent.objectives has no such function{nearest(name, shipped(*kinds))}; {valid}"
     declared = declaration(function)
-    if declared is not None and declared.kind != kind:
+    if declared is not None and declared.kind not in kinds:
         subject = f"{name} declares itself @{declared.kind}: it" if from_file else name
         return f"{subject} {_elsewhere(section, declared.kind)}; {valid}"
     if not from_file and (reason := _unfed(name, function)):

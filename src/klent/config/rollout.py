@@ -13,7 +13,6 @@ class TransformersRollout(Settings):
     """Completions sampled from the policy with transformers."""
 
     sampled: ClassVar[bool] = True
-    needed_columns: ClassVar[tuple[str, ...]] = ()  # columns of the data that training cannot do without
 
     engine: Literal["transformers"] = "transformers"
     """What makes the completions."""
@@ -46,7 +45,6 @@ class DatasetRollout(Settings):
     """Completions read from the data's `completion` column: supervised fine-tuning."""
 
     sampled: ClassVar[bool] = False
-    needed_columns: ClassVar[tuple[str, ...]] = ("completion",)
     temperature: ClassVar[float] = 1.0  # log-probs are those of the model's own distribution
     mixture: ClassVar[None] = None
     mismatch: ClassVar[None] = None

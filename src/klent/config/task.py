@@ -32,6 +32,7 @@ class GymSettings(Rendered):
     """Problems made by a reasoning-gym generator."""
 
     generated: ClassVar[bool] = True  # as many problems as are asked for, without columns of their own
+    completions: ClassVar[tuple[str, ...]] = ()
 
     gym: str
     """Name of the generator, e.g. `chain_sum`."""
@@ -52,14 +53,12 @@ class GymSettings(Rendered):
         return self.gym
 
 
-class DataSettings(Rendered):
-    """Problems read from a file or a Hugging Face dataset."""
+class FileSettings(Rendered):
+    """What is read from a file or a Hugging Face dataset."""
 
     generated: ClassVar[bool] = False
+    completions: ClassVar[tuple[str, ...]] = ("completion",)  # columns that hold answers
 
-    data: str
-    """A .jsonl or .parquet file, or a dataset id of the hub, with a column `prompt` (text or messages) or
-    `messages` (a whole conversation)."""
     split: str = "train"
     """Split of a dataset to train on; a file has none."""
     subset: str | None = None
@@ -84,26 +83,62 @@ class DataSettings(Rendered):
     @property
     def source(self) -> str:
         """What a plan calls it: the file or dataset id."""
+        raise NotImplementedError
+
+
+class DataSettings(FileSettings):
+    """Problems read from a file or a Hugging Face dataset."""
+
+    data: str
+    """A .jsonl or .parquet file, or a dataset id of the hub, with a column `prompt` (text or messages) or
+    `messages` (a whole conversation)."""
+
+    @property
+    def source(self) -> str:
+        """The file or dataset id."""
         return self.data
 
 
+class PairsSettings(FileSettings):
+    """Preferences: two answers to each prompt, one of them better."""
+
+    completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+
+    pairs: str
+    """A .jsonl or .parquet file, or a dataset id of the hub, with columns `chosen` and `rejected` (text or
+    messages), and `prompt` unless both are conversations that begin alike."""
+
+    @property
+    def source(self) -> str:
+        """The file or dataset id."""
+        return self.pairs
+
+
 #: the classes of the union, by tag
-TASKS: dict[str, type[Settings]] = {"gym task": GymSettings, "data task": DataSettings}
+TASKS: dict[str, type[Settings]] = {
+    "gym task": GymSettings,
+    "data task": DataSettings,
+    "pairs task": PairsSettings,
+}
+
+_KINDS = {"gym": "gym task", "data": "data task", "pairs": "pairs task"}
 
 
 def _tag(value: object) -> str | None:
     if isinstance(value, Settings):
         return next((tag for tag, section in TASKS.items() if isinstance(value, section)), None)
-    if not isinstance(value, dict) or ("gym" in value) == ("data" in value):
-        return None
-    return "gym task" if "gym" in value else "data task"
+    named = [tag for key, tag in _KINDS.items() if isinstance(value, dict) and key in value]
+    return named[0] if len(named) == 1 else None
 
 
 Task = Annotated[
-    Annotated[GymSettings, Tag("gym task")] | Annotated[DataSettings, Tag("data task")],
+    Annotated[GymSettings, Tag("gym task")]
+    | Annotated[DataSettings, Tag("data task")]
+    | Annotated[PairsSettings, Tag("pairs task")],
     Discriminator(
         _tag,
         custom_error_type="task_kind",
-        custom_error_message="name one source of problems: {gym: GENERATOR} or {data: FILE or dataset id}",
+        custom_error_message="name one source: {gym: GENERATOR}, {data: FILE or dataset id}, or for preferences "
+        "{pairs: FILE or dataset id}",
     ),
 ]

@@ -23,8 +23,8 @@ class Lora(Settings):
 class Reduce(Settings):
     """How per-token losses become one number: the only place that divides."""
 
-    over: Literal["tokens", "sequences", "constant"] = "tokens"
-    """Mean over all `tokens`, or over `sequences` of their token means; or a sum divided by a `constant`."""
+    over: Literal["tokens", "sequences", "constant", "pairs"] = "tokens"
+    """Mean over `tokens`, or `sequences` of their token means; or a sum divided by a `constant` or the `pairs`."""
     denominator: Positive | None = None
     """With `constant`: what each completion adds to the divisor; null = rollout.max_tokens."""
     count: Literal["selected", "all"] | None = None
@@ -78,6 +78,17 @@ class Update(Settings):
     """The divergence that terms reading `kl` (sequence_kl, token_kl) penalise."""
     released_code: bool = False
     """Use the token positions of One-shot EM's released code: skip the first, add some past the end."""
+
+
+class Critic(Settings):
+    """What expects the reward still to come at each token: a head on the policy's layers, or on layers of its own."""
+
+    trunk: Literal["own", "shared"] = "own"
+    """`own`: a second model; `shared`: the policy's layers, which the value loss then moves too."""
+    model: str | None = None
+    """Where an own trunk starts, such as a reward model's folder; null = the policy as it was at the start."""
+    lr: Positive | None = None
+    """Its learning rate after warm-up; null = optimizer.lr."""
 
 
 class Checkpoint(Settings):

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from klent.config.binding import TRAINED, Function, choices_of, missing_from, streams_of
+from klent.config.binding import (
+    TRAINED,
+    Function,
+    choices_of,
+    is_per_token,
+    missing_from,
+    parameters_of,
+    sides_of,
+    streams_of,
+)
 from klent.objectives.kinds import Kind, declaration
 from klent.objectives.returned import as_token_loss
 from klent.streams.registry import PER_ACTION, PER_COMPLETION, REGISTRY, Stream
@@ -28,8 +37,13 @@ def try_out(kind: Kind, function: Function, settings: Mapping[str, object]) -> s
     if kind in ("selector", "token_weight") and (choices := choices_of(function)):
         does = "a selector chooses from" if kind == "selector" else "a weight is made of"
         return f"reads `{min(choices)}`, a choice of tokens; {does} what the trainer has"
-    completions = _COMPLETIONS if kind == "advantage" else _TOKENS[:1]
-    data = {name: _example(name, completions) for name in reads}
+    shape = _shape(kind, function)
+    if sides := sides_of(function):
+        data = {name: _of_side(stream, shape) for name, (stream, _) in sides.items()}
+    elif kind == "advantage":
+        data = {name: _of_unit(REGISTRY[stream], shape) for name, stream in parameters_of(function).items()}
+    else:
+        data = {name: _example(name, _TOKENS[:1]) for name in reads}
     try:
         values = function(**data, **settings)
         if kind == "token_loss":
@@ -38,19 +52,33 @@ def try_out(kind: Kind, function: Function, settings: Mapping[str, object]) -> s
         return str(error)
     except Exception as error:  # a user's function may raise anything
         return f"{type(error).__name__} when tried on two rows of three tokens: {error}"
-    wrong = _wrong_values(kind, values)
+    wrong = _wrong_values(kind, values, shape[:1] if kind == "pair_loss" else shape)
     if wrong is None and kind == "token_loss":
         wrong = _wrong_gradient(function, values, data, settings)
     return wrong
 
 
-def _wrong_values(kind: Kind, values: object) -> str | None:
-    shape = _COMPLETIONS if kind == "advantage" else _TOKENS
+def _shape(kind: Kind, function: Function) -> tuple[int, ...]:
+    """Of the example numbers: per token; per completion or pair where the function reads no tokens."""
+    if kind == "advantage" and not is_per_token(function):
+        return _COMPLETIONS
+    return _TOKENS[:1] if kind == "pair_loss" and "mask_chosen" not in sides_of(function) else _TOKENS
+
+
+def _of_side(stream: str, shape: tuple[int, ...]) -> Tensor:
+    """A number of one side of pairs; a count of tokens where a loss per pair asks for the mask."""
+    if stream == "mask" and len(shape) == 1:
+        return torch.full(shape, 3.0)
+    return _of_unit(REGISTRY[stream], shape)
+
+
+def _wrong_values(kind: Kind, values: object, shape: tuple[int, ...]) -> str | None:
     if not isinstance(values, Tensor):
         return f"returned {type(values).__name__}, not a tensor"
     if tuple(values.shape) != shape:
         expected = {
-            "advantage": "one number per completion, [n]",
+            "advantage": f"one number per {'token' if len(shape) == 2 else 'completion'}",
+            "pair_loss": "one number per pair, [B]",
             "selector": "True or False per token, [B, T]",
             "token_weight": "a factor per token, [B, T]",
         }.get(kind, "one per token, [B, T]; klent averages")

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 from klent.config import binding
 from klent.config.checks import streams
+from klent.config.preference_checks import critic_problems, pair_problems
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.rewards import WITHOUT_ANSWER
-from klent.config.task import DataSettings
+from klent.config.task import FileSettings
 from klent.config.training import ExactKL
 from klent.objectives.kinds import whole_sequences
 from klent.streams.registry import OF_MIXTURES
@@ -19,8 +20,10 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _rollout_problems(recipe)
     yield from _early_stop_problems(recipe)
     yield from _update_problems(recipe)
+    yield from pair_problems(recipe)
+    yield from critic_problems(recipe)
     task = recipe.task
-    if isinstance(task, DataSettings) and task.heldout and (task.heldout_data or task.heldout_split):
+    if isinstance(task, FileSettings) and task.heldout and (task.heldout_data or task.heldout_split):
         yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")
 
 
@@ -46,8 +49,6 @@ def _term_problems(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.loss and not (mixture and mixture.distill):
         yield Problem(("loss",), "has no term; name one, e.g. loss: {ppo_clip: {}}, or a method")
         return
-    if len(recipe.advantage or {}) > 1:
-        yield Problem(("advantage",), "takes one estimator; remove the others")
     for name in recipe.advantage or {}:
         if recipe.group_size < 2 and "group" in binding.streams_of(binding.resolve(name)):
             reason = f"leaves {name} no other completion of the prompt to compare with"
@@ -135,10 +136,10 @@ def _early_stop_problems(recipe: Recipe) -> Iterator[Problem]:
 def _rollout_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.rollout.sampled:
         return
-    if recipe.group_size != 1:
-        yield Problem(
-            ("group_size",), f"{recipe.group_size} must be 1: engine dataset has one completion per prompt"
-        )
+    answers = len(recipe.task.completions) or 1
+    if recipe.group_size != answers:
+        has = "the two of a pair" if answers == 2 else "one completion per prompt"
+        yield Problem(("group_size",), f"{recipe.group_size} must be {answers}: engine dataset has {has}")
     if recipe.task.generated:
         yield Problem(("task", "gym"), "has no completions that engine dataset could replay; use task.data")
     if "logp_gen" in streams(recipe):

@@ -73,7 +73,8 @@ def update_metrics(batch: Batch, result: UpdateResult) -> Row:
     }
     means = {name: total / count for name, (total, count) in result.sums.items() if count}
     row |= sequence_metrics(means)
-    row |= {f"objective/{name}": value for name, value in means.items() if name not in WHOLE_SEQUENCES}
+    named = {name: value for name, value in means.items() if name not in WHOLE_SEQUENCES}
+    row |= {name if "/" in name else f"objective/{name}": value for name, value in named.items()}
     row |= {f"select/{name}": float(chosen.sum()) / batch.tokens for name, chosen in result.chosen.items()}
     covariance = None
     if sampling is not None and batch.streams.advantage is not None:

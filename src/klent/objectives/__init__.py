@@ -33,6 +33,7 @@ from klent.objectives import (
     tokens,
     trust,
     types,
+    value,
 )
 from klent.objectives.advantage import *
 from klent.objectives.covariance import *
@@ -56,11 +57,12 @@ from klent.objectives.surrogate import *
 from klent.objectives.tokens import *
 from klent.objectives.trust import *
 from klent.objectives.types import *
+from klent.objectives.value import *
 
 __all__: list[str] = []
 __all__ += surrogate.__all__ + trust.__all__ + likelihood.__all__ + exploration.__all__
 __all__ += kl.__all__ + distill.__all__ + sequence.__all__ + entropy.__all__ + covariance.__all__
 __all__ += tokens.__all__ + effect.__all__
 __all__ += diffusion.__all__ + preference.__all__ + regret.__all__
-__all__ += advantage.__all__ + importance.__all__ + semantic.__all__ + qsft.__all__
+__all__ += advantage.__all__ + value.__all__ + importance.__all__ + semantic.__all__ + qsft.__all__
 __all__ += measures.__all__ + gaussian.__all__ + reduce.__all__ + types.__all__

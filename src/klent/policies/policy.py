@@ -15,17 +15,14 @@ class Policy(Protocol):
     grid ``[rows, T]`` of log-probabilities and entropies, and nothing of how they came about.
     """
 
-    def evaluate(
-        self, batch: Batch, rows: Sequence[int], *, compared: Collection[str] = (), collision: bool = False
-    ) -> Stats:
+    def evaluate(self, batch: Batch, rows: Sequence[int], *, also: Collection[str] = ()) -> Stats:
         """The numbers of these episodes' actions under the policy as it is, differentiable.
 
         Args:
             batch: the step.
             rows: which episodes; the answer's rows stand in this order.
-            compared: also these numbers of :data:`klent.training.requirements.COMPARED`, which compare the
-                policy with another distribution; passed only where there is one.
-            collision: also the sums over squared probabilities; passed only where something reads them.
+            also: fields of :class:`klent.streams.batch.Stats` that are wanted beside log-probability and entropy;
+                passed only where there is one. A policy leaves None what it has nothing for.
         """
         ...
 

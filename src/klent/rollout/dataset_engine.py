@@ -22,7 +22,7 @@ class _Piece(NamedTuple):
 
 
 class DatasetEngine:
-    """An :class:`klent.rollout.engine.Engine` that replays the ``completion`` column.
+    """An :class:`klent.rollout.engine.Engine` that replays the ``completion`` column, or both answers of pairs.
 
     Nothing was sampled, so episodes have no ``logp`` and no ``entropy``. A text is trained as it stands. A
     list of messages is rendered by the chat template behind the prompt: the assistant's turns, each with the
@@ -31,10 +31,14 @@ class DatasetEngine:
     Args:
         loaded: the model whose tokenizer is used.
         max_tokens: a longer completion is refused, since training on half an answer teaches never to end one.
+        columns: what is replayed for each prompt, in this order; ``chosen`` is the preferred one of a pair.
     """
 
-    def __init__(self, loaded: LoadedModel, *, max_tokens: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, max_tokens: int, columns: Sequence[str] = ("completion",)
+    ) -> None:
         self.loaded = loaded
+        self.columns = tuple(columns)
         self.max_tokens = max_tokens
         self.limit = context_length(loaded.model)
         eos = loaded.tokenizer.eos_token_id
@@ -44,25 +48,30 @@ class DatasetEngine:
         self.end_of_turn = self.end if turn is None else [turn]
 
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
-        """The reference completion of every prompt, followed by the token that ends it."""
-        return [self._replay(prompt) for prompt in prompts for _ in range(group_size)]
+        """Each completion of every prompt, followed by the token that ends it."""
+        return [self._replay(prompt, column) for prompt in prompts for column in self.columns]
 
     def check(self, prompt: Prompt) -> None:
         """Refuse a row that cannot be replayed.
 
         Raises:
-            DataError: a completion that is none; :class:`klent.errors.TooLong` where it does not fit.
+            DataError: a completion that is none, or a pair of equal ones; :class:`klent.errors.TooLong` where it
+                does not fit.
         """
-        self._replay(prompt)
+        answers = [self._replay(prompt, column).tokens.tolist() for column in self.columns]
+        if len(answers) == 2 and answers[0] == answers[1]:
+            raise DataError(
+                f"{prompt.id}: `chosen` and `rejected` are the same answer, which prefers nothing. Remove that line."
+            )
 
     def sync(self, policy: Policy) -> SyncCertificate | None:
         """Nothing to do: no weights are used."""
         return None
 
-    def _replay(self, prompt: Prompt) -> Episode:
-        completion = prompt.columns.get("completion")
+    def _replay(self, prompt: Prompt, column: str) -> Episode:
+        completion = prompt.columns.get(column)
         try:
-            opened, pieces = self._pieces(prompt, completion)
+            opened, pieces = self._pieces(prompt, column, completion)
             prompt_ids = render_prompt(self.loaded.tokenizer, opened, prompt.template)
         except ModelError as error:
             raise DataError(f"{prompt.id}: {error}") from error
@@ -79,10 +88,11 @@ class DatasetEngine:
             ids += tokens
             acted += [piece.acted] * len(tokens)
             turn += [number] * len(tokens)
-        self._check_length(prompt, len(prompt_ids), len(ids))
-        self.loaded.check_ids([*prompt_ids, *ids], f"{prompt.id} with its completion")
+        self._check_length(prompt, column, len(prompt_ids), len(ids))
+        self.loaded.check_ids([*prompt_ids, *ids], f"{prompt.id} with its {column}")
         episode = Episode(prompt, prompt_ids, torch.tensor(ids), pieces[-1].text, "stop")
         episode.acted, episode.turn = torch.tensor(acted), torch.tensor(turn)
+        episode.preferred = None if len(self.columns) == 1 else column == "chosen"
         return episode
 
     def _end(self, opened: str | Messages) -> list[int]:
@@ -90,26 +100,24 @@ class DatasetEngine:
         chat = not isinstance(opened, str) or (self.turn_end is not None and self.turn_end in opened)
         return self.end_of_turn if chat else self.end
 
-    def _check_length(self, prompt: Prompt, before: int, count: int) -> None:
+    def _check_length(self, prompt: Prompt, column: str, before: int, count: int) -> None:
         if count > self.max_tokens:
             raise TooLong(
-                f"the completion of {prompt.id} has {count} tokens, more than rollout.max_tokens="
+                f"the {column} of {prompt.id} has {count} tokens, more than rollout.max_tokens="
                 f"{self.max_tokens}. Raise it, shorten or remove that line, or set task.too_long=drop."
             )
         if before + count > self.limit:
             raise TooLong(
-                f"prompt and completion of {prompt.id} have {before + count} tokens; the model's context is "
+                f"prompt and {column} of {prompt.id} have {before + count} tokens; the model's context is "
                 f"{self.limit}. Shorten or remove that line, or set task.too_long=drop."
             )
 
-    def _pieces(self, prompt: Prompt, completion: object) -> tuple[str | Messages, list[_Piece]]:
+    def _pieces(self, prompt: Prompt, column: str, completion: object) -> tuple[str | Messages, list[_Piece]]:
         """The prompt up to the first answer, and what follows it."""
         if isinstance(completion, str):
             return prompt.prompt, [_Piece(completion, True)]
         if not isinstance(completion, list) or not completion:
-            raise DataError(
-                f"{prompt.id} has no text in its `completion` column; supervised training needs one."
-            )
+            raise DataError(f"{prompt.id} has no text in its `{column}` column; training on it needs one.")
         if completion[-1].get("role") != "assistant":
             raise DataError(
                 f"{prompt.id}: the completion ends with a message of role {completion[-1].get('role')!r}: only "

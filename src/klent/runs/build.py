@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-import torch
-
-from klent.config import MixtureSettings, Optimizer, Recipe, dump_recipe
+from klent.config import MixtureSettings, Recipe, dump_recipe
 from klent.control.keeper import Keeper
 from klent.control.limits import Guard
 from klent.control.mismatch import MismatchWeights
 from klent.control.mixing import Mixer
 from klent.control.organ import Organ
-from klent.control.schedule import learning_rate
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
 from klent.errors import RunError
@@ -35,20 +32,20 @@ from klent.rollout.source import TaskSource
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
+from klent.runs.critics import build_critic
 from klent.runs.engines import Progress, build_engine, build_sampler
 from klent.runs.evaluate import evaluate_policy
 from klent.runs.evaluation import EvalRow, Evaluations
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
-from klent.runs.objective import asked_streams, build_objective
+from klent.runs.objective import build_objective
 from klent.runs.recorder import Recorder
 from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
+from klent.runs.updaters import build_updater
 from klent.tasks import Scorer, Task
 from klent.training.objective import Objective
-from klent.training.reduction import Reduction
-from klent.training.released import ReleasedPositions
 from klent.training.update import Updater
 
 Note = Callable[[str], None]
@@ -123,20 +120,21 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         )
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
-    engine = build_engine(loaded, rollout, progress=progress, target=target)
-    updater = _build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
+    columns = recipe.task.completions
+    engine = build_engine(loaded, rollout, progress=progress, target=target, columns=columns)
+    if recipe.critic is not None:
+        policy.critic = build_critic(recipe.critic, recipe, policy)
+    updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     reference = None
-    if needs.reference or "kl" in needs.compared:
+    if needs.reference or "kl" in needs.also:
         reference = _build_reference(recipe, loaded, initial)
     policy.packing = Packing(_shared(recipe, policy, note), recipe.update.tokens_per_microbatch)
     policies = [policy]
     if reference is not None:
         reference.packing = policy.packing
         policies.append(reference)
-    policy.teachers = build_teachers(
-        rollout, recipe.update.kl, policy, loaded, target, reference, needs.compared
-    )
+    policy.teachers = build_teachers(rollout, recipe.update.kl, policy, loaded, target, reference, needs.also)
     return Parts(
         loaded=loaded,
         engine=engine,
@@ -299,50 +297,6 @@ def _shared(recipe: Recipe, policy: CausalPolicy, note: Note) -> bool:
         )
     note("the model's attention refuses a shared prompt: each completion gets its own row (exact, slower)")
     return False
-
-
-def _build_updater(recipe: Recipe, policy: CausalPolicy, objective: Objective, *, filler: int) -> Updater:
-    update = recipe.update
-    per_step = update.epochs * update.minibatches
-    updater = (ReleasedPositions if update.released_code else Updater)(
-        policy,
-        _adamw(recipe.optimizer, list(policy.trainable().values())),
-        objective,
-        learning_rate=partial(
-            learning_rate,
-            peak=recipe.optimizer.lr,
-            warmup=recipe.optimizer.warmup_steps * per_step,
-            total=recipe.steps * per_step,
-            schedule=recipe.optimizer.schedule,
-        ),
-        reduction=Reduction(
-            over=recipe.reduce.over,
-            denominator=recipe.reduce.denominator or recipe.rollout.max_tokens,
-            count=recipe.reduce.count,
-        ),
-        epochs=update.epochs,
-        minibatches=update.minibatches,
-        max_grad_norm=recipe.optimizer.max_grad_norm or float("inf"),
-        asked=asked_streams(recipe),
-    )
-    if isinstance(updater, ReleasedPositions):
-        updater.filler = filler
-    return updater
-
-
-def _adamw(options: Optimizer, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW whose weight decay leaves vectors (norms, biases) alone."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        fused=True,
-    )
 
 
 def _build_organs(

@@ -1,6 +1,6 @@
 """The engines that a recipe's ``rollout`` section describes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from klent.config import DatasetRollout, TransformersRollout
 from klent.control.mixing import alpha_at
@@ -21,10 +21,19 @@ def build_engine(
     *,
     progress: Progress | None = None,
     target: Target | None = None,
+    columns: Sequence[str] = ("completion",),
 ) -> Engine:
-    """The engine that a recipe's ``rollout`` section describes; ``target`` where it has a ``mixture``."""
+    """The engine that a recipe's ``rollout`` section describes.
+
+    Args:
+        loaded: the model.
+        rollout: the section.
+        progress: told of (completions done, completions asked for).
+        target: where the section has a ``mixture``.
+        columns: of the data, which ``engine: dataset`` replays.
+    """
     if rollout.engine == "dataset":
-        return DatasetEngine(loaded, max_tokens=rollout.max_tokens)
+        return DatasetEngine(loaded, max_tokens=rollout.max_tokens, columns=columns)
     options = SamplingOptions(
         max_tokens=rollout.max_tokens,
         temperature=rollout.temperature,

@@ -165,6 +165,7 @@ class Loop:
         if self.updater.needs.old:
             before = self.updater.measure(batch, rows)
             batch.streams.logp_old, batch.streams.entropy_old = before.logp, before.entropy
+            batch.streams.value_old = before.value
         if self.reference is not None:
             batch.streams.logp_ref = self.updater.measure(batch, rows, self.reference).logp
 

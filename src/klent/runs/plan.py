@@ -178,7 +178,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
         work = f"{plan.completions} completions read from {recipe.task.source}"
     budget = f"at most {recipe.rollout.max_tokens} tokens each"
     reference = recipe.reference or "the policy as it was at the start"
-    referred = plan.needs.reference or "kl" in plan.needs.compared
+    referred = plan.needs.reference or "kl" in plan.needs.also
     mixture = recipe.rollout.mixture
     lines = [
         f"each step: {work}, {budget}",
@@ -196,9 +196,9 @@ def describe_plan(recipe: Recipe) -> list[str]:
         readers = "rewards per token and the update" if recipe.token_reward else "several updates"
         readers = "weights for the sampler" if recipe.rollout.mismatch else readers
         lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
-    if "divergence" in plan.needs.compared and mixture is not None and mixture.distill is not None:
+    if "divergence" in plan.needs.also and mixture is not None and mixture.distill is not None:
         lines.append(f"{_distill(mixture.distill)}: its forward pass on every completion")
-    if "kl" in plan.needs.compared:
+    if "kl" in plan.needs.also:
         kl = recipe.update.kl
         kind = f"exact KL to the reference ({kl.divergence}{f', skew {kl.skew:g}' if kl.skew else ''})"
         lines.append(f"{kind}: its forward pass on every completion, in each optimizer step")

@@ -23,7 +23,7 @@ def build_teachers(
     loaded: LoadedModel,
     target: Target | None,
     reference: CausalPolicy | None,
-    compared: Collection[str],
+    also: Collection[str],
 ) -> dict[str, Teacher]:
     """What gives each of the streams that an update compares, by the stream's name.
 
@@ -34,15 +34,15 @@ def build_teachers(
         loaded: its model and tokenizer.
         target: of the mixture.
         reference: the reference policy, where a term reads ``kl``.
-        compared: the streams wanted, of :data:`klent.training.requirements.COMPARED`.
+        also: the streams wanted beside log-probability and entropy.
 
     Raises:
         RunError: one of the two models has no fused head, whose logits could be compared in tiles.
     """
     teachers: dict[str, Teacher] = {}
-    if "divergence" in compared and target is not None:
+    if "divergence" in also and target is not None:
         teachers["divergence"] = _of_target(rollout, target, policy, loaded)
-    if "kl" in compared and reference is not None:
+    if "kl" in also and reference is not None:
         _require_fused("a term that reads kl", policy=policy, reference=reference)
         teachers["kl"] = Teacher(reference, divergence=kl.divergence, skew=kl.skew, active=reference.active)
     return teachers

@@ -73,7 +73,7 @@ def train(
         recipe.task,
         seed=recipe.seed,
         heldout=recipe.eval.problems if recipe.eval else 0,
-        needed=recipe.rollout.needed_columns,
+        needed=() if recipe.rollout.sampled else recipe.task.completions,
     )
     check_alpha(recipe.rollout.mixture, task)
     fingerprint = _fingerprint(undated)

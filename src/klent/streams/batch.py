@@ -18,7 +18,8 @@ class Stats(NamedTuple):
     Attributes:
         logp: log-probability of each action, nats.
         entropy: entropy of the distribution at each action, nats.
-        value: of a critic, in units of reward, where the policy has one.
+        value: of a critic, in units of reward, where the policy has one and was asked.
+        score: of a reward model, ``[rows]``, where the policy is one and was asked.
         divergence: from the policy's target, nats, where it has one and was asked.
         kl: divergence from the reference, nats, where it has one and was asked.
         distance: from the policy at the start of the step, without gradient, where it was asked.
@@ -31,6 +32,7 @@ class Stats(NamedTuple):
     logp: Tensor
     entropy: Tensor
     value: Tensor | None = None
+    score: Tensor | None = None
     divergence: Tensor | None = None
     kl: Tensor | None = None
     distance: Tensor | None = None
@@ -147,6 +149,7 @@ def make_batch(
         reverse_kl=_traced(episodes, lambda trace: trace.reverse_kl),
         rewards=None if reward is None else torch.tensor(reward, dtype=torch.float32),
         group=group,
+        preferred=_preferred(episodes),
         mask=mask,
     )
     return Batch(
@@ -160,6 +163,12 @@ def make_batch(
         mask=mask,
         streams=streams,
     )
+
+
+def _preferred(episodes: Sequence[Episode]) -> Tensor | None:
+    """Which episodes are the better ones of their pairs; None unless every one is of a pair."""
+    known = [episode.preferred for episode in episodes if episode.preferred is not None]
+    return torch.tensor(known) if len(known) == len(episodes) else None
 
 
 def _traced(episodes: Sequence[Episode], read: Callable[[MixtureTrace], Tensor]) -> Tensor | None:

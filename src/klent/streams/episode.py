@@ -53,6 +53,7 @@ class Episode:
             budget did.
         rewards: one per turn, where an environment gave them; rewards of one-turn problems are scored apart.
         mixture: what the mixture was at each action, where the sampler is one of policy and target.
+        preferred: of two answers to one prompt, whether it is the better one; None where it is not of a pair.
         policy_version: optimizer steps that the policy had taken when it sampled.
     """
 
@@ -67,6 +68,7 @@ class Episode:
     collision_logp: Tensor | None = None
     mixture: MixtureTrace | None = None
     rewards: tuple[float, ...] = ()
+    preferred: bool | None = None
     policy_version: int = 0
     acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     turn: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))

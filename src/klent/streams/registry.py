@@ -106,6 +106,26 @@ class Streams:
             when="in every forward pass of the update, where a term reads it",
         ),
     )
+    value: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "reward",
+            "what the critic expects of the reward still to come, before the action; carries the gradient",
+            producer="critic",
+            when="in every forward pass of the update, where a term reads it",
+        ),
+    )
+    score: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B]",
+            "reward",
+            "the reward model's score of the text, read at its end; carries the gradient",
+            producer="reward model",
+            when="in every forward pass of the update, where a reward model is trained",
+        ),
+    )
     logp_old: Tensor | None = field(
         default=None,
         metadata=_of(
@@ -124,6 +144,16 @@ class Streams:
             "`entropy` at the start of the step's update",
             producer="policy",
             when="measured before the update, or taken from its only forward pass",
+        ),
+    )
+    value_old: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "reward",
+            "`value` at the start of the step's update; no gradient",
+            producer="critic",
+            when="measured before the update, where the advantage or a term reads it",
         ),
     )
     logp_gen: Tensor | None = field(
@@ -226,6 +256,16 @@ class Streams:
             when="estimated before the update, where a term reads it",
         ),
     )
+    returns: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "reward",
+            "what the critic is to expect at the action: `advantage` as estimated, plus `value_old`",
+            producer="objective",
+            when="estimated before the update, where the advantage is a critic's",
+        ),
+    )
     importance_weight: Tensor | None = field(
         default=None,
         metadata=_of(
@@ -264,6 +304,16 @@ class Streams:
             "the prompt that the completion answers",
             producer="batch",
             when="as the batch is made",
+        ),
+    )
+    preferred: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B]",
+            "bool",
+            "whether the completion is the better one of its pair",
+            producer="engine",
+            when="where the data are preferences",
         ),
     )
     choices: dict[str, Tensor] = field(default_factory=dict)
@@ -329,6 +379,9 @@ REGISTRY: dict[str, Stream] = {f.name: Stream(f.name, **f.metadata) for f in fie
 
 OF_MIXTURES = frozenset(name for name, stream in REGISTRY.items() if "sampling from a mixture" in stream.when)
 """What there is only where a mixture of policy and target was sampled."""
+
+OF_CRITIC = frozenset(name for name, stream in REGISTRY.items() if stream.producer == "critic") | {"returns"}
+"""What there is only where a critic is."""
 
 PER_ACTION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B, T]")
 """What is known of each action."""

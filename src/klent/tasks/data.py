@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from klent.config import DataSettings
+from klent.config import FileSettings
 from klent.errors import ConfigError, DataError, TooLong
 from klent.kit.names import nearest
 from klent.streams.prompt import Messages, Prompt
@@ -42,14 +42,14 @@ class DataTask:
 
     def __init__(
         self,
-        section: DataSettings,
+        section: FileSettings,
         *,
         seed: int = 0,
         heldout: int = 0,
         needed: Sequence[str] = (),
         base: Path = Path("."),
     ) -> None:
-        data, other = section.data, section.heldout_data or section.data
+        data, other = section.source, section.heldout_data or section.source
         self.name = Path(data).stem if data.endswith((*LINES, ".parquet")) else data
         self._seed = seed
         self._prompts = prompts = Prompts(data, section.split, section, needed, base)
@@ -147,7 +147,7 @@ class Prompts:
     """
 
     def __init__(
-        self, data: str, split: str, section: DataSettings, needed: Sequence[str], base: Path
+        self, data: str, split: str, section: FileSettings, needed: Sequence[str], base: Path
     ) -> None:
         self._rows = open_rows(data, split, section.subset, base)
         self._section, self._needed = section, needed
@@ -206,8 +206,8 @@ class Prompts:
                 columns = ", ".join(row) or "none"
                 raise DataError(f"{where}: no {name!r}{nearest(name, row)}; columns are: {columns}{fix}")
         prompt = checked_prompt(row[column], f"{where}: {column!r}")
-        if "completion" in self._needed:
-            row["completion"] = checked_completion(row["completion"], f"{where}: 'completion'")
+        for name in self._needed:
+            row[name] = checked_completion(row[name], f"{where}: {name!r}")
         template = dict(section.rendering)
         if row.get("tools"):
             template["tools"] = checked_tools(row["tools"], f"{where}: 'tools'")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
-from klent.config import DataSettings, GymSettings
+from klent.config import FileSettings, GymSettings
 from klent.config.sections import read_task
 from klent.errors import ConfigError
 from klent.tasks.data import DataTask
@@ -24,7 +24,7 @@ class _Wanted:
 
 
 def load_task(
-    section: GymSettings | DataSettings | Mapping[str, object],
+    section: GymSettings | FileSettings | Mapping[str, object],
     *,
     seed: int,
     heldout: int,
@@ -42,14 +42,14 @@ def load_task(
         base: folder from which relative data paths are looked up.
 
     Raises:
-        ConfigError: neither or both of ``gym`` and ``data``, an unknown key, or a value out of range.
+        ConfigError: none or several of ``gym``, ``data`` and ``pairs``, an unknown key, or a value out of range.
         DataError: data that cannot be used.
 
     Examples:
         >>> load_task({"gim": "chain_sum"}, seed=0, heldout=0)
         Traceback (most recent call last):
         ...
-        klent.errors.ConfigError: task: name one source of problems: {gym: GENERATOR} or {data: FILE ...
+        klent.errors.ConfigError: task: name one source: {gym: GENERATOR}, {data: FILE or ...
     """
     if isinstance(section, Mapping):
         section = read_task(section)
@@ -73,5 +73,5 @@ def _(section: GymSettings, wanted: _Wanted) -> Task:
 
 
 @_open.register
-def _(section: DataSettings, wanted: _Wanted) -> Task:
+def _(section: FileSettings, wanted: _Wanted) -> Task:
     return DataTask(section, seed=wanted.seed, heldout=wanted.heldout, needed=wanted.needed, base=wanted.base)

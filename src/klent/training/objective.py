@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from klent.config.binding import is_per_token
 from klent.objectives import TokenLoss, reward_to_go
 from klent.objectives.masking import metric
 from klent.streams.batch import Batch
 from klent.streams.registry import Streams
+from klent.training.pairs import pair_term
 from klent.training.selection import Select, Selection
 from klent.training.term import Term
 
@@ -24,7 +27,8 @@ class Objective:
 
     Args:
         loss: term name -> hyper-parameters; their losses add up.
-        advantage: estimator name -> hyper-parameters (one), or None for the reward itself.
+        advantage: estimator name -> hyper-parameters, or None for the reward itself; more names change what the
+            first one gives, in order.
         token_reward: term name -> hyper-parameters; each returns a reward per token, and its sum from a token
             to the end of the completion joins that token's advantage: credit for what the token leads to.
         select: stream name -> {selector: hyper-parameters}; what each chooses becomes a stream.
@@ -42,8 +46,9 @@ class Objective:
         weigh: Select | None = None,
         more: Sequence[Term] = (),
     ) -> None:
-        self.terms = [*(Term.named(name, settings) for name, settings in loss.items()), *more]
-        self.estimator = next((Term.named(*item) for item in (advantage or {}).items()), None)
+        named = (pair_term(Term.named(name, settings)) for name, settings in loss.items())
+        self.terms = [*named, *more]
+        self.estimators = [Term.named(name, settings) for name, settings in (advantage or {}).items()]
         self.token_rewards = [Term.named(name, settings) for name, settings in (token_reward or {}).items()]
         self.selection = Selection(select, weigh)
         self.sign = 0
@@ -64,30 +69,47 @@ class Objective:
 
     def reads(self, stream: str) -> bool:
         """Whether any part of the objective reads this stream."""
-        return any(stream in term.streams for term in self.all_terms)
+        readers = self.all_terms
+        if any({"advantage", "returns"} & term.streams for term in readers):
+            readers = [*readers, *self.estimators]
+        return any(stream in term.streams for term in readers)
 
     def estimate_advantage(self, batch: Batch) -> None:
         """Fill the stream ``advantage``, ``[B, T]``, from the rewards; 0 where unscorable or not trained on.
 
         The estimator sees every completion, whatever :meth:`train_on` keeps: baselines and scales are the same.
+        One that estimates for each token (``gae``) is given the completion's reward at its last action, with what
+        ``token_reward`` pays; any other rates completions, and what tokens are paid from an action on is added to
+        that. With a critic's ``value_old`` the stream ``returns`` is filled too; it is ``value_old`` itself where
+        unscorable.
 
         Raises:
             ValueError: a term reads it and the step has no rewards.
         """
-        if not self.reads("advantage"):
+        if not (self.reads("advantage") or self.reads("returns")):
             return
         reward = batch.reward
         if reward is None:
             raise ValueError(
                 "a term of the loss reads `advantage`, and this step has no rewards: set `reward`"
             )
-        value = reward.nan_to_num(nan=0.0) if self.estimator is None else self.estimator(batch.streams)
-        advantage = torch.where(batch.mask, value[:, None], 0.0)
-        scorable = ~reward.isnan()[:, None]
-        at_start = batch.streams.with_(mask=batch.mask, logp=batch.streams.logp_old)
-        for term in self.token_rewards:
-            paid = reward_to_go(term(at_start), batch.mask)
-            advantage = advantage + torch.where(scorable, paid, 0.0)
+        mask, scorable = batch.mask, ~reward.isnan()[:, None]
+        at_start = batch.streams.with_(mask=mask, logp=batch.streams.logp_old)
+        paid = [term(at_start) for term in self.token_rewards]
+        first, others = next(iter(self.estimators), None), self.estimators[1:]
+        if first is not None and is_per_token(first.function):
+            rewards = sum(paid, at_last(reward.nan_to_num(nan=0.0), mask))
+            advantage = first(at_start.with_(rewards=torch.where(scorable, rewards, 0.0)))
+        else:
+            value = reward.nan_to_num(nan=0.0) if first is None else first(batch.streams)
+            advantage = torch.where(mask, value[:, None], 0.0)
+            for tokens in paid:
+                advantage = advantage + torch.where(scorable, reward_to_go(tokens, mask), 0.0)
+        advantage = torch.where(scorable, advantage, 0.0)
+        if batch.streams.value_old is not None:
+            batch.streams.returns = advantage + batch.streams.value_old
+        for term in others:
+            advantage = torch.where(scorable, term(at_start.with_(advantage=advantage)), 0.0)
         kept = advantage if self.sign == 0 else torch.where(self.sign * advantage > 0, advantage, 0.0)
         batch.streams.advantage = kept
 
@@ -140,3 +162,9 @@ class Objective:
                 silent = silent | (streams.weights[term.name] == 0)
             idle &= silent
         return (batch.trained & ~idle).any(dim=1).nonzero()[:, 0].tolist()
+
+
+def at_last(reward: Tensor, mask: Tensor) -> Tensor:
+    """Each completion's reward at the last of its actions, ``[B, T]``; 0 elsewhere."""
+    last = mask & (mask.cumsum(dim=1) == mask.sum(dim=1, keepdim=True))
+    return torch.where(last, reward[:, None], 0.0)

@@ -16,12 +16,12 @@ class Reduction:
     """What a recipe's ``reduce`` says.
 
     Attributes:
-        over: see :func:`klent.reduce_tokens`.
+        over: see :func:`klent.reduce_tokens`; ``pairs`` is a constant, the number of pairs.
         denominator: with ``constant``, what one completion counts for.
         count: ``all`` divides by every action of the step where only selected ones are trained on.
     """
 
-    over: Literal["tokens", "sequences", "constant"] = "tokens"
+    over: Literal["tokens", "sequences", "constant", "pairs"] = "tokens"
     denominator: float = 1.0
     count: Literal["selected", "all"] | None = None
 
@@ -35,8 +35,10 @@ class Reduction:
             return float(world.sum(counted.sum()))
         if self.over == "sequences":
             return float(world.sum(counted.any(dim=1).sum()))
-        return float(world.sum(torch.tensor(float(len(counted))))) * self.denominator
+        rows = float(world.sum(torch.tensor(float(len(counted)))))
+        return rows / 2 if self.over == "pairs" else rows * self.denominator
 
     def __call__(self, loss: Tensor, counted: Tensor, divisor: float) -> Tensor:
         """This part's share of the step's loss."""
-        return reduce_tokens(loss, counted, over=self.over, denominator=divisor)
+        over = "constant" if self.over == "pairs" else self.over
+        return reduce_tokens(loss, counted, over=over, denominator=divisor)

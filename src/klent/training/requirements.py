@@ -19,6 +19,9 @@ ON_REQUEST = frozenset({"distance"})
 COLLISION = frozenset({"collision", "collision_logp"})
 """The streams that the policy sums over squared probabilities, in the pass that gives its other numbers."""
 
+OF_HEADS = frozenset({"value", "score"})
+"""The streams that a head of its own gives: a critic's, or a reward model's."""
+
 
 @dataclass(frozen=True)
 class Requirements:
@@ -26,20 +29,20 @@ class Requirements:
 
     Attributes:
         old: before the update, for ``logp_old`` or ``entropy_old``, for rewards per token, or for an organ.
+        value_old: in that pass, the critic's values too.
         reference: of a reference model, for ``logp_ref``.
         reselect: before each optimizer step but the first, because selectors read the policy as it stands.
-        compared: which of :data:`COMPARED` each forward pass of the update computes; each is a forward pass of
-            another model.
-        collision: whether each forward pass of the update gives :data:`COLLISION`.
+        also: which of :data:`COMPARED`, :data:`COLLISION` and :data:`OF_HEADS` each forward pass of the update
+            gives beside log-probability and entropy. Each of the first is a forward pass of another model.
         whole_groups: whether a term reads all completions of a prompt together.
         rewards: whether completions have to be scored for the update.
     """
 
     old: bool
+    value_old: bool
     reference: bool
     reselect: bool
-    compared: frozenset[str]
-    collision: bool
+    also: frozenset[str]
     whole_groups: bool
     rewards: bool
 
@@ -56,14 +59,17 @@ def requirements(objective: Objective, *, optimizer_steps: int, asked: Collectio
     """
     several = optimizer_steps > 1
     reads_old = objective.reads("logp_old") or objective.reads("entropy_old")
+    value_old = objective.reads("value_old")
+    compared = {
+        name for name in COMPARED if name in asked or (objective.reads(name) and name not in ON_REQUEST)
+    }
+    collision = COLLISION if any(COLLISION & term.streams for term in objective.terms) else frozenset()
     return Requirements(
-        old=bool(objective.token_rewards) or "logp_old" in asked or (several and reads_old),
+        old=bool(objective.token_rewards) or "logp_old" in asked or (several and reads_old) or value_old,
+        value_old=value_old,
         reference=objective.reads("logp_ref"),
         reselect=several and objective.selection.reads_policy,
-        compared=frozenset(
-            name for name in COMPARED if name in asked or (objective.reads(name) and name not in ON_REQUEST)
-        ),
-        collision=any(COLLISION & term.streams for term in objective.terms),
+        also=frozenset({*compared, *collision, *(name for name in OF_HEADS if objective.reads(name))}),
         whole_groups=any("group" in term.streams for term in objective.terms),
         rewards=objective.reads("advantage"),
     )

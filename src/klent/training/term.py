@@ -1,12 +1,12 @@
 """One function of a recipe, ready to be called."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from klent.config.binding import optional_of, resolve, streams_of
+from klent.config.binding import optional_of, parameters_of, resolve, streams_of
 from klent.objectives.kinds import declaration, weighs_itself, whole_sequences
 from klent.objectives.returned import as_token_loss
 from klent.objectives.types import TokenLoss
@@ -24,6 +24,7 @@ class Term:
         streams: names of the numbers it reads.
         weighted: whether an importance weight multiplies it, where there is one.
         weighs_itself: whether the ratio to the sampler is in it already, so that the weight only drops.
+        renamed: parameters that take a stream of another name.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Term:
     streams: frozenset[str]
     weighted: bool = True
     weighs_itself: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def named(cls, name: str, settings: Mapping[str, Any] | None) -> "Term":
@@ -44,6 +46,7 @@ class Term:
             frozenset(streams_of(function)),
             weighted=not whole_sequences(function),
             weighs_itself=weighs_itself(function),
+            renamed={name: stream for name, stream in parameters_of(function).items() if name != stream},
         )
 
     @property
@@ -57,7 +60,9 @@ class Term:
         A stream that the function can do without is given where the step has it.
         """
         absent = {name for name in self.streams - self.required if streams.get(name) is None}
-        return self.function(**streams.read(self.streams - absent), **supplied, **self.settings)
+        values = streams.read(self.streams - absent)
+        given = {name: values.pop(stream) for name, stream in self.renamed.items() if stream in values}
+        return self.function(**values, **given, **supplied, **self.settings)
 
     def loss(self, streams: Streams) -> TokenLoss:
         """Call the function as a loss; one of the user's may return the loss per token alone."""

@@ -13,7 +13,7 @@ from klent.policies.policy import Policy
 from klent.streams.batch import Batch, Stats
 from klent.training.objective import Objective
 from klent.training.reduction import Reduction
-from klent.training.requirements import requirements
+from klent.training.requirements import COLLISION, requirements
 from klent.training.world import OneProcess, World
 
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count): adds up over micro-batches, divided once
@@ -181,7 +181,7 @@ class Updater:
     ) -> None:
         """One optimizer step on these episodes; the ``active`` are computed, all of them are counted."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.steps_done)
+            group["lr"] = self.learning_rate(self.steps_done) * group.get("lr_scale", 1.0)
         self.steps_done += 1
         self.optimizer.zero_grad(set_to_none=True)
         divisor = self.reduction.divisor(self.reduction.counted(batch)[rows], self.world)
@@ -207,15 +207,13 @@ class Updater:
 
     def _accumulate(self, batch: Batch, rows: list[int], divisor: float, done: _Pass) -> None:
         """Forward, loss and backward of one micro-batch."""
-        compared = {"compared": self.needs.compared} if self.needs.compared else {}
-        stats = self.policy.evaluate(batch, rows, **compared, **_collision(self.needs.collision))
+        stats = self.policy.evaluate(batch, rows, **_also(self.needs.also))
         logp, entropy = stats.logp, stats.entropy
         logp.retain_grad()
         streams = batch.streams.rows(rows).to(logp.device)
         streams = streams.or_else(logp_old=logp.detach(), entropy_old=entropy.detach())
         streams = streams.with_(logp=logp, entropy=entropy)
-        streams = streams.with_(**{name: getattr(stats, name) for name in self.needs.compared})
-        streams = streams.with_(collision=stats.collision, collision_logp=stats.collision_logp)
+        streams = streams.with_(**{name: getattr(stats, name) for name in self.needs.also})
         outcome = self.objective.token_loss(streams)
         counted = self.reduction.counted(batch)[rows].to(logp.device)
         loss = self.reduction(outcome.loss, counted, divisor)
@@ -262,29 +260,34 @@ class Updater:
         """``logp`` and ``entropy`` of these episodes under a policy as it stands, ``[B, T]``, 0 elsewhere.
 
         Taken without dropout: this is the distribution that samples. With the sums over squared probabilities
-        where a selector or a weight reads them.
+        where a selector or a weight reads them, and with the critic's values where the advantage does.
         """
-        collision = policy is None and self.objective.selection.reads_collision
+        also = [] if policy is not None else self._measured_also()
         policy = policy or self.policy
-        names = ("logp", "entropy", "collision", "collision_logp")
-        measured = {name: torch.zeros(batch.mask.shape) for name in names[: 4 if collision else 2]}
+        measured = {name: torch.zeros(batch.mask.shape) for name in ("logp", "entropy", *also)}
         policy.train(False)
         for part in policy.microbatches(batch, rows):
-            stats = policy.evaluate(batch, part, **_collision(collision))
+            stats = policy.evaluate(batch, part, **_also(also))
             for name, grid in measured.items():
                 grid[part] = getattr(stats, name).cpu()
         return Stats(
             measured["logp"],
             measured["entropy"],
+            value=measured.get("value"),
             collision=measured.get("collision"),
             collision_logp=measured.get("collision_logp"),
         )
 
+    def _measured_also(self) -> list[str]:
+        """What :meth:`measure` takes of the trained policy beside log-probability and entropy."""
+        values = ["value"] if self.needs.value_old else []
+        return [*values, *(sorted(COLLISION) if self.objective.selection.reads_collision else [])]
+
 
 class _Asked(TypedDict, total=False):
-    collision: bool
+    also: Collection[str]
 
 
-def _collision(wanted: bool) -> _Asked:
+def _also(wanted: Collection[str]) -> _Asked:
     """What a policy is asked for beside its numbers; one that is never asked need not know of it."""
-    return {"collision": True} if wanted else {}
+    return {"also": wanted} if wanted else {}

@@ -14,6 +14,7 @@ class TextConfig(Protocol):
     """The configuration of the language model, also inside a multimodal one."""
 
     vocab_size: int
+    hidden_size: int
     _attn_implementation: str
 
 

@@ -10,9 +10,9 @@ from klent.head import TokenStats, token_stats
 from klent.head.compared import comparable, token_stats_and_kl
 from klent.head.reference import full_logit_stats
 from klent.head.stats import Head, LogitTransform
-from klent.policies.causal_lm.attention import attending
-from klent.policies.causal_lm.blocks import block_attention, find_blocks
-from klent.policies.causal_lm.model import CausalModel, recomputes
+from klent.policies.causal_lm.critic import Critic
+from klent.policies.causal_lm.forward import predicting_states
+from klent.policies.causal_lm.model import CausalModel
 from klent.policies.causal_lm.packing import (
     Group,
     Pack,
@@ -23,7 +23,7 @@ from klent.policies.causal_lm.packing import (
     pack,
     row_length,
 )
-from klent.policies.causal_lm.probe import body_of, head_options, require_rows
+from klent.policies.causal_lm.probe import head_options, require_rows
 from klent.policies.causal_lm.teacher import Teacher
 from klent.streams.batch import Batch, Stats
 
@@ -43,6 +43,7 @@ class CausalPolicy(nn.Module):
         packing: how rows are laid out; the model decides what it allows, see :func:`takes_shared_prompt`.
         active: a context in which the model stands for this policy, such as one that switches adapters off.
         teachers: give the numbers that compare the policy with another distribution, by their streams' names.
+        critic: gives the stream ``value``; trained with the policy.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class CausalPolicy(nn.Module):
         packing: Packing | None = None,
         active: Callable[[], AbstractContextManager[object]] = nullcontext,
         teachers: Mapping[str, Teacher] | None = None,
+        critic: Critic | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -60,6 +62,7 @@ class CausalPolicy(nn.Module):
         self.packing = packing or Packing()
         self.active = active
         self.teachers = dict(teachers or {})
+        self.critic = critic
         options = head_options(model)
         self.fused = options is not None
         self.head_options = options or {}
@@ -67,25 +70,29 @@ class CausalPolicy(nn.Module):
         require_rows(self)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The model's parameters that receive gradients, by the model's own names."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """The parameters that receive gradients: the model's by its own names, and the critic's."""
+        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.critic is not None:
+            named |= {f"critic.{name}": p for name, p in self.critic.named_parameters() if p.requires_grad}
+        return named
 
     def microbatches(self, batch: Batch, rows: Sequence[int]) -> list[list[int]]:
         """Rows of similar length together, within the packing's budget; see :class:`klent.policies.Policy`."""
         cut = make_microbatches(self._groups(batch, rows), budget=self.packing.budget)
         return [sorted(item.index for group in groups for item in group) for groups in cut]
 
-    def evaluate(
-        self, batch: Batch, rows: Sequence[int], *, compared: Collection[str] = (), collision: bool = False
-    ) -> Stats:
+    def evaluate(self, batch: Batch, rows: Sequence[int], *, also: Collection[str] = ()) -> Stats:
         """Pack, compute, and lay the numbers out on the grid; see :class:`klent.policies.Policy`."""
         groups = sorted(self._groups(batch, rows), key=row_length, reverse=True)
         packed = pack(groups, shared=self.packing.shared)
         with self.active():
             states = self.states(packed)
-            against = {name: teacher for name, teacher in self.teachers.items() if name in compared}
+            against = {name: teacher for name, teacher in self.teachers.items() if name in also}
             others = {name: t.head(batch, groups) for name, t in against.items() if t.moved()}
+            collision = "collision" in also or "collision_logp" in also
             numbers, apart = self._compare(states, packed, against, others, collision=collision)
+        if self.critic is not None and "value" in also:
+            apart["value"] = self.critic.values(packed, states)
         assert numbers.entropy is not None
         place = torch.empty(len(batch), dtype=torch.long)
         place[list(rows)] = torch.arange(len(rows))
@@ -138,27 +145,7 @@ class CausalPolicy(nn.Module):
 
     def states(self, rows: Pack) -> Tensor:
         """What predicts each of the ``N`` actions: last hidden states; logits where the head is not fused."""
-        if rows.shared and self.takes_blocks and not recomputes(self.model):
-            # Not with checkpointing: it runs the model again in the backward pass, when this is over.
-            blocks = find_blocks(rows.owner).to(self.model.device, self.model.dtype)
-            with attending(self.model, block_attention, blocks) as attention:
-                return self._predicting(rows, **attention)
-        return self._predicting(rows, attention_mask=_for_model(rows.attention_mask(), self.model))
-
-    def _predicting(self, rows: Pack, **attention: object) -> Tensor:
-        device = self.model.device
-        inputs: dict[str, object] = {
-            "input_ids": rows.input_ids.to(device),
-            "position_ids": rows.position_ids.to(device),
-            "use_cache": False,
-            **attention,
-        }
-        output = (
-            body_of(self.model)(**inputs).last_hidden_state if self.fused else self.model(**inputs).logits
-        )
-        # index_select and not indexing: a prompt's last state predicts the first token of each completion,
-        # and the backward of indexing adds repeated rows in whatever order the threads arrive.
-        return output.flatten(0, 1).index_select(0, rows.source.to(device))
+        return predicting_states(self.model, rows, blocks=self.takes_blocks, logits=not self.fused)
 
     def head(self, states: Tensor) -> Head:
         """These hidden states with what turns them into distributions; only of a fused head."""
@@ -183,10 +170,3 @@ class CausalPolicy(nn.Module):
         return full_logit_stats(
             states.float(), target, self.temperature, entropy=entropy, collision=collision
         )
-
-
-def _for_model(mask: Tensor, model: CausalModel) -> Tensor:
-    mask = mask.to(model.device)
-    if not mask.is_floating_point() or model.dtype == mask.dtype:
-        return mask
-    return mask.clamp_min(torch.finfo(model.dtype).min).to(model.dtype)

@@ -1,0 +1,72 @@
+"""The updater that a recipe describes: optimizer, learning rate, and how the loss is averaged."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import nn
+
+from klent.config import Recipe
+from klent.control.schedule import learning_rate
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.runs.objective import asked_streams
+from klent.training.objective import Objective
+from klent.training.reduction import Reduction
+from klent.training.released import ReleasedPositions
+from klent.training.update import Updater
+
+
+def build_updater(recipe: Recipe, policy: CausalPolicy, objective: Objective, *, filler: int) -> Updater:
+    """What turns a batch into optimizer steps.
+
+    Args:
+        recipe: what is minimised, and how.
+        policy: what is trained.
+        objective: of the recipe.
+        filler: token id after the end, for ``update.released_code``.
+    """
+    update = recipe.update
+    per_step = update.epochs * update.minibatches
+    updater = (ReleasedPositions if update.released_code else Updater)(
+        policy,
+        _adamw(recipe, policy.trainable()),
+        objective,
+        learning_rate=partial(
+            learning_rate,
+            peak=recipe.optimizer.lr,
+            warmup=recipe.optimizer.warmup_steps * per_step,
+            total=recipe.steps * per_step,
+            schedule=recipe.optimizer.schedule,
+        ),
+        reduction=Reduction(
+            over=recipe.reduce.over,
+            denominator=recipe.reduce.denominator or recipe.rollout.max_tokens,
+            count=recipe.reduce.count,
+        ),
+        epochs=update.epochs,
+        minibatches=update.minibatches,
+        max_grad_norm=recipe.optimizer.max_grad_norm or float("inf"),
+        asked=asked_streams(recipe),
+    )
+    if isinstance(updater, ReleasedPositions):
+        updater.filler = filler
+    return updater
+
+
+def _adamw(recipe: Recipe, trainable: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW whose weight decay leaves vectors (norms, biases) alone; a critic may have a rate of its own."""
+    options, critic = recipe.optimizer, recipe.critic
+    own = 1.0 if critic is None or critic.lr is None else critic.lr / options.lr
+    groups = [
+        {"params": params, "weight_decay": decay, "lr_scale": scale}
+        for scale, of_critic in ((1.0, False), (own, True))
+        for decay, matrices in ((options.weight_decay, True), (0.0, False))
+        if (
+            params := [
+                p
+                for name, p in trainable.items()
+                if name.startswith("critic.") == of_critic and (p.ndim >= 2) == matrices
+            ]
+        )
+    ]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)
