@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import audit, compare, evaluate, library, run, studies
+from klent.cli import audit, compare, evaluate, library, run, studies, study
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -46,6 +46,7 @@ for name, verb in (
     ("export", run.export),
     ("report", run.report),
     ("compare", compare.compare),
+    ("study", study.study),
     ("eval", evaluate.evaluate),
     ("sample", evaluate.sample),
     ("select", studies.select),

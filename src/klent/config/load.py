@@ -37,6 +37,23 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "recipes"
 
 
+def find_study(path_or_name: str | Path) -> Path:
+    """A study by path, or a shipped one by name.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path, folder = Path(path_or_name), recipes_folder() / "studies"
+    if path.is_file():
+        return path
+    shipped = folder / f"{path.name.removesuffix('.yaml')}.yaml"
+    if path.parent in (Path(), Path("studies")) and shipped.is_file():
+        return shipped
+    names = [file.stem for file in sorted(folder.glob("*.yaml"))]
+    there = f"; shipped are {', '.join(names)}" if names else ""
+    raise ConfigError(f"{path}: no such study{nearest(path.stem, names)}{there}")
+
+
 def find_recipe(path_or_name: str | Path) -> Path:
     """A recipe by path, or a shipped one by name.
 
@@ -80,17 +97,17 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] | Layer = ())
         ConfigError: every problem found, each with file, line, key and what to do.
     """
     file = find_recipe(path_or_name)
-    return _check(_merged(_located(file), _upper(overrides), default_name=file.stem))
+    return _check(_merged(locate_layer(file), _upper(overrides), default_name=file.stem))
 
 
 def read_values(path_or_name: str | Path) -> Mapping[str, Yaml]:
     """The values of a recipe file over its method's, unchecked: nothing that they name is loaded or run."""
     file = find_recipe(path_or_name)
-    return _merged(_located(file), Layer({}), default_name=file.stem).values
+    return _merged(locate_layer(file), Layer({}), default_name=file.stem).values
 
 
-def _located(file: Path) -> Layer:
-    """A recipe file, its relative paths made such that they are found."""
+def locate_layer(file: Path) -> Layer:
+    """A file of recipes, its relative paths made such that they are found."""
     layer = read_layer(file)
     folders = _folders(file)
     layer.values = {key: _beside(value, folders, key) for key, value in layer.values.items()}
@@ -101,6 +118,23 @@ def make_recipe(values: Mapping[str, object], overrides: Iterable[str] | Layer =
     """As `load_recipe`, from a mapping in place of a file."""
     layer = Layer(cast(dict[str, Yaml], dict(values)))
     return _check(_merged(layer, _upper(overrides), default_name="run"))
+
+
+def recipe_of(layer: Layer, overrides: Layer, *, name: str) -> Recipe:
+    """As `load_recipe`, from a layer that was read already; ``name`` where it has none."""
+    return _check(_merged(layer, overrides, default_name=name))
+
+
+def overridden(lower: Layer, upper: Layer) -> Layer:
+    """A file of recipes with single values set anew, whatever its keys are."""
+
+    def over(low: Yaml, high: Yaml) -> Yaml:
+        if not isinstance(low, dict) or not isinstance(high, dict):
+            return high
+        return {**low, **{key: over(low.get(key), value) for key, value in high.items()}}
+
+    values = cast(dict[str, Yaml], over(lower.values, upper.values))
+    return Layer(values, {**lower.origins, **upper.origins}, lower.source)
 
 
 def _upper(overrides: Iterable[str] | Layer) -> Layer:

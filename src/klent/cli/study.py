@@ -1,0 +1,69 @@
+"""``klent study``: several stages from one file, one page."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from klent.cli.common import Debug, Overrides, Runs, out
+
+
+def study(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY", help="A study file, or the name of a shipped one.", show_default=False
+        ),
+    ],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each stage.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the stages and what is done; write nothing.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Rewrite the page from what has been judged.")
+    ] = False,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Train the stages of a study, judge each on the same problems, and write one page.
+
+    A study is a file with `stages`, each a recipe over `common`; `{STAGE}` stands for the model that another
+    stage ended with, so that a policy starts from an SFT model and is rewarded by a reward model. `judge` says
+    what all are measured by: rewards on named problems, exact KL from the base both ways, English prose, and
+    the distance of the weights.
+
+    Runs are in RUNS/NAME/STAGE-seedN. Finished stages are skipped and stopped ones are resumed, so the same
+    command, or one with more seeds, continues. Ctrl-C finishes the step, saves and stops. Overrides have the keys
+    of the file: `stages.ppo.steps=20`, `common.model=./mine`.
+
+    ```
+    klent study my_study.yaml --dry-run
+    klent study my_study.yaml --seeds 3
+    ```
+    """
+    from klent.errors import ConfigError
+    from klent.studies.pipeline.page import write_page
+    from klent.studies.pipeline.plan import describe, plan_study
+    from klent.studies.pipeline.run import Stopped, run_study
+
+    if dry_run and report_only:
+        raise ConfigError("--dry-run writes nothing and --report-only writes the page; choose one")
+    plan = plan_study(file, overrides or [], seeds, runs)
+    words = ["klent", "study", file, *(overrides or []), "--seeds", str(seeds)]
+    command = shlex.join([*words, "--runs", str(runs)] if runs != Path("runs") else words)
+    if report_only:
+        out.print(f"page: {write_page(plan, command=command)}", soft_wrap=True)
+        return
+    for line in describe(plan):
+        out.print(line, soft_wrap=True)
+    if dry_run:
+        out.print(f"would write {plan.folder}; this was a dry run", soft_wrap=True)
+        return
+    try:
+        page = run_study(plan, command=command, console=out)
+    except Stopped as stop:
+        out.print(str(stop), style="yellow", soft_wrap=True)
+        raise typer.Exit(130) from None
+    out.print(f"page: {page}", style="bold", soft_wrap=True)

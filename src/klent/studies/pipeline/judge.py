@@ -1,0 +1,153 @@
+"""What a model has become: rewards on named problems, exact KL both ways, prose, and how far its weights moved."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from klent.config import Recipe, TransformersRollout
+from klent.config.rewards import short_names
+from klent.config.study import Judge, Judged
+from klent.io.files import write_atomic
+from klent.kit.seeds import derive_seed
+from klent.measure.divergence import measure_divergence
+from klent.measure.evaluate import by_problem, evaluate, score
+from klent.measure.prose import paragraphs, prose_nats, weight_distance
+from klent.models.load import LoadedModel
+from klent.runs.engines import build_sampler
+from klent.runs.evaluate import load_on_device
+from klent.streams.episode import Episode
+from klent.studies.pipeline.plan import Block
+from klent.tasks import Scorer, Task, load_task
+
+FILE = "judge.json"
+Row = dict[str, float]
+
+
+@dataclass
+class Judging:
+    """Measures the models of one seed; the base and its answers are kept from one to the next.
+
+    Args:
+        block: the seed's runs and what judges them.
+        recipe: of any of them: precision and attention of the models.
+        say: told in a line what is being measured.
+    """
+
+    block: Block
+    recipe: Recipe
+    say: Callable[[str], None] = lambda line: None
+    _base: LoadedModel | None = None
+    _answers: dict[str, list[Episode]] = field(default_factory=dict)
+
+    @property
+    def judge(self) -> Judge:
+        """The section of the study."""
+        return self.block.judge
+
+    def measure(self, model: str, folder: Path) -> Row:
+        """The numbers of a model, from ``folder/judge.json`` where they are there already.
+
+        Args:
+            model: folder or name.
+            folder: of the run that made it, or of the study for the base.
+        """
+        file, key = folder / FILE, self._key(model)
+        if file.is_file():
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known.get("key") == key:
+                return {name: math.nan if value is None else value for name, value in known["row"].items()}
+        self.say(f"judging {model}")
+        row = self._measured(model)
+        kept = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        write_atomic(file, json.dumps({"key": key, "row": kept}, indent=2) + "\n")
+        return row
+
+    def _key(self, model: str) -> str:
+        values = [self.judge.model_dump(mode="json"), model, self.block.base, self.block.seed]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def base(self) -> LoadedModel:
+        """What models are compared with."""
+        if self._base is None:
+            self._base = load_on_device(self.block.base, self.recipe)
+        return self._base
+
+    def _measured(self, model: str) -> Row:
+        loaded = self.base if model == self.block.base else load_on_device(model, self.recipe)
+        row: Row = {}
+        for name, judged in self.judge.on.items():
+            row |= {f"{name}/{key}": value for key, value in self._on(name, judged, loaded).items()}
+        if self.judge.prose:
+            row |= prose_nats(loaded, paragraphs(self.judge.prose))
+        if self.judge.distance:
+            row["weights/distance"] = weight_distance(loaded, self.base)
+        return row
+
+    def _on(self, name: str, judged: Judged, loaded: LoadedModel) -> Row:
+        task = load_task(judged.task, seed=self.block.seed, heldout=judged.problems)
+        engine = build_sampler(loaded, _rollout(judged))
+        task.fit(None, engine.check)
+        found: list[Episode] = []
+
+        def keep(rollouts: Sequence[Episode], correct: object) -> dict[str, object]:
+            found.extend(rollouts)
+            return {}
+
+        with Scorer(judged.reward, task) as scorer:
+            row = evaluate(
+                engine,
+                scorer,
+                task.heldout(judged.problems),
+                samples=judged.samples,
+                seed=derive_seed(self.block.seed, "judge", name),
+                step=0,
+                more=keep,
+            )
+        numbers = {key: float(str(row[key])) for key in ("reward", "entropy", "length", "unscorable")}
+        passed = f"pass@{judged.samples}"
+        if passed in row:
+            numbers["pass@k"] = float(str(row[passed]))
+        numbers |= _others(judged, task, found)
+        if judged.kl:
+            numbers |= self._kl(name, judged, loaded, found)
+        return numbers
+
+    def _kl(self, name: str, judged: Judged, loaded: LoadedModel, own: Sequence[Episode]) -> Row:
+        """Exact KL per answer: of the model from the base along its own answers, and the other way round."""
+        if loaded is self.base:
+            self._answers[name] = list(own)
+            return {"kl_reverse": 0.0, "kl_forward": 0.0}
+        options = {"samples": judged.samples, "temperature": judged.temperature}
+        if name not in self._answers:
+            task = load_task(judged.task, seed=self.block.seed, heldout=judged.problems)
+            seed = derive_seed(self.block.seed, "judge", name)
+            prompts = task.heldout(judged.problems)
+            engine = build_sampler(self.base, _rollout(judged))
+            self._answers[name] = engine.generate(prompts, group_size=judged.samples, seed=seed)
+        reverse = measure_divergence(loaded, self.base, own, **options)  # type: ignore[arg-type]
+        forward = measure_divergence(self.base, loaded, self._answers[name], **options)  # type: ignore[arg-type]
+        return {"kl_reverse": reverse["kl/base_completion"], "kl_forward": forward["kl/base_completion"]}
+
+
+def _rollout(judged: Judged) -> TransformersRollout:
+    return TransformersRollout(max_tokens=judged.max_tokens, temperature=judged.temperature)
+
+
+def _others(judged: Judged, task: Task, rollouts: Sequence[Episode]) -> Row:
+    """The mean of each further reward over the answers that it can score."""
+    row: Row = {}
+    names = short_names([*judged.reward, *judged.others])[len(judged.reward) :]
+    with ExitStack() as stack:
+        for name, reward in zip(names, judged.others, strict=True):
+            scorer = stack.enter_context(Scorer((reward,), task))
+            values = [
+                v for group in by_problem(score(scorer, rollouts).reward, judged.samples) for v in group
+            ]
+            known = [value for value in values if not math.isnan(value)]
+            row[name] = sum(known) / len(known) if known else math.nan
+    return row

@@ -1,0 +1,130 @@
+"""The runs of a study, and which of them are already done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from klent.config import load_recipe
+from klent.config.layers import Layer
+from klent.config.load import find_study, recipe_of
+from klent.config.study import Judge, Study, judge_of, read_study, values_of
+from klent.errors import ConfigError
+from klent.kit.text import plural
+from klent.runs.plan import make_plan
+from klent.studies.compare.plan import PlannedRun, State, differences
+
+
+@dataclass(frozen=True)
+class Block:
+    """One seed of a study.
+
+    Attributes:
+        seed: of its runs.
+        runs: stage by stage, in an order in which each comes after those that it needs.
+        judge: with the folders of this seed's stages.
+        base: the folder or name of the model that stages are compared with.
+    """
+
+    seed: int
+    runs: tuple[PlannedRun, ...]
+    judge: Judge
+    base: str
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Every run of a study, seed by seed.
+
+    Attributes:
+        study: the file.
+        folder: holds the runs and the page.
+        blocks: one per seed.
+    """
+
+    study: Study
+    folder: Path
+    blocks: tuple[Block, ...]
+
+    def judged(self, stage: str) -> bool:
+        """Whether a stage is measured by the judge."""
+        return next(one.judged for one in self.study.stages if one.name == stage)
+
+
+def plan_study(study: str | Path, overrides: Sequence[str], seeds: int, runs: Path) -> StudyPlan:
+    """Read a study and check every recipe of it; nothing is written.
+
+    Args:
+        study: a file, or the name of a shipped study.
+        overrides: ``KEY=VALUE``, with keys such as ``stages.ppo.steps`` and ``common.model``.
+        seeds: runs of each stage, with the seeds 0, 1, ...
+        runs: folder that contains the study's folder.
+
+    Raises:
+        ConfigError: a recipe is invalid, or a run in the folder was made with other settings.
+    """
+    read = read_study(find_study(study), overrides)
+    folder = runs / read.name
+    if (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is a single run; give the study another name: name={read.name}-study")
+    plan = StudyPlan(read, folder, tuple(_block(read, folder, seed) for seed in range(seeds)))
+    for block in plan.blocks:
+        for run in block.runs:
+            _refuse_changed(run)
+    return plan
+
+
+def _block(study: Study, folder: Path, seed: int) -> Block:
+    names = {stage.name: f"{stage.name}-seed{seed}" for stage in study.stages}
+    models = {stage: folder / name / "final" for stage, name in names.items()}
+    runs = []
+    for stage in study.stages:
+        fixed = Layer({"name": names[stage.name], "seed": seed}, source="study")
+        try:
+            recipe = recipe_of(values_of(stage, models), fixed, name=names[stage.name])
+        except ConfigError as error:
+            raise ConfigError(f"stage {stage.name}: {error}") from error
+        runs.append(PlannedRun(stage.name, seed, recipe, folder / names[stage.name]))
+    base = study.base.strip("{}")
+    return Block(seed, tuple(runs), judge_of(study, models), str(models.get(base, study.base)))
+
+
+def state_of(run: PlannedRun) -> State:
+    """``done`` where the run has its final model; a stage need not have an evaluation of its own."""
+    if (run.folder / "final").is_dir():
+        return "done"
+    return "started" if (run.folder / "config.yaml").is_file() else "new"
+
+
+def _refuse_changed(run: PlannedRun) -> None:
+    """A run that is there was made with these settings, but for what a run may change."""
+    if state_of(run) == "new":
+        return
+    there = load_recipe(run.folder / "config.yaml")
+    changed = differences(there, run.recipe.dated(there.task.clock))
+    if changed:
+        listed = "; ".join(f"{key}: {old} there, {new} now" for key, (old, new) in changed.items())
+        raise ConfigError(
+            f"{run.folder} was made with other settings ({listed}). Use those settings, give this study another "
+            "name=..., or move the folder away"
+        )
+
+
+def describe(plan: StudyPlan) -> list[str]:
+    """The plan in lines: stages with what they start from, what judges them, and the work."""
+    lines = []
+    for stage, run in zip(plan.study.stages, plan.blocks[0].runs, strict=True):
+        start = f", after {' and '.join(stage.needs)}" if stage.needs else ""
+        work = (
+            f"{plural(run.recipe.steps, 'step')} of {plural(make_plan(run.recipe).completions, 'completion')}"
+        )
+        method = run.recipe.method or "own objective"
+        lines.append(f"{stage.name}: {method} on {run.recipe.task.source}, {work}{start}")
+    judge = plan.blocks[0].judge
+    on = ", ".join(f"{name} ({one.problems} x {one.samples})" for name, one in judge.on.items())
+    extra = [f"{judge.prose} paragraphs of prose"] if judge.prose else []
+    extra += ["distance of the weights"] if judge.distance else []
+    lines.append(f"judged, against {plan.study.base.strip('{}')}: {', '.join([on, *extra])}")
+    states = [state_of(run) for block in plan.blocks for run in block.runs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "started", "new"))
+    lines.append(f"{plural(len(plan.blocks), 'seed')}, {plural(len(states), 'run')}: {counts}")
+    return lines

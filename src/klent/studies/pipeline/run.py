@@ -1,0 +1,85 @@
+"""Trains the stages of a study: finished ones are skipped, stopped ones resumed, and each is judged when it ends."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from klent.errors import RunError
+from klent.studies.compare.plan import PlannedRun
+from klent.studies.compare.run import ShortConsole, Stopped
+from klent.studies.pipeline.judge import Judging
+from klent.studies.pipeline.page import write_page
+from klent.studies.pipeline.plan import Block, StudyPlan, state_of
+
+
+def run_study(plan: StudyPlan, *, command: str, console: Console) -> Path:
+    """Train and judge every stage that is not done yet; the page is written after each seed.
+
+    A stage that fails is reported, those that need it are left out, and the others go on.
+
+    Args:
+        plan: the runs.
+        command: the command line that repeats or continues the study.
+        console: receives progress messages.
+
+    Returns:
+        The page.
+
+    Raises:
+        Stopped: Ctrl-C; the current step was finished and saved.
+        RunError: one or more stages failed; the others are done and on the page.
+    """
+    failed: dict[str, str] = {}
+    for block in plan.blocks:
+        try:
+            _run_block(plan, block, failed, command, console)
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped at once; continue with: {command}") from None
+        write_page(plan, command=command, failed=failed)
+    page = write_page(plan, command=command, failed=failed)
+    if failed:
+        total = sum(len(block.runs) for block in plan.blocks)
+        raise RunError(
+            f"{len(failed)} of {total} runs failed ({', '.join(failed)}); the others are in {page}"
+        )
+    return page
+
+
+def _run_block(plan: StudyPlan, block: Block, failed: dict[str, str], command: str, console: Console) -> None:
+    judging = Judging(block, block.runs[0].recipe, lambda line: console.print(Text(f"  {line}", style="dim")))
+    for stage, run in zip(plan.study.stages, block.runs, strict=True):
+        missing = [need for need in stage.needs if f"{need}-seed{block.seed}" in failed]
+        if missing:
+            failed[run.folder.name] = f"{missing[0]}, from which it starts, failed"
+            continue
+        try:
+            _train(run, command, console)
+            if stage.judged:
+                judging.measure(str(run.folder / "final"), run.folder)
+        except Stopped:
+            write_page(plan, command=command, failed=failed)
+            raise
+        except RunError as error:
+            failed[run.folder.name] = str(error)
+            console.print(Text(f"  {run.folder.name} failed: {error}", style="red"), soft_wrap=True)
+    if block.base not in {str(run.folder / "final") for run in block.runs}:
+        judging.measure(block.base, plan.folder / f"base-seed{block.seed}")
+
+
+def _train(run: PlannedRun, command: str, console: Console) -> None:
+    """Train one stage to its end.
+
+    Raises:
+        Stopped: Ctrl-C.
+    """
+    label = run.folder.name
+    if state_of(run) == "done":
+        console.print(Text(f"{label}: already complete", style="dim"))
+        return
+    from klent.runs.train import train
+
+    short = ShortConsole(console, label)
+    train(run.recipe, run.folder, command=command, resume=state_of(run) == "started", console=short)
+    if state_of(run) != "done":
+        raise Stopped(f"stopped in {label}; it is saved; continue with: {command}")

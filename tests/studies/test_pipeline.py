@@ -1,0 +1,166 @@
+"""A study: stages that start where others ended, judged alike, resumed, and on one page."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tiny import tiny_folder
+
+from klent.config.study import read_study
+from klent.errors import ConfigError, RunError
+from klent.measure.prose import paragraphs
+from klent.studies.pipeline.page import write_page
+from klent.studies.pipeline.plan import describe, plan_study, state_of
+from klent.studies.pipeline.run import run_study
+
+HEAD = """
+common: {model: tiny, steps: 1, prompts_per_step: 2, optimizer: {lr: 1e-2}, eval: null}
+judge:
+  base: "{sft}"
+  on:
+    sums:
+      task: {data: sums.jsonl, heldout: 4}
+      reward: r.py:ones
+      others: r.py:other
+      problems: 4
+      samples: 2
+      max_tokens: 4
+  prose: 2
+  distance: true
+stages:
+"""
+STAGES = """
+  dpo: {model: "{sft}", method: dpo, task: {pairs: pairs.jsonl}}
+  sft: {method: sft, task: {data: sums.jsonl}}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "tiny")
+    rows = [
+        {"prompt": f"{i} + 1 = ", "completion": str(i + 1), "chosen": str(i + 1), "rejected": "no"}
+        for i in range(12)
+    ]
+    for name in ("sums", "pairs"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.py").write_text(
+        "def ones(completions, **k):\n    return [1.0 for _ in completions]\n"
+        "def other(completions, **k):\n    return [float(len(c)) for c in completions]\n"
+    )
+    (tmp_path / "study.yaml").write_text(HEAD + STAGES)
+    return tmp_path / "study.yaml"
+
+
+def numbers(folder: Path) -> dict[tuple[str, str], float]:
+    with open(folder / "study.csv", encoding="utf-8") as lines:
+        return {(row["stage"], row["measure"]): float(row["value"]) for row in csv.DictReader(lines)}
+
+
+def test_stages_run_in_the_order_of_what_they_need_and_are_judged_alike(study: Path) -> None:
+    plan = plan_study(study, [], 1, Path("runs"))
+    assert [stage.name for stage in plan.study.stages] == ["sft", "dpo"]
+    sft, dpo = plan.blocks[0].runs
+    assert Path(dpo.recipe.model) == sft.folder / "final"
+    console = Console(quiet=True)
+    page = run_study(plan, command="klent study study.yaml", console=console)
+    found = numbers(plan.folder)
+    assert found["sft", "sums/reward"] == 1.0
+    assert found["dpo", "sums/other"] > 0
+    assert found["sft", "sums/kl_reverse"] == found["sft", "weights/distance"] == 0.0
+    assert min(found["dpo", f"sums/kl_{way}"] for way in ("reverse", "forward")) > 0
+    assert found["dpo", "weights/distance"] > 0
+    assert "dpo-seed0/report.html" in page.read_text()
+    # Again: nothing is trained and nothing is judged anew.
+    before = {file: file.stat().st_mtime_ns for file in plan.folder.rglob("*.json*")}
+    run_study(plan_study(study, [], 1, Path("runs")), command="", console=console)
+    assert {file: file.stat().st_mtime_ns for file in plan.folder.rglob("*.json*")} == before
+
+
+def test_a_stage_that_fails_takes_those_with_it_that_need_it_and_no_others(study: Path) -> None:
+    bad = study.parent / "bad.py"
+    bad.write_text("def broken(completions, **k):\n    raise ValueError('no')\n")
+    failing = (
+        "  rl: {method: grpo, group_size: 2, rollout: {max_tokens: 2}, task: {data: sums.jsonl},\n"
+        '    reward: "bad.py:broken", limits: {unscorable_steps: 1}}\n'
+        '  after: {model: "{rl}", method: sft, task: {data: sums.jsonl}}\n'
+    )
+    study.write_text(HEAD + failing + STAGES)
+    plan = plan_study(study, ["judge.prose=0"], 1, Path("runs"))
+    with pytest.raises(RunError, match="2 of 4 runs failed"):
+        run_study(plan, command="", console=Console(quiet=True))
+    states = {run.arm: state_of(run) for run in plan.blocks[0].runs}
+    assert (states["sft"], states["dpo"], states["after"]) == ("done", "done", "new")
+    assert ("after", "sums/reward") not in numbers(plan.folder)
+
+
+def test_a_finished_stage_is_not_taken_for_one_of_other_settings(study: Path) -> None:
+    plan = plan_study(study, [], 1, Path("runs"))
+    (plan.blocks[0].runs[0].folder).mkdir(parents=True)
+    from klent.config import dump_recipe
+
+    run = plan.blocks[0].runs[0]
+    (run.folder / "config.yaml").write_text(dump_recipe(run.recipe))
+    with pytest.raises(ConfigError, match=r"other settings \(steps: 1 there, 2 now\)"):
+        plan_study(study, ["stages.sft.steps=2"], 1, Path("runs"))
+
+
+def test_what_a_study_wrote_is_escaped_on_its_page(study: Path) -> None:
+    text = study.read_text().replace("    sums:", '    "<script>":')
+    study.write_text(text)
+    plan = plan_study(study, [], 1, Path("runs"))
+    run_study(plan, command="<b>", console=Console(quiet=True))
+    page = write_page(plan, command="<b>", failed={"x": "<i>"}).read_text()
+    assert "<h2>&lt;script&gt;</h2>" in page
+    assert "&lt;b&gt;" in page
+    assert "&lt;i&gt;" in page
+
+
+REFUSED = {
+    "an unknown key": (
+        HEAD.replace("common:", "comon:") + STAGES,
+        "unknown key `comon`; did you mean `common`?",
+    ),
+    "no stage": (HEAD, "`stages` is missing"),
+    "a stage that needs itself": (HEAD + '  sft: {model: "{sft}", method: sft}\n', "starts where it ends"),
+    "a ring": (
+        HEAD + '  a: {model: "{b}", method: sft}\n  b: {model: "{a}", method: sft}\n',
+        "the stages a, b wait for one another",
+    ),
+    "a name": (HEAD + "  prompt: {method: sft}\n", "a stage cannot be called `prompt`"),
+    "no judge": ("stages: {a: {method: sft}}\n", "`judge` is missing"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_study_that_cannot_run_says_why_and_where(study: Path, text: str, message: str) -> None:
+    study.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_study(study)
+    assert message in str(caught.value)
+    assert "study.yaml" in str(caught.value)
+
+
+def test_a_wrong_key_of_a_stage_is_named_with_its_line(study: Path) -> None:
+    study.write_text(HEAD + STAGES.replace("method: sft", "methd: sft"))
+    with pytest.raises(ConfigError) as caught:
+        plan_study(study, [], 1, Path("runs"))
+    assert "stage sft: " in str(caught.value)
+    assert "study.yaml:18" in str(caught.value)
+
+
+def test_the_plan_says_what_follows_what(study: Path) -> None:
+    lines = describe(plan_study(study, [], 2, Path("runs")))
+    assert lines[0].startswith("sft: sft on sums.jsonl, 1 step of 2 completions")
+    assert lines[1].endswith("after sft")
+    assert lines[-1] == "2 seeds, 4 runs: 0 done, 0 started, 4 new"
+
+
+def test_prose_is_the_same_every_time_and_is_prose() -> None:
+    texts = paragraphs(50)
+    assert texts == paragraphs(50)
+    assert len(set(texts)) == 50
+    assert all(len(text) >= 200 and text.endswith(".") for text in texts)
