@@ -549,7 +549,10 @@ def test_sabotage_of_the_sequence_kl_is_seen_in_its_bias(monkeypatch: pytest.Mon
 
 def test_the_solved_front_is_what_no_policy_exceeds() -> None:
     one = table_world.world(0)
-    solved, random = table_world.best(one, 0.5), torch.randn(3, *one.reward.shape, dtype=torch.float64)
+    solved, random = (
+        table_world.best(one, torch.tensor([0.5]).double())[0],
+        torch.randn(3, *one.reward.shape, dtype=torch.float64),
+    )
     best = table_world.evaluate(solved, one)
     others = table_world.evaluate(solved + 0.1 * random, one)
     assert (others.reward - 0.5 * others.kl < best.reward - 0.5 * best.kl).all()
