@@ -17,7 +17,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 # Files whose tests take longest come first, so that no worker is alone with one at the end.
-LONGEST = ("test_kill.py", "test_end_to_end.py", "test_goldens.py", "test_hostile_runs.py", "test_pull.py")
+LONGEST = (
+    "test_goldens.py",
+    "test_loop.py",
+    "test_resume.py",
+    "test_claims.py",
+    "test_end_to_end.py",
+    "test_hostile_runs.py",
+    "test_kill.py",
+    "test_unsupervised.py",
+    "test_pull.py",
+    "test_small_model.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,11 +14,13 @@ from klent import objectives as O
 from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict, sources
 from klent.claims.claim import Figure, number, over_seeds, ratio
 from klent.claims.command import claims_command
+from klent.claims.entropy import control_budget
 from klent.claims.kl import k2_loss, sequence_estimators, trust_region
 from klent.claims.mixture import chernoff, efficiency, robust, snr
 from klent.claims.page import markdown
 from klent.claims.qsft import fixed_point
 from klent.claims.unlabeled import entropy_minimisation, majority_vote
+from klent.claims.worlds import bandit, simplex
 from klent.claims.worlds import table as table_world
 from klent.claims.worlds.chain import trio
 from klent.errors import KlentError
@@ -549,7 +551,10 @@ def test_sabotage_of_the_sequence_kl_is_seen_in_its_bias(monkeypatch: pytest.Mon
 
 def test_the_solved_front_is_what_no_policy_exceeds() -> None:
     one = table_world.world(0)
-    solved, random = table_world.best(one, 0.5), torch.randn(3, *one.reward.shape, dtype=torch.float64)
+    solved, random = (
+        table_world.best(one, torch.tensor([0.5]).double())[0],
+        torch.randn(3, *one.reward.shape, dtype=torch.float64),
+    )
     best = table_world.evaluate(solved, one)
     others = table_world.evaluate(solved + 0.1 * random, one)
     assert (others.reward - 0.5 * others.kl < best.reward - 0.5 * best.kl).all()
@@ -620,3 +625,39 @@ def test_seeds_that_agree_exactly_show_no_interval() -> None:
 )
 def test_three_digits(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_groups_are_drawn_as_repeated_rows_are_and_arms_with_the_same_numbers() -> None:
+    by_hand = simplex.inverted(
+        torch.tensor([[0.2, 0.3, 0.5]]), torch.tensor([[0.0, 0.1, 0.21, 0.49, 0.51, 1.0]])
+    )
+    assert by_hand.tolist() == [[0, 0, 1, 1, 2, 2]]
+    p = torch.rand(6, 4, 5, dtype=torch.float64).softmax(-1)
+
+    def fresh() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    one = simplex.draw_groups(p, 3, fresh())
+    assert torch.equal(one.flatten(1), simplex.draw(p.repeat_interleave(3, dim=1), fresh()))
+    assert torch.equal(simplex.draw_groups(torch.cat([p, p]), 3, fresh(), arms=2), torch.cat([one, one]))
+
+
+def test_arms_beside_each_other_end_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_budget, "_STEPS", 4)
+    large, small = control_budget._SETTINGS.values()
+    arms = [control_budget.Arm(method, large) for method in ("STEER", "sign", "thermostat")]
+    arms += [control_budget.Arm("fixed bonus", small, 0.3), control_budget.Arm("STEER to 0.2", small)]
+    for arm, beside in zip(arms, control_budget.Arms(arms).train(), strict=True):
+        (alone,) = control_budget.Arms([arm]).train()
+        for here, there in zip(alone, beside, strict=True):
+            torch.testing.assert_close(here, there, msg=arm.method)
+
+
+@pytest.mark.parametrize("method", ["Clip-Cov", "KL-Cov", "random tokens", "entropy bonus"])
+def test_seeds_beside_each_other_end_as_alone(method: bandit.Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = bandit.train.__wrapped__(method, steps=4, lr=4.0)
+    for seed in (0, 3):
+        monkeypatch.setattr(bandit, "SEEDS", range(seed, seed + 1))
+        (alone,) = bandit.train.__wrapped__(method, steps=4, lr=4.0)
+        torch.testing.assert_close(alone.entropy, beside[seed].entropy)
+        torch.testing.assert_close(alone.reward, beside[seed].reward)

@@ -131,10 +131,10 @@ def _entropy_and_share(cluster: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     alone = -1 - torch.arange(len(cluster), device=cluster.device)
     cluster = torch.where(cluster < 0, alone, cluster)
     _, group, size = torch.unique(group, return_inverse=True, return_counts=True)
-    pairs, pair, count = torch.unique(
-        torch.stack([group, cluster]), dim=1, return_inverse=True, return_counts=True
-    )
-    home = pairs[0]  # the group of each cluster
+    ids, cluster = torch.unique(cluster, return_inverse=True)
+    width = max(len(ids), 1)
+    pairs, pair, count = torch.unique(group * width + cluster, return_inverse=True, return_counts=True)
+    home = pairs // width  # the group of each cluster
     share = count.double() / size[home]
     # Σ p·log(count), not -Σ p·log p: log size minus this is exactly 0, or log size, at the two ends
     cost = torch.zeros(len(size), dtype=torch.float64, device=cluster.device)

@@ -1,6 +1,6 @@
 """STEER's weights, control by the sign of advantages, and the thermostat, under one budget."""
 
-import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -49,90 +49,125 @@ class Run(NamedTuple):
     bonus: Tensor  # mean coefficient of the entropy bonus
 
 
-def steer_weight(logp: Tensor, every: Tensor, advantage: Tensor, logp_old: Tensor, lowest: float) -> Tensor:
-    """STEER's weights by the exact effect of each token on its context's entropy; ``every`` is ``[R, N, A]``."""
+class Arm(NamedTuple):
+    """A method in a setting; one run for each seed."""
+
+    method: Method
+    setting: Setting
+    bonus: float = 0.0
+
+
+def steer_weight(
+    logp: Tensor, batch: shared.Batch, every: Tensor, advantage: Tensor, lowest: Tensor
+) -> Tensor:
+    """STEER's weights by the exact effect of each token on its context's entropy; ``every`` is ``[R, C, A]``."""
     p, entropy = every.exp(), O.categorical_entropy(every)
     mean = (p.square() * (every + entropy.unsqueeze(-1))).sum(-1)
-    effect = (logp - logp_old).exp() * advantage * (logp.exp() * (logp + entropy) - mean)
-    size = effect.abs()
-    return torch.exp(math.log(lowest) * size / size.amax(-1, keepdim=True).clamp(min=0.02))
+    entropy, mean = entropy[:, batch.context[0]], mean[:, batch.context[0]]
+    ratio = (logp - shared.taken(batch.logp, batch)).exp()
+    size = (ratio * advantage * (logp.exp() * (logp + entropy) - mean)).abs()
+    return torch.exp(lowest.log().unsqueeze(1) * size / size.amax(-1, keepdim=True).clamp(min=0.02))
 
 
-def train(method: Method, setting: Setting, bonus: float = 0.0) -> Run:
-    """One run for each seed: ``_STEPS`` batches of one group per context, ``_INNER`` gradient steps each."""
-    generator = torch.Generator().manual_seed(0)
-    world = shared.separate(_SEEDS)
-    weights, group = world.start, shared.groups(len(_SEEDS))
-    coef = torch.full((len(_SEEDS),), bonus, dtype=torch.float64)
-    controllers = [
-        Controller(Thermostat(target=setting.target(), start=0.0), lambda value: None) for _ in _SEEDS
-    ]
-    target = [setting.target().at(step, 0.0) for step in range(1, _STEPS + 1)]
-    entropies, coefs = [], []
-    for step in range(1, _STEPS + 1):
-        logp_all = shared.policy(world, weights)
-        entropy = shared.entropy(logp_all)
-        entropies.append(entropy)
-        batch = shared.sample(logp_all, generator)
-        reward = shared.taken(world.reward, batch)
-        advantage = O.group_advantage(reward.flatten(), group).view_as(reward)
-        if method == "sign":
-            advantage = _signed(advantage, entropy, target[step - 1])
-        if method == "thermostat":
-            coef = torch.tensor([c.state.value for c in controllers], dtype=torch.float64)
-        coefs.append(coef)
-        for _ in range(_INNER):
-            weights = weights - setting.lr * _gradient(method, world, weights, batch, advantage, coef)
-        change = shared.entropy(shared.policy(world, weights)) - entropy
-        for i, controller in enumerate(controllers):
-            controller.read(step, entropy[i].item(), change[i].item())
-    p = shared.policy(world, weights).exp()
-    aim = torch.tensor(target, dtype=p.dtype).unsqueeze(1)
-    held = torch.stack(entropies)
-    return Run(
-        ((held - aim).abs() / aim)[_STEPS // 2 :].mean(0),
-        held[-1],
-        (p * world.reward).sum(-1).mean(-1),
-        world.reward.gather(-1, p.argmax(-1).unsqueeze(-1)).mean((1, 2)),
-        torch.stack(coefs).mean(0),
-    )
+class Arms:
+    """All runs of some arms beside each other, arm by arm, ``[R]``: numbers are drawn once for all arms."""
+
+    def __init__(self, arms: Sequence[Arm]) -> None:
+        self.count = len(arms)
+        self.world = shared.World(*(part.repeat(self.count, 1, 1) for part in shared.separate(_SEEDS)))
+        self.lr = _each([arm.setting.lr for arm in arms]).view(-1, 1, 1)
+        self.target = torch.stack(
+            [_each([arm.setting.target().at(step, 0.0) for arm in arms]) for step in range(1, _STEPS + 1)]
+        )
+        self.signed = _each([arm.method == "sign" for arm in arms])
+        self.lowest = _each([_LOWEST.get(arm.method, 1.0) for arm in arms])
+        self.coef = _each([arm.bonus for arm in arms])
+        self.controllers = {
+            i * len(_SEEDS) + j: Controller(
+                Thermostat(target=arm.setting.target(), start=0.0), lambda value: None
+            )
+            for i, arm in enumerate(arms)
+            if arm.method == "thermostat"
+            for j in range(len(_SEEDS))
+        }
+
+    def train(self) -> list[Run]:
+        """For each arm, ``_STEPS`` batches of one group per context, ``_INNER`` gradient steps each."""
+        generator = torch.Generator().manual_seed(0)
+        world, weights = self.world, self.world.start
+        group = shared.groups(len(weights))
+        entropies, coefs = [], []
+        for step, target in enumerate(self.target, start=1):
+            logp_all = shared.policy(world, weights)
+            entropy = shared.entropy(logp_all)
+            entropies.append(entropy)
+            batch = shared.sample(logp_all, generator, arms=self.count)
+            reward = shared.taken(world.reward, batch)
+            advantage = O.group_advantage(reward.flatten(), group).view_as(reward)
+            advantage = torch.where(self.signed.unsqueeze(1), _signed(advantage, entropy, target), advantage)
+            for run, controller in self.controllers.items():
+                self.coef[run] = controller.state.value
+            coefs.append(self.coef.clone())
+            for _ in range(_INNER):
+                weights = weights - self.lr * self._gradient(weights, batch, advantage)
+            change = shared.entropy(shared.policy(world, weights)) - entropy
+            for run, controller in self.controllers.items():
+                controller.read(step, entropy[run].item(), change[run].item())
+        return self._runs(shared.policy(world, weights).exp(), torch.stack(entropies), torch.stack(coefs))
+
+    def _gradient(self, weights: Tensor, batch: shared.Batch, advantage: Tensor) -> Tensor:
+        weights = weights.detach().requires_grad_()
+        every = shared.policy(self.world, weights)
+        logp, logp_old = shared.taken(every, batch), shared.taken(batch.logp, batch)
+        mask = torch.ones_like(logp, dtype=torch.bool)
+        loss = O.ppo_clip(logp, logp_old, advantage, mask).loss
+        steered = self.lowest < 1
+        if steered.any():
+            part = shared.Batch(batch.context, batch.action[steered], batch.logp[steered])
+            now = (logp.detach()[steered], part, every.detach()[steered])
+            weight = steer_weight(*now, advantage[steered], self.lowest[steered])
+            loss = loss * torch.ones_like(loss).index_put((steered,), weight)
+        entropy = O.categorical_entropy(every)[:, batch.context[0]]
+        loss = loss - self.coef.unsqueeze(1) * O.entropy_loss(entropy, mask, coef=1.0).loss
+        return torch.autograd.grad(loss.sum() / mask.shape[1], weights)[0]
+
+    def _runs(self, p: Tensor, entropies: Tensor, coefs: Tensor) -> list[Run]:
+        found = (
+            ((entropies - self.target).abs() / self.target)[_STEPS // 2 :].mean(0),
+            entropies[-1],
+            (p * self.world.reward).sum(-1).mean(-1),
+            self.world.reward.gather(-1, p.argmax(-1).unsqueeze(-1)).mean((1, 2)),
+            coefs.mean(0),
+        )
+        return [Run(*parts) for parts in zip(*(part.chunk(self.count) for part in found), strict=True)]
 
 
-def _signed(advantage: Tensor, entropy: Tensor, target: float) -> Tensor:
+def _each(values: Sequence[float]) -> Tensor:
+    """A number of each arm for each of its runs, ``[R]``."""
+    numbers = torch.tensor(values)
+    return (numbers if numbers.dtype == torch.bool else numbers.double()).repeat_interleave(len(_SEEDS))
+
+
+def _signed(advantage: Tensor, entropy: Tensor, target: Tensor) -> Tensor:
     """Positive advantages alone above the band, negative ones alone below it."""
     high, low = (entropy > target * (1 + _BAND)), (entropy < target * (1 - _BAND))
     kept = torch.where(high.unsqueeze(1), advantage > 0, torch.where(low.unsqueeze(1), advantage < 0, True))
     return torch.where(kept, advantage, 0.0)
 
 
-def _gradient(
-    method: Method, world: shared.World, weights: Tensor, batch: shared.Batch, advantage: Tensor, coef: Tensor
-) -> Tensor:
-    weights = weights.detach().requires_grad_()
-    every = shared.policy(world, weights)
-    logp, logp_old = shared.taken(every, batch), shared.taken(batch.logp, batch)
-    mask = torch.ones_like(logp, dtype=torch.bool)
-    loss = O.ppo_clip(logp, logp_old, advantage, mask).loss
-    if method in _LOWEST:
-        now = every.detach()[:, batch.context[0]]
-        loss = loss * steer_weight(logp.detach(), now, advantage, logp_old, _LOWEST[method])
-    entropy = O.categorical_entropy(every)[:, batch.context[0]]
-    loss = loss - coef.unsqueeze(1) * O.entropy_loss(entropy, mask, coef=1.0).loss
-    return torch.autograd.grad(loss.sum() / mask.shape[1], weights)[0]
-
-
 def measure() -> dict[str, Figure]:
+    free = [(name, method) for name in _SETTINGS for method in _METHODS if method != "fixed bonus"]
+    runs = dict(zip(free, Arms([Arm(m, _SETTINGS[name]) for name, m in free]).train(), strict=True))
+    bonus = {name: round(runs[name, "thermostat"].bonus.mean().item(), 4) for name in _SETTINGS}
+    fixed = Arms([Arm("fixed bonus", setting, bonus[name]) for name, setting in _SETTINGS.items()]).train()
     figures: dict[str, Figure] = {}
-    for name, setting in _SETTINGS.items():
-        bonus = 0.0
+    for name, last in zip(_SETTINGS, fixed, strict=True):
+        plain = runs[name, "GRPO"]
         for method in _METHODS:
-            run = train(method, setting, bonus if method == "fixed bonus" else 0.0)
+            run = last if method == "fixed bonus" else runs[name, method]
             if method == "thermostat":
-                bonus = run.bonus.mean().item()
                 figures[f"{name}: mean coefficient of the bonus, thermostat"] = _over(run.bonus)
-            if method == "GRPO":
-                plain = run
-            else:
+            if method != "GRPO":
                 figures[_name(name, "reward more than GRPO", method)] = _over(run.reward - plain.reward)
             for what in ("off", "entropy", "reward", "greedy"):
                 figures[_name(name, _WORDS[what], method)] = _over(getattr(run, what))

@@ -1,6 +1,6 @@
 """Clip-Cov and KL-Cov."""
 
-from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, RealRuns, over_seeds
+from klent.claims.claim import Claim, Figure, Figures, Judgement, RealRuns, over_seeds
 from klent.claims.sources import ENTROPY_ESSAY, ENTROPY_MECHANISM, READING_NOTES
 from klent.claims.worlds.bandit import Method, Run, train
 
@@ -19,7 +19,7 @@ _METHODS: tuple[Method, ...] = (
 
 
 def measure() -> dict[str, Figure]:
-    runs = {m: [train(m, seed, steps=_STEPS, lr=_LR) for seed in SEEDS] for m in ("GRPO", *_METHODS)}
+    runs = {m: train(m, steps=_STEPS, lr=_LR) for m in ("GRPO", *_METHODS)}
     figures = {}
     for base, base_name in _BASELINES.items():
         for what in ("entropy", "reward"):

@@ -3,7 +3,7 @@
 import torch
 
 from klent import objectives as O
-from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, RealRuns, over_seeds
+from klent.claims.claim import Claim, Figure, Figures, Judgement, RealRuns, over_seeds
 from klent.claims.sources import ENTROPY_ESSAY, ENTROPY_MECHANISM, READING_NOTES
 from klent.claims.worlds.bandit import Run, train
 
@@ -13,8 +13,7 @@ _THIRD = _STEPS // 3
 
 def measure() -> dict[str, Figure]:
     grpo, bonus, sharpened = (
-        [train(method, seed, steps=_STEPS, lr=_LR) for seed in SEEDS]
-        for method in ("GRPO", "entropy bonus", "entropy minimisation")
+        train(method, steps=_STEPS, lr=_LR) for method in ("GRPO", "entropy bonus", "entropy minimisation")
     )
     figures = {}
     for name, runs in (("GRPO", grpo), ("entropy bonus (control)", bonus)):

@@ -1,5 +1,6 @@
 """Reward against the KL between whole sequences, by the penalty that is trained with."""
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -103,12 +104,18 @@ def _front(kind: Penalty, setting: Setting) -> Front:
     coef = torch.tensor(_COEFS * len(each), dtype=torch.float64)
     reached = train(kind, setting, worlds, coef)
     reward, kl = (t.view(len(each), len(_COEFS)) for t in reached)
-    prices = torch.cat([_PRICES, torch.tensor(_COEFS, dtype=torch.float64)])
-    solved = [evaluate(torch.stack([best(one, float(price)) for price in prices]), one) for one in each]
-    worth = torch.stack([value.reward - prices * value.kl for value in solved])  # [seeds, prices]
+    prices, worth = _solved()
     limit = (worth.unsqueeze(1) + prices * kl.unsqueeze(2)).amin(-1)  # the front is concave
     lost = worth[:, len(_PRICES) :] - (reward - prices[len(_PRICES) :] * kl)
     return Front(reward, kl, limit - reward, lost)
+
+
+@cache
+def _solved() -> tuple[Tensor, Tensor]:
+    """Prices of a nat, the coefficients last, and what the best policy has at each: ``[P]``, ``[seeds, P]``."""
+    prices = torch.cat([_PRICES, torch.tensor(_COEFS, dtype=torch.float64)])
+    solved = [evaluate(best(one, prices), one) for one in map(world, _SEEDS)]
+    return prices, torch.stack([value.reward - prices * value.kl for value in solved])
 
 
 def _at_equal_coefficient(fronts: dict[Penalty, Front], setting: str) -> dict[str, Figure]:

@@ -175,17 +175,17 @@ def _of_world(world: Trio, length: int, seed: int) -> dict[str, Error]:
     generator = torch.Generator().manual_seed(seed)
     groups = drawn(world.sampler, length, _GROUPS * _GROUP, generator)
     whole = every(world.sampler, length) if length in _ENUMERATED else groups
-    return {
-        name: _error(loss, world, groups if name in _GROUPED else whole, true, name in _GROUPED)
-        for name, loss in _LOSSES.items()
-    }
+    seen = {grouped: _numbers(world, sample) for grouped, sample in ((False, whole), (True, groups))}
+    errors = {}
+    for name, loss in _LOSSES.items():
+        grouped = name in _GROUPED
+        sample = groups if grouped else whole
+        errors[name] = _error(_gradients(loss, world, sample, seen[grouped]), sample, true, grouped)
+    return errors
 
 
-def _error(
-    loss: Callable[[Numbers], Tensor], world: Trio, sample: Sample, true: Tensor, grouped: bool
-) -> Error:
+def _error(each: Tensor, sample: Sample, true: Tensor, grouped: bool) -> Error:
     """Bias and noise; of sampled sequences, the part of the squared bias that is noise is taken off."""
-    each = _gradients(loss, world, sample)
     chance, size = sample.chance, 1
     if grouped:  # a group is one draw: rows lean on each other
         each, size = each.view(-1, _GROUP, each.shape[1]).mean(1), _GROUP
@@ -199,10 +199,9 @@ def _error(
     return Error((off / scale) ** 0.5, (variance * size / scale) ** 0.5)
 
 
-def _gradients(loss: Callable[[Numbers], Tensor], world: Trio, sample: Sample) -> Tensor:
+def _gradients(loss: Callable[[Numbers], Tensor], world: Trio, sample: Sample, numbers: Numbers) -> Tensor:
     """Gradient of each sequence's loss in the policy's logits, ``[N, (S + 1)·S]``: by the chain rule, row by row."""
     log_p, log_ref = world.policy.log_softmax(-1), world.reference.log_softmax(-1)
-    numbers = _numbers(world, sample)
     total = loss(numbers).sum()
     slopes = torch.autograd.grad(total, (numbers.logp, numbers.kl), allow_unused=True)
     in_logp, in_kl = (torch.zeros_like(numbers.logp) if s is None else s for s in slopes)

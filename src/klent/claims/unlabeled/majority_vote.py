@@ -9,7 +9,7 @@ from torch import Tensor
 from klent import objectives as O
 from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, RealRuns, number, over_seeds
 from klent.claims.sources import EMPO, READING_NOTES
-from klent.claims.worlds.simplex import draw, random_logits
+from klent.claims.worlds.simplex import draw_groups, random_logits
 
 _PROMPTS, _ANSWERS, _GROUP, _STEPS, _LR = 100, 12, 8, 150, 1.0
 #: nats: prompts whose semantic entropy is outside the two bounds are left out
@@ -43,17 +43,23 @@ def start() -> Tensor:
     return logits
 
 
-@cache
 def train(reward: str, steps: int = _STEPS) -> Tensor:
-    """REINFORCE with group advantages on separate logits for each prompt."""
+    """The logits after some of the steps of :func:`path`."""
+    return path(reward)[steps]
+
+
+@cache
+def path(reward: str) -> list[Tensor]:
+    """REINFORCE with group advantages on separate logits for each prompt: the logits at first and after each step."""
     generator = torch.Generator().manual_seed(1)
     logits = start()
     group = torch.arange(len(logits)).repeat_interleave(_GROUP)
     mask = torch.ones(len(group), 1, dtype=torch.bool)
-    for _ in range(steps):
+    seen = [logits]
+    for _ in range(_STEPS):
         logp = logits.log_softmax(-1)
         p = logp.exp()
-        answer = draw(p.repeat_interleave(_GROUP, dim=0), generator)
+        answer = draw_groups(p, _GROUP, generator).flatten()
         advantage = O.group_advantage(_reward(reward, answer, group, generator), group)
         sampled = logp[group, answer].unsqueeze(1).requires_grad_()
         loss = O.reinforce(sampled, advantage.unsqueeze(1), mask).loss
@@ -61,7 +67,8 @@ def train(reward: str, steps: int = _STEPS) -> Tensor:
         step = torch.zeros_like(logits).index_put_((group, answer), slope[:, 0], accumulate=True)
         total = step.sum(1, keepdim=True)
         logits = logits - _LR * (step - total * p)
-    return logits
+        seen.append(logits)
+    return seen
 
 
 def _reward(name: str, answer: Tensor, group: Tensor, generator: torch.Generator) -> Tensor:

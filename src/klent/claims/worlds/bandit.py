@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from klent import objectives as O
-from klent.claims.worlds.simplex import draw
+from klent.claims.claim import SEEDS
+from klent.claims.worlds.simplex import inverted
 
 Method = Literal[
     "GRPO",
@@ -37,25 +38,37 @@ class Run(NamedTuple):
 
 
 @cache
-def train(method: Method, seed: int, *, steps: int, lr: float) -> Run:
-    """``steps`` batches of one group per context, ``INNER`` gradient steps each; logits per context."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(CONTEXTS, ACTIONS, generator=generator, dtype=torch.float64)
-    value = 0.6 * torch.rand(CONTEXTS, ACTIONS, generator=generator, dtype=torch.float64)
+def train(method: Method, *, steps: int, lr: float) -> list[Run]:
+    """A run for each seed: ``steps`` batches of one group per context, ``INNER`` gradient steps each.
+
+    The runs are computed beside each other; each draws its own numbers.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    logits = torch.cat([torch.randn(CONTEXTS, ACTIONS, generator=g, dtype=torch.float64) for g in generators])
+    value = torch.cat(
+        [0.6 * torch.rand(CONTEXTS, ACTIONS, generator=g, dtype=torch.float64) for g in generators]
+    )
     logits[:, 0], value[:, 0] = -2.0, 1.0  # the best action, which starts unlikely
-    group = torch.arange(CONTEXTS).repeat_interleave(GROUP)
-    entropy, reward = torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, dtype=torch.float64)
+    group = torch.arange(len(logits)).repeat_interleave(GROUP)
+    entropy, reward = torch.zeros(2, len(SEEDS), steps, dtype=torch.float64)
     for step in range(steps):
         logp = logits.log_softmax(-1)
         p = logp.exp()
-        entropy[step], reward[step] = -(p * logp).sum(-1).mean(), (p * value).sum(-1).mean()
-        action = draw(p.repeat_interleave(GROUP, dim=0), generator)
+        entropy[:, step] = _of_run(-(p * logp).sum(-1)).mean(1)
+        reward[:, step] = _of_run((p * value).sum(-1)).mean(1)
+        u = torch.cat([torch.rand(CONTEXTS, GROUP, generator=g, dtype=p.dtype) for g in generators])
+        action = inverted(p, u).flatten()
         advantage = O.group_advantage(value[group, action], group).unsqueeze(1)
         old = logp[group, action].unsqueeze(1)
-        chosen = _chosen(method, old, advantage, generator)
+        parts = zip(old.chunk(len(SEEDS)), advantage.chunk(len(SEEDS)), generators, strict=True)
+        chosen = torch.cat([_chosen(method, *part) for part in parts])
         for _ in range(INNER):
             logits = logits - lr * _gradient(method, logits, group, action, old, advantage, chosen)
-    return Run(entropy, reward)
+    return [Run(*run) for run in zip(entropy, reward, strict=True)]
+
+
+def _of_run(values: Tensor) -> Tensor:
+    return values.view(len(SEEDS), CONTEXTS)
 
 
 def _chosen(method: Method, old: Tensor, advantage: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,9 +105,10 @@ def _gradient(
         loss = O.ppo_clip(sampled, old, advantage, mask, clip_high=_CLIP_HIGH).loss
     else:
         loss = O.ppo_clip(sampled, old, advantage, mask).loss
-    entropy = O.categorical_entropy(logp)[group].unsqueeze(1)
-    if method == "entropy bonus":
-        loss = loss + O.entropy_loss(entropy, mask, coef=-0.1).loss
-    elif method == "entropy minimisation":  # and nothing else: no reward
-        loss = O.entropy_loss(entropy, mask, coef=1.0).loss
-    return torch.autograd.grad(O.reduce_tokens(loss, mask), logits)[0]
+    if method in ("entropy bonus", "entropy minimisation"):
+        entropy = O.categorical_entropy(logp)[group].unsqueeze(1)
+        if method == "entropy bonus":
+            loss = loss + O.entropy_loss(entropy, mask, coef=-0.1).loss
+        else:  # and nothing else: no reward
+            loss = O.entropy_loss(entropy, mask, coef=1.0).loss
+    return torch.autograd.grad(O.reduce_tokens(loss, mask, denominator=CONTEXTS * GROUP), logits)[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from klent import objectives as O
-from klent.claims.worlds.simplex import draw, random_logits
+from klent.claims.worlds.simplex import draw_groups, random_logits
 
 CONTEXTS, FEATURES, ACTIONS, GROUP = 32, 12, 20, 8
 
@@ -46,10 +46,10 @@ def policy(world: World, weights: Tensor) -> Tensor:
     return (world.features @ weights).log_softmax(-1)
 
 
-def sample(logp: Tensor, generator: torch.Generator) -> Batch:
-    """A group of actions for each context."""
+def sample(logp: Tensor, generator: torch.Generator, arms: int = 1) -> Batch:
+    """A group of actions for each context; the runs of several arms, arm by arm, are drawn with the same numbers."""
     context = torch.arange(CONTEXTS).repeat_interleave(GROUP).unsqueeze(0)
-    return Batch(context, draw(logp.exp().repeat_interleave(GROUP, dim=1), generator), logp)
+    return Batch(context, draw_groups(logp.exp(), GROUP, generator, arms).flatten(1), logp)
 
 
 def taken(values: Tensor, batch: Batch) -> Tensor:

@@ -48,6 +48,20 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def draw(p: Tensor, generator: torch.Generator) -> Tensor:
-    """One action for each row of probabilities ``[..., K]``, by inverting the cumulative sum."""
+    """One action for each row of probabilities ``[..., K]``."""
     u = torch.rand(p.shape[:-1], generator=generator, dtype=p.dtype).unsqueeze(-1)
-    return (p.cumsum(-1) < u).sum(-1).clamp(max=p.shape[-1] - 1)
+    return inverted(p, u).squeeze(-1)
+
+
+def draw_groups(p: Tensor, size: int, generator: torch.Generator, arms: int = 1) -> Tensor:
+    """``size`` actions for each row of ``[N, ..., K]``, ``[N, ..., size]``, as :func:`draw` takes from repeated rows.
+
+    N holds ``arms`` parts of the same shape, which are drawn with the same numbers.
+    """
+    u = torch.rand(len(p) // arms, *p.shape[1:-1], size, generator=generator, dtype=p.dtype)
+    return inverted(p, u.repeat(arms, *[1] * (u.dim() - 1)))
+
+
+def inverted(p: Tensor, u: Tensor) -> Tensor:
+    """The actions where the cumulative sums of rows ``[..., K]`` reach numbers ``[..., n]`` between 0 and 1."""
+    return torch.searchsorted(p.cumsum(-1), u).clamp(max=p.shape[-1] - 1)

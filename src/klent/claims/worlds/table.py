@@ -52,14 +52,14 @@ def evaluate(logits: Tensor, world: World) -> Value:
     return Value(reward, kl)
 
 
-def best(world: World, coef: float) -> Tensor:
-    """Logits of the policy with the largest reward minus ``coef`` times the KL, by backward induction."""
-    steps = []
-    value = torch.zeros(SYMBOLS, dtype=world.reward.dtype)  # of the positions to come, given the token
+def best(world: World, coefs: Tensor) -> Tensor:
+    """Logits of the policies with the largest reward minus ``coefs``, ``[N]``, times the KL: backward induction."""
+    steps, coefs = [], coefs.view(-1, 1, 1)
+    value = torch.zeros(1, 1, SYMBOLS, dtype=world.reward.dtype)  # of the positions to come, given the token
     for t in reversed(range(LENGTH)):
-        steps.append(world.reference[t] + (world.reward[t] + value) / coef)
-        value = coef * steps[-1].logsumexp(-1)[1:]
-    return torch.stack(steps[::-1])
+        steps.append(world.reference[t] + (world.reward[t] + value) / coefs)
+        value = coefs * steps[-1].logsumexp(-1)[:, 1:].unsqueeze(1)
+    return torch.stack(steps[::-1], dim=1)
 
 
 def sample(logits: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
