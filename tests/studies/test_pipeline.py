@@ -24,6 +24,7 @@ judge:
       task: {data: sums.jsonl, heldout: 4}
       reward: r.py:ones
       others: r.py:other
+      best_of: [2]
       problems: 4
       samples: 2
       max_tokens: 4
@@ -32,7 +33,9 @@ judge:
 stages:
 """
 STAGES = """
-  dpo: {model: "{sft}", method: dpo, task: {pairs: pairs.jsonl}}
+  dpo: {model: "{sft}", method: dpo, task: {pairs: "{labels}"}}
+  labels:
+    {model: "{sft}", task: {data: sums.jsonl}, reward: "r.py:other", rollout: {max_tokens: 4}, label: {pairs: 6}}
   sft: {method: sft, task: {data: sums.jsonl}}
 """
 
@@ -41,12 +44,8 @@ STAGES = """
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     tiny_folder(tmp_path / "tiny")
-    rows = [
-        {"prompt": f"{i} + 1 = ", "completion": str(i + 1), "chosen": str(i + 1), "rejected": "no"}
-        for i in range(12)
-    ]
-    for name in ("sums", "pairs"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": f"{i} + 1 = ", "completion": str(i + 1), "answer": str(i + 1)} for i in range(12)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "r.py").write_text(
         "def ones(completions, **k):\n    return [1.0 for _ in completions]\n"
         "def other(completions, **k):\n    return [float(len(c)) for c in completions]\n"
@@ -62,14 +61,17 @@ def numbers(folder: Path) -> dict[tuple[str, str], float]:
 
 def test_stages_run_in_the_order_of_what_they_need_and_are_judged_alike(study: Path) -> None:
     plan = plan_study(study, [], 1, Path("runs"))
-    assert [stage.name for stage in plan.study.stages] == ["sft", "dpo"]
-    sft, dpo = plan.blocks[0].runs
+    assert [stage.name for stage in plan.study.stages] == ["sft", "labels", "dpo"]
+    sft, labels, dpo = plan.blocks[0].runs
     assert Path(dpo.recipe.model) == sft.folder / "final"
+    assert Path(dpo.recipe.task.pairs) == labels.folder / "pairs.jsonl"
     console = Console(quiet=True)
     page = run_study(plan, command="klent study study.yaml", console=console)
     found = numbers(plan.folder)
     assert found["sft", "sums/reward"] == 1.0
     assert found["dpo", "sums/other"] > 0
+    assert found["dpo", "sums/best_of_2"] == 1.0
+    assert found["dpo", "sums/best_of_2_other"] >= found["dpo", "sums/other"]
     assert found["sft", "sums/kl_reverse"] == found["sft", "weights/distance"] == 0.0
     assert min(found["dpo", f"sums/kl_{way}"] for way in ("reverse", "forward")) > 0
     assert found["dpo", "weights/distance"] > 0
@@ -90,7 +92,7 @@ def test_a_stage_that_fails_takes_those_with_it_that_need_it_and_no_others(study
     )
     study.write_text(HEAD + failing + STAGES)
     plan = plan_study(study, ["judge.prose=0"], 1, Path("runs"))
-    with pytest.raises(RunError, match="2 of 4 runs failed"):
+    with pytest.raises(RunError, match="2 of 5 runs failed"):
         run_study(plan, command="", console=Console(quiet=True))
     states = {run.arm: state_of(run) for run in plan.blocks[0].runs}
     assert (states["sft"], states["dpo"], states["after"]) == ("done", "done", "new")
@@ -149,14 +151,14 @@ def test_a_wrong_key_of_a_stage_is_named_with_its_line(study: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_study(study, [], 1, Path("runs"))
     assert "stage sft: " in str(caught.value)
-    assert "study.yaml:18" in str(caught.value)
+    assert "study.yaml:21" in str(caught.value)
 
 
 def test_the_plan_says_what_follows_what(study: Path) -> None:
     lines = describe(plan_study(study, [], 2, Path("runs")))
     assert lines[0].startswith("sft: sft on sums.jsonl, 1 step of 2 completions")
-    assert lines[1].endswith("after sft")
-    assert lines[-1] == "2 seeds, 4 runs: 0 done, 0 started, 4 new"
+    assert lines[1].endswith("6 pairs of answers, after sft")
+    assert lines[-1] == "2 seeds, 6 runs: 0 done, 0 started, 6 new"
 
 
 def test_prose_is_the_same_every_time_and_is_prose() -> None:

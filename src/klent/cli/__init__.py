@@ -47,6 +47,7 @@ for name, verb in (
     ("report", run.report),
     ("compare", compare.compare),
     ("study", study.study),
+    ("label", study.label),
     ("eval", evaluate.evaluate),
     ("sample", evaluate.sample),
     ("select", studies.select),

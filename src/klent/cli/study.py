@@ -67,3 +67,43 @@ def study(
         out.print(str(stop), style="yellow", soft_wrap=True)
         raise typer.Exit(130) from None
     out.print(f"page: {page}", style="bold", soft_wrap=True)
+
+
+def label(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a file.")],
+    overrides: Overrides = None,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="How many pairs to make.")] = 256,
+    noise: Annotated[
+        float, typer.Option("--noise", help="Temperature of the choice, in units of reward; 0 = never wrong.")
+    ] = 0.0,
+    flip: Annotated[float, typer.Option("--flip", help="Share of labels turned round afterwards.")] = 0.0,
+    output: Annotated[Path, typer.Option("--out", help="JSON Lines file to write.")] = Path("pairs.jsonl"),
+    debug: Debug = False,
+) -> None:
+    """Make preferences from a reward: two answers to each prompt, and which of them is better.
+
+    The file can be used as `task.pairs`. Labels are drawn as Bradley and Terry have it, from the difference in
+    reward over `--noise`; `--flip` turns some round, so that what noise costs can be measured. If interrupted,
+    the same command continues.
+
+    ```
+    klent label quickstart --pairs 200 --out pairs.jsonl
+    klent train my_dpo.yaml task.pairs=pairs.jsonl
+    ```
+    """
+    from klent.cli.common import err
+    from klent.config import load_recipe
+    from klent.errors import ConfigError
+    from klent.studies.label import Labels, label_pairs
+
+    if not output.name:
+        raise ConfigError(f"--out {output} is a folder; name a file in it, such as pairs.jsonl")
+    with err.status("loading") as status:
+        rows = label_pairs(
+            load_recipe(recipe, overrides or []),
+            Labels(pairs, noise, flip),
+            out=output,
+            progress=lambda done, of: status.update(f"{done} of {of} pairs"),
+        )
+    wrong = sum(row["score_chosen"] < row["score_rejected"] for row in rows)
+    out.print(f"wrote {len(rows)} pairs to {output}; {wrong} labels are wrong by the reward", soft_wrap=True)

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Self, cast
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from klent.config.base import Count, Positive, PositiveInt, Settings, Yaml
+from klent.config.base import Count, NonNegative, Positive, PositiveInt, Settings, Yaml
 from klent.config.evaluation import Rewards, list_rewards
 from klent.config.layers import KeyPath, Layer, merge
 from klent.config.load import locate_layer, overridden
@@ -36,6 +36,8 @@ class Judged(Settings):
     """What scores the answers."""
     others: Rewards = ()
     """Measured on the same answers and not added up, such as the proxy that was trained on."""
+    best_of: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
+    """Also the reward of the best of so many answers by the first of `others`; each at most `samples`."""
     problems: PositiveInt = 64
     """How many problems."""
     samples: PositiveInt = 4
@@ -46,6 +48,14 @@ class Judged(Settings):
     """Sampling temperature; the KL is between the distributions at it."""
     kl: bool = True
     """Measure the exact KL to the base along the stage's own answers, and along the base's."""
+
+    @model_validator(mode="after")
+    def _has_answers(self) -> Self:
+        if self.best_of and not self.others:
+            raise ValueError("best_of needs `others`: the first of them chooses the best")
+        if self.best_of and max(self.best_of) > self.samples:
+            raise ValueError(f"best_of {max(self.best_of)} needs as many samples; there are {self.samples}")
+        return self
 
     @field_validator("reward", "others", mode="before")
     @classmethod
@@ -66,6 +76,17 @@ class Judge(Settings):
     """Measure how far the weights are from the base's, relative to their size."""
 
 
+class Label(Settings):
+    """A stage that makes preferences from a known reward: as `klent label` does."""
+
+    pairs: PositiveInt = 256
+    """How many pairs."""
+    noise: NonNegative = 0.0
+    """Temperature of the choice, in units of reward; 0 = the better answer is always preferred."""
+    flip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the labels that are turned round afterwards."""
+
+
 @dataclass(frozen=True)
 class StageFile:
     """One stage as the file has it.
@@ -74,12 +95,14 @@ class StageFile:
         name: of the stage.
         layer: the recipe that it is, over ``common``, with ``{STAGE}`` where another stage's model stands.
         judged: whether it is measured by the judge; a reward model answers nothing.
+        label: it makes pairs from its model, task and reward, and trains nothing; ``{STAGE}`` is their file.
         needs: the stages that it names, in the order of the file.
     """
 
     name: str
     layer: Layer
     judged: bool
+    label: Label | None
     needs: tuple[str, ...]
 
 
@@ -174,12 +197,26 @@ def _stage(name: str, value: Yaml, common: Layer, whole: Layer, stages: Mapping[
     judged = own.pop("judge", True)
     if not isinstance(judged, bool):
         raise ConfigError(f"{origin}: stages.{name}.judge is true or false")
+    label = _label(own.pop("label", None), f"{origin}: stages.{name}.label")
+    if label is not None:
+        own = {"method": "grpo", "steps": 1, **own}  # a recipe has both; neither is used
     layer = Layer(own, _below(whole.origins, ("stages", name)), whole.source)
     merged = merge(common, layer)
     named = set(STAGE.findall(str(merged.values)))
     if name in named:
         raise ConfigError(f"{origin}: stage `{name}` starts where it ends; name another stage, or a model")
-    return StageFile(name, merged, judged, tuple(other for other in stages if other in named))
+    judged = judged and label is None
+    return StageFile(name, merged, judged, label, tuple(other for other in stages if other in named))
+
+
+def _label(value: Yaml, where: str) -> Label | None:
+    if value is None:
+        return None
+    try:
+        return Label.model_validate(value)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, p.path))}: {p.message}" for p in shape_problems(error))
+        raise ConfigError(f"{where}: {found}") from None
 
 
 def _below(origins: Mapping[KeyPath, str], path: KeyPath) -> dict[KeyPath, str]:

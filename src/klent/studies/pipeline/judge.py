@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from klent.config.rewards import short_names
 from klent.config.study import Judge, Judged
 from klent.io.files import write_atomic
 from klent.kit.seeds import derive_seed
+from klent.measure.best_of import best_of
 from klent.measure.divergence import measure_divergence
 from klent.measure.evaluate import by_problem, evaluate, score
 from klent.measure.prose import paragraphs, prose_nats, weight_distance
@@ -112,7 +112,11 @@ class Judging:
         passed = f"pass@{judged.samples}"
         if passed in row:
             numbers["pass@k"] = float(str(row[passed]))
-        numbers |= _others(judged, task, found)
+        others = _others(judged, task, found)
+        numbers |= {key: _mean(values) for key, values in others.items()}
+        rewards = [[math.nan if v is None else float(v) for v in group] for group in row["rewards"]]  # type: ignore[attr-defined]
+        for n in judged.best_of:
+            numbers |= _best_of(n, rewards, next(iter(others.items())))
         if judged.kl:
             numbers |= self._kl(name, judged, loaded, found)
         return numbers
@@ -138,16 +142,37 @@ def _rollout(judged: Judged) -> TransformersRollout:
     return TransformersRollout(max_tokens=judged.max_tokens, temperature=judged.temperature)
 
 
-def _others(judged: Judged, task: Task, rollouts: Sequence[Episode]) -> Row:
-    """The mean of each further reward over the answers that it can score."""
-    row: Row = {}
+def _others(judged: Judged, task: Task, rollouts: Sequence[Episode]) -> dict[str, list[list[float]]]:
+    """What each further reward says of the answers, problem by problem; NaN where it cannot score one."""
+    found = {}
     names = short_names([*judged.reward, *judged.others])[len(judged.reward) :]
-    with ExitStack() as stack:
-        for name, reward in zip(names, judged.others, strict=True):
-            scorer = stack.enter_context(Scorer((reward,), task))
-            values = [
-                v for group in by_problem(score(scorer, rollouts).reward, judged.samples) for v in group
+    for name, reward in zip(names, judged.others, strict=True):
+        with Scorer((reward,), task) as scorer:
+            found[name] = [
+                list(group) for group in by_problem(score(scorer, rollouts).reward, judged.samples)
             ]
-            known = [value for value in values if not math.isnan(value)]
-            row[name] = sum(known) / len(known) if known else math.nan
-    return row
+    return found
+
+
+def _mean(values: Sequence[Sequence[float]]) -> float:
+    known = [value for group in values for value in group if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _best_of(n: int, rewards: Sequence[Sequence[float]], by: tuple[str, Sequence[Sequence[float]]]) -> Row:
+    """The reward of the best of n answers by another reward, and what that one says of it.
+
+    Only problems whose answers are all scored count.
+    """
+    name, scores = by
+    whole = [
+        pair
+        for pair in zip(scores, rewards, strict=True)
+        if not any(math.isnan(v) for side in pair for v in side)
+    ]
+    if not whole:
+        return {}
+    return {
+        f"best_of_{n}": sum(best_of(score, reward, n) for score, reward in whole) / len(whole),
+        f"best_of_{n}_{name}": sum(best_of(score, score, n) for score, _ in whole) / len(whole),
+    }

@@ -75,7 +75,8 @@ def plan_study(study: str | Path, overrides: Sequence[str], seeds: int, runs: Pa
 
 def _block(study: Study, folder: Path, seed: int) -> Block:
     names = {stage.name: f"{stage.name}-seed{seed}" for stage in study.stages}
-    models = {stage: folder / name / "final" for stage, name in names.items()}
+    made = {stage.name: "pairs.jsonl" if stage.label else "final" for stage in study.stages}
+    models = {stage: folder / name / made[stage] for stage, name in names.items()}
     runs = []
     for stage in study.stages:
         fixed = Layer({"name": names[stage.name], "seed": seed}, source="study")
@@ -89,15 +90,16 @@ def _block(study: Study, folder: Path, seed: int) -> Block:
 
 
 def state_of(run: PlannedRun) -> State:
-    """``done`` where the run has its final model; a stage need not have an evaluation of its own."""
-    if (run.folder / "final").is_dir():
+    """``done`` where the stage has its model, or its pairs; it need not have an evaluation of its own."""
+    if (run.folder / "final").is_dir() or (run.folder / "pairs.jsonl").is_file():
         return "done"
-    return "started" if (run.folder / "config.yaml").is_file() else "new"
+    begun = any((run.folder / name).is_file() for name in ("config.yaml", "pairs.jsonl.part"))
+    return "started" if begun else "new"
 
 
 def _refuse_changed(run: PlannedRun) -> None:
     """A run that is there was made with these settings, but for what a run may change."""
-    if state_of(run) == "new":
+    if not (run.folder / "config.yaml").is_file():
         return
     there = load_recipe(run.folder / "config.yaml")
     changed = differences(there, run.recipe.dated(there.task.clock))
@@ -118,6 +120,8 @@ def describe(plan: StudyPlan) -> list[str]:
             f"{plural(run.recipe.steps, 'step')} of {plural(make_plan(run.recipe).completions, 'completion')}"
         )
         method = run.recipe.method or "own objective"
+        if stage.label is not None:
+            work, method = f"{stage.label.pairs} pairs of answers", "labels"
         lines.append(f"{stage.name}: {method} on {run.recipe.task.source}, {work}{start}")
     judge = plan.blocks[0].judge
     on = ", ".join(f"{name} ({one.problems} x {one.samples})" for name, one in judge.on.items())

@@ -5,9 +5,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from klent.config import dump_recipe
+from klent.config.study import Label
 from klent.errors import RunError
+from klent.io.files import write_atomic
 from klent.studies.compare.plan import PlannedRun
 from klent.studies.compare.run import ShortConsole, Stopped
+from klent.studies.label import Labels, label_pairs
 from klent.studies.pipeline.judge import Judging
 from klent.studies.pipeline.page import write_page
 from klent.studies.pipeline.plan import Block, StudyPlan, state_of
@@ -54,7 +58,10 @@ def _run_block(plan: StudyPlan, block: Block, failed: dict[str, str], command: s
             failed[run.folder.name] = f"{missing[0]}, from which it starts, failed"
             continue
         try:
-            _train(run, command, console)
+            if stage.label is not None:
+                _label(run, stage.label, console)
+            else:
+                _train(run, command, console)
             if stage.judged:
                 judging.measure(str(run.folder / "final"), run.folder)
         except Stopped:
@@ -65,6 +72,17 @@ def _run_block(plan: StudyPlan, block: Block, failed: dict[str, str], command: s
             console.print(Text(f"  {run.folder.name} failed: {error}", style="red"), soft_wrap=True)
     if block.base not in {str(run.folder / "final") for run in block.runs}:
         judging.measure(block.base, plan.folder / f"base-seed{block.seed}")
+
+
+def _label(run: PlannedRun, label: Label, console: Console) -> None:
+    """Make the pairs of a stage; they are the stage's own, so its recipe is written beside them first."""
+    out = run.folder / "pairs.jsonl"
+    if out.is_file():
+        console.print(Text(f"{run.folder.name}: already complete", style="dim"))
+        return
+    console.print(f"{run.folder.name}: {label.pairs} pairs")
+    write_atomic(run.folder / "config.yaml", dump_recipe(run.recipe))
+    label_pairs(run.recipe, Labels(label.pairs, label.noise, label.flip), out=out)
 
 
 def _train(run: PlannedRun, command: str, console: Console) -> None:
