@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import audit, compare, evaluate, library, run, studies
+from klent.cli import audit, compare, evaluate, library, play, run, studies
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -48,6 +48,7 @@ for name, verb in (
     ("compare", compare.compare),
     ("eval", evaluate.evaluate),
     ("sample", evaluate.sample),
+    ("play", play.play),
     ("select", studies.select),
     ("controls", studies.controls),
     ("audit", audit.audit),

@@ -66,8 +66,8 @@ class Wordle(Game):
 def marks(guess: str, word: str) -> list[str]:
     """Of each letter of a guess; a letter is near as often as the word has it beyond its hits, from the left.
 
-    >>> " ".join(marks("sheep", "eerie"))
-    'miss miss hit near miss'
+    >>> " ".join(marks("eerie", "sheep"))
+    'near near miss miss miss'
     """
     found = [MARKS[2] if mine == its else MARKS[0] for mine, its in zip(guess, word, strict=True)]
     left = [its for mine, its in zip(guess, word, strict=True) if mine != its]
@@ -81,8 +81,8 @@ def marks(guess: str, word: str) -> list[str]:
 def _checked(words: int | Sequence[str]) -> tuple[str, ...]:
     if isinstance(words, int):
         return WORDS[: checked_size("words", words, at_least=1, at_most=len(WORDS))]
-    listed = tuple(words)
-    if isinstance(words, str) or not listed or not all(isinstance(word, str) for word in listed):
+    listed = tuple(words) if isinstance(words, Sequence) and not isinstance(words, str) else ()
+    if not listed or not all(isinstance(word, str) for word in listed):
         raise ConfigError(f"words is {words!r}: it must be a number of klent's own words, or a list of words")
     wrong = [word for word in listed if not word.isalpha() or word != word.casefold()]
     if wrong:

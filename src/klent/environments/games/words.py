@@ -1,7 +1,6 @@
 """The words of Wordle: common English words of five letters, in no order that means anything."""
 
-WORDS: tuple[str, ...] = tuple(
-    """
+_TEXT = """
     crane table house river stone light bread chair plant cloud horse music paper water green apple train
     beach dream floor glass heart knife lemon money night ocean party queen radio sheep tiger uncle voice
     world youth angle brain candy dance earth field grape honey image juice kneel laugh metal north olive
@@ -18,5 +17,6 @@ WORDS: tuple[str, ...] = tuple(
     globe hatch igloo local medal ninth outer pupil risky smoke tower valid weary angry bloom cream doing
     eight flock grand hobby linen mayor nasty ounce plate roast spoon trail venue worry asset brave craft
     ditch elect front grill hover liver motor noble paint refer shade trust whale award brush crowd dusty
-    """.split()
-)
+"""
+
+WORDS: tuple[str, ...] = tuple(_TEXT.split())
