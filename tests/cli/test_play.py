@@ -149,7 +149,8 @@ def test_finished_episodes_are_kept_where_a_person_leaves(play, tmp_path):
 
 
 def test_control_c_stops_with_130():
-    code = "from klent.cli import main; main()"
+    """A person's game starts without what training needs."""
+    code = "import sys; from klent.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     game = subprocess.Popen(
         [sys.executable, "-c", code, "play", "maze"],
         stdin=subprocess.PIPE,
@@ -160,6 +161,7 @@ def test_control_c_stops_with_130():
     assert game.stdout is not None
     assert b"Take the key" in game.stdout.readline()
     game.send_signal(signal.SIGINT)
-    _, said = game.communicate(timeout=60)
+    printed, said = game.communicate(timeout=120)
     assert game.returncode == 130
+    assert printed.split()[-1] == b"False"
     assert said.decode().strip() == "stopped"

@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -104,18 +105,16 @@ def _episode(
 
 def _environment(name: str, config: Sequence[str]) -> "Environment":
     """The environment of a name, made with its settings."""
-    from klent.config.yaml_text import parse_overrides
     from klent.environments import NAMED
     from klent.kit.names import nearest
-    from klent.tasks.worker import load
 
     if name not in NAMED and ":" not in name:
         raise ConfigError(
             f"there is no game {name!r}{nearest(name, NAMED)}; there are {', '.join(NAMED)}, and your own as "
             "path/to/file.py:Class"
         )
-    settings = parse_overrides(config, source="--config").values
-    make = load(NAMED.get(name, name))
+    settings = _settings(config)
+    make = _loaded(NAMED.get(name, name))
     _refuse_settings(name, make, settings)
     try:
         made = make(**settings)
@@ -125,7 +124,26 @@ def _environment(name: str, config: Sequence[str]) -> "Environment":
         raise ConfigError(f"{name} cannot be made: {type(error).__name__}: {first_line(error)}") from error
     if not callable(getattr(made, "reset", None)) or not callable(getattr(made, "step", None)):
         raise ConfigError(f"{name} is no environment: it must have `reset(row, seed)` and `step(action)`")
-    return made  # type: ignore[return-value]  # it has both methods
+    return cast("Environment", made)
+
+
+def _settings(config: Sequence[str]) -> Mapping[str, object]:
+    if not config:  # what reads them takes seconds to import, and a person waits
+        return {}
+    from klent.config.yaml_text import parse_overrides
+
+    return parse_overrides(config, source="--config").values
+
+
+def _loaded(target: str) -> Callable[..., object]:
+    if target.startswith("klent."):  # likewise
+        module, _, attribute = target.partition(":")
+        found = getattr(import_module(module), attribute, None)
+        if callable(found):
+            return cast(Callable[..., object], found)
+    from klent.tasks.worker import load
+
+    return load(target)
 
 
 def _refuse_settings(name: str, make: Callable[..., object], settings: Mapping[str, object]) -> None:

@@ -68,6 +68,7 @@ class Game(ABC):
         if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost <= 1:
             raise ConfigError(f"cost is {cost!r}: what a turn costs must be a number from 0 to 1")
         self.cost = float(cost)
+        self._openings: dict[str, list[int]] = {}  # the starts that each may be of
         self._start: int | None = None
         self._state: State | None = None
 
@@ -130,10 +131,12 @@ class Game(ABC):
 
     def begin(self, opening: str) -> State:
         """The state after the opening."""
-        starts = tuple(n for n in range(len(self.rows)) if self.opening(n) == opening)
-        if not starts:
+        if not self._openings:
+            for start in range(len(self.rows)):
+                self._openings.setdefault(self.opening(start), []).append(start)
+        if opening not in self._openings:
             raise DataError(f"this game does not open with {opening!r}; was it made with other settings?")
-        return State(starts, self.turns, self.home)
+        return State(tuple(self._openings[opening]), self.turns, self.home)
 
     def outcomes(self, state: State, action: str) -> list[Outcome]:
         """All that may follow an action, with its probability."""

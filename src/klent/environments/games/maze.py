@@ -46,6 +46,7 @@ class Maze(Game):
             size = checked_size("stem", stem, at_least=1), checked_size("arm", arm, at_least=1)
             plan = double_t(*size)
         self.cells = _cells(plan)
+        self._said = {cell: f"Ways: {' '.join(self._open(cell))}." for cell in self.cells}
         self.keys, self.exits = self._pair("K"), self._pair("E")
         starts = [cell for cell, kind in self.cells.items() if kind == "S"]
         if len(starts) != 1:
@@ -88,8 +89,10 @@ class Maze(Game):
         return 1 - self.cost
 
     def _ways(self, place: tuple[int, ...]) -> str:
-        ways = [move for move, (y, x) in MOVES.items() if (place[0] + y, place[1] + x) in self.cells]
-        return f"Ways: {' '.join(ways)}."
+        return self._said[place[0], place[1]]
+
+    def _open(self, cell: tuple[int, int]) -> list[str]:
+        return [move for move, (y, x) in MOVES.items() if (cell[0] + y, cell[1] + x) in self.cells]
 
     def _pair(self, kind: str) -> list[tuple[int, int]]:
         pair = sorted((cell for cell, found in self.cells.items() if found == kind), key=lambda cell: cell[1])

@@ -24,10 +24,9 @@ GAMES: dict[str, Game] = {
     "`maze`, `note: false`": Maze(note=False),
     "`maze`, `stem: 2, arm: 2`": Maze(stem=2, arm=2),
     "`wordle`": Wordle(),
-    "`wordle`, `words: 128`": Wordle(words=128),
     "`guess_who`": GuessWho(),
 }
-RANDOM_EPISODES = 400
+RANDOM_EPISODES = 200
 
 
 def markdown() -> str:
@@ -74,7 +73,7 @@ def _row(name: str, game: Game) -> tuple[str, ...]:
         str(len(solution.known)),
         f"{solution.start():.4f}",
         f"{fmean(turns for _, turns in best):.2f}",
-        f"{fmean(wild):.2f} ± {error:.2f}".replace("-", "−"),
+        f"{fmean(wild):.2f} {f'± {error:.2f}' if error > 0 else '(all alike)'}".replace("-", "−"),
     )
 
 
