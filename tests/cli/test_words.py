@@ -138,7 +138,6 @@ VERBS = [
     ["play", "maze", "--policy"],
     ["play", "maze", "--config"],
     ["play", "maze", "--policy", "random", "--seed"],
-    ["play", "maze", "--policy", "random", "--record"],
     ["recipes", "show"],
     ["recipes", "cp"],
     ["recipes", "cp", "sft"],

@@ -182,7 +182,7 @@ def _ask(history: Sequence[str]) -> str:
 
 def _refuse(record: Path) -> None:
     """Refuse a file before anybody plays for it."""
-    if "\0" in str(record) or not record.name:
+    if not record.name:
         raise ConfigError(f"--record {record} names no file; name one, such as games.jsonl")
     if record.exists():
         raise ConfigError(f"--record {record} exists; name another file, or remove it")
