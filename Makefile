@@ -58,6 +58,7 @@ docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.streams.page
 	$(BIN)/python -m klent.report.glossary
 	$(BIN)/python -m klent.audit.table
+	$(BIN)/python -m klent.environments.games.page
 	$(BIN)/python -m klent.claims.page
 	$(BIN)/python examples/tables.py
 

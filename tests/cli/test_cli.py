@@ -26,6 +26,7 @@ VERBS = [
     ["resume"],
     ["eval"],
     ["sample"],
+    ["play"],
     ["report"],
     ["doctor"],
     ["recipes", "ls"],

@@ -10,7 +10,11 @@ from typing import Annotated
 import typer
 
 import klent
+<<<<<<< HEAD
 from klent.cli import audit, compare, evaluate, library, run, studies, study
+=======
+from klent.cli import audit, compare, evaluate, library, play, run, studies
+>>>>>>> h-games
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -50,6 +54,7 @@ for name, verb in (
     ("label", study.label),
     ("eval", evaluate.evaluate),
     ("sample", evaluate.sample),
+    ("play", play.play),
     ("select", studies.select),
     ("controls", studies.controls),
     ("audit", audit.audit),
