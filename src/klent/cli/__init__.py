@@ -10,11 +10,7 @@ from typing import Annotated
 import typer
 
 import klent
-<<<<<<< HEAD
-from klent.cli import audit, compare, evaluate, library, run, studies, study
-=======
-from klent.cli import audit, compare, evaluate, library, play, run, studies
->>>>>>> h-games
+from klent.cli import audit, compare, evaluate, library, play, run, studies, study
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
