@@ -305,6 +305,34 @@ def test_completions_of_a_data_set_are_held_to_another_model_by_the_forward_kl(w
     assert far[-1] < 0.7 * far[0]
 
 
+def test_joined_prompts_train_the_same_weights_on_fewer_tokens(world, monkeypatch):
+    """`update.packing: full` against rows of their own; the tokens that the model computes are counted."""
+    rows = [{"prompt": "x" * (i % 7 + 1), "completion": "y" * (i % 5 + 1)} for i in range(40)]
+    (world / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = {}
+    for packing in ("off", "full"):
+        folder, console = run(
+            world,
+            name=packing,
+            method="sft",
+            reward="absent",
+            group_size=1,
+            prompts_per_step=8,
+            rollout={"engine": "dataset", "max_tokens": 8},
+            update={"packing": packing},
+        )
+        assert not console.warnings
+        final = load_file(folder / "final/model.safetensors")
+        answers[packing] = [
+            [row[key] for row in metrics(folder)] for key in ("objective/loss", "tokens/train")
+        ], final
+    ((loss, padded), left), ((other, computed), right) = answers.values()
+    assert other == pytest.approx(loss, rel=1e-4)
+    assert sum(computed) < 0.9 * sum(padded)
+    for name, weight in left.items():
+        torch.testing.assert_close(right[name], weight, atol=1e-3, rtol=0)
+
+
 def test_two_runs_of_one_recipe_are_bit_identical_and_the_seed_matters(world):
     first, second, other = (
         run(world, name=name, seed=seed)[0] for name, seed in [("a", 0), ("b", 0), ("c", 1)]

@@ -18,7 +18,6 @@ from klent.control.organ import Organ
 from klent.control.schedule import learning_rate
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
-from klent.errors import RunError
 from klent.measure.evaluate import NO_PROBLEMS
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off, merge_adapter
@@ -26,9 +25,8 @@ from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
 from klent.policies.causal_lm.kept import KeptWeights
-from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
-from klent.policies.causal_lm.probe import read_alone, takes_shared_prompt
+from klent.policies.causal_lm.probe import read_alone
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.source import TaskSource
@@ -41,6 +39,7 @@ from klent.runs.evaluation import EvalRow, Evaluations
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
 from klent.runs.objective import asked_streams, build_objective
+from klent.runs.packing import choose_packing
 from klent.runs.recorder import Recorder
 from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
@@ -129,7 +128,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     reference = None
     if needs.reference or "kl" in needs.compared:
         reference = _build_reference(recipe, loaded, initial)
-    policy.packing = Packing(_shared(recipe, policy, note), recipe.update.tokens_per_microbatch)
+    policy.packing = choose_packing(recipe, policy, note)
     policies = [policy]
     if reference is not None:
         reference.packing = policy.packing
@@ -282,23 +281,6 @@ def build_target(
         other = replace(other, model=merged)
     other.model.requires_grad_(False)
     return replace(target, loaded=other)
-
-
-def _shared(recipe: Recipe, policy: CausalPolicy, note: Note) -> bool:
-    if recipe.update.packing == "off":
-        return False
-    # The window check needs a length; the context is the safe answer where prompts are not known yet.
-    window = getattr(policy.model.config.get_text_config(), "sliding_window", None)
-    longest = recipe.rollout.max_tokens if window is None else recipe.rollout.max_tokens + window
-    if takes_shared_prompt(policy, longest=longest):
-        return True
-    if recipe.update.packing == "on":
-        raise RunError(
-            f"update.packing=on, but {recipe.model} does not give the same log-probabilities when a group "
-            "shares its prompt in one row: its attention refuses such a mask. Use update.packing=auto or off."
-        )
-    note("the model's attention refuses a shared prompt: each completion gets its own row (exact, slower)")
-    return False
 
 
 def _build_updater(recipe: Recipe, policy: CausalPolicy, objective: Objective, *, filler: int) -> Updater:

@@ -18,6 +18,7 @@ from klent.policies.causal_lm.packing import (
     Pack,
     Packing,
     completions,
+    join_groups,
     make_groups,
     make_microbatches,
     pack,
@@ -130,7 +131,24 @@ class CausalPolicy(nn.Module):
         return numbers or self.stats(states, rows, collision=collision), apart
 
     def _groups(self, batch: Batch, rows: Sequence[int]) -> list[Group]:
-        return make_groups(completions(batch, rows), shared=self.packing.shared, budget=self.packing.budget)
+        packing = self.packing
+        groups = make_groups(completions(batch, rows), shared=packing.shared, budget=packing.budget)
+        return join_groups(groups, longest=self._longest_joined(batch)) if packing.joined else groups
+
+    def _longest_joined(self, batch: Batch) -> int:
+        """Under one mask a row costs the square of its length, and no longer one is built than the step has anyway.
+
+        A number of the whole step and not of some rows: a micro-batch is laid out as it was cut.
+        """
+        if self._in_blocks:
+            return self.packing.joined
+        own = max(len(e.prompt_ids) + len(e.tokens) - 1 for e in batch.episodes)
+        return min(self.packing.joined, own)
+
+    @property
+    def _in_blocks(self) -> bool:
+        """Not with checkpointing: it runs the model again in the backward pass, when the kernel is put away."""
+        return self.takes_blocks and not recomputes(self.model)
 
     def forward(self, rows: Pack, *, entropy: bool = True) -> TokenStats:
         """Statistics of the ``N`` actions of packed rows, in their order; float32, ``[N]``."""
@@ -138,9 +156,8 @@ class CausalPolicy(nn.Module):
 
     def states(self, rows: Pack) -> Tensor:
         """What predicts each of the ``N`` actions: last hidden states; logits where the head is not fused."""
-        if rows.shared and self.takes_blocks and not recomputes(self.model):
-            # Not with checkpointing: it runs the model again in the backward pass, when this is over.
-            blocks = find_blocks(rows.owner).to(self.model.device, self.model.dtype)
+        if rows.shared and self._in_blocks:
+            blocks = find_blocks(rows.owner, rows.segment).to(self.model.device, self.model.dtype)
             with attending(self.model, block_attention, blocks) as attention:
                 return self._predicting(rows, **attention)
         return self._predicting(rows, attention_mask=_for_model(rows.attention_mask(), self.model))
