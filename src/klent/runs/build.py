@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import torch
 
-from klent.config import MixtureSettings, Optimizer, Recipe, dump_recipe
+from klent.config import Eval, MixtureSettings, Optimizer, Recipe, dump_recipe
 from klent.control.keeper import Keeper
 from klent.control.limits import Guard
 from klent.control.mismatch import MismatchWeights
@@ -37,6 +37,7 @@ from klent.runs.engines import Progress, build_engine, build_sampler
 from klent.runs.evaluate import evaluate_policy
 from klent.runs.evaluation import EvalRow, Evaluations
 from klent.runs.folder import RunFolder
+from klent.runs.heldout_loss import heldout_completions, loss_row
 from klent.runs.loop import Loop
 from klent.runs.objective import asked_streams, build_objective
 from klent.runs.packing import choose_packing
@@ -155,6 +156,8 @@ def build_loop(
     scorer: Scorer | None,
     judge: Scorer | None,
     console: TrainConsole,
+    *,
+    evaluate: bool = True,
 ) -> Loop:
     """The loop over a recipe's parts.
 
@@ -164,8 +167,9 @@ def build_loop(
         folder: the run's.
         task: gives the problems.
         scorer: rewards completions.
-        judge: tells right from wrong on held-out problems; None = they are not measured.
+        judge: tells right from wrong on held-out problems; None = nothing does.
         console: shows the run.
+        evaluate: False = held-out problems are not measured.
     """
     rollout = recipe.rollout
 
@@ -179,7 +183,8 @@ def build_loop(
         Guard(recipe.limits, folder.path, checkpoints, console.warn),
         Witness(parts.updater.measure, partial(read_alone, parts.policy), agree, console.warn),
     ]
-    evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
+    settings = recipe.eval if evaluate else None
+    evaluations = _build_evaluations(recipe, settings, parts, folder, task, judge, console)
     return Loop(
         source=TaskSource(
             task,
@@ -212,21 +217,26 @@ def build_loop(
 
 def _build_evaluations(
     recipe: Recipe,
+    settings: Eval | None,
     parts: Parts,
     folder: RunFolder,
     task: Task,
     judge: Scorer | None,
     console: TrainConsole,
 ) -> Evaluations:
-    settings = recipe.eval
-    prompts = task.heldout(settings.problems) if settings is not None and judge is not None else []
-    if settings is not None and judge is not None and not prompts:
+    wanted = settings is not None and (judge is not None or not recipe.rollout.sampled)
+    prompts = task.heldout(settings.problems) if wanted and settings is not None else []
+    if wanted and not prompts:
         console.warn(NO_PROBLEMS)
+    drop = recipe.task.too_long == "drop"
+    completions = heldout_completions(parts.engine, prompts, drop=drop, note=console.warn)
 
     def measure(step: int, votes: Sequence[str | None] | None) -> EvalRow:
         assert settings is not None
-        assert judge is not None
-        return evaluate_policy(
+        losses = loss_row(step, completions, parts.updater, parts.loaded) if completions else {}
+        if judge is None:
+            return losses
+        scored = evaluate_policy(
             parts.loaded,
             recipe.rollout,
             settings,
@@ -237,10 +247,11 @@ def _build_evaluations(
             start=votes,
             engine=parts.sampler,
         )
+        return losses | scored
 
     return Evaluations(
         folder,
-        measure if prompts else None,
+        measure if completions or (prompts and judge) else None,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
         keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),
