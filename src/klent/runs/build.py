@@ -129,7 +129,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     reference = None
     if needs.reference or "kl" in needs.compared:
         reference = _build_reference(recipe, loaded, initial)
-    policy.packing = choose_packing(recipe, policy, note)
+    policy.packing = choose_packing(recipe.update, rollout, recipe.model, policy, note)
     policies = [policy]
     if reference is not None:
         reference.packing = policy.packing
