@@ -43,13 +43,14 @@ def updater(
     lr: float = 1e-2,
     model: object = None,
     shared: bool = True,
+    joined: int = 0,
     tokens_per_microbatch: int = 4096,
     reduce: dict | None = None,
     **options: object,
 ) -> Updater:
     """An updater over a fresh tiny model; ``options`` as of :class:`Updater`."""
     policy = CausalPolicy(
-        model or tiny_model(), temperature=1.0, packing=Packing(shared, tokens_per_microbatch)
+        model or tiny_model(), temperature=1.0, packing=Packing(shared, tokens_per_microbatch, joined)
     )
     optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
     options = {"learning_rate": lambda step: lr, "reduction": Reduction(**(reduce or {})), **options}

@@ -66,7 +66,8 @@ def as_recorded(row: dict[str, Any]) -> dict[str, Any]:
     """An evaluation with the keys of the recording, each computed from its rewards as the recording had it.
 
     The recordings count rewards of at least 1 as accuracy also where rewards are graded, at the recipe's
-    temperature and at others, and have no intervals of the mean reward. None of the graded rewards is 1.
+    temperature and at others, and have no intervals of the mean reward. None of the graded rewards is 1. The loss
+    of held-out completions is not part of them.
     """
     rewards = row["rewards"]
     assert all(value is not None for problem in rewards for value in problem)
@@ -85,6 +86,7 @@ def as_recorded(row: dict[str, Any]) -> dict[str, Any]:
     added = {"temperature", "rewards", "reward_low", "reward_high"}
     kept = {key: value for key, value in row.items() if key not in added}
     kept = {key: value for key, value in kept.items() if "@" not in key or key.startswith("accuracy@")}
+    kept = {key: value for key, value in kept.items() if not key.startswith(("loss", "perplexity"))}
     return kept | recorded
 
 

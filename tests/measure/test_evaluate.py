@@ -6,12 +6,35 @@ import pytest
 import torch
 
 from klent.kit.statistics import wilson
+from klent.measure.completion_loss import completion_loss
 from klent.measure.evaluate import evaluate
 from klent.measure.score import is_correct, kind_of, measure, score_of, temperatures_of
 from klent.report.terms.evaluation import EVALUATION
+from klent.streams.batch import Stats
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.tasks.scorer import Scores
+
+
+def test_the_loss_of_completions_is_a_mean_over_the_tokens_that_are_trained():
+    episodes = [
+        Episode(Prompt("p:1", "a"), [1], torch.tensor([5, 6, 7]), "x", "stop"),
+        Episode(Prompt("p:2", [{"role": "user", "content": "b"}]), [1], torch.tensor([8]), "x", "stop"),
+    ]
+    episodes[0].acted = torch.tensor([True, False, True])
+    logp = -torch.tensor([[1.0, 100.0, 4.0], [0.5, 100.0, 100.0]])
+    row = completion_loss(episodes, lambda batch, rows, policy: Stats(logp, logp), str)
+    assert row["loss"] == pytest.approx(5.5 / 3)
+    assert row["perplexity"] == pytest.approx(math.exp(5.5 / 3))
+    assert row["loss_low"] < row["loss"] < row["loss_high"]
+    assert (row["loss_completions"], row["loss_tokens"]) == (2, 3)
+    assert [text["loss"] for text in row["loss_texts"]] == [[1.0, None, 4.0], [0.5]]
+    assert [(one["prompt_id"], one["position"], one["loss"]) for one in row["loss_worst"]] == [
+        ("p:1", 2, 4.0),
+        ("p:1", 0, 1.0),
+        ("p:2", 0, 0.5),
+    ]
+    assert set(row) <= set(EVALUATION)
 
 
 class Engine:

@@ -36,14 +36,15 @@ def seen(owner: torch.Tensor) -> set[tuple[int, int, int]]:
 
 
 def test_blocks_hold_every_pair_that_sees_and_no_other():
-    owner = rows().owner
-    blocks, length = find_blocks(owner), owner.shape[1]
+    packed = rows()
+    owner = packed.owner
+    blocks, length = find_blocks(owner, packed.segment), owner.shape[1]
     pairs = set()
     counts = (owner == 0).sum(dim=1).tolist()
     for r, positions in enumerate(blocks.prompt.tolist()):
         for i in range(counts[r]):
             pairs |= {(r, positions[i] % length, positions[j] % length) for j in range(i + 1)}
-    for c, r in enumerate(blocks.row.tolist()):
+    for c, r in enumerate(blocks.behind.tolist()):
         keys = blocks.prompt[r].tolist() + blocks.completion[c].tolist()
         for t, position in enumerate(blocks.completion[c].tolist()):
             if t and position == 0:

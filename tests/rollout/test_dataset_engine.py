@@ -59,7 +59,7 @@ def engine(template: str | None = None) -> DatasetEngine:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.chat_template = template or tokenizer.chat_template
-    return DatasetEngine(LoadedModel(tiny_model(), tokenizer, "tiny", (END, TURN_END)), max_tokens=120)
+    return DatasetEngine(LoadedModel(tiny_model(), tokenizer, "tiny", (END, TURN_END)), max_tokens=200)
 
 
 def replay(prompt: object, completion: object, template: str | None = None) -> Episode:
@@ -115,6 +115,12 @@ OPENING = CHAT_TEMPLATE.replace("'<|im_start|>assistant\n'", "'<|im_start|>assis
         ([USER], [said("4"), AGAIN], None, "ends with a message of role 'user'"),
         ("2+2=", [said("4"), AGAIN, said("yes")], None, "3 messages behind a prompt of plain text"),
         ([USER], [said("4")], OPENING, r"does not write this completion behind the prompt.*<think>"),
+        (
+            [USER],
+            [{**said("4"), "reasoning_content": "a<|im_end|>"}, AGAIN, said("yes")],
+            None,
+            r"holds '<\|im_end\|>', which ends a turn",
+        ),
         ([USER], [said("4<|im_end|>"), AGAIN, said("yes")], None, r"holds '<\|im_end\|>', which ends a turn"),
         (
             [USER],
@@ -128,3 +134,45 @@ OPENING = CHAT_TEMPLATE.replace("'<|im_start|>assistant\n'", "'<|im_start|>assis
 def test_a_completion_that_cannot_be_trained_is_refused_with_its_line(prompt, completion, template, message):
     with pytest.raises(DataError, match=rf"rows\.jsonl:7.*{message}"):
         replay(prompt, completion, template)
+
+
+# --- masks against transformers' own, which a template marks with `generation` --------------------------------
+
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }}</call>{% endfor %}<|im_end|>"
+    "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALLS = {**said(""), "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
+RESULT = {"role": "tool", "content": "4"}
+THOUGHT = {**said("yes"), "reasoning_content": "two and two"}
+SYSTEM = {"role": "system", "content": "be brief"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ([USER], [said("4")]),
+        ([USER], [said("4"), AGAIN, said("yes")]),
+        ([SYSTEM, USER], [CALLS, RESULT, said("4"), AGAIN, THOUGHT]),
+        ([SYSTEM, USER], [THOUGHT, SYSTEM, AGAIN, THOUGHT, AGAIN, said("a\n b ")]),
+        ([USER], [AGAIN, said("4")]),
+    ],
+    ids=["one", "two", "tool and thought", "system between", "user first"],
+)
+def test_what_is_trained_is_what_transformers_marks_as_the_assistants(prompt, completion):
+    """Tokens, mask and so the loss: of every turn, with its end, and of nothing else."""
+    tokenizer = tiny_tokenizer()
+    marked = tokenizer.apply_chat_template(
+        [*prompt, *completion], chat_template=MARKED, return_dict=True, return_assistant_tokens_mask=True
+    )
+    episode = replay(prompt, completion, MARKED)
+    ids = episode.prompt_ids + episode.tokens.tolist()
+    acted = [False] * len(episode.prompt_ids) + episode.acted.tolist()
+    assert ids == marked["input_ids"][: len(ids)]
+    assert acted == [bool(mask) for mask in marked["assistant_masks"][: len(ids)]]
+    assert not any(
+        marked["assistant_masks"][len(ids) :]
+    )  # a line break behind the last turn, which nobody samples

@@ -1,7 +1,9 @@
 """Whole runs of the tiny model: they learn, they stop, they go on, and they leave what they promise."""
 
 import json
+import math
 import os
+import random
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_folder
+from tiny import tiny_folder, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from klent.config import make_recipe
 from klent.errors import ConfigError, DataError, ModelError, RunError
@@ -19,6 +22,7 @@ from klent.policies.causal_lm.packing import pack
 from klent.runs.console import QuietConsole
 from klent.runs.loop import Loop
 from klent.runs.train import train
+from klent.tasks import load_task
 
 REWARD = '''
 def digits(prompts, completions, **columns):
@@ -302,6 +306,77 @@ def test_completions_of_a_data_set_are_held_to_another_model_by_the_forward_kl(w
     far = [row["objective/kl"] for row in metrics(folder)]
     assert min(far) > 0
     assert far[-1] < 0.7 * far[0]
+
+
+def test_joined_prompts_train_the_same_weights_on_fewer_tokens(world, monkeypatch):
+    """`update.packing: full` against rows of their own; the tokens that the model computes are counted."""
+    rows = [{"prompt": "x" * (i % 7 + 1), "completion": "y" * (i % 5 + 1)} for i in range(40)]
+    (world / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = {}
+    for packing in ("off", "full"):
+        folder, console = run(
+            world,
+            name=packing,
+            method="sft",
+            reward="absent",
+            group_size=1,
+            prompts_per_step=8,
+            rollout={"engine": "dataset", "max_tokens": 8},
+            update={"packing": packing},
+        )
+        assert not console.warnings
+        final = load_file(folder / "final/model.safetensors")
+        answers[packing] = (
+            [[row[key] for row in metrics(folder)] for key in ("objective/loss", "tokens/train")],
+            final,
+        )
+    ((loss, padded), left), ((other, computed), right) = answers.values()
+    assert other == pytest.approx(loss, rel=1e-4)
+    assert sum(computed) < 0.9 * sum(padded)
+    for name, weight in left.items():
+        torch.testing.assert_close(right[name], weight, atol=1e-3, rtol=0)
+
+
+def test_a_run_without_rewards_ends_by_its_held_out_loss_and_keeps_the_best_model(world):
+    """The loss is that of each held-out completion alone, from all logits; the report shows it."""
+    letters = random.Random(0)  # nothing to learn but the rows by heart
+    rows = [
+        {"prompt": f"say {i}", "completion": "".join(letters.choices("abcdefghij", k=6))} for i in range(12)
+    ]
+    (world / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "method": "sft",
+        "reward": "absent",
+        "group_size": 1,
+        "task": {"data": "prompts.jsonl", "heldout": 4},
+        "prompts_per_step": 8,
+        "steps": 30,
+        "rollout": {"engine": "dataset", "max_tokens": 8},
+        "optimizer": {"lr": 0.03},
+        "eval": {"problems": 4, "every": 1, "early_stop": {"signal": "loss", "patience": 2}},
+    }
+    folder, _ = run(world, **settings)
+    rows = list(read_jsonl(folder / "eval.jsonl"))
+    losses = [row["loss"] for row in rows]
+    assert len(rows) < 31
+    assert len(metrics(folder)) == len(rows) - 1
+    assert losses.index(min(losses)) == len(rows) - 3
+    prompts = load_task(recipe(**settings).task, seed=0, heldout=4).heldout(4)
+    for weights, expected in ((world / "model", losses[0]), (folder / "final", min(losses))):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(weights), tiny_tokenizer()
+        total, count = 0.0, 0
+        for prompt in prompts:
+            before = tokenizer(prompt.prompt).input_ids
+            answer = [*tokenizer(prompt.columns["completion"]).input_ids, tokenizer.eos_token_id]
+            with torch.no_grad():
+                logits = model(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1]
+            total -= float(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
+            count += len(answer)
+        assert expected == pytest.approx(total / count, rel=1e-4)
+    assert rows[0]["perplexity"] == pytest.approx(math.exp(losses[0]))
+    page = (folder / "report.html").read_text()
+    assert "By held-out loss, step" in page
+    assert "Worst tokens" in page
 
 
 def test_two_runs_of_one_recipe_are_bit_identical_and_the_seed_matters(world):

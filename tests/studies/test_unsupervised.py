@@ -284,6 +284,16 @@ def test_a_run_that_goes_on_getting_better_is_not_stopped(world):
     assert rows[-1]["step"] == 4
 
 
+def test_early_stopping_by_the_loss_is_for_a_data_set_and_by_answers_for_a_reward(world):
+    by_loss = {"every": 1, "early_stop": {"signal": "loss"}}
+    with pytest.raises(ConfigError, match=r"early_stop.signal: loss is that of held-out completions"):
+        recipe("em", eval={**STOPPING, **by_loss})
+    sft = {"rollout": {"engine": "dataset"}, "group_size": 1}
+    assert recipe("sft", eval=by_loss, **sft).eval.early_stop.signal == "loss"
+    with pytest.raises(ConfigError, match=r"early_stop.signal: entropy is measured on answers that a reward"):
+        recipe("sft", eval={"every": 1, "early_stop": {"signal": "entropy"}}, **sft)
+
+
 def test_what_early_stopping_needs(world):
     with pytest.raises(ConfigError, match=r"eval.early_stop: needs evaluations during training"):
         recipe("em", eval={**STOPPING, "every": 0, "early_stop": {}})

@@ -167,7 +167,7 @@ def test_a_whole_conversation_is_cut_before_its_last_answer(tmp_path: Path) -> N
     assert prompt.columns == {"answer": 4, "completion": [{**call, "content": ""}, tool, say]}
     write(tmp_path / "p.jsonl", [{"messages": [ask]}])
     assert open_data("p.jsonl", base=tmp_path, prompt_column="messages").train(0).prompt == [ask]
-    with pytest.raises(DataError, match=r"p\.jsonl:1: no 'completion'"):
+    with pytest.raises(DataError, match=r"p\.jsonl:1: 'messages' has no message of the assistant"):
         open_data("p.jsonl", base=tmp_path, needed=("completion",))
 
 
@@ -323,6 +323,16 @@ def test_rows_are_kept_as_they_are_in_the_file(tmp_path: Path) -> None:
         (
             {"prompt": "a", "completion": [{"role": "asistant", "content": "b"}]},
             r"p\.jsonl:2: 'completion', message 1: unknown role 'asistant'; did you mean `assistant`",
+        ),
+        ({"prompt": "a", "completion": " "}, r"p\.jsonl:2: 'completion' is empty\. Fill it in, or remove"),
+        ({"prompt": "a", "completion": []}, r"p\.jsonl:2: 'completion' is an empty list of messages"),
+        (
+            {"prompt": "a", "completion": [{"role": "assistant", "content": ""}]},
+            r"p\.jsonl:2: 'completion', message 1: the assistant says nothing.*Write its answer",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            r"p\.jsonl:2: 'messages' has no message of the assistant behind the last.*Add the answer",
         ),
         ({"prompt": "a", "completion": 3}, r"p\.jsonl:2: 'completion' must be text or a list of messages"),
     ],

@@ -72,9 +72,13 @@ def plain(rows: Batch) -> dict[str, Tensor]:
     return {f"model.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_gradient_is_that_of_all_logits(shared: bool) -> None:
-    step = held(shared=shared)
+@pytest.mark.parametrize(("shared", "joined"), [(True, 0), (True, 4096), (False, 0)])
+@pytest.mark.parametrize("reference", [Packing(False), Packing(True), Packing(True, joined=4096)])
+def test_the_gradient_is_that_of_all_logits(shared: bool, joined: int, reference: Packing) -> None:
+    """Whatever the layout of either: the actions of the two models stand in one order."""
+    step = held(shared=shared, joined=joined)
+    step.policy.teachers["kl"].policy.packing = reference
+    step.policy.takes_blocks = bool(joined)
     result = step.run(off_policy(batch()), seed=0)
     expected, found = plain(off_policy(batch())), gradients(step)
     assert found.keys() == expected.keys()

@@ -23,10 +23,12 @@ def close(left: dict, right: dict) -> None:
 
 @pytest.mark.parametrize("reduce", REDUCTIONS, ids=lambda r: r["over"])
 @pytest.mark.parametrize("budget", [40, 80])
-@pytest.mark.parametrize("shared", [True, False])
-def test_any_cut_into_microbatches_gives_the_gradient_of_one_batch(reduce, budget, shared):
+@pytest.mark.parametrize(("shared", "joined"), [(True, 0), (True, 80), (False, 0)])
+def test_any_cut_into_microbatches_gives_the_gradient_of_one_batch(reduce, budget, shared, joined):
     whole = gradient(updater(reduce=reduce), batch())
-    cut = gradient(updater(reduce=reduce, tokens_per_microbatch=budget, shared=shared), batch())
+    cut = gradient(
+        updater(reduce=reduce, tokens_per_microbatch=budget, shared=shared, joined=joined), batch()
+    )
     close(whole, cut)
 
 

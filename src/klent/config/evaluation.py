@@ -16,10 +16,10 @@ def list_rewards(value: object) -> tuple[Reward, ...] | None:
 
 
 class EarlyStop(Settings):
-    """Ends a run when a held-out signal that needs no labels stops improving; `final/` is the best model."""
+    """Ends a run when a held-out signal stops improving; `final/` is the best model."""
 
-    signal: Literal["kept", "agreement", "entropy"] = "kept"
-    """Fraction of answers equal to the vote before training, fraction that agree, or (falling) entropy."""
+    signal: Literal["kept", "agreement", "entropy", "loss"] = "kept"
+    """Share of answers equal to the vote before training, share that agree; falling: entropy, or SFT's loss."""
     patience: PositiveInt = 2
     """Stop after this many evaluations in a row without improvement."""
     margin: NonNegative = 0.0
@@ -27,7 +27,7 @@ class EarlyStop(Settings):
 
 
 class Eval(Settings):
-    """Held-out problems, solved before and after training."""
+    """Held-out problems, solved before and after training; of a data set that is replayed, also their loss."""
 
     problems: PositiveInt = 64
     """How many held-out problems."""
@@ -44,7 +44,7 @@ class Eval(Settings):
     logits: bool = False
     """Measure the skewness of the logits too, on the sampled answers."""
     early_stop: EarlyStop | None = None
-    """End the run when a held-out signal that needs no labels stops improving; null = run every step."""
+    """End the run when a held-out signal stops improving; null = run every step."""
 
     @field_validator("reward", mode="before")
     @classmethod

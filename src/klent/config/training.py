@@ -70,8 +70,8 @@ class Update(Settings):
     """Tokens per forward pass: trades memory for speed, the gradient is the same."""
     distance: Literal["tv", "kl"] | None = None
     """What terms read as `distance` from the policy as it sampled: `tv`, `kl` KL(then ‖ now), or null = nothing."""
-    packing: Literal["auto", "on", "off"] = "auto"
-    """Pack a group's completions behind one shared prompt in one row; `auto` = where the model allows it."""
+    packing: Literal["auto", "on", "off", "full"] = "auto"
+    """Share a group's prompt in a row: `auto` = where the model allows it; `full`: also join prompts, unpadded."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     kl: ExactKL = ExactKL()

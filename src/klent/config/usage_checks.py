@@ -115,7 +115,8 @@ def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
     if recipe.reward is not None and recipe.eval is None and not recipe.rollout.sampled:
         reason = f"no term of the loss ({terms}) reads an advantage, and eval is null"
         yield Problem(("reward",), f"is not used: {reason}; remove it, or set eval: {{problems: 64}}")
-    if recipe.eval is not None and recipe.reward is None and recipe.eval.reward is None:
+    replayed = not recipe.rollout.sampled  # then the loss of held-out completions is measured
+    if recipe.eval is not None and recipe.reward is None and recipe.eval.reward is None and not replayed:
         yield Problem(("eval",), "needs a reward to tell right from wrong; set `reward`, or eval: null")
 
 
@@ -123,6 +124,12 @@ def _early_stop_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.eval is None or recipe.eval.early_stop is None:
         return
     signal = recipe.eval.early_stop.signal
+    if signal == "loss" and recipe.rollout.sampled:
+        reason = "loss is that of held-out completions, which only rollout.engine=dataset has"
+        yield Problem(("eval", "early_stop", "signal"), f"{reason}; use kept, agreement or entropy")
+    if signal != "loss" and recipe.reward is None and recipe.eval.reward is None:
+        reason = f"{signal} is measured on answers that a reward judges, and there is none"
+        yield Problem(("eval", "early_stop", "signal"), f"{reason}; use loss, or set eval.reward")
     if not recipe.eval.every:
         yield Problem(("eval", "early_stop"), "needs evaluations during training; set eval.every, e.g. 2")
     if signal in ("kept", "agreement") and recipe.eval.same is None:

@@ -1,4 +1,4 @@
-"""When a run has gained what it will gain, judged by what its evaluations say without a label.
+"""When a run has gained what it will gain, judged by a signal of its evaluations.
 
 Nothing is kept beside eval.jsonl: the rows that a resumed run finds there decide as they did before.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
-FALLING = ("entropy",)  # signals that improve by falling
+FALLING = ("entropy", "loss")  # signals that improve by falling
 
 
 def best_row(rows: Sequence[Row], signal: str, margin: float = 0.0) -> Row:

@@ -80,6 +80,12 @@ def _interval(value: float, means: Sequence[float]) -> dict[str, float | None]:
     return {"reward_low": value - margin, "reward_high": value + margin}
 
 
+def loss_of(row: Row) -> "Score | None":
+    """The loss of held-out completions, nats per token, with its interval; None where it was not measured."""
+    value, low, high = (finite(row.get(key)) for key in ("loss", "loss_low", "loss_high"))
+    return None if value is None else Score(value, low, high)
+
+
 class Score(NamedTuple):
     """A score with its 95% interval over problems; its ends are None where there is none."""
 
@@ -111,6 +117,11 @@ def score_of(row: Row, kind: Kind, at: str = "") -> Score | None:
     """The score of an evaluation; ``at`` another temperature, ``@0``. None where nothing could be scored."""
     value, low, high = (finite(row.get(f"{key}{at}")) for key in _KEYS[kind])
     return None if value is None else Score(value, low, high)
+
+
+def is_judged(row: Row) -> bool:
+    """Whether rewards were asked; an evaluation may measure the loss of held-out completions alone."""
+    return "reward" in row
 
 
 def is_scored(row: Row) -> bool:

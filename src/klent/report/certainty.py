@@ -225,13 +225,13 @@ def stopped(run: RunData) -> list[str]:
     if not isinstance(settings, Mapping) or not run.run.get("finished"):
         return []
     signal, margin = str(settings.get("signal")), finite(settings.get("margin")) or 0.0
-    if not run.heldout or any(finite(row.get(signal)) is None for row in run.heldout):
+    rows = run.losses if signal == "loss" else run.heldout
+    if not rows or any(finite(row.get(signal)) is None for row in rows):
         return []
-    step = step_of(best_row(run.heldout, signal, margin))
+    step = step_of(best_row(rows, signal, margin))
     last = run.steps[-1] if run.rows else 0
-    return [
-        f"By {signal}, which uses no label, step {step} was the best of {last}: final/ holds its weights."
-    ]
+    words = "held-out loss" if signal == "loss" else f"{signal}, which uses no label"
+    return [f"By {words}, step {step} was the best of {last}: final/ holds its weights."]
 
 
 def _latest_before(steps: Sequence[int], values: Sequence[float], step: int) -> str:

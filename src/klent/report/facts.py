@@ -9,7 +9,7 @@ from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import fixed, number, plural, share, signed, signed_fixed
 from klent.measure.findings.reward import pushes_equal_groups
 from klent.measure.law import Fit, is_refuted, latest_reward, no_ceiling, points
-from klent.measure.score import LABELS, Kind, is_scored, score_of, temperatures_of
+from klent.measure.score import LABELS, Kind, is_judged, is_scored, score_of, temperatures_of
 from klent.report.read import RunData, is_idle
 
 
@@ -91,7 +91,7 @@ def score_change(run: RunData, at: str = "", arrow: str = " → ") -> str:
 
 def _unscored(run: RunData) -> Fact | None:
     """Evaluations of which every score failed: they measured nothing."""
-    steps = [str(step_of(row)) for row in run.evals if not is_scored(row)]
+    steps = [str(step_of(row)) for row in run.evals if is_judged(row) and not is_scored(row)]
     if not steps:
         return None
     text = (

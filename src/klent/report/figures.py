@@ -4,6 +4,7 @@ One function per figure, each from the rows of a run; None if the run did not me
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from klent.kit.statistics import mean
@@ -63,6 +64,17 @@ def loss(run: RunData) -> Figure | None:
     if run.rewarded:
         return None
     return curves(run, "loss", "Loss", Panel("nats", (Line("objective/loss", "loss", "reward"),)))
+
+
+def heldout_loss(run: RunData) -> Figure | None:
+    """The loss of held-out completions over the evaluations."""
+    if len(run.losses) < 2:
+        return None
+    panel = Panel("nats per token", (Line("loss", "held-out loss", "reward"),))
+    figure = curves(replace(run, rows=run.losses), "heldout-loss", "Held-out loss", panel)
+    completions = plural(int(finite(run.losses[0].get("loss_completions")) or 0), "held-out completion")
+    n = f"n = {completions}, the same at each of {plural(len(run.losses), 'evaluation')}; nothing is sampled."
+    return figure and replace(figure, caption=n)
 
 
 def entropy(run: RunData) -> Figure | None:

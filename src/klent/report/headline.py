@@ -6,7 +6,7 @@ from typing import NamedTuple
 from klent.kit.statistics import ends, mean
 from klent.kit.tables import Table, finite, step_of
 from klent.kit.text import count, duration, fixed, number, plural, share
-from klent.measure.score import is_scored, score_of, temperatures_of
+from klent.measure.score import is_judged, is_scored, loss_of, score_of, temperatures_of
 from klent.report.certainty import stopped
 from klent.report.curves import counted
 from klent.report.facts import score_change
@@ -24,7 +24,7 @@ class Stat(NamedTuple):
 
 def headline(run: RunData) -> dict[str, object]:
     """Name, sentence, notes, large numbers and command."""
-    stats = (_outcome(run), _entropy(run), _distance(run), _time(run))
+    stats = (_outcome(run), _loss(run), _entropy(run), _distance(run), _time(run))
     return {
         "name": str(run.config.get("name") or run.path.resolve().name),
         "lede": lede(run),
@@ -72,13 +72,15 @@ def _progress(run: RunData) -> list[str]:
 
 
 def _outcome(run: RunData) -> Stat | None:
-    if run.evals and not is_scored(run.evals[-1]):
+    if run.evals and is_judged(run.evals[-1]) and not is_scored(run.evals[-1]):
         problems = int(finite(run.evals[-1].get("problems")) or 0)
         return Stat(
             "Held-out reward", "", "not scored", f"no completion of {plural(problems, 'problem')} could be"
         )
     if run.heldout:
         return _heldout(run)
+    if run.losses and not run.rewarded:
+        return None  # the held-out loss follows, and says more than that of the training data
     name, label = ("reward/mean", "Mean reward") if run.rewarded else ("objective/loss", "Loss")
     _, values = run.series(name)
     if not values:
@@ -102,6 +104,20 @@ def _heldout(run: RunData) -> Stat:
     label = "Held-out accuracy" if run.kind == "accuracy" else "Held-out mean reward"
     before = score_of(first, run.kind) if last is not first else None
     return Stat(label, fixed(before.value) if before else "", fixed(after.value), "; ".join(parts))
+
+
+def _loss(run: RunData) -> Stat | None:
+    """The loss of held-out completions, before and after."""
+    if not run.losses:
+        return None
+    first, last = run.losses[0], run.losses[-1]
+    before, after = loss_of(first), loss_of(last)
+    assert after is not None  # RunData.losses has no other rows
+    interval = f"95%: {fixed(after.low)} to {fixed(after.high)}; " if after.interval else ""
+    completions = plural(int(finite(last.get("loss_completions")) or 0), "completion")
+    sub = f"nats per token; {interval}perplexity {number(finite(last.get('perplexity')))}; {completions}"
+    earlier = fixed(before.value) if before and last is not first else ""
+    return Stat("Held-out loss", earlier, fixed(after.value), sub)
 
 
 def _entropy(run: RunData) -> Stat | None:

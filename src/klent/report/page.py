@@ -15,7 +15,7 @@ from klent.kit.tables import Row, finite, step_of
 from klent.kit.text import duration, fixed, number, share
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast, is_believed
-from klent.report import certainty, entropy, figures
+from klent.report import certainty, entropy, figures, surprise
 from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
@@ -121,7 +121,17 @@ def _content(run: RunData) -> dict[str, object]:
     fit = fit_run(run)
     ceiling = law(run, fit)
     ahead = forecast(run.rows, fit)
-    curves = (f(run) for f in (figures.reward, figures.loss, figures.entropy, figures.kl, figures.mixture))
+    curves = (
+        f(run)
+        for f in (
+            figures.reward,
+            figures.loss,
+            figures.heldout_loss,
+            figures.entropy,
+            figures.kl,
+            figures.mixture,
+        )
+    )
     doubts = (f(run) for f in (figures.length, figures.gradient, figures.agreement))
     diagnosis = diagnose(run.table)
     covered = {COVERS[finding.name] for finding in diagnosis if finding.name in COVERS}
@@ -146,6 +156,11 @@ def _content(run: RunData) -> dict[str, object]:
         "strip": _strip(run),
         "speeds": [figure for figure in (figures.time(run), figures.speed(run)) if figure],
         "token_facts": _token_facts(run),
+        "replayed": surprise.replayed(run),
+        "worst": surprise.worst(run),
+        "full": f"{surprise.FULL:g}",
+        "from_data": run.replayed,
+        "rewarded": run.rewarded,
         **_samples(run),
         "config_text": run.config_text,
         "table": _table(run),
@@ -165,6 +180,7 @@ def _sections(content: Mapping[str, object]) -> list[tuple[str, str]]:
         ("accuracy-section", "Before and after", "accuracy"),
         ("certainty-section", "Certainty and truth", "certainty"),
         ("time-section", "Time and tokens", "speeds"),
+        ("surprise", "Held-out texts", "replayed"),
         ("samples", "Samples", "stages"),
     ]
     return [*((id, title) for id, title, name in sections if content[name]), ("numbers", "Numbers")]

@@ -17,7 +17,7 @@ from klent.config.layers import Layer
 from klent.config.yaml_text import parse_yaml
 from klent.errors import RunError
 from klent.kit.tables import Row, Table, finite, step_of
-from klent.measure.score import Kind, is_scored, kind_of
+from klent.measure.score import Kind, is_scored, kind_of, loss_of
 
 SAMPLES_PER_STEP = 64
 """Most completions read per step; a step may have thousands, and the page shows a few."""
@@ -126,6 +126,16 @@ class RunData:
         """Evaluations of one split that could be scored, from before training to the last."""
         split = self.evals[0].get("split") if self.evals else None
         return [row for row in self.evals if row.get("split") == split and is_scored(row)]
+
+    @property
+    def losses(self) -> list[Row]:
+        """Evaluations that measured the loss of held-out completions, from before training to the last."""
+        return [row for row in self.evals if loss_of(row) is not None]
+
+    @property
+    def replayed(self) -> bool:
+        """Whether completions are those of a data set, and not sampled."""
+        return self.setting("rollout", "engine") == "dataset"
 
     @property
     def kind(self) -> Kind:

@@ -175,7 +175,8 @@ class DatasetEngine:
                 f"{len(starts)} turns of the assistant cannot be told apart. Train one turn per line."
             )
         for start in starts:
-            if self.turn_end and self.turn_end in text_of(chat[start].get("content")):
+            said = [text_of(chat[start].get("content")), *map(str, chat[start].values())]
+            if self.turn_end and any(self.turn_end in text for text in said):
                 raise DataError(
                     f"{prompt.id}: a completion holds {self.turn_end!r}, which ends a turn. Remove it; the "
                     "chat template writes it."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from klent.config import MixtureSettings, Recipe, dump_recipe
+from klent.config import Eval, MixtureSettings, Recipe, dump_recipe
 from klent.control.keeper import Keeper
 from klent.control.limits import Guard
 from klent.control.mismatch import MismatchWeights
@@ -15,7 +15,6 @@ from klent.control.mixing import Mixer
 from klent.control.organ import Organ
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
-from klent.errors import RunError
 from klent.measure.evaluate import NO_PROBLEMS
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off, merge_adapter
@@ -23,9 +22,8 @@ from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
 from klent.policies.causal_lm.kept import KeptWeights
-from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
-from klent.policies.causal_lm.probe import read_alone, takes_shared_prompt
+from klent.policies.causal_lm.probe import read_alone
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.source import TaskSource
@@ -37,8 +35,10 @@ from klent.runs.engines import Progress, build_engine, build_sampler
 from klent.runs.evaluate import evaluate_policy
 from klent.runs.evaluation import EvalRow, Evaluations
 from klent.runs.folder import RunFolder
+from klent.runs.heldout_loss import heldout_completions, loss_row
 from klent.runs.loop import Loop
 from klent.runs.objective import build_objective
+from klent.runs.packing import choose_packing
 from klent.runs.recorder import Recorder
 from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
@@ -129,7 +129,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     reference = None
     if needs.reference or "kl" in needs.also:
         reference = _build_reference(recipe, loaded, initial)
-    policy.packing = Packing(_shared(recipe, policy, note), recipe.update.tokens_per_microbatch)
+    policy.packing = choose_packing(recipe.update, rollout, recipe.model, policy, note)
     policies = [policy]
     if reference is not None:
         reference.packing = policy.packing
@@ -154,6 +154,8 @@ def build_loop(
     scorer: Scorer | None,
     judge: Scorer | None,
     console: TrainConsole,
+    *,
+    evaluate: bool = True,
 ) -> Loop:
     """The loop over a recipe's parts.
 
@@ -163,8 +165,9 @@ def build_loop(
         folder: the run's.
         task: gives the problems.
         scorer: rewards completions.
-        judge: tells right from wrong on held-out problems; None = they are not measured.
+        judge: tells right from wrong on held-out problems; None = nothing does.
         console: shows the run.
+        evaluate: False = held-out problems are not measured.
     """
     rollout = recipe.rollout
 
@@ -178,7 +181,8 @@ def build_loop(
         Guard(recipe.limits, folder.path, checkpoints, console.warn),
         Witness(parts.updater.measure, partial(read_alone, parts.policy), agree, console.warn),
     ]
-    evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
+    settings = recipe.eval if evaluate else None
+    evaluations = _build_evaluations(recipe, settings, parts, folder, task, judge, console)
     return Loop(
         source=TaskSource(
             task,
@@ -211,21 +215,26 @@ def build_loop(
 
 def _build_evaluations(
     recipe: Recipe,
+    settings: Eval | None,
     parts: Parts,
     folder: RunFolder,
     task: Task,
     judge: Scorer | None,
     console: TrainConsole,
 ) -> Evaluations:
-    settings = recipe.eval
-    prompts = task.heldout(settings.problems) if settings is not None and judge is not None else []
-    if settings is not None and judge is not None and not prompts:
+    wanted = settings is not None and (judge is not None or not recipe.rollout.sampled)
+    prompts = task.heldout(settings.problems) if wanted and settings is not None else []
+    if wanted and not prompts:
         console.warn(NO_PROBLEMS)
+    drop = recipe.task.too_long == "drop"
+    completions = heldout_completions(parts.engine, prompts, drop=drop, note=console.warn)
 
     def measure(step: int, votes: Sequence[str | None] | None) -> EvalRow:
         assert settings is not None
-        assert judge is not None
-        return evaluate_policy(
+        losses = loss_row(step, completions, parts.updater, parts.loaded) if completions else {}
+        if judge is None:
+            return losses
+        scored = evaluate_policy(
             parts.loaded,
             recipe.rollout,
             settings,
@@ -236,10 +245,11 @@ def _build_evaluations(
             start=votes,
             engine=parts.sampler,
         )
+        return losses | scored
 
     return Evaluations(
         folder,
-        measure if prompts else None,
+        measure if completions or (prompts and judge) else None,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
         keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),
@@ -280,23 +290,6 @@ def build_target(
         other = replace(other, model=merged)
     other.model.requires_grad_(False)
     return replace(target, loaded=other)
-
-
-def _shared(recipe: Recipe, policy: CausalPolicy, note: Note) -> bool:
-    if recipe.update.packing == "off":
-        return False
-    # The window check needs a length; the context is the safe answer where prompts are not known yet.
-    window = getattr(policy.model.config.get_text_config(), "sliding_window", None)
-    longest = recipe.rollout.max_tokens if window is None else recipe.rollout.max_tokens + window
-    if takes_shared_prompt(policy, longest=longest):
-        return True
-    if recipe.update.packing == "on":
-        raise RunError(
-            f"update.packing=on, but {recipe.model} does not give the same log-probabilities when a group "
-            "shares its prompt in one row: its attention refuses such a mask. Use update.packing=auto or off."
-        )
-    note("the model's attention refuses a shared prompt: each completion gets its own row (exact, slower)")
-    return False
 
 
 def _build_organs(

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from klent.kit.terminal import SafeConsole, discard, visible
-from klent.measure.score import LABELS, is_scored, kind_of, score_of, temperatures_of
+from klent.measure.score import LABELS, is_judged, is_scored, kind_of, loss_of, score_of, temperatures_of
 
 Row = Mapping[str, object]  # of metrics.jsonl or eval.jsonl
 
@@ -105,6 +105,14 @@ class TrainConsole:
         when = "before training" if row["step"] == 0 else f"after step {row['step']}"
         took = f", {row['seconds']:.0f} s" if "seconds" in row else ""
         name = LABELS[kind_of([row])]
+        if loss := loss_of(row):
+            self._print(
+                f"held-out loss {when}: {loss} nats per token, perplexity {row['perplexity']:.3g}, on "
+                f"{row['loss_completions']} completions{'' if is_judged(row) else took}",
+                style="bold",
+            )
+        if not is_judged(row):
+            return
         self._print(
             f"held-out {name} {when}: {scores(row)} on {row['problems']} problems{took}", style="bold"
         )
@@ -138,8 +146,9 @@ class TrainConsole:
         """The end: the held-out score before and after, and the report; ``early`` if ``eval.early_stop`` ended it."""
         self.close()
         self._print("")
-        if before and after:
-            self._print(_score_table(before, after))
+        tables = (_score_table, _loss_table) if before and after else ()
+        for table in filter(None, (make(before or {}, after or {}) for make in tables)):
+            self._print(table)
             self._print("")
         took = _clock(time.monotonic() - self._began)
         if early and after:
@@ -242,8 +251,25 @@ def unscored(row: Row) -> list[str]:
     return [f"held out, {count} completions unscorable: {reason}" for reason, count in reasons]
 
 
-def _score_table(before: Row, after: Row) -> Table:
+def _loss_table(before: Row, after: Row) -> Table | None:
+    """The loss of held-out completions before and after."""
+    found = {"before": loss_of(before), "after": loss_of(after)}
+    if not all(found.values()):
+        return None
+    table = Table(title="held-out loss", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in ("", "nats per token", "95% interval", "perplexity"):
+        table.add_column(column, justify="right" if column else "left")
+    for (name, loss), row in zip(found.items(), (before, after), strict=True):
+        if loss is not None:
+            cells = (f"{loss.value:.3f}", loss.interval or "-", _cell(row, ("perplexity",), "{:.3g}"))
+            table.add_row(name, *cells)
+    return table
+
+
+def _score_table(before: Row, after: Row) -> Table | None:
     """Before and after, at every temperature that both were measured at."""
+    if not (is_judged(before) or is_judged(after)):
+        return None
     kind = kind_of([row for row in (before, after) if is_scored(row)])
     table = Table(
         title=f"held-out {LABELS[kind]}", title_justify="left", title_style="bold", box=None, pad_edge=False

@@ -7,7 +7,7 @@ from klent.config import EarlyStop
 from klent.control.early_stop import best_row, is_over
 from klent.errors import RunError
 from klent.io.files import append_line, read_steps
-from klent.measure.score import is_scored
+from klent.measure.score import is_judged, is_scored
 from klent.runs.folder import RunFolder
 
 EvalRow = dict[str, object]
@@ -62,7 +62,7 @@ class Evaluations:
             return
         votes = [row.get("vote") for row in rows if row["step"] == 0]
         row = self.measure(step, votes[0] if votes else None)  # type: ignore[arg-type]
-        if step == 0 and not is_scored(row):
+        if step == 0 and is_judged(row) and not is_scored(row):
             raise RunError(unscored(row, self.folder.path))
         append_line(self.folder.eval, row)
         self.show(row)

@@ -212,7 +212,11 @@ def describe_plan(recipe: Recipe) -> list[str]:
         )
     if recipe.eval is not None:
         when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
-        size = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}"
+        judged = recipe.reward is not None or recipe.eval.reward is not None
+        size = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}" if judged else ""
+        if not recipe.rollout.sampled:
+            known = f"the loss of at most {recipe.eval.problems} held-out completions"
+            size = f"{size}, {known}" if size else known
         others = [f"at temperature {t:g}" if t else "greedily" for t in recipe.eval.temperatures]
         also = f"; also {', '.join(others)}" if others else ""
         lines.append(f"evaluation: {size}, before, after{when}{also}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from klent.config import Recipe, load_recipe
 from klent.errors import RunError
 from klent.io.files import read_steps
-from klent.measure.score import LABELS, is_scored, kind_of, score_of
+from klent.measure.score import LABELS, is_scored, kind_of, loss_of, score_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,11 +76,13 @@ class Run:
         metrics, evaluations = self.metrics, [row for row in self.evaluations if is_scored(row)]
         kind = kind_of(evaluations)
         found = [score_of(row, kind) for row in evaluations]
+        losses = [loss.value for row in self.evaluations if (loss := loss_of(row))]
         values = {
             "reward": [row["reward/mean"] for row in metrics if row.get("reward/mean") is not None],
             "accuracy" if kind == "accuracy" else "held-out reward": [
                 score.value for score in found if score
             ],
+            "held-out loss": losses,
         }
         summary = {"steps": f"{len(metrics)} of {self.config.steps}"}
         for name, seen in values.items():

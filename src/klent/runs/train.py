@@ -88,7 +88,7 @@ def train(
         if left_out := task.fit(parts.engine.check, parts.sampler.check):
             looked_at = "" if isinstance(task, DataTask) else " of those tried"
             console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
-        loop = build_loop(recipe, parts, folder, task, scorer, judge if evaluate else None, console)
+        loop = build_loop(recipe, parts, folder, task, scorer, judge, console, evaluate=evaluate)
         loop.state.fingerprint = fingerprint.state()
         done = loop.restore()
         recorded = recipe if _reads_clock(parts) else undated

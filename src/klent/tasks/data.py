@@ -200,6 +200,11 @@ class Prompts:
     def _prompt(self, source: Row, where: str) -> Prompt:
         section = self._section
         row, column = _as_prompt(source, section.prompt_column, where)
+        if column == "messages" and "completion" in self._needed and row.get("completion") is None:
+            raise DataError(
+                f"{where}: 'messages' has no message of the assistant behind the last one of the user: there is "
+                "nothing to train. Add the answer, or remove the row"
+            )
         for name in (column, *self._needed):
             if row.get(name) is None:
                 fix = "; name the right one in task.prompt_column" if name == column else ""

@@ -5,7 +5,7 @@ from typing import cast
 
 from klent.errors import DataError
 from klent.kit.names import nearest
-from klent.streams.prompt import Messages
+from klent.streams.prompt import Messages, text_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "environment")
 
@@ -17,7 +17,7 @@ def checked_prompt(value: object, where: str) -> str | Messages:
     """
     if isinstance(value, str):
         if not value.strip():
-            raise DataError(f"{where} is empty")
+            raise DataError(f"{where} is empty. Fill it in, or remove the row")
         return value
     if not isinstance(value, list):
         raise DataError(f"{where} must be text or a list of messages, not {type(value).__name__}")
@@ -43,7 +43,19 @@ def checked_completion(value: object, where: str) -> str | Messages:
             f"{where} ends with a message of role {messages[-1]['role']!r}: only an assistant's message can "
             "be trained. Remove it"
         )
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant" and not _says_something(message):
+            raise DataError(
+                f"{where}, message {number}: the assistant says nothing, so that only the end of its turn would be "
+                "trained. Write its answer, or remove the row"
+            )
     return messages
+
+
+def _says_something(message: dict[str, object]) -> bool:
+    """Whether a message has text, or calls of tools, reasoning or another field that a template may write."""
+    fields = {name: value for name, value in message.items() if name not in ("role", "name", "content")}
+    return bool(text_of(message["content"]).strip() or any(fields.values()))
 
 
 def checked_tools(value: object, where: str) -> list[dict[str, object]]:

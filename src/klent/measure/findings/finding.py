@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from klent.kit.statistics import ends, median
+from klent.kit.tables import Table
 
 GRAVE = 0.7
 """Severity from which a run should be stopped and inspected."""
@@ -96,3 +97,15 @@ def stretch(steps: Sequence[int], holds: Sequence[bool], *, least: int = 3) -> t
         return None
     first, last = runs[-1] if runs[-1][1] == len(holds) - 1 else max(runs, key=lambda run: run[1] - run[0])
     return steps[first], None if last == len(holds) - 1 else steps[last]
+
+
+def replays(table: Table) -> bool:
+    """Whether completions are a data set's: to become certain of them, and fast at reading them, is no fault.
+
+    An update of what was sampled has a predicted change of entropy beside the measured one; one of a mixture has
+    the mixture's numbers.
+    """
+    sampled = table.has("policy/entropy_delta_predicted") or any(
+        n.startswith("mixture/") for n in table.names()
+    )
+    return table.has("policy/entropy_delta") and not sampled

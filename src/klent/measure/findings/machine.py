@@ -3,7 +3,7 @@
 from klent.kit.statistics import median
 from klent.kit.tables import Table, step_of
 from klent.kit.text import number, plural
-from klent.measure.findings.finding import Finding, latest, settled, stretch, trailing
+from klent.measure.findings.finding import Finding, latest, replays, settled, stretch, trailing
 
 
 def nonfinite(table: Table) -> Finding | None:
@@ -36,6 +36,8 @@ def throughput_decay(table: Table) -> Finding | None:
         ("tokens/train_per_second", "tokens/train", "trained on"),
         ("tokens/per_second", "completion/length", "processed"),
     ):
+        if what == "sampled" and replays(table):
+            continue
         triples = table.pairs(name, work) if table.has(work) else [(*p, 1.0) for p in table.pairs(name)]
         if len(triples) < 12:
             continue

@@ -4,14 +4,14 @@ import math
 
 from klent.kit.tables import Row, Table, finite
 from klent.kit.text import fixed, number, share
-from klent.measure.findings.finding import Finding, beginning, latest, settled, stretch, trailing
+from klent.measure.findings.finding import Finding, beginning, latest, replays, settled, stretch, trailing
 from klent.measure.law import POINTS, forecast
 
 
 def entropy_collapse(table: Table) -> Finding | None:
     """Half of the entropy is gone and the rest is about to go, or four fifths are gone."""
     steps, values = table.series("policy/entropy")
-    if len(values) < POINTS or beginning(values) < 0.1:
+    if len(values) < POINTS or beginning(values) < 0.1 or replays(table):
         return None
     low = [value <= 0.5 * beginning(values) for value in trailing(values)]
     span, ahead = stretch(steps, low), forecast(table.rows)

@@ -6,7 +6,8 @@ A row of a prompt and C completions of n tokens has (P + C·n)² pairs of tokens
     C · n · (P + n)      every completion over its prompt and itself
 
 which for a prompt of 200 and 8 completions of 100 is a quarter. :data:`block_attention` takes the row apart,
-attends in each part, and puts the outputs back in their positions.
+attends in each part, and puts the outputs back in their positions. Where several prompts stand in a row, each is
+a part.
 """
 
 from dataclasses import dataclass
@@ -23,58 +24,66 @@ class Blocks:
     """Where the tokens of packed rows are; an index counts through the flattened ``[R * L]`` grid.
 
     Attributes:
-        prompt: indices of each row's prompt, ``[R, P]``, padded on the right with 0.
+        prompt: indices of each prompt, ``[S, P]``, padded on the right with 0.
         completion: indices of each completion's tokens, ``[C, T]``, padded likewise.
-        row: the row of each completion, ``[C]``.
+        behind: the prompt of each completion, ``[C]``.
         mask: added to the scores of completions over ``[prompt, completion]``, 0 or the lowest number,
             ``[C, 1, T, P + T]``.
-        output: for each token of the grid its index among the ``[R * P + C * T]`` outputs, ``[R * L]``.
+        output: for each token of the grid its index among the ``[S * P + C * T]`` outputs, ``[R * L]``.
     """
 
     prompt: Tensor
     completion: Tensor
-    row: Tensor
+    behind: Tensor
     mask: Tensor
     output: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Blocks":
         """The same on a device, the mask in the model's numbers."""
         mask = self.mask.clamp_min(torch.finfo(dtype).min).to(device, dtype)
-        indices = (self.prompt, self.completion, self.row, self.output)
-        prompt, completion, row, output = (index.to(device) for index in indices)
-        return Blocks(prompt, completion, row, mask, output)
+        indices = (self.prompt, self.completion, self.behind, self.output)
+        prompt, completion, behind, output = (index.to(device) for index in indices)
+        return Blocks(prompt, completion, behind, mask, output)
 
 
-def find_blocks(owner: Tensor) -> Blocks:
+def find_blocks(owner: Tensor, segment: Tensor) -> Blocks:
     """The blocks of rows whose tokens belong to ``owner``: 0 the prompt, k the k-th completion, -1 padding.
 
     Args:
-        owner: ``[R, L]``; in each row the prompt, then its completions, then padding.
+        owner: ``[R, L]``; in each segment the prompt, then its completions; behind the last one padding.
+        segment: which prompt of its row, ``[R, L]``.
     """
-    rows, length = owner.shape
-    prompts = (owner == 0).sum(dim=1)
-    completions = [
-        (r, positions)
-        for r in range(rows)
-        for k in range(1, int(owner[r].max()) + 1)
-        if len(positions := (owner[r] == k).nonzero()[:, 0])  # a completion of one token is never an input
-    ]
-    width = int(prompts.max())
+    length = owner.shape[1]
+    prompts: list[Tensor] = []
+    completions: list[tuple[int, Tensor]] = []
+    for r in range(len(owner)):
+        # A completion of one token is never an input, so a segment's owners may leave numbers out.
+        parts = torch.stack([segment[r], owner[r]])[:, owner[r] >= 0]
+        kinds, counts = parts.unique_consecutive(dim=1, return_counts=True)
+        start = r * length
+        for kind, count in zip(kinds[1].tolist(), counts.tolist(), strict=True):
+            here = torch.arange(start, start + count)
+            start += count
+            if kind:
+                completions.append((len(prompts) - 1, here))
+            else:
+                prompts.append(here)
+    width = max(map(len, prompts))
     longest = max((len(positions) for _, positions in completions), default=1)
-    prompt = torch.zeros(rows, width, dtype=torch.long)
+    prompt = torch.zeros(len(prompts), width, dtype=torch.long)
     completion = torch.zeros(len(completions), longest, dtype=torch.long)
     mask = torch.full((len(completions), longest, width + longest), torch.finfo(torch.float32).min)
     mask[:, :, width:].masked_fill_(torch.ones(longest, longest, dtype=torch.bool).tril(), 0.0)
-    output = torch.zeros(rows * length, dtype=torch.long)
-    for r, count in enumerate(prompts.tolist()):
-        prompt[r, :count] = r * length + torch.arange(count)
-        output[r * length : r * length + count] = r * width + torch.arange(count)
-    for c, (r, positions) in enumerate(completions):
-        completion[c, : len(positions)] = r * length + positions
-        output[r * length + positions] = rows * width + c * longest + torch.arange(len(positions))
-        mask[c, :, : int(prompts[r])] = 0.0
-    row = torch.tensor([r for r, _ in completions], dtype=torch.long)
-    return Blocks(prompt, completion, row, mask[:, None], output)
+    output = torch.zeros(owner.numel(), dtype=torch.long)
+    for s, positions in enumerate(prompts):
+        prompt[s, : len(positions)] = positions
+        output[positions] = s * width + torch.arange(len(positions))
+    for c, (s, positions) in enumerate(completions):
+        completion[c, : len(positions)] = positions
+        output[positions] = len(prompts) * width + c * longest + torch.arange(len(positions))
+        mask[c, :, : len(prompts[s])] = 0.0
+    behind = torch.tensor([s for s, _ in completions], dtype=torch.long)
+    return Blocks(prompt, completion, behind, mask[:, None], output)
 
 
 def _attend(
@@ -96,7 +105,7 @@ def _attend(
     outputs = [prompt.transpose(1, 2).flatten(0, 1)]
     if len(blocks.completion):
         keys, values = (
-            torch.cat([shared.index_select(0, blocks.row), take(x, blocks.completion)], dim=2)
+            torch.cat([shared.index_select(0, blocks.behind), take(x, blocks.completion)], dim=2)
             for shared, x in ((keys, k), (values, v))
         )
         queries = take(q, blocks.completion)

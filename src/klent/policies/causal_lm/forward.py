@@ -20,7 +20,7 @@ def predicting_states(model: CausalModel, rows: Pack, *, blocks: bool, logits: b
     """
     if rows.shared and blocks and not recomputes(model):
         # Not with checkpointing: it runs the model again in the backward pass, when this is over.
-        cut = find_blocks(rows.owner).to(model.device, model.dtype)
+        cut = find_blocks(rows.owner, rows.segment).to(model.device, model.dtype)
         with attending(model, block_attention, cut) as attention:
             return _pass(model, rows, logits, **attention)
     return _pass(model, rows, logits, attention_mask=_for_model(rows.attention_mask(), model))

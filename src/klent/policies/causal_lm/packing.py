@@ -10,9 +10,17 @@ so the prompt is computed once a group and not once a completion. Nothing else c
 very tokens at the very positions that it would see in a row of its own. Models whose attention takes no such
 mask get one padded row per completion instead: :mod:`klent.policies.causal_lm.probe` asks the model, not its
 name.
+
+Rows of unequal lengths are padded to the longest. Where :class:`Packing` joins them, several prompts with their
+completions stand behind one another in a row, each a segment that sees itself alone and whose positions begin
+at 0, so that hardly anything is padded::
+
+    tokens      prompt 1  completion A  completion B  prompt 2  completion C  ...
+    segment     0         0             0             1         1
+    owner       0         1             2             0         1
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +57,13 @@ class Packing:
     Attributes:
         shared: put the completions of a prompt behind one copy of it.
         budget: tokens (padding included) in one forward pass.
+        joined: longest row in which several prompts stand behind one another, tokens; 0 = one prompt a row. It
+            needs ``shared``, whose mask it extends.
     """
 
     shared: bool = False
     budget: int = 4096
+    joined: int = 0
 
 
 def completions(batch: Batch, rows: Iterable[int]) -> list[Completion]:
@@ -71,7 +82,9 @@ class Pack:
     Attributes:
         input_ids: ``[R, L]``, padded on the right with 0.
         position_ids: ``[R, L]``.
-        owner: whose each token is, ``[R, L]``: -1 padding, 0 the prompt, k the row's k-th completion.
+        segment: the prompt that each token stands behind or is of, counted from 0 in its row, ``[R, L]``.
+        owner: whose each token is, ``[R, L]``: -1 padding, 0 the prompt, k the segment's k-th completion. Where
+            every prompt of joined rows has one completion, the two are one causal sequence, all 0.
         shared: whether completions stand behind one another.
         source: which of the ``R * L`` hidden states predicts action n, ``[N]``.
         target: that token, ``[N]``.
@@ -81,6 +94,7 @@ class Pack:
 
     input_ids: Tensor
     position_ids: Tensor
+    segment: Tensor
     owner: Tensor
     shared: bool
     source: Tensor
@@ -95,10 +109,10 @@ class Pack:
 
     def attention_mask(self) -> Tensor:
         """``[R, 1, L, L]``, added to the attention scores (shared prompts), or ``[R, L]`` of 0 and 1."""
-        return _block_mask(self.owner) if self.shared else (self.owner >= 0).long()
+        return _block_mask(self.owner, self.segment) if self.shared else (self.owner >= 0).long()
 
 
-Group = list[Completion]  # completions of one prompt that share a row
+Group = list[Completion]  # completions that share a row: those of one prompt stand together, and share it too
 
 
 def make_groups(completions: Iterable[Completion], *, shared: bool, budget: int) -> list[Group]:
@@ -118,6 +132,38 @@ def make_groups(completions: Iterable[Completion], *, shared: bool, budget: int)
         else:
             groups.append([item])
     return groups
+
+
+def join_groups(groups: Iterable[Group], *, longest: int) -> list[Group]:
+    """Groups behind one another in rows of at most ``longest`` tokens: first fit, longest first.
+
+    A group that is longer stays alone. Any set of the rows, joined again, gives the same rows: a group never
+    looks at rows behind its own.
+    """
+    rows: list[Group] = []
+    room: list[int] = []
+    for group in sorted(groups, key=row_length, reverse=True):
+        length = row_length(group)
+        place = next((i for i, free in enumerate(room) if free >= length), None)
+        if place is None:
+            rows.append(list(group))
+            room.append(longest - length)
+        else:
+            rows[place] += group
+            room[place] -= length
+    return rows
+
+
+def segments(group: Group) -> Iterator[list[Completion]]:
+    """The completions of each prompt of a row."""
+    segment: list[Completion] = []
+    for item in group:
+        if segment and not _same_prompt(segment[-1], item):
+            yield segment
+            segment = []
+        segment.append(item)
+    if segment:
+        yield segment
 
 
 def _same_prompt(one: Completion, other: Completion) -> bool:
@@ -159,46 +205,52 @@ def _longest(groups: Sequence[Group]) -> int:
 
 def pack(groups: Sequence[Group], *, shared: bool) -> Pack:
     """Lay groups out as rows; ``shared`` as in :func:`make_groups`."""
-    length = max(map(row_length, groups))
-    ids = torch.zeros(len(groups), length, dtype=torch.long)
-    positions = torch.zeros(len(groups), length, dtype=torch.long)
-    owner = torch.full((len(groups), length), -1)  # -1 padding, 0 prompt, k the k-th completion of the row
-    source, target, row, column = [], [], [], []
-    for r, group in enumerate(groups):
-        prompt = torch.tensor(group[0].prompt_ids)
-        start = len(prompt)
-        ids[r, :start] = prompt
-        positions[r, :start] = torch.arange(start)
-        owner[r, :start] = 0
-        for k, item in enumerate(group, start=1):
-            # The prompt's last token predicts the first one, each token the next, the last one nothing.
-            count = len(item.tokens)
-            here = slice(start, start + count - 1)
-            ids[r, here] = item.tokens[:-1]
-            positions[r, here] = torch.arange(len(prompt), len(prompt) + count - 1)
-            owner[r, here] = k
-            before = torch.arange(start - 1, start + count - 1)
-            before[0] = len(prompt) - 1
-            column.append(torch.arange(count) if item.acted is None else item.acted.nonzero()[:, 0])
-            source.append(r * length + before[column[-1]])
-            target.append(item.tokens[column[-1]])
-            row.append(torch.full((len(column[-1]),), item.index))
-            start += count - 1
-    answers = (torch.cat(x) for x in (source, target, row, column))
-    return Pack(ids, positions, owner, shared, *answers)
+    rows = [list(segments(group)) for group in groups]
+    shape = len(groups), max(map(row_length, groups))
+    ids, positions, segment = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+    owner = torch.full(shape, -1)
+    joined = any(len(row) > 1 for row in rows)
+    sequences = joined and all(len(items) == 1 for row in rows for items in row)
+    answers: list[tuple[Tensor, ...]] = []
+    for r, row in enumerate(rows):
+        start = 0
+        for s, items in enumerate(row):
+            prompt = torch.tensor(items[0].prompt_ids)
+            first, start = start, start + len(prompt)
+            here = slice(first, start)
+            ids[r, here], positions[r, here] = prompt, torch.arange(len(prompt))
+            owner[r, here] = 0
+            for k, item in enumerate(items, start=1):
+                # The prompt's last token predicts the first one, each token the next, the last one nothing.
+                count = len(item.tokens)
+                here = slice(start, start + count - 1)
+                ids[r, here] = item.tokens[:-1]
+                positions[r, here] = torch.arange(len(prompt), len(prompt) + count - 1)
+                owner[r, here] = 0 if sequences else k
+                before = torch.arange(start - 1, start + count - 1)
+                before[0] = first + len(prompt) - 1
+                column = torch.arange(count) if item.acted is None else item.acted.nonzero()[:, 0]
+                number = torch.full((len(column),), item.index)
+                answers.append((r * shape[1] + before[column], item.tokens[column], number, column))
+                start += count - 1
+            segment[r, first:start] = s
+    return Pack(ids, positions, segment, owner, shared, *(torch.cat(x) for x in zip(*answers, strict=True)))
 
 
 def row_length(group: Group) -> int:
     """Tokens of the row that a group makes."""
-    return len(group[0].prompt_ids) + sum(len(item.tokens) - 1 for item in group)
+    return sum(
+        len(items[0].prompt_ids) + sum(len(item.tokens) - 1 for item in items) for items in segments(group)
+    )
 
 
-def _block_mask(owner: Tensor) -> Tensor:
+def _block_mask(owner: Tensor, segment: Tensor) -> Tensor:
     """Additive mask ``[R, 1, L, L]``: a token sees what precedes it of its prompt and its completion."""
     length = owner.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same = owner[:, :, None] == owner[:, None, :]
     prompt = (owner == 0)[:, None, :]
-    seen = causal & (same | prompt)  # padding sees padding, so that no row of the softmax is empty
+    together = segment[:, :, None] == segment[:, None, :]
+    seen = causal & together & (same | prompt)  # padding sees padding: no row of the softmax is empty
     lowest = torch.finfo(torch.float32).min
     return torch.where(seen, 0.0, lowest)[:, None]

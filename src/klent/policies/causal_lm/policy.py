@@ -12,12 +12,13 @@ from klent.head.reference import full_logit_stats
 from klent.head.stats import Head, LogitTransform
 from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.forward import predicting_states
-from klent.policies.causal_lm.model import CausalModel
+from klent.policies.causal_lm.model import CausalModel, recomputes
 from klent.policies.causal_lm.packing import (
     Group,
     Pack,
     Packing,
     completions,
+    join_groups,
     make_groups,
     make_microbatches,
     pack,
@@ -137,7 +138,24 @@ class CausalPolicy(nn.Module):
         return numbers or self.stats(states, rows, collision=collision), apart
 
     def _groups(self, batch: Batch, rows: Sequence[int]) -> list[Group]:
-        return make_groups(completions(batch, rows), shared=self.packing.shared, budget=self.packing.budget)
+        packing = self.packing
+        groups = make_groups(completions(batch, rows), shared=packing.shared, budget=packing.budget)
+        return join_groups(groups, longest=self._longest_joined(batch)) if packing.joined else groups
+
+    def _longest_joined(self, batch: Batch) -> int:
+        """Under one mask a row costs the square of its length, and no longer one is built than the step has anyway.
+
+        A number of the whole step and not of some rows: a micro-batch is laid out as it was cut.
+        """
+        if self._in_blocks:
+            return self.packing.joined
+        own = max(len(e.prompt_ids) + len(e.tokens) - 1 for e in batch.episodes)
+        return min(self.packing.joined, own)
+
+    @property
+    def _in_blocks(self) -> bool:
+        """Not with checkpointing: it runs the model again in the backward pass, when the kernel is put away."""
+        return self.takes_blocks and not recomputes(self.model)
 
     def forward(self, rows: Pack, *, entropy: bool = True) -> TokenStats:
         """Statistics of the ``N`` actions of packed rows, in their order; float32, ``[N]``."""
@@ -145,7 +163,7 @@ class CausalPolicy(nn.Module):
 
     def states(self, rows: Pack) -> Tensor:
         """What predicts each of the ``N`` actions: last hidden states; logits where the head is not fused."""
-        return predicting_states(self.model, rows, blocks=self.takes_blocks, logits=not self.fused)
+        return predicting_states(self.model, rows, blocks=self._in_blocks, logits=not self.fused)
 
     def head(self, states: Tensor) -> Head:
         """These hidden states with what turns them into distributions; only of a fused head."""

@@ -18,10 +18,18 @@ from klent.head.reference import full_logit_stats
 from klent.head.stats import TokenStats
 from klent.models.exact import close, made_up_length
 from klent.policies.causal_lm.model import CausalModel, TextConfig, attention_window, body_of
-from klent.policies.causal_lm.packing import Completion, Pack, completions, make_groups, pack
+from klent.policies.causal_lm.packing import Completion, Pack, completions, join_groups, make_groups, pack
 from klent.streams.batch import Batch
 
-__all__ = ["agrees", "body_of", "head_is_linear", "head_options", "read_alone", "takes_shared_prompt"]
+__all__ = [
+    "agrees",
+    "body_of",
+    "head_is_linear",
+    "head_options",
+    "read_alone",
+    "takes_joined_rows",
+    "takes_shared_prompt",
+]
 
 REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
 
@@ -158,6 +166,34 @@ def takes_shared_prompt(policy: PackedPolicy, *, longest: int) -> bool:
         policy.model, lambda: policy(apart).logp, lambda: _logp_in_blocks(policy, shared)
     )
     return True
+
+
+def takes_joined_rows(policy: PackedPolicy, *, longest: int) -> bool:
+    """Whether prompts behind one another in a row give the log-probabilities of rows of their own.
+
+    Asked under one mask and, where the policy takes blocks, in blocks: prompts with several completions, and
+    prompts with one completion each, which are laid out as plain sequences.
+
+    Args:
+        policy: the policy to ask, after :func:`takes_shared_prompt` has said yes.
+        longest: as there.
+    """
+    items, _, _ = _made_up_rows(policy.model, longest)
+    takes_blocks = policy.takes_blocks
+    try:
+        for kept in (items, items[1:]):
+            (row,) = join_groups(make_groups(kept, shared=True, budget=64), longest=1 << 30)
+            apart, joined = pack([[item] for item in row], shared=False), pack([row], shared=True)
+            for policy.takes_blocks in {False, takes_blocks}:
+                if not agrees(policy.model, partial(_logp, policy, apart), partial(_logp, policy, joined)):
+                    return False
+    finally:
+        policy.takes_blocks = takes_blocks
+    return True
+
+
+def _logp(policy: PackedPolicy, rows: Pack) -> Tensor:
+    return policy(rows).logp
 
 
 def _logp_in_blocks(policy: PackedPolicy, rows: Pack) -> Tensor:

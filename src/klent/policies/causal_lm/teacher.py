@@ -11,7 +11,7 @@ from torch import Tensor
 from klent.head.divergence import DivergenceKind, token_divergence
 from klent.head.stats import Head
 from klent.policies.causal_lm.model import CausalModel
-from klent.policies.causal_lm.packing import Group, Pack, Packing, pack
+from klent.policies.causal_lm.packing import Group, Pack, Packing, pack, segments
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
 
@@ -108,4 +108,9 @@ class Teacher:
                 [replace(item, prompt_ids=encode(batch.episodes[item.index].prompt)) for item in group]
                 for group in groups
             ]
-        return moved if self.policy.packing.shared else [[item] for group in moved for item in group]
+        packing = self.policy.packing
+        if packing.joined:
+            return moved
+        if packing.shared:
+            return [segment for group in moved for segment in segments(group)]
+        return [[item] for group in moved for item in group]

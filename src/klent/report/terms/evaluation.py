@@ -95,6 +95,28 @@ EVALUATION: dict[str, Term] = {
         "For each problem, the outcome of each sample, where every reward is 0 or 1.",
         "The accuracy is computed from it.",
     ),
+    "loss": Term(
+        "nats per token",
+        "Minus the mean log-probability of the tokens of held-out completions; rollout.engine=dataset alone.",
+        "Nothing is sampled, so it is exact. If it rises while objective/loss falls, the run overfits.",
+    ),
+    "loss_low": Term(
+        "nats per token",
+        "Lower end of its 95% interval over completions: a ratio of means by Student's t.",
+        "Absent where one completion is held out. It says how far another draw of completions would be.",
+    ),
+    "loss_high": Term("nats per token", "Upper end of the same interval.", "As for loss_low."),
+    "perplexity": Term("", "exp(loss).", "The number of equally likely tokens that would be as hard."),
+    "loss_completions": Term("", "Held-out completions measured.", "Those that do not fit are left out."),
+    "loss_tokens": Term(
+        "", "Their tokens, those of prompts and tools not counted.", "The loss is their mean."
+    ),
+    "loss_texts": Term(
+        "", "The first of them token by token, each with its loss.", "Drawn in the report, before and after."
+    ),
+    "loss_worst": Term(
+        "", "The tokens with the largest losses of all of them.", "A wrong label often shows here first."
+    ),
     "kl/base": Term(
         "nats per token",
         "Reverse KL divergence of the final policy from the base model, at each token of its own answers.",
