@@ -380,7 +380,7 @@ REFUSED_OVERRIDES = {
     "no reward": (["reward=null"], "command line: reward=null: is missing: the loss (ppo_clip)"),
     "unknown reward": (["reward=gmy"], "command line: reward=gmy: unknown name 'gmy'; did you mean `gym`?"),
     "eval without a reward": (
-        ["method=sft", "task.data=a.jsonl", "reward=null", "eval.problems=5"],
+        ["method=em", "reward=null", "eval.problems=5"],
         "eval.problems=5: eval: needs a reward to tell right from wrong",
     ),
     "sampling from a dataset": (

@@ -121,7 +121,7 @@ def score_of(row: Row, kind: Kind, at: str = "") -> Score | None:
 
 def is_judged(row: Row) -> bool:
     """Whether rewards were asked; an evaluation may measure the loss of held-out completions alone."""
-    return "reward" in row
+    return any(key in row for key in ("reward", "accuracy", "unscorable"))
 
 
 def is_scored(row: Row) -> bool:
