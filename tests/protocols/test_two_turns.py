@@ -1,54 +1,69 @@
 """An environment of two turns: tokens in, tokens out, and what it says gets no coefficient."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers_training import updater
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
-from klent.environments import Step
+from klent.config import EnvironmentSettings
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
-from klent.rollout.play import EnvironmentSource
+from klent.rollout.play import PlayEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.batch import make_batch
+from klent.tasks.returns import Returns
+from klent.tasks.starts import EnvironmentTask
 
 SAID = "and now?"
-
+TWICE = """
+from klent.environments import Step
 
 class Twice:
-    """Asks twice; a turn earns its share of digits, and the second one is the last."""
+    '''Asks twice; a turn earns its share of digits, and the second one is the last.'''
 
     def reset(self, row, seed):
         self.turn = 0
-        self.seed = seed
         return f"say {row['number']}"
 
     def step(self, action):
         self.turn += 1
         reward = sum(letter.isdigit() for letter in action) / max(len(action), 1)
-        return Step(SAID, reward, done=self.turn == 2)
-
-
-def source(model, *, max_turns: int = 5, max_tokens: int = 6) -> EnvironmentSource:
-    loaded = LoadedModel(model, tiny_tokenizer(), "tiny", (TURN_END, *range(20, 60)))  # many ways to stop
-    return EnvironmentSource(
-        Twice,
-        [{"number": 1}, {"number": 22}],
-        TransformersEngine(loaded, SamplingOptions(max_tokens=max_tokens)),
-        lambda text: tiny_tokenizer().encode(text, add_special_tokens=False),
-        prompts_per_step=2,
-        group_size=4,
-        max_turns=max_turns,
-        seed=0,
-    )
+        return Step("and now?", reward, done=self.turn == 2)
+"""
+STOPS = (TURN_END, *range(20, 60))  # many ways to stop
 
 
 @pytest.fixture(scope="module")
-def episodes():
-    played = source(tiny_model()).collect(1)
+def task(tmp_path_factory) -> EnvironmentTask:
+    folder = tmp_path_factory.mktemp("twice")
+    (folder / "twice.py").write_text(TWICE)
+    (folder / "rows.jsonl").write_text('{"number": 1}\n{"number": 22}\n')
+    section = EnvironmentSettings(env="twice.py:Twice", rows="rows.jsonl")
+    made = EnvironmentTask(section, base=folder)
+    yield made
+    made.environments.close()
+
+
+def engine(task: EnvironmentTask, *, max_turns: int = 5, turn: int = 6, tokens: int = 30) -> PlayEngine:
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", STOPS)
+    turns = TransformersEngine(loaded, SamplingOptions(max_tokens=turn))
+    return PlayEngine(
+        turns, task.environments, loaded, max_turns=max_turns, max_tokens=tokens, turn_tokens=turn
+    )
+
+
+def play(task: EnvironmentTask, seed: int = 0, **options: int) -> list:
+    return engine(task, **options).generate([task.train(0), task.train(1)], group_size=4, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def episodes(task):
+    played = play(task)
     assert len(played) == 8
-    assert any(episode.turns == 2 for episode in played)
+    assert {episode.turns for episode in played} == {2}
     return played
 
 
@@ -56,12 +71,12 @@ def test_tokens_are_appended_and_never_tokenised_again(episodes):
     observation = tiny_tokenizer().encode(SAID, add_special_tokens=False)
     for episode in episodes:
         assert len(episode.rewards) == episode.turns
+        assert episode.finish == "stop"
         said = episode.tokens[~episode.acted].tolist()
-        assert said == observation * (episode.turns - 1)
-        if episode.turns == 2:
-            first = episode.tokens[(episode.turn == 0)].tolist()
-            assert first[-1] in (TURN_END, *range(20, 60))  # the stop token stays in the episode
-            assert episode.tokens.tolist()[len(first) : len(first) + len(said)] == observation
+        assert said == observation
+        first = episode.tokens[(episode.turn == 0)].tolist()
+        assert first[-1] in STOPS or len(first) == 6  # the stop token stays in the episode
+        assert episode.tokens.tolist()[len(first) : len(first) + len(said)] == observation
         assert (episode.logp[~episode.acted] == 0).all()
         assert (episode.logp[episode.acted] < 0).all()
 
@@ -111,14 +126,63 @@ def test_the_gradient_is_that_of_the_actions_alone(episodes):
         torch.testing.assert_close(found, parameter.grad, atol=1e-5, rtol=1e-3)
 
 
-def test_budgets_cut_an_episode_and_say_so():
-    played = source(tiny_model(), max_turns=1).collect(1)
-    assert {episode.turns for episode in played} == {1}
-    assert {episode.finish for episode in played} == {"length"}
-    again = source(tiny_model(), max_turns=1).collect(1)
-    assert [e.tokens.tolist() for e in played] == [e.tokens.tolist() for e in again]
+def test_budgets_cut_an_episode_and_say_so(task, episodes):
+    played = play(task, max_turns=1)
+    assert {(episode.turns, episode.finish) for episode in played} == {(1, "length")}
+    for one, both in zip(played, episodes, strict=True):  # the first turn is the same, whatever follows
+        assert one.tokens.tolist() == both.tokens[both.turn == 0].tolist()
+    short = play(task, tokens=7)
+    for one, both in zip(short, episodes, strict=True):
+        first = int((both.turn == 0).sum())
+        assert int(one.acted.sum()) == min(7, int(both.acted.sum()))
+        assert one.turns == (2 if first < 7 else 1)
 
 
 def test_the_return_is_the_sum_of_the_turns(episodes):
-    scores = source(tiny_model()).score(episodes)
+    scores = Returns().score_episodes(episodes)
     assert scores.reward == [sum(episode.rewards) for episode in episodes]
+    assert scores.to_go is None
+
+
+def test_an_episode_draws_as_it_would_beside_no_other(task, episodes):
+    """The second turn of each, asked for by itself, at its own row of random numbers."""
+    from dataclasses import replace
+
+    from klent.kit.seeds import derive_seed
+
+    turns = engine(task).engine
+    for number in (2, 7):
+        episode = episodes[number]
+        before = episode.turn == 0
+        known = [*episode.tokens[before].tolist(), *episode.tokens[~episode.acted].tolist()]
+        asked = replace(episode.prompt, token_ids=[*episode.prompt_ids, *known], number=number)
+        (answer,) = turns.generate([asked], group_size=1, seed=derive_seed(0, "turn", 1))
+        assert answer.tokens.tolist() == episode.tokens[(episode.turn == 1) & episode.acted].tolist()
+
+
+@pytest.mark.parametrize("credit", ["episode", "turn"])
+def test_credit_of_turns_by_hand(episodes, credit):
+    """Two starts of four episodes, two turns each; discount a half, group means as the baseline."""
+    from klent.training.objective import Objective
+
+    scores = Returns(discount=0.5, credit=credit).score_episodes(episodes)
+    batch = make_batch(episodes, scores.reward, group_size=4, to_go=scores.to_go)
+    Objective({"reinforce": {}}, {"group_advantage": {"scale": "none"}}, None).estimate_advantage(batch)
+    paid = torch.tensor([episode.rewards for episode in episodes])
+    whole = paid[:, 0] + 0.5 * paid[:, 1]
+    expected = torch.stack([whole, paid[:, 1] if credit == "turn" else whole], dim=1)
+    expected = expected - expected.view(2, 4, 2).mean(dim=1).repeat_interleave(4, dim=0)
+    for row, episode in enumerate(episodes):
+        wanted = torch.where(episode.acted, expected[row][episode.turn], 0.0)
+        torch.testing.assert_close(batch.streams.advantage[row, : len(wanted)], wanted, atol=1e-6, rtol=0)
+
+
+def test_the_file_is_found_beside_the_recipe(tmp_path: Path):
+    from klent.config import load_recipe
+
+    (tmp_path / "twice.py").write_text(TWICE)
+    (tmp_path / "rows.jsonl").write_text('{"number": 1}\n')
+    recipe = "model: m\nmethod: grpo\ntask: {env: twice.py:Twice, rows: rows.jsonl}\nsteps: 1\n"
+    (tmp_path / "r.yaml").write_text(recipe)
+    task = load_recipe(tmp_path / "r.yaml").task
+    assert (task.env, task.rows) == (f"{tmp_path}/twice.py:Twice", f"{tmp_path}/rows.jsonl")

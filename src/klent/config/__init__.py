@@ -8,7 +8,7 @@ from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, TransformersRollout
-from klent.config.task import DataSettings, GymSettings
+from klent.config.task import DataSettings, EnvironmentSettings, GymSettings
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
 from klent.config.training import Checkpoint, Lora, Optimizer, Reduce, Update
 
@@ -20,6 +20,7 @@ __all__ = [
     "EarlyStop",
     "EntropyBand",
     "EntropyTarget",
+    "EnvironmentSettings",
     "Eval",
     "GymSettings",
     "Limits",

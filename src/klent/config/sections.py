@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from klent.config.base import Settings
 from klent.config.shape_checks import shape_problems
-from klent.config.task import DataSettings, GymSettings, Task
+from klent.config.task import DataSettings, EnvironmentSettings, GymSettings, Task
 from klent.errors import ConfigError
 
 
@@ -14,11 +14,11 @@ class _WithTask(Settings):
     task: Task
 
 
-def read_task(values: Mapping[str, object]) -> GymSettings | DataSettings:
+def read_task(values: Mapping[str, object]) -> GymSettings | DataSettings | EnvironmentSettings:
     """The ``task`` section that a mapping describes, defaults filled in.
 
     Raises:
-        ConfigError: neither or both of ``gym`` and ``data``, an unknown key, or a value out of range.
+        ConfigError: not one of ``gym``, ``data`` and ``env``, an unknown key, or a value out of range.
 
     Examples:
         >>> read_task({"gym": "chain_sum"}).config

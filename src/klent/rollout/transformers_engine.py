@@ -46,6 +46,8 @@ class _Row:
 
     number: int  # its place in the answer
     prompt: int  # its prompt's place in the question
+    room: int  # the most tokens that it may have
+    draws: int  # its row of random numbers
     tokens: list[int] = field(default_factory=list)
     numbers: list[tuple[float, ...]] = field(default_factory=list)  # of each: those of Sampled, and more
     stopped: bool = False
@@ -87,7 +89,9 @@ class TransformersEngine:
         """
         encoded = [self._encode(prompt) for prompt in prompts]
         generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(len(prompts) * group_size, self.options.max_tokens, generator=generator)
+        numbers = [prompt.number + 1 for prompt in prompts if prompt.number is not None]
+        count = max([len(prompts), *numbers]) * group_size
+        uniform = torch.rand(count, self.options.max_tokens, generator=generator)
         rows: list[_Row] = []
         was_training = self.loaded.model.training
         self.loaded.model.eval()
@@ -97,9 +101,9 @@ class TransformersEngine:
             for chosen in self._batches(encoded, group_size):
                 here = [prompts[i] for i in chosen]
                 decoder = self._decoder(here, [encoded[i] for i in chosen], group_size)
-                rows += self._decode(chosen, decoder, group_size, uniform)
+                rows += self._decode(self._rows(chosen, here, group_size), decoder, uniform)
                 if self.progress:
-                    self.progress(len(rows), len(uniform))
+                    self.progress(len(rows), len(prompts) * group_size)
         finally:
             self.loaded.model.train(was_training)
         rows.sort(key=lambda row: row.number)
@@ -124,17 +128,33 @@ class TransformersEngine:
                 ids = render_prompt(self.loaded.tokenizer, prompt.prompt, prompt.template)
             except (ModelError, DataError) as error:
                 raise type(error)(f"{prompt.id}: {error}") from error
-        room = self.limit - self.options.max_tokens
+        room = self.limit - self._room(prompt)
         if len(ids) > room:
             raise TooLong(
                 f"prompt {prompt.id} has {len(ids)} tokens; with rollout.max_tokens="
-                f"{self.options.max_tokens} the model's context of {self.limit} leaves {room}. Shorten the "
+                f"{self._room(prompt)} the model's context of {self.limit} leaves {room}. Shorten the "
                 "prompt, lower rollout.max_tokens, or set task.too_long=drop."
             )
         if not ids:
             raise DataError(f"prompt {prompt.id} is empty once tokenised; remove it from the data.")
         self.loaded.check_ids(ids, f"prompt {prompt.id}")
         return ids
+
+    def _room(self, prompt: Prompt) -> int:
+        """The most tokens that an answer may have."""
+        most = self.options.max_tokens
+        return most if prompt.room is None else min(most, prompt.room)
+
+    def _rows(self, chosen: Sequence[int], prompts: Sequence[Prompt], group_size: int) -> list[_Row]:
+        """The rows of these prompts, the ``chosen`` of the question."""
+        return [
+            _Row(
+                i * group_size + k, i, self._room(prompt), (i if number is None else number) * group_size + k
+            )
+            for i, prompt in zip(chosen, prompts, strict=True)
+            for number in (prompt.number,)
+            for k in range(group_size)
+        ]
 
     def _batches(self, encoded: list[list[int]], group_size: int) -> Iterator[list[int]]:
         """Prompts of similar length together, as many as fit into ``rows``."""
@@ -163,14 +183,13 @@ class TransformersEngine:
             top_k=options.top_k,
         )
 
-    def _decode(self, chosen: list[int], decoder: Decoder, group_size: int, uniform: Tensor) -> list[_Row]:
-        options, device = self.options, self.loaded.model.device
-        rows = [_Row(number=i * group_size + k, prompt=i) for i in chosen for k in range(group_size)]
+    def _decode(self, rows: list[_Row], decoder: Decoder, uniform: Tensor) -> list[_Row]:
+        device = self.loaded.model.device
         logits = decoder.start()
         stop_ids = torch.tensor(sorted(self.loaded.stop_ids), device=device)
         alive = rows
-        for position in range(options.max_tokens):
-            u = uniform[[row.number for row in alive], position]
+        for position in range(max(row.room for row in rows)):
+            u = uniform[[row.draws for row in alive], position]
             drawn = self._draw(decoder, logits, u.to(device))
             token = drawn[0]
             ended = torch.isin(token, stop_ids).tolist()
@@ -180,9 +199,9 @@ class TransformersEngine:
                 row.tokens.append(token_id)
                 row.numbers.append(tuple(its))
                 row.stopped = stopped or self._meets_stop(row.tokens)
-                if not row.stopped:
+                if not row.stopped and len(row.tokens) < row.room:
                     going.append(index)
-            if not going or position + 1 == options.max_tokens:
+            if not going:
                 break
             if len(going) < len(alive):
                 order = decoder.keep(going)

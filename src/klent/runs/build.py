@@ -35,7 +35,7 @@ from klent.rollout.source import TaskSource
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
-from klent.runs.engines import Progress, build_engine, build_sampler
+from klent.runs.engines import Progress, build_engine, build_sampler, turn_engine
 from klent.runs.evaluate import evaluate_policy
 from klent.runs.evaluation import EvalRow, Evaluations
 from klent.runs.folder import RunFolder
@@ -45,7 +45,9 @@ from klent.runs.recorder import Recorder
 from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
-from klent.tasks import Scorer, Task
+from klent.tasks import Task
+from klent.tasks.pool import EnvironmentPool
+from klent.tasks.returns import Judge
 from klent.training.objective import Objective
 from klent.training.reduction import Reduction
 from klent.training.released import ReleasedPositions
@@ -82,13 +84,16 @@ class Parts:
         return self.updater.objective
 
 
-def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
+def build_parts(
+    recipe: Recipe, *, progress: Progress, note: Note, environments: EnvironmentPool | None = None
+) -> Parts:
     """Load the model and build everything that a step needs of it.
 
     Args:
         recipe: what to build.
         progress: told of (completions done, completions asked for) during a rollout.
         note: told in words of anything that a user should know, such as a model that cannot share prompts.
+        environments: what the task's prompts are the openings of; None where they are answered once.
     """
     loaded = load_policy(
         recipe.model,
@@ -123,7 +128,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         )
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
-    engine = build_engine(loaded, rollout, progress=progress, target=target)
+    engine = build_engine(loaded, rollout, progress=progress, target=target, environments=environments)
     updater = _build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     reference = None
@@ -140,11 +145,14 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     return Parts(
         loaded=loaded,
         engine=engine,
-        sampler=build_sampler(loaded, rollout, progress=progress),
+        sampler=build_sampler(loaded, rollout, progress=progress, environments=environments),
         policy=policy,
         updater=updater,
         reference=reference,
-        organs=[*_build_organs(recipe, objective, engine, policies), *_build_keeper(recipe, policy)],
+        organs=[
+            *_build_organs(recipe, objective, turn_engine(engine), policies),
+            *_build_keeper(recipe, policy),
+        ],
     )
 
 
@@ -153,8 +161,8 @@ def build_loop(
     parts: Parts,
     folder: RunFolder,
     task: Task,
-    scorer: Scorer | None,
-    judge: Scorer | None,
+    scorer: Judge | None,
+    judge: Judge | None,
     console: TrainConsole,
 ) -> Loop:
     """The loop over a recipe's parts.
@@ -216,7 +224,7 @@ def _build_evaluations(
     parts: Parts,
     folder: RunFolder,
     task: Task,
-    judge: Scorer | None,
+    judge: Judge | None,
     console: TrainConsole,
 ) -> Evaluations:
     settings = recipe.eval
@@ -237,6 +245,7 @@ def _build_evaluations(
             step=step,
             start=votes,
             engine=parts.sampler,
+            environments=task.environments,
         )
 
     return Evaluations(

@@ -51,7 +51,9 @@ class Episode:
         text: what a verifier reads: the last turn's actions decoded, without the stop token.
         finish: ``stop`` where a stop token, a stop string or the environment ended it, ``length`` where the
             budget did.
-        rewards: one per turn, where an environment gave them; rewards of one-turn problems are scored apart.
+        rewards: one per turn, where an environment gave them, NaN where it failed; rewards of one-turn problems
+            are scored apart.
+        problem: why its environment failed; empty where it did not.
         mixture: what the mixture was at each action, where the sampler is one of policy and target.
         policy_version: optimizer steps that the policy had taken when it sampled.
     """
@@ -67,6 +69,7 @@ class Episode:
     collision_logp: Tensor | None = None
     mixture: MixtureTrace | None = None
     rewards: tuple[float, ...] = ()
+    problem: str = ""
     policy_version: int = 0
     acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     turn: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))

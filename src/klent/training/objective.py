@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from klent.objectives import TokenLoss, reward_to_go
 from klent.objectives.masking import metric
@@ -69,7 +70,8 @@ class Objective:
     def estimate_advantage(self, batch: Batch) -> None:
         """Fill the stream ``advantage``, ``[B, T]``, from the rewards; 0 where unscorable or not trained on.
 
-        The estimator sees every completion, whatever :meth:`train_on` keeps: baselines and scales are the same.
+        Where the batch has sums ``to_go``, each turn of an episode has an advantage of its own. The estimator sees
+        every completion, whatever :meth:`train_on` keeps: baselines and scales are the same.
 
         Raises:
             ValueError: a term reads it and the step has no rewards.
@@ -81,8 +83,7 @@ class Objective:
             raise ValueError(
                 "a term of the loss reads `advantage`, and this step has no rewards: set `reward`"
             )
-        value = reward.nan_to_num(nan=0.0) if self.estimator is None else self.estimator(batch.streams)
-        advantage = torch.where(batch.mask, value[:, None], 0.0)
+        advantage = torch.where(batch.mask, self._credit(batch, reward), 0.0)
         scorable = ~reward.isnan()[:, None]
         at_start = batch.streams.with_(mask=batch.mask, logp=batch.streams.logp_old)
         for term in self.token_rewards:
@@ -90,6 +91,25 @@ class Objective:
             advantage = advantage + torch.where(scorable, paid, 0.0)
         kept = advantage if self.sign == 0 else torch.where(self.sign * advantage > 0, advantage, 0.0)
         batch.streams.advantage = kept
+
+    def _credit(self, batch: Batch, reward: Tensor) -> Tensor:
+        """What each action is credited with, ``[B, 1]``; ``[B, T]`` where each turn has its own advantage.
+
+        The estimator then compares, turn by turn, what the rewards add up to from there on, among the episodes
+        of a start that have come so far.
+        """
+
+        def estimate(rewards: Tensor) -> Tensor:
+            if self.estimator is None:
+                return rewards.nan_to_num(nan=0.0)
+            value: Tensor = self.estimator(batch.streams.with_(rewards=rewards))
+            return value
+
+        if batch.to_go is None:
+            return estimate(reward)[:, None]
+        turns = torch.stack([estimate(rewards) for rewards in batch.to_go.unbind(dim=1)], dim=1)
+        turns = turns.nan_to_num(nan=0.0)
+        return turns.gather(1, batch.turn)
 
     def token_loss(self, streams: Streams) -> TokenLoss:
         """The terms' losses added up, ``[B, T]``, with the metrics of all of them.
