@@ -54,12 +54,12 @@ def test_a_tool_is_called_and_told_of(tools):
 @pytest.mark.parametrize(
     ("action", "told"),
     [
-        (call("ad", "{}"), "error: there is no tool ad; did yo [cut]"),
+        (call("ad", "{}"), "error: there is no tool ad; did you mean `add`?; there are add, fail"),
         (call("add", "{}"), "error: TypeError: add() missin [cut]"),
-        (call("add", "3"), "error: the arguments of a call [cut]"),
+        (call("add", "3"), "error: the arguments of a call are an object"),
         (call("fail", '{"text": "no"}'), "error: RuntimeError: no"),
-        ("<tool_call>add</tool_call>", 'error: a call is {"name": ..., [cut]'),
-        ('<tool_call>{"name": "add"', 'error: a call is {"name": ..., [cut]'),
+        ("<tool_call>add</tool_call>", 'error: a call is {"name": ..., "arguments": {...}}'),
+        ('<tool_call>{"name": "add"', 'error: a call is {"name": ..., "arguments": {...}}'),
     ],
 )
 def test_a_call_that_fails_is_told_to_the_policy(tools, action, told):

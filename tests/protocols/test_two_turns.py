@@ -8,9 +8,12 @@ from helpers_training import updater
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
 from klent.config import EnvironmentSettings
+from klent.measure.metrics import rollout_metrics
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
+from klent.rollout.decoding import GroupDecoder, PlainDecoder, RereadDecoder
+from klent.rollout.extending import ExtendingDecoder, can_extend, keep_row
 from klent.rollout.play import PlayEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.batch import make_batch
@@ -158,6 +161,52 @@ def test_an_episode_draws_as_it_would_beside_no_other(task, episodes):
         asked = replace(episode.prompt, token_ids=[*episode.prompt_ids, *known], number=number)
         (answer,) = turns.generate([asked], group_size=1, seed=derive_seed(0, "turn", 1))
         assert answer.tokens.tolist() == episode.tokens[(episode.turn == 1) & episode.acted].tolist()
+
+
+def test_a_turn_reads_what_is_new_and_nothing_again(episodes):
+    """An opening once for its group, then each turn's last token, which was drawn and not read, and what was said."""
+    openings = sum(len(episodes[number].prompt_ids) for number in (0, 4))
+    said = sum(1 + int((~episode.acted).sum()) for episode in episodes)
+    assert sum(episode.prefill for episode in episodes) == openings + said
+    assert (
+        rollout_metrics(make_batch(episodes, [0.0] * 8, group_size=4), None)["tokens/prefill"]
+        == openings + said
+    )
+
+
+def test_turns_are_the_same_where_each_is_read_from_the_start(task, episodes):
+    playing = engine(task)
+    playing.engine.extends = False
+    again = playing.generate([task.train(0), task.train(1)], group_size=4, seed=0)
+    for one, other in zip(again, episodes, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        torch.testing.assert_close(one.logp, other.logp, atol=2e-5, rtol=0)
+    assert sum(e.prefill for e in again) > sum(e.prefill for e in episodes)
+
+
+def test_three_turns_of_different_lengths_are_read_once(task):
+    """The kept keys of a turn that was itself begun from kept ones; rows of several lengths."""
+    model = tiny_model()
+    rows = [[(5 * i + k) % 90 for i in range(length)] for k, length in enumerate((9, 14, 11))]
+    cuts = [(3, 6), (8, 10), (4, 9)]
+    decoder = PlainDecoder(
+        model, [row[:a] for row, (a, _) in zip(rows, cuts, strict=True)], group_size=1, pad=0
+    )
+    with torch.no_grad():
+        decoder.start()
+        for end in (1, None):
+            kept = [keep_row(decoder, index) for index in range(3)]
+            prompts = [row[: cut[end]] if end else row for row, cut in zip(rows, cuts, strict=True)]
+            decoder = ExtendingDecoder(model, prompts, kept, pad=0)
+            logits = decoder.start()
+        for row, found in zip(rows, logits, strict=True):
+            whole = model(input_ids=torch.tensor([row])).logits[0, -1]
+            torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [PlainDecoder, GroupDecoder, RereadDecoder])
+def test_a_model_is_asked_whether_its_cache_can_be_gone_on_from(kind):
+    assert can_extend(tiny_model(), kind) is (kind is not RereadDecoder)
 
 
 @pytest.mark.parametrize("credit", ["episode", "turn"])

@@ -56,6 +56,7 @@ def _episode_metrics(batch: Batch) -> Row:
         return {}
     return {
         "episode/return": _mean([sum(episode.rewards) for episode in batch.episodes]),
+        "tokens/prefill": sum(episode.prefill for episode in batch.episodes),
         "episode/turns": sum(episode.turns for episode in batch.episodes) / len(batch),
     }
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from klent.errors import DataError, KlentError, ModelError
@@ -11,6 +12,7 @@ from klent.models.load import LoadedModel
 from klent.models.spoken import opening_ids, reply_ids
 from klent.policies.policy import Policy
 from klent.rollout.engine import Engine, SyncCertificate
+from klent.rollout.transformers_engine import TransformersEngine
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.tasks.pool import Answer, EnvironmentPool, Play
@@ -23,7 +25,7 @@ class PlayEngine:
     What the policy wrote is never decoded and tokenised again: a turn appends token ids to those that the
     policy has written and read. The tokens of what the environment says are in the episode and not acted, so
     that no objective gives them a coefficient. Turn by turn, the episodes that go on are answered together;
-    each draws with random numbers of its own, whatever becomes of the others.
+    each draws with random numbers of its own, whatever becomes of the others, and reads what is new to it.
 
     Args:
         engine: answers a turn; its ``max_tokens`` is the longest.
@@ -54,6 +56,11 @@ class PlayEngine:
 
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
         """``group_size`` episodes from every opening, each played to its end."""
+        keeping = self.engine.keeping() if isinstance(self.engine, TransformersEngine) else nullcontext()
+        with keeping:
+            return self._play(prompts, group_size, seed)
+
+    def _play(self, prompts: Sequence[Prompt], group_size: int, seed: int) -> list[Episode]:
         self.pool.begin()
         opened = [self._opened(prompt) for prompt in prompts]
         first = self.engine.generate(opened, group_size=group_size, seed=seed)
@@ -111,6 +118,7 @@ class _Game:
     Attributes:
         ids: every token that the policy has read and written, and what it reads next.
         acted: how many of them it wrote.
+        read: how many it has read; the last that it wrote is not among them.
     """
 
     def __init__(self, number: int, opened: Prompt) -> None:
@@ -118,7 +126,7 @@ class _Game:
         self.opened = opened
         self.play = Play(opened.id, start_of(opened), number)
         self.ids = list(opened.token_ids or ())
-        self.acted = 0
+        self.acted = self.read = 0
         self.done = False
         self.problem = ""
         self.episode: Episode | None = None
@@ -127,7 +135,7 @@ class _Game:
 
     def prompt(self, room: int) -> Prompt:
         """What the policy is asked next."""
-        return replace(self.opened, token_ids=self.ids, room=room, number=self.number)
+        return replace(self.opened, token_ids=self.ids, read=self.read, room=room, number=self.number)
 
     def act(self, answer: Episode) -> None:
         """The policy's turn."""
@@ -135,6 +143,7 @@ class _Game:
         self.play.actions.append(answer.text)
         self.acted += len(answer.tokens)
         self.ids = [*self.ids, *answer.tokens.tolist()]
+        self.read = len(self.ids) - 1
 
     def hear(self, said: Answer, ids: list[int]) -> None:
         """The environment's."""

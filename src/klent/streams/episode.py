@@ -53,6 +53,8 @@ class Episode:
             budget did.
         rewards: one per turn, where an environment gave them, NaN where it failed; rewards of one-turn problems
             are scored apart.
+        prefill: tokens read for it before it was acted: the prompt, once for the group, and what the environment
+            said.
         problem: why its environment failed; empty where it did not.
         mixture: what the mixture was at each action, where the sampler is one of policy and target.
         policy_version: optimizer steps that the policy had taken when it sampled.
@@ -70,6 +72,7 @@ class Episode:
     mixture: MixtureTrace | None = None
     rewards: tuple[float, ...] = ()
     problem: str = ""
+    prefill: int = 0
     policy_version: int = 0
     acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     turn: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
@@ -117,6 +120,7 @@ class Episode:
             renyi=_appended(self.renyi, silent, answer.renyi),
             collision_logp=_appended(self.collision_logp, silent, answer.collision_logp),
             rewards=(*self.rewards, reward),
+            prefill=self.prefill + answer.prefill,
         )
 
 
