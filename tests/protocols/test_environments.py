@@ -82,10 +82,10 @@ def test_tools_that_cannot_be_had(tmp_path):
 @pytest.mark.parametrize(("make", "library"), [(Gymnasium, "gymnasium"), (TextArena, "textarena")])
 def test_a_library_that_is_not_there_is_named(monkeypatch, make, library):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ConfigError, match=f"pip install {library}"):
+    with pytest.raises(ConfigError, match=rf"pip install 'klent\[{library}\]'"):
         make("X-v0")
     monkeypatch.setitem(sys.modules, "textworld", None)
-    with pytest.raises(ConfigError, match="pip install textworld"):
+    with pytest.raises(ConfigError, match=r"pip install 'klent\[textworld\]'"):
         TextWorld()
 
 

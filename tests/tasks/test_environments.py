@@ -5,12 +5,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from klent.config import EnvironmentSettings, make_recipe
 from klent.errors import ConfigError, DataError, TooLong
 from klent.runs.plan import describe_plan
-from klent.tasks import load_task
+from klent.streams.episode import Episode
+from klent.streams.prompt import Prompt
+from klent.tasks import Scores, load_task
 from klent.tasks.pool import Play
+from klent.tasks.returns import Returns
 from klent.tasks.starts import EnvironmentTask, start_of
 
 WORLD = """
@@ -278,3 +282,34 @@ def test_a_task_of_a_mapping(world):
         load_task({"env": "world.py:Counter"}, seed=0, heldout=1, needed=["completion"])
     with pytest.raises((ConfigError, DataError), match="no file"):
         load_task({"env": "world.py:Counter", "rows": "none.jsonl"}, seed=0, heldout=1)
+
+
+class Says:
+    """Rewards of a recipe, in a stand-in."""
+
+    def __init__(self, *rewards: float) -> None:
+        self.rewards = list(rewards)
+
+    def score_episodes(self, episodes):
+        return Scores(self.rewards, {"brief": self.rewards}, {"brief failed": 1})
+
+
+def paid(*rewards: float, problem: str = "") -> Episode:
+    prompt = Prompt("p", "p")
+    return Episode(prompt, [1], torch.tensor([2]), "x", "stop", rewards=rewards, problem=problem)
+
+
+def test_returns_are_discounted_and_a_recipes_rewards_join_the_last_turn():
+    nan = math.nan
+    episodes = [paid(1.0, 2.0, 4.0), paid(8.0), paid(1.0, nan, problem="environment x hung"), paid(1e17)]
+    alone = Returns(discount=0.5).score_episodes(episodes)
+    assert alone.reward[:2] == [3.0, 8.0]
+    assert [math.isnan(value) for value in alone.reward] == [False, False, True, True]
+    assert alone.problems == {"environment x hung": 1}
+    both = Returns(Says(4.0, nan, 0.0, 0.0), discount=0.5, credit="turn").score_episodes(episodes)
+    assert both.reward[0] == 4.0
+    assert both.to_go[0] == [4.0, 6.0, 8.0]
+    assert math.isnan(both.reward[1])  # the recipe's reward failed
+    assert both.parts["environment"][:2] == [3.0, 8.0]
+    assert both.parts["brief"][0] == 4.0
+    assert both.problems == {"environment x hung": 1, "brief failed": 1}

@@ -9,6 +9,9 @@ from typing import Any
 from klent.environments.environment import Step
 from klent.errors import ConfigError
 
+EXTRAS = ("gymnasium", "textarena", "textworld")
+"""Of klent, one for each of these libraries."""
+
 
 def _library(name: str) -> Any:
     """A library that is not klent's own.
@@ -19,7 +22,8 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"needs {name}: pip install {name} ({error})") from error
+        extra = f"pip install 'klent[{name}]'" if name in EXTRAS else f"install {name}"
+        raise ConfigError(f"needs {name}: {extra} ({error})") from error
 
 
 class Gymnasium:
