@@ -134,6 +134,7 @@ def test_episodes_of_an_environment_go_on_as_if_nothing_had_happened(world):
     assert row["episode/turns"] > 1
     (sample, *_) = read_jsonl(Path("runs/whole/samples.jsonl"))
     assert [turn["by"] for turn in sample["turns"]][:2] == ["policy", "environment"]
+    assert sample["turns"][0].keys() == {"by", "tokens", "reward", "advantage"}
     page = Path("runs/whole/report.html").read_text()
     assert '<span class="by">environment</span>' in page
     (world / "game.py").write_text(GAME.replace("/ 4", "/ 5"))

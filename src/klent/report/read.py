@@ -56,6 +56,7 @@ class Sample:
         coefficient: ``-dL/dlogp`` of each token; positive means pushed up.
         chosen: whether a selector of the recipe chose each token; empty without a selector.
         turns: who wrote which tokens of an episode in an environment; empty where there is none.
+        problem: why the environment failed; empty where it did not.
     """
 
     step: int
@@ -71,16 +72,18 @@ class Sample:
     coefficient: list[float | None]
     chosen: list[bool] = field(default_factory=list)
     turns: list["Stretch"] = field(default_factory=list)
+    problem: str = ""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens ``[first, end)`` of an episode that one side wrote; ``reward`` is the turn's, None if unknown."""
+    """Tokens ``[first, end)`` of an episode that one side wrote; the turn's numbers are None where unknown."""
 
     by: str
     first: int
     end: int
     reward: float | None = None
+    advantage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -321,6 +324,7 @@ def _sample(row: Row) -> Sample:
         coefficient=numbers("coefficient"),
         chosen=_chosen(row.get("chosen"), len(tokens)),
         turns=list(_stretches(row.get("turns"), len(tokens))),
+        problem=str(row.get("problem") or ""),
     )
 
 
@@ -332,7 +336,9 @@ def _stretches(turns: object, count: int) -> Iterator[Stretch]:
         end = span[1] if len(span) == 2 and span[0] == start else None
         if not isinstance(turn, Mapping) or not isinstance(end, int) or not start < end <= count:
             return
-        yield Stretch(str(turn.get("by", "")), start, end, finite(turn.get("reward")))
+        yield Stretch(
+            str(turn.get("by", "")), start, end, finite(turn.get("reward")), finite(turn.get("advantage"))
+        )
         start = end
 
 

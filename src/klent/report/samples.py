@@ -39,11 +39,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Part:
-    """What one side wrote in a turn of an episode, with what the turn was paid; ``by`` is empty without turns."""
+    """What one side wrote in a turn of an episode, and the turn's numbers; ``by`` is empty without turns."""
 
     tokens: list[Token]
     by: str = ""
-    reward: str = ""
+    numbers: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Completion:
     advantage: str
     push: str
     finish: str
+    problem: str = ""
 
     @property
     def tokens(self) -> list[Token]:
@@ -146,7 +147,7 @@ def _chosen(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 def is_instructive(group: Iterable[Sample]) -> bool:
     """Whether any completion of a prompt has an advantage that is known and not 0."""
-    return any(sample.advantage for sample in group)
+    return any(sample.advantage or any(turn.advantage for turn in sample.turns) for sample in group)
 
 
 def _distinct(group: list[Sample]) -> list[Sample]:
@@ -163,6 +164,7 @@ def _completion(sample: Sample, high: float, push: float) -> Completion:
         advantage=signed_fixed(sample.advantage),
         push=_sign(sample.advantage),
         finish=sample.finish,
+        problem=sample.problem,
     )
 
 
@@ -173,8 +175,9 @@ def _parts(sample: Sample, count: int, high: float, push: float) -> Iterator[Par
         if turn.first < count:
             own = turn.by == "policy"
             tokens = [_token(sample, i, high, push, own=own) for i in range(turn.first, min(turn.end, count))]
-            paid = "" if not own else "no reward" if turn.reward is None else f"reward {fixed(turn.reward)}"
-            yield Part(tokens, turn.by, paid)
+            paid = "no reward" if turn.reward is None else f"reward {fixed(turn.reward)}"
+            worth = "" if turn.advantage is None else f" · advantage {signed_fixed(turn.advantage)}"
+            yield Part(tokens, turn.by, f"{paid}{worth}" if own else "")
             start = min(turn.end, count)
     rest = [_token(sample, index, high, push) for index in range(start, count)]
     if rest or not sample.tokens:

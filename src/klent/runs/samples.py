@@ -55,7 +55,7 @@ def sample_rows(
                     "logp": _rounded(rollout.logp, count),
                     "coefficient": _rounded(coefficient[b, :count], count),
                 }
-                | _turns(rollout)
+                | _turns(rollout, None if batch.streams.advantage is None else batch.streams.advantage[b])
                 | _positions(chosen, b)
             )
     return rows
@@ -68,8 +68,8 @@ def _shown(rollout: Episode) -> str:
     return "\n".join(f"{message['role']}: {text_of(message.get('content'))}" for message in prompt)
 
 
-def _turns(episode: Episode) -> dict[str, object]:
-    """Who wrote which tokens, ``[first, end)``, and what each turn was paid; only of episodes in an environment."""
+def _turns(episode: Episode, advantage: Tensor | None) -> dict[str, object]:
+    """Who wrote which tokens, ``[first, end)``, with each turn's numbers; only of episodes in an environment."""
     if not episode.rewards:
         return {}
     turns: list[dict[str, object]] = []
@@ -81,6 +81,7 @@ def _turns(episode: Episode) -> dict[str, object]:
         if acted:
             reward = episode.rewards[number]
             turn["reward"] = reward if reward == reward else None
+            turn["advantage"] = None if advantage is None else round(float(advantage[start]), 5)
         turns.append(turn)
         start = end
     problem = {"problem": episode.problem} if episode.problem else {}
