@@ -109,6 +109,24 @@ def test_gymnasium_with_whole_numbers(monkeypatch):
     assert told == [2, 3]
 
 
+def test_textarena_says_what_is_new_and_pays_at_the_end(monkeypatch):
+    """A stand-in with the library's calls, whose observations repeat the earlier ones."""
+    said = ["rules"]
+    world = SimpleNamespace(
+        reset=lambda num_players, seed: None,
+        get_observation=lambda: (0, "\n".join(said)),
+        step=lambda action: (said.append(f"not {action}") or len(said) == 3, {}),
+        close=lambda: ({0: 0.25}, {}),
+    )
+    library = ModuleType("textarena")
+    library.make = lambda env_id: world
+    monkeypatch.setitem(sys.modules, "textarena", library)
+    made = TextArena("Own-v0")
+    assert made.reset({}, 1) == "rules"
+    assert made.step("3") == Step("\nnot 3")
+    assert made.step("4") == Step("", 0.25, done=True)
+
+
 def test_names_are_classes():
     assert all(find_environment(name) == target for name, target in NAMED.items())
     for bad in ("maize", "own.py", "a b:C", "own.py:1"):

@@ -67,6 +67,9 @@ class Gymnasium:
 class TextArena:
     """A game of textarena for one player; what it pays is known at its end.
 
+    Of an observation that repeats the earlier ones, what is new is said. Games that draw in the course of play do so
+    from Python's one generator, so that what happens in one may depend on the others of its process.
+
     Args:
         id: as of ``textarena.make``, such as ``Wordle-v0``.
     """
@@ -76,6 +79,7 @@ class TextArena:
 
     def reset(self, row: Mapping[str, object], seed: int) -> str:
         self.world.reset(num_players=1, seed=seed)
+        self.shown = ""
         return self._read()
 
     def step(self, action: str) -> Step:
@@ -88,7 +92,8 @@ class TextArena:
 
     def _read(self) -> str:
         _, observation = self.world.get_observation()
-        return str(observation)
+        before, self.shown = self.shown, str(observation)
+        return self.shown.removeprefix(before)
 
 
 class TextWorld:
