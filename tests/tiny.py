@@ -43,6 +43,22 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """As the tiny one, but ``a`` and ``b`` merge, and ``ab`` with ``c``; ``<think>`` is a token and not special."""
+    merged = {token: index for index, token in enumerate((*VOCABULARY, "ab", "abc"))}
+    tokenizer = Tokenizer(models.BPE(vocab=merged, merges=[("a", "b"), ("ab", "c")], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def tiny_model(seed: int = 0) -> LlamaForCausalLM:
     """A two-layer Llama of 25 thousand float32 parameters; the global generator is left alone."""
     config = LlamaConfig(

@@ -59,8 +59,8 @@ class Fixed:
     def __init__(self, rewards=(1.0, 0.0, 0.0, 0.0, math.nan, 0.0)):
         self.rewards = list(rewards)
 
-    def score(self, prompts, completions, finish, ids):
-        assert ids == [[5, 6]] * len(prompts)
+    def score_episodes(self, episodes):
+        assert [episode.tokens.tolist() for episode in episodes] == [[5, 6]] * len(episodes)
         failed = sum(map(math.isnan, self.rewards))
         return Scores(self.rewards, {}, {"f raised ValueError": failed} if failed else {})
 

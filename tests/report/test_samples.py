@@ -1,11 +1,20 @@
 """What is chosen from the samples, and how a token is prepared to be drawn."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from klent.report.read import Sample
-from klent.report.samples import COMPLETIONS_SHOWN, PROMPTS_SHOWN, TOKENS_SHOWN, choose, visible
+from klent.report.page import page
+from klent.report.read import RunData, Sample, _sample
+from klent.report.samples import (
+    COMPLETIONS_SHOWN,
+    PROMPTS_SHOWN,
+    TOKENS_SHOWN,
+    choose,
+    is_instructive,
+    visible,
+)
 
 
 def sample(step: int = 1, prompt: str = "p", **changes: Any) -> Sample:
@@ -37,6 +46,40 @@ def test_a_token_carries_its_numbers() -> None:
     assert (second.shade, second.push, second.size) == (0.25, "down", 0.5)
     assert (third.shade, third.push, third.size) == (0.0, "zero", 0.0)
     assert third.tip == "entropy – · logp – · coefficient 0"
+
+
+def test_an_episode_is_a_conversation() -> None:
+    turns = [
+        {"by": "policy", "tokens": [0, 2], "reward": 1.0, "advantage": 0.5},
+        {"by": "environment", "tokens": [2, 3]},
+        {"by": "policy", "tokens": [3, 4], "reward": None},
+    ]
+    row = {"step": 1, "tokens": ["a", "b", "<i>now</i>", "c"], "coefficient": [1, 1, 0, 0], "turns": turns}
+    row |= {"prompt_id": "p", "advantage": 0.0, "problem": "environment <b> hung"}
+    one = _sample(row)
+    assert is_instructive([one])
+    (completion,) = choose([one]).stages[0].asked[0].completions
+    assert [(part.by, part.numbers) for part in completion.parts] == [
+        ("policy", "reward 1.00 · advantage +0.50"),
+        ("environment", ""),
+        ("policy", "no reward"),
+    ]
+    said = completion.parts[1].tokens[0]
+    assert (said.text, said.push, said.tip) == ("<i>now</i>", "", "")
+    html = page(RunData(Path("run"), rows=[{"step": 1}], samples=[one]))
+    assert "&lt;i&gt;now&lt;/i&gt;" in html
+    assert "environment &lt;b&gt; hung" in html
+    assert "<i>now" not in html
+    for damaged in (
+        [{"by": "x"}],
+        [{"tokens": [0, 9]}],
+        [{"tokens": [1, 2]}],
+        "x",
+        [3],
+        [{"tokens": [0, "1"]}],
+    ):
+        (whole,) = choose([_sample(row | {"turns": damaged})]).stages[0].asked[0].completions
+        assert [(part.by, len(part.tokens)) for part in whole.parts] == [("", 4)]
 
 
 def test_one_scale_for_the_whole_page() -> None:

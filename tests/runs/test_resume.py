@@ -95,6 +95,53 @@ def test_more_steps_end_as_if_they_had_been_asked_for_at_once(world):
     assert record["changed"] == [{"step": 3, "key": "steps", "before": 3, "after": 5}]
 
 
+GAME = """
+import random
+from klent.environments import Step
+
+class Larger:
+    def reset(self, row, seed):
+        self.random = random.Random(seed)
+        self.turn = 0
+        return [{"role": "user", "content": f"say {self.random.randrange(9)}"}]
+
+    def step(self, action):
+        self.turn += 1
+        if "~" in action:
+            raise ValueError(f"no tilde: {action}")
+        return Step(f"and {self.random.randrange(9)}", sum(c.isdigit() for c in action) / 4, self.turn == 2)
+"""
+
+
+def test_episodes_of_an_environment_go_on_as_if_nothing_had_happened(world):
+    (world / "game.py").write_text(GAME)
+    (world / "tiny.yaml").write_text(
+        RECIPE.replace("{data: prompts.jsonl}", "{env: game.py:Larger, turn_tokens: 4, credit: turn}")
+        .replace("reward: reward.py:digits\n", "")
+        .replace("max_tokens: 4", "max_tokens: 8")
+    )
+    start("steps=2", name="whole")
+    start("steps=1", name="cut")
+    console = go_on(Path("runs/cut"), "steps=2", "task.timeout=20", "task.workers=2")
+    assert {warning.partition(":")[2].partition(" (")[0] for warning in console.warnings} >= {
+        " steps",
+        " task.timeout",
+    }
+    assert timeless(Path("runs/cut")) == timeless(Path("runs/whole"))
+    weights = [(Path("runs") / name / "final/model.safetensors").read_bytes() for name in ("cut", "whole")]
+    assert weights[0] == weights[1]
+    row = timeless(Path("runs/whole"))[0]
+    assert row["episode/turns"] > 1
+    (sample, *_) = read_jsonl(Path("runs/whole/samples.jsonl"))
+    assert [turn["by"] for turn in sample["turns"]][:2] == ["policy", "environment"]
+    assert sample["turns"][0].keys() == {"by", "tokens", "reward", "advantage"}
+    page = Path("runs/whole/report.html").read_text()
+    assert '<span class="by">environment</span>' in page
+    (world / "game.py").write_text(GAME.replace("/ 4", "/ 5"))
+    with pytest.raises(ConfigError, match=r"task.max_turns \(then 8, now 9\)"):
+        go_on(Path("runs/cut"), "steps=3", "task.max_turns=9")
+
+
 def test_a_rate_changes_from_here_on_and_is_recorded_once_for_each_change(world):
     run = start()
     console = go_on(run, "steps=4", "optimizer.lr=1e-6", "checkpoint.keep=2", "limits.nonfinite_steps=5")

@@ -10,8 +10,8 @@ from tiny import tiny_folder
 
 from klent.config import make_recipe
 from klent.errors import ConfigError, RunError
-from klent.studies import label
 from klent.studies.label import Labels, label_pairs
+from klent.tasks import Scorer
 
 
 @pytest.fixture
@@ -43,17 +43,17 @@ def test_pairs_are_right_by_the_reward_and_can_be_continued(recipe, tmp_path, mo
     assert {"prompt", "chosen", "rejected", "answer"} <= whole[0].keys()
     calls = []
 
-    def interrupted(*arguments):
-        calls.append(arguments)
+    def interrupted(self, episodes):
+        calls.append(episodes)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return label.score_before(*arguments)
+        return scored(self, episodes)
 
-    monkeypatch.setattr(label, "score_before", label.score, raising=False)
-    monkeypatch.setattr(label, "score", interrupted)
+    scored = Scorer.score_episodes
+    monkeypatch.setattr(Scorer, "score_episodes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         label_pairs(recipe, Labels(20), out=tmp_path / "part.jsonl")
-    monkeypatch.setattr(label, "score", label.score_before)
+    monkeypatch.setattr(Scorer, "score_episodes", scored)
     assert not (tmp_path / "part.jsonl").exists()
     assert label_pairs(recipe, Labels(20), out=tmp_path / "part.jsonl") == whole
     assert not (tmp_path / "part.jsonl.part").exists()

@@ -202,9 +202,10 @@ def _try_rewards(settings: "Recipe", task: "Task") -> "list[Tried]":
     """What each reward says of the first problem."""
     from klent.runs.evaluate import eval_rewards
     from klent.tasks import Scorer
+    from klent.tasks.starts import EnvironmentTask
 
     judges = eval_rewards(settings) if settings.eval else None
-    found = []
+    found = [task.check()] if isinstance(task, EnvironmentTask) else []
     for rewards in (settings.reward, judges if judges != settings.reward else None):
         if rewards:
             with Scorer(rewards, task) as scorer:

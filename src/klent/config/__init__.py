@@ -8,7 +8,13 @@ from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, TransformersRollout
-from klent.config.task import DataSettings, FileSettings, GymSettings, PairsSettings
+from klent.config.task import (
+    DataSettings,
+    EnvironmentSettings,
+    FileSettings,
+    GymSettings,
+    PairsSettings,
+)
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
 from klent.config.training import Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
@@ -21,6 +27,7 @@ __all__ = [
     "EarlyStop",
     "EntropyBand",
     "EntropyTarget",
+    "EnvironmentSettings",
     "Eval",
     "FileSettings",
     "GymSettings",

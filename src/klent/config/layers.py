@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from klent.config.base import Yaml
 from klent.config.rewards import OPTIONS
+from klent.config.task import KEYS
 from klent.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
@@ -94,9 +95,10 @@ def _merge_choice(lower: Yaml, upper: Yaml) -> Yaml:
 def _merge_task(lower: Yaml, upper: Yaml) -> Yaml:
     if not isinstance(upper, dict) or not isinstance(lower, dict):
         return upper
-    another_generator = "gym" in upper and upper["gym"] != lower.get("gym")
-    another_kind = ("data" in upper and "gym" in lower) or ("gym" in upper and "data" in lower)
-    if another_generator or another_kind:
+    another_name = any(key in upper and upper[key] != lower.get(key) for key in ("gym", "env"))
+    kinds = {key for key in KEYS if key in upper}
+    another_kind = bool(kinds) and not kinds & lower.keys() and any(key in lower for key in KEYS)
+    if another_name or another_kind:
         lower = {key: value for key, value in lower.items() if key == "system"}
     return _merge_mapping(lower, upper)
 

@@ -47,6 +47,10 @@ def critic_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("loss",), "trains no critic, so that its values stay 0; add value: {coef: 0.5}")
     if recipe.critic is not None and recipe.critic.trunk == "shared" and recipe.critic.model is not None:
         yield Problem(("critic", "model"), "is not used with trunk: shared; remove it, or set trunk: own")
+    per_token = [name for name in recipe.advantage or {} if binding.is_per_token(binding.resolve(name))]
+    if per_token and getattr(recipe.task, "credit", "episode") == "turn":
+        reason = f"gives credit by turn, and {per_token[0]} gives it token by token"
+        yield Problem(("task", "credit"), f"{reason}; set credit: episode")
     first, *others = list(recipe.advantage or {}) or [""]
     for name in others:
         if "advantage" not in binding.streams_of(binding.resolve(name)):

@@ -32,8 +32,8 @@ class Judged(Settings):
 
     task: Task
     """Its held-out problems are solved."""
-    reward: Rewards
-    """What scores the answers."""
+    reward: Rewards = ()
+    """What scores the answers; an environment pays by itself."""
     others: Rewards = ()
     """Measured on the same answers and not added up, such as the proxy that was trained on."""
     best_of: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
@@ -51,6 +51,8 @@ class Judged(Settings):
 
     @model_validator(mode="after")
     def _has_answers(self) -> Self:
+        if not self.reward and not self.task.pays:
+            raise ValueError("names no reward: what scores the answers?")
         if self.best_of and not self.others:
             raise ValueError("best_of needs `others`: the first of them chooses the best")
         if self.best_of and max(self.best_of) > self.samples:

@@ -3,9 +3,11 @@
 import datetime
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
-from klent.config.base import Arguments, Count, PositiveInt, Settings
+from klent.config.base import Arguments, Count, Fraction, PositiveInt, Settings
+from klent.config.rewards import LEAST_MEMORY, LONGEST_TIMEOUT
+from klent.environments import find_environment
 
 Numbers = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
@@ -13,10 +15,17 @@ Numbers = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 class Rendered(Settings):
     """How the chat template renders the problems' messages."""
 
+    pays: ClassVar[bool] = False  # whether it rewards what is done there, so that a recipe needs no `reward`
+
     template: Arguments = Field(default_factory=dict)
     """Arguments of the model's chat template, e.g. `{enable_thinking: false}`."""
     clock: Annotated[datetime.date, Field(strict=False)] | None = None
     """The day that a chat template takes for today; null = the day of the run's first start."""
+
+    @property
+    def extent(self) -> str:
+        """What a plan says of an episode beside its tokens."""
+        return ""
 
     @property
     def rendering(self) -> dict[str, object]:
@@ -114,31 +123,94 @@ class PairsSettings(FileSettings):
         return self.pairs
 
 
+class EnvironmentSettings(Rendered):
+    """Episodes of several turns, played in an environment."""
+
+    pays: ClassVar[bool] = True
+    completions: ClassVar[tuple[str, ...]] = ()
+    heldout_data: ClassVar[None] = None
+
+    env: str
+    """A name (maze, wordle, ...), `path/to/file.py:Class` or `package.module:Class`."""
+    config: Arguments = Field(default_factory=dict)
+    """Arguments of the class."""
+    rows: str | PositiveInt | None = None
+    """What episodes begin from: the rows of a .jsonl or .parquet file, or so many seeds; null = ever new seeds."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None = None
+    """Rows of the file kept out of training for evaluation: a fraction below 1, or a count; null = a tenth."""
+    only: Numbers | None = None
+    """Train on these starts only, by the number in their id: `maze/17` is 17; null = all."""
+    max_turns: PositiveInt = 8
+    """An episode that is not over after so many turns is cut."""
+    turn_tokens: PositiveInt | None = None
+    """Longest turn, in tokens; rollout.max_tokens is for all turns of an episode together; null = only that."""
+    discount: Fraction = 1.0
+    """What a reward is worth one turn earlier."""
+    credit: Literal["episode", "turn"] = "episode"
+    """Whose advantage an action gets: of the episode's return, or of the rewards from its own turn on."""
+    timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] = 10.0
+    """Seconds allowed for each step of the environment."""
+    workers: PositiveInt = 1
+    """Processes that the environments of a step are spread over."""
+    memory_gb: Annotated[float, Field(ge=LEAST_MEMORY)] | None = None
+    """Limit of the memory of each of these processes; null = none."""
+    system: str | None = None
+    """System prompt placed before every opening, which then is a message of the user."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What happens to openings that the model's context does not hold: the run does not start, or goes without."""
+    seed: Count | None = None
+    """Decides the starts; null = the recipe's seed."""
+
+    @field_validator("env")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        find_environment(value)
+        return value
+
+    @property
+    def generated(self) -> bool:
+        """Whether starts are seeds without columns of their own, as many as are asked for."""
+        return not isinstance(self.rows, str)
+
+    @property
+    def source(self) -> str:
+        """What a plan calls it: the environment's name."""
+        return self.env
+
+    @property
+    def extent(self) -> str:
+        """What a plan says of an episode beside its tokens."""
+        longest = f" of at most {self.turn_tokens} tokens" if self.turn_tokens else ""
+        return f", in at most {self.max_turns} turn{'s' * (self.max_turns > 1)}{longest}; credit by {self.credit}"
+
+
 #: the classes of the union, by tag
 TASKS: dict[str, type[Settings]] = {
     "gym task": GymSettings,
     "data task": DataSettings,
     "pairs task": PairsSettings,
+    "environment task": EnvironmentSettings,
 }
-
-_KINDS = {"gym": "gym task", "data": "data task", "pairs": "pairs task"}
+#: the key that tells each of them
+KEYS = {"gym": "gym task", "data": "data task", "pairs": "pairs task", "env": "environment task"}
 
 
 def _tag(value: object) -> str | None:
     if isinstance(value, Settings):
         return next((tag for tag, section in TASKS.items() if isinstance(value, section)), None)
-    named = [tag for key, tag in _KINDS.items() if isinstance(value, dict) and key in value]
-    return named[0] if len(named) == 1 else None
+    tags = [tag for key, tag in KEYS.items() if isinstance(value, dict) and key in value]
+    return tags[0] if len(tags) == 1 else None
 
 
 Task = Annotated[
     Annotated[GymSettings, Tag("gym task")]
     | Annotated[DataSettings, Tag("data task")]
-    | Annotated[PairsSettings, Tag("pairs task")],
+    | Annotated[PairsSettings, Tag("pairs task")]
+    | Annotated[EnvironmentSettings, Tag("environment task")],
     Discriminator(
         _tag,
         custom_error_type="task_kind",
-        custom_error_message="name one source: {gym: GENERATOR}, {data: FILE or dataset id}, or for preferences "
-        "{pairs: FILE or dataset id}",
+        custom_error_message="name one source: {gym: GENERATOR}, {data: FILE or dataset id}, "
+        "{env: NAME or path/to/file.py:Class}, or for preferences {pairs: FILE or dataset id}",
     ),
 ]

@@ -8,7 +8,7 @@ from klent.config.preference_checks import critic_problems, pair_problems
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.rewards import WITHOUT_ANSWER
-from klent.config.task import FileSettings
+from klent.config.task import EnvironmentSettings, FileSettings
 from klent.config.training import ExactKL
 from klent.objectives.kinds import whole_sequences
 from klent.streams.registry import OF_MIXTURES
@@ -25,6 +25,31 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
     task = recipe.task
     if isinstance(task, FileSettings) and task.heldout and (task.heldout_data or task.heldout_split):
         yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")
+    if isinstance(task, EnvironmentSettings):
+        yield from _environment_problems(recipe, task)
+
+
+def _environment_problems(recipe: Recipe, task: EnvironmentSettings) -> Iterator[Problem]:
+    """What an environment cannot be played with, and keys of it that nothing would read."""
+    fixed = "an environment answers what the policy says, turn by turn"
+    if not recipe.rollout.sampled:
+        yield Problem(("rollout", "engine"), f"dataset replays completions, and {fixed}; remove it")
+    if recipe.rollout.mixture is not None:
+        reason = "answers prompts of one turn, so far; remove it"
+        yield Problem(("rollout", "mixture"), reason)
+    if recipe.update.released_code:
+        yield Problem(("update", "released_code"), "knows episodes of one turn only; remove it")
+    if task.heldout is not None and task.generated:
+        reason = "is for rows of a file; seeds are held out as eval.problems says"
+        yield Problem(("task", "heldout"), f"{reason}; remove it")
+    most = recipe.rollout.max_tokens
+    if task.turn_tokens is not None and task.turn_tokens > most:
+        reason = (
+            f"{task.turn_tokens} is more than rollout.max_tokens ({most}), which is for all turns together"
+        )
+        yield Problem(("task", "turn_tokens"), f"{reason}; raise that, or lower this")
+    if task.credit == "turn" and "advantage" not in streams(recipe):
+        yield Problem(("task", "credit"), "is not used: no term of the loss reads an advantage; remove it")
 
 
 def _update_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -103,7 +128,7 @@ def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
     """A reward or an advantage that is missing, or that nothing reads."""
     terms = ", ".join(recipe.loss)
     if weighted:
-        if recipe.reward is None:
+        if recipe.reward is None and not recipe.task.pays:
             reason = f"is missing: the loss ({terms}) weights tokens by an advantage"
             yield Problem(("reward",), f"{reason}; e.g. reward: gym")
         return
@@ -116,7 +141,8 @@ def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
         reason = f"no term of the loss ({terms}) reads an advantage, and eval is null"
         yield Problem(("reward",), f"is not used: {reason}; remove it, or set eval: {{problems: 64}}")
     replayed = not recipe.rollout.sampled  # then the loss of held-out completions is measured
-    if recipe.eval is not None and recipe.reward is None and recipe.eval.reward is None and not replayed:
+    judged = recipe.reward is not None or recipe.task.pays or replayed
+    if recipe.eval is not None and not judged and recipe.eval.reward is None:
         yield Problem(("eval",), "needs a reward to tell right from wrong; set `reward`, or eval: null")
 
 
@@ -147,7 +173,7 @@ def _rollout_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.group_size != answers:
         has = "the two of a pair" if answers == 2 else "one completion per prompt"
         yield Problem(("group_size",), f"{recipe.group_size} must be {answers}: engine dataset has {has}")
-    if recipe.task.generated:
+    if recipe.task.generated and not recipe.task.pays:
         yield Problem(("task", "gym"), "has no completions that engine dataset could replay; use task.data")
     if "logp_gen" in streams(recipe):
         yield Problem(

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from klent.config import Eval
-from klent.measure.evaluate import Correct, More, by_problem, score
+from klent.measure.evaluate import Correct, More, by_problem
 from klent.measure.score import measure as measure_rewards
 from klent.policies.causal_lm.probe import body_of, head_is_linear
 from klent.rollout.engine import Engine
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
-from klent.tasks import Scorer
 from klent.tasks.agreement import question
 from klent.tasks.clusters import (
     NO_ANSWER,
@@ -24,6 +23,7 @@ from klent.tasks.clusters import (
     load_equivalence,
     read_answers,
 )
+from klent.tasks.returns import Judge
 
 ROWS = 128  # positions whose logits are held at once
 
@@ -34,7 +34,7 @@ Answers = Sequence[str | None]
 def extra_measures(
     settings: Eval,
     model: Any,
-    scorer: Scorer,
+    scorer: Judge,
     seed: int,
     *,
     sampler_at: Callable[[float], Engine],
@@ -72,11 +72,11 @@ def extra_measures(
 
 
 def scores_at(
-    temperature: float, engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], *, samples: int, seed: int
+    temperature: float, engine: Engine, scorer: Judge, prompts: Sequence[Prompt], *, samples: int, seed: int
 ) -> dict[str, object]:
     """Mean reward and accuracy at another temperature, with their intervals: ``reward@0``, ``low@0``, ..."""
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
-    measured = measure_rewards(by_problem(score(scorer, rollouts).reward, samples))
+    measured = measure_rewards(by_problem(scorer.score_episodes(rollouts).reward, samples))
     return {f"{key}@{temperature:g}": value for key, value in measured.items() if "@" not in key}
 
 

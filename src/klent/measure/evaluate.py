@@ -10,7 +10,7 @@ from klent.measure.score import Rewards, measure, outcomes
 from klent.rollout.engine import Engine
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
-from klent.tasks import Scorer, Scores
+from klent.tasks.returns import Judge
 
 NO_PROBLEMS = (
     "nothing is held out, so there is nothing to evaluate on: the data has one distinct prompt, and it is "
@@ -26,7 +26,7 @@ More = Callable[[Sequence[Episode], Correct | None], dict[str, object]]
 
 def evaluate(
     engine: Engine,
-    scorer: Scorer,
+    scorer: Judge,
     prompts: Sequence[Prompt],
     *,
     samples: int,
@@ -56,7 +56,7 @@ def evaluate(
         raise DataError(NO_PROBLEMS)
     started = time.perf_counter()
     rollouts = engine.generate(prompts, group_size=samples, seed=seed)
-    scores = score(scorer, rollouts)
+    scores = scorer.score_episodes(rollouts)
     rewards = by_problem(scores.reward, samples)
     correct = outcomes(rewards)
     entropies = [value for r in rollouts for value in r.action_entropy.tolist()]
@@ -78,13 +78,6 @@ def evaluate(
     if correct is not None:
         row["correct"] = [[float(outcome) for outcome in problem] for problem in correct]
     return row
-
-
-def score(scorer: Scorer, rollouts: Sequence[Episode]) -> Scores:
-    """The reward of each completion, NaN where it is unscorable."""
-    prompts, texts = [r.prompt for r in rollouts], [r.text for r in rollouts]
-    ids = [r.tokens[r.acted].tolist() for r in rollouts]
-    return scorer.score(prompts, texts, [r.finish for r in rollouts], ids)
 
 
 def by_problem(rewards: Sequence[float], samples: int) -> Rewards:

@@ -55,7 +55,8 @@ def _episode_metrics(batch: Batch) -> Row:
     if not any(episode.rewards for episode in batch.episodes):
         return {}
     return {
-        "episode/return": sum(sum(episode.rewards) for episode in batch.episodes) / len(batch),
+        "episode/return": _mean([sum(episode.rewards) for episode in batch.episodes]),
+        "tokens/prefill": sum(episode.prefill for episode in batch.episodes),
         "episode/turns": sum(episode.turns for episode in batch.episodes) / len(batch),
     }
 

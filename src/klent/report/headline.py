@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from klent.config.task import KEYS
 from klent.kit.statistics import ends, mean
 from klent.kit.tables import Table, finite, step_of
 from klent.kit.text import count, duration, fixed, number, plural, share
@@ -46,7 +47,7 @@ def lede(run: RunData) -> list[tuple[str, bool]]:
     size = finite(run.run.get("model_parameters"))
     parts += [(f" ({count(size)} parameters)", False)] if size else []
     task = recipe.get("task")
-    source = (task.get("gym") or task.get("data")) if isinstance(task, Mapping) else task
+    source = next((task[key] for key in KEYS if task.get(key)), None) if isinstance(task, Mapping) else task
     parts += [(" on ", False), (str(source), True)] if source else []
     parts += [(" by ", False), (str(recipe["method"]), True)] if recipe.get("method") else []
     prompts, group = finite(recipe.get("prompts_per_step")), finite(recipe.get("group_size"))

@@ -55,6 +55,8 @@ class Sample:
         logp: nats, of each token in that distribution.
         coefficient: ``-dL/dlogp`` of each token; positive means pushed up.
         chosen: whether a selector of the recipe chose each token; empty without a selector.
+        turns: who wrote which tokens of an episode in an environment; empty where there is none.
+        problem: why the environment failed; empty where it did not.
     """
 
     step: int
@@ -69,6 +71,19 @@ class Sample:
     logp: list[float | None]
     coefficient: list[float | None]
     chosen: list[bool] = field(default_factory=list)
+    turns: list["Stretch"] = field(default_factory=list)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens ``[first, end)`` of an episode that one side wrote; the turn's numbers are None where unknown."""
+
+    by: str
+    first: int
+    end: int
+    reward: float | None = None
+    advantage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -318,7 +333,23 @@ def _sample(row: Row) -> Sample:
         logp=numbers("logp"),
         coefficient=numbers("coefficient"),
         chosen=_chosen(row.get("chosen"), len(tokens)),
+        turns=list(_stretches(row.get("turns"), len(tokens))),
+        problem=str(row.get("problem") or ""),
     )
+
+
+def _stretches(turns: object, count: int) -> Iterator[Stretch]:
+    """The stretches of an episode, in order and without a gap; nothing from the first that is damaged."""
+    start = 0
+    for turn in _list(turns):
+        span = _list(turn.get("tokens")) if isinstance(turn, Mapping) else []
+        end = span[1] if len(span) == 2 and span[0] == start else None
+        if not isinstance(turn, Mapping) or not isinstance(end, int) or not start < end <= count:
+            return
+        yield Stretch(
+            str(turn.get("by", "")), start, end, finite(turn.get("reward")), finite(turn.get("advantage"))
+        )
+        start = end
 
 
 def _chosen(selected: object, count: int) -> list[bool]:

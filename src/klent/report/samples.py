@@ -38,15 +38,30 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one side wrote in a turn of an episode, and the turn's numbers; ``by`` is empty without turns."""
+
+    tokens: list[Token]
+    by: str = ""
+    numbers: str = ""
+
+
+@dataclass(frozen=True)
 class Completion:
     """One completion to be drawn; ``hidden`` is the number of tokens left out at its end."""
 
-    tokens: list[Token]
+    parts: list[Part]
     hidden: int
     reward: str
     advantage: str
     push: str
     finish: str
+    problem: str = ""
+
+    @property
+    def tokens(self) -> list[Token]:
+        """Those of all parts."""
+        return [token for part in self.parts for token in part.tokens]
 
 
 @dataclass(frozen=True)
@@ -132,28 +147,48 @@ def _chosen(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 def is_instructive(group: Iterable[Sample]) -> bool:
     """Whether any completion of a prompt has an advantage that is known and not 0."""
-    return any(sample.advantage for sample in group)
+    return any(sample.advantage or any(turn.advantage for turn in sample.turns) for sample in group)
 
 
 def _distinct(group: list[Sample]) -> list[Sample]:
     """Completions with different texts; a group repeats itself when entropy is low."""
-    return list({sample.completion: sample for sample in group}.values())
+    return list({(sample.completion, *sample.tokens): sample for sample in group}.values())
 
 
 def _completion(sample: Sample, high: float, push: float) -> Completion:
-    shown = range(min(TOKENS_SHOWN, len(sample.tokens)))
+    count = min(TOKENS_SHOWN, len(sample.tokens))
     return Completion(
-        tokens=[_token(sample, index, high, push) for index in shown]
-        or [Token(visible(sample.completion), 0, 0.0, "", 0.0, "")],
-        hidden=len(sample.tokens) - len(shown),
+        parts=list(_parts(sample, count, high, push)),
+        hidden=len(sample.tokens) - count,
         reward="unscorable" if sample.reward is None else fixed(sample.reward),
         advantage=signed_fixed(sample.advantage),
         push=_sign(sample.advantage),
         finish=sample.finish,
+        problem=sample.problem,
     )
 
 
-def _token(sample: Sample, index: int, high: float, push: float) -> Token:
+def _parts(sample: Sample, count: int, high: float, push: float) -> Iterator[Part]:
+    """The first ``count`` tokens, cut where another side begins."""
+    start = 0
+    for turn in sample.turns:
+        if turn.first < count:
+            own = turn.by == "policy"
+            tokens = [_token(sample, i, high, push, own=own) for i in range(turn.first, min(turn.end, count))]
+            paid = "no reward" if turn.reward is None else f"reward {fixed(turn.reward)}"
+            worth = "" if turn.advantage is None else f" · advantage {signed_fixed(turn.advantage)}"
+            yield Part(tokens, turn.by, f"{paid}{worth}" if own else "")
+            start = min(turn.end, count)
+    rest = [_token(sample, index, high, push) for index in range(start, count)]
+    if rest or not sample.tokens:
+        yield Part(rest or [Token(visible(sample.completion), 0, 0.0, "", 0.0, "")])
+
+
+def _token(sample: Sample, index: int, high: float, push: float, *, own: bool = True) -> Token:
+    """A token; what an environment wrote has no numbers."""
+    if not own:
+        text = sample.tokens[index]
+        return Token(visible(text), text.count("\n"), 0.0, "", 0.0, "")
     text, entropy = sample.tokens[index], sample.entropy[index]
     logp, coefficient = sample.logp[index], sample.coefficient[index]
     return Token(

@@ -6,7 +6,8 @@ from typing import Protocol
 from klent.kit.seeds import derive_seed
 from klent.rollout.engine import Engine
 from klent.streams.episode import Episode
-from klent.tasks import Scorer, Scores, Task
+from klent.tasks import Scores, Task
+from klent.tasks.returns import Judge
 
 
 class Source(Protocol):
@@ -27,7 +28,7 @@ class Source(Protocol):
 
 
 class TaskSource:
-    """One-turn episodes: each prompt of a task, answered ``group_size`` times.
+    """Each prompt of a task, answered ``group_size`` times; the opening of an environment is played to its end.
 
     Args:
         task: gives the prompts, by position.
@@ -42,7 +43,7 @@ class TaskSource:
         self,
         task: Task,
         engine: Engine,
-        scorer: Scorer | None,
+        scorer: Judge | None,
         *,
         prompts_per_step: int,
         group_size: int,
@@ -66,6 +67,4 @@ class TaskSource:
         """What the rewards say."""
         if self.scorer is None:
             return None
-        prompts = [episode.prompt for episode in episodes]
-        ids = [e.tokens[e.acted].tolist() for e in episodes]
-        return self.scorer.score(prompts, [e.text for e in episodes], [e.finish for e in episodes], ids)
+        return self.scorer.score_episodes(episodes)

@@ -6,6 +6,7 @@ nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,9 +18,13 @@ from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
 from klent.rollout.decoding import Decoder, DecoderKind, choose_decoder
 from klent.rollout.engine import SyncCertificate
+from klent.rollout.extending import ExtendingDecoder, Kept, can_extend, keep_row
 from klent.rollout.sampling import sample_tokens
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
+
+_Memory = dict[tuple[int, ...], Kept]
+"""Tokens that were read -> their keys and values."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class _Row:
 
     number: int  # its place in the answer
     prompt: int  # its prompt's place in the question
+    room: int  # the most tokens that it may have
+    draws: int  # its row of random numbers
+    read: int  # tokens that were read for it before its first
     tokens: list[int] = field(default_factory=list)
     numbers: list[tuple[float, ...]] = field(default_factory=list)  # of each: those of Sampled, and more
     stopped: bool = False
@@ -77,6 +85,8 @@ class TransformersEngine:
         self.progress = progress
         self.limit = context_length(loaded.model)
         self.kind: DecoderKind | None = None  # asked of the model when first needed
+        self.extends: bool | None = None  # likewise
+        self._kept: _Memory | None = None
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
@@ -87,19 +97,24 @@ class TransformersEngine:
         """
         encoded = [self._encode(prompt) for prompt in prompts]
         generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(len(prompts) * group_size, self.options.max_tokens, generator=generator)
+        numbers = [prompt.number + 1 for prompt in prompts if prompt.number is not None]
+        count = max([len(prompts), *numbers]) * group_size
+        uniform = torch.rand(count, self.options.max_tokens, generator=generator)
         rows: list[_Row] = []
+        known, self._kept = self._kept, None if self._kept is None else {}
         was_training = self.loaded.model.training
         self.loaded.model.eval()
         try:
             if self.kind is None:
                 self.kind = self._choose_decoder()
             for chosen in self._batches(encoded, group_size):
-                here = [prompts[i] for i in chosen]
-                decoder = self._decoder(here, [encoded[i] for i in chosen], group_size)
-                rows += self._decode(chosen, decoder, group_size, uniform)
+                here, ids = [prompts[i] for i in chosen], [encoded[i] for i in chosen]
+                kept = _found(known, here, group_size)
+                decoder = self._extending(ids, kept) if kept else self._decoder(here, ids, group_size)
+                wanted = self._rows(chosen, here, ids, group_size, kept=bool(kept))
+                rows += self._decode(wanted, decoder, uniform, encoded)
                 if self.progress:
-                    self.progress(len(rows), len(uniform))
+                    self.progress(len(rows), len(prompts) * group_size)
         finally:
             self.loaded.model.train(was_training)
         rows.sort(key=lambda row: row.number)
@@ -124,17 +139,62 @@ class TransformersEngine:
                 ids = render_prompt(self.loaded.tokenizer, prompt.prompt, prompt.template)
             except (ModelError, DataError) as error:
                 raise type(error)(f"{prompt.id}: {error}") from error
-        room = self.limit - self.options.max_tokens
+        room = self.limit - self._room(prompt)
         if len(ids) > room:
             raise TooLong(
                 f"prompt {prompt.id} has {len(ids)} tokens; with rollout.max_tokens="
-                f"{self.options.max_tokens} the model's context of {self.limit} leaves {room}. Shorten the "
+                f"{self._room(prompt)} the model's context of {self.limit} leaves {room}. Shorten the "
                 "prompt, lower rollout.max_tokens, or set task.too_long=drop."
             )
         if not ids:
             raise DataError(f"prompt {prompt.id} is empty once tokenised; remove it from the data.")
         self.loaded.check_ids(ids, f"prompt {prompt.id}")
         return ids
+
+    def _room(self, prompt: Prompt) -> int:
+        """The most tokens that an answer may have."""
+        most = self.options.max_tokens
+        return most if prompt.room is None else min(most, prompt.room)
+
+    def _rows(
+        self,
+        chosen: Sequence[int],
+        prompts: Sequence[Prompt],
+        ids: Sequence[list[int]],
+        group_size: int,
+        *,
+        kept: bool,
+    ) -> list[_Row]:
+        """The rows of these prompts, the ``chosen`` of the question; a group reads its prompt once."""
+        rows = []
+        for i, prompt, read in zip(chosen, prompts, ids, strict=True):
+            first = (i if prompt.number is None else prompt.number) * group_size
+            new = len(read) - (prompt.read if kept else 0)
+            for k in range(group_size):
+                row = _Row(i * group_size + k, i, self._room(prompt), first + k, 0 if k else new)
+                rows.append(row)
+        return rows
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """While this lasts, keys and values of a row are kept, for a prompt that begins with it: an episode."""
+        if self.kind is None:
+            self.kind = self._choose_decoder()
+        if self.extends is None:
+            self.extends = can_extend(self.loaded.model, self.kind)
+        self._kept = {} if self.extends else None
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def _extending(self, ids: Sequence[list[int]], kept: Sequence[Kept]) -> Decoder:
+        return ExtendingDecoder(self.loaded.model, ids, kept, pad=self.loaded.tokenizer.pad_token_id)
+
+    def _keep(self, decoder: Decoder, index: int, row: _Row, encoded: Sequence[list[int]]) -> None:
+        """Keep what a row that has ended leaves; its last token was drawn and not read."""
+        if self._kept is not None and (kept := keep_row(decoder, index)) is not None:
+            self._kept[(*encoded[row.prompt], *row.tokens[:-1])] = kept
 
     def _batches(self, encoded: list[list[int]], group_size: int) -> Iterator[list[int]]:
         """Prompts of similar length together, as many as fit into ``rows``."""
@@ -163,14 +223,15 @@ class TransformersEngine:
             top_k=options.top_k,
         )
 
-    def _decode(self, chosen: list[int], decoder: Decoder, group_size: int, uniform: Tensor) -> list[_Row]:
-        options, device = self.options, self.loaded.model.device
-        rows = [_Row(number=i * group_size + k, prompt=i) for i in chosen for k in range(group_size)]
+    def _decode(
+        self, rows: list[_Row], decoder: Decoder, uniform: Tensor, encoded: Sequence[list[int]]
+    ) -> list[_Row]:
+        device = self.loaded.model.device
         logits = decoder.start()
         stop_ids = torch.tensor(sorted(self.loaded.stop_ids), device=device)
         alive = rows
-        for position in range(options.max_tokens):
-            u = uniform[[row.number for row in alive], position]
+        for position in range(max(row.room for row in rows)):
+            u = uniform[[row.draws for row in alive], position]
             drawn = self._draw(decoder, logits, u.to(device))
             token = drawn[0]
             ended = torch.isin(token, stop_ids).tolist()
@@ -180,9 +241,11 @@ class TransformersEngine:
                 row.tokens.append(token_id)
                 row.numbers.append(tuple(its))
                 row.stopped = stopped or self._meets_stop(row.tokens)
-                if not row.stopped:
+                if not row.stopped and len(row.tokens) < row.room:
                     going.append(index)
-            if not going or position + 1 == options.max_tokens:
+                else:
+                    self._keep(decoder, index, row, encoded)
+            if not going:
                 break
             if len(going) < len(alive):
                 order = decoder.keep(going)
@@ -219,4 +282,13 @@ class TransformersEngine:
             collision_logp=collision_logp,
             text=text,
             finish="stop" if row.stopped else "length",
+            prefill=row.read,
         )
+
+
+def _found(known: _Memory | None, prompts: Sequence[Prompt], group_size: int) -> list[Kept]:
+    """What was kept of these prompts; nothing unless it is there for each of them."""
+    if not known or group_size != 1:
+        return []
+    found = [known.get(tuple((prompt.token_ids or [])[: prompt.read])) for prompt in prompts]
+    return [one for one in found if one is not None] if None not in found else []

@@ -18,7 +18,7 @@ from klent.errors import ConfigError, DataError, RunError
 from klent.io.files import write_atomic
 from klent.runs.folder import PROMPTS, RunFolder, refuse_occupied, remove_refused
 from klent.runs.results import Evaluation, Row, Run, final_folder
-from klent.tasks import DataTask, Scorer, load_task
+from klent.tasks import DataTask, load_task
 from klent.tasks.callables import Function, name_rewards
 
 Rows: TypeAlias = Sequence[Mapping[str, object]]  # of a task: {"prompt": ..., ...}
@@ -275,11 +275,10 @@ def _measure(
     model: str, recipe: Recipe, functions: Mapping[str, Function], problems: int | None, *, every_row: bool
 ) -> Row:
     """Solve the problems of a recipe's task: the held-out ones, or every row up to ``problems``."""
-    from klent.runs.evaluate import eval_rewards, evaluate_policy, load_on_device
+    from klent.runs.evaluate import eval_rewards, evaluate_policy, load_on_device, open_judge
 
     recipe = recipe.model_copy(update={"eval": recipe.eval or Eval()})
-    rewards = eval_rewards(recipe)
-    if recipe.eval is None or rewards is None:
+    if recipe.eval is None or (eval_rewards(recipe) is None and not recipe.task.pays):
         raise ConfigError("klent.evaluate: no reward tells right from wrong; pass reward=...")
     task = load_task(recipe.task, seed=recipe.seed, heldout=0 if every_row else recipe.eval.problems)
     if every_row and isinstance(task, DataTask):
@@ -290,11 +289,15 @@ def _measure(
         raise DataError(
             "klent.evaluate: the task has no held-out problems; pass its rows or its file as task"
         )
-    with Scorer(rewards, task, functions=functions) as scorer:
-        scorer.check()
-        loaded = load_on_device(model, recipe)
+    with open_judge(recipe, task, functions) as (judge, _):
         return evaluate_policy(
-            loaded, recipe.rollout, recipe.eval, scorer=scorer, prompts=prompts, seed=recipe.seed
+            load_on_device(model, recipe),
+            recipe.rollout,
+            recipe.eval,
+            scorer=judge,
+            prompts=prompts,
+            seed=recipe.seed,
+            environments=task.environments,
         )
 
 

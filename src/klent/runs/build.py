@@ -31,7 +31,7 @@ from klent.rollout.target import Target
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
 from klent.runs.critics import build_critic
-from klent.runs.engines import Progress, build_engine, build_sampler
+from klent.runs.engines import Progress, build_engine, build_sampler, turn_engine
 from klent.runs.evaluate import evaluate_policy
 from klent.runs.evaluation import EvalRow, Evaluations
 from klent.runs.folder import RunFolder
@@ -44,7 +44,9 @@ from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
-from klent.tasks import Scorer, Task
+from klent.tasks import Task
+from klent.tasks.pool import EnvironmentPool
+from klent.tasks.returns import Judge
 from klent.training.objective import Objective
 from klent.training.update import Updater
 
@@ -79,13 +81,16 @@ class Parts:
         return self.updater.objective
 
 
-def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
+def build_parts(
+    recipe: Recipe, *, progress: Progress, note: Note, environments: EnvironmentPool | None = None
+) -> Parts:
     """Load the model and build everything that a step needs of it.
 
     Args:
         recipe: what to build.
         progress: told of (completions done, completions asked for) during a rollout.
         note: told in words of anything that a user should know, such as a model that cannot share prompts.
+        environments: what the task's prompts are the openings of; None where they are answered once.
     """
     loaded = load_policy(
         recipe.model,
@@ -99,12 +104,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     )
     rollout = recipe.rollout
     policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
-    if not policy.fused:
-        note(
-            "the model does more to its logits than one matrix product: its own head is used, on full logits"
-        )
-    if loaded.attention == "eager" and recipe.attention == "auto":
-        note("the model's attention is more than SDPA computes: eager attention is used (exact, slower)")
+    _tell(policy, eager=loaded.attention == "eager" and recipe.attention == "auto", note=note)
     objective = build_objective(recipe)
 
     @cache
@@ -121,7 +121,9 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     columns = recipe.task.completions
-    engine = build_engine(loaded, rollout, progress=progress, target=target, columns=columns)
+    engine = build_engine(
+        loaded, rollout, progress=progress, target=target, columns=columns, environments=environments
+    )
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy)
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
@@ -138,12 +140,25 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     return Parts(
         loaded=loaded,
         engine=engine,
-        sampler=build_sampler(loaded, rollout, progress=progress),
+        sampler=build_sampler(loaded, rollout, progress=progress, environments=environments),
         policy=policy,
         updater=updater,
         reference=reference,
-        organs=[*_build_organs(recipe, objective, engine, policies), *_build_keeper(recipe, policy)],
+        organs=[
+            *_build_organs(recipe, objective, turn_engine(engine), policies),
+            *_build_keeper(recipe, policy),
+        ],
     )
+
+
+def _tell(policy: CausalPolicy, *, eager: bool, note: Note) -> None:
+    """What is slower than it could be, and why."""
+    if not policy.fused:
+        note(
+            "the model does more to its logits than one matrix product: its own head is used, on full logits"
+        )
+    if eager:
+        note("the model's attention is more than SDPA computes: eager attention is used (exact, slower)")
 
 
 def build_loop(
@@ -151,8 +166,8 @@ def build_loop(
     parts: Parts,
     folder: RunFolder,
     task: Task,
-    scorer: Scorer | None,
-    judge: Scorer | None,
+    scorer: Judge | None,
+    judge: Judge | None,
     console: TrainConsole,
     *,
     evaluate: bool = True,
@@ -219,7 +234,7 @@ def _build_evaluations(
     parts: Parts,
     folder: RunFolder,
     task: Task,
-    judge: Scorer | None,
+    judge: Judge | None,
     console: TrainConsole,
 ) -> Evaluations:
     wanted = settings is not None and (judge is not None or not recipe.rollout.sampled)
@@ -244,6 +259,7 @@ def _build_evaluations(
             step=step,
             start=votes,
             engine=parts.sampler,
+            environments=task.environments,
         )
         return losses | scored
 

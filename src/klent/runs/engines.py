@@ -8,8 +8,10 @@ from klent.models.load import LoadedModel
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
+from klent.rollout.play import PlayEngine
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.tasks.pool import EnvironmentPool
 
 Progress = Callable[[int, int], None]
 RolloutSection = TransformersRollout | DatasetRollout
@@ -22,6 +24,7 @@ def build_engine(
     progress: Progress | None = None,
     target: Target | None = None,
     columns: Sequence[str] = ("completion",),
+    environments: EnvironmentPool | None = None,
 ) -> Engine:
     """The engine that a recipe's ``rollout`` section describes.
 
@@ -31,7 +34,20 @@ def build_engine(
         progress: told of (completions done, completions asked for).
         target: where the section has a ``mixture``.
         columns: of the data, which ``engine: dataset`` replays.
+        environments: play what the engine answers; None = an answer is the whole episode.
     """
+    if environments is not None:
+        task, most = environments.section, rollout.max_tokens
+        longest = task.turn_tokens or most
+        turn = build_engine(loaded, rollout.model_copy(update={"max_tokens": longest}), progress=progress)
+        return PlayEngine(
+            turn,
+            environments,
+            loaded,
+            max_turns=task.max_turns,
+            max_tokens=most,
+            turn_tokens=longest,
+        )
     if rollout.engine == "dataset":
         return DatasetEngine(loaded, max_tokens=rollout.max_tokens, columns=columns)
     options = SamplingOptions(
@@ -49,9 +65,18 @@ def build_engine(
 
 
 def build_sampler(
-    loaded: LoadedModel, rollout: RolloutSection, *, progress: Progress | None = None
+    loaded: LoadedModel,
+    rollout: RolloutSection,
+    *,
+    progress: Progress | None = None,
+    environments: EnvironmentPool | None = None,
 ) -> Engine:
     """The engine of evaluation: it samples from the policy as training does, never from a mixture, and
     plainly where training replays a dataset.
     """
-    return build_engine(loaded, rollout.for_evaluation(), progress=progress)
+    return build_engine(loaded, rollout.for_evaluation(), progress=progress, environments=environments)
+
+
+def turn_engine(engine: Engine) -> Engine:
+    """The engine that answers a turn."""
+    return engine.engine if isinstance(engine, PlayEngine) else engine

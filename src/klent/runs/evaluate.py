@@ -1,6 +1,8 @@
 """Evaluation of a whole recipe: its held-out problems, reward and sampling, on any model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from klent.config import Eval, Recipe, Reward
 from klent.errors import ConfigError, DataError
@@ -11,7 +13,11 @@ from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
 from klent.streams.prompt import Prompt
-from klent.tasks import Scorer, load_task
+from klent.tasks import Scorer, Task, load_task
+from klent.tasks.callables import Function
+from klent.tasks.first_call import Tried
+from klent.tasks.pool import EnvironmentPool
+from klent.tasks.returns import Judge, Returns
 
 
 def eval_rewards(recipe: Recipe) -> tuple[Reward, ...] | None:
@@ -19,10 +25,40 @@ def eval_rewards(recipe: Recipe) -> tuple[Reward, ...] | None:
     return (recipe.eval.reward if recipe.eval else None) or recipe.reward
 
 
-def sampler_at(loaded: LoadedModel, rollout: RolloutSection) -> Callable[[float], Engine]:
+def sampler_at(
+    loaded: LoadedModel, rollout: RolloutSection, environments: EnvironmentPool | None = None
+) -> Callable[[float], Engine]:
     """Temperature -> the engine that samples as ``rollout`` says, but at that temperature."""
     plain = rollout.for_evaluation()
-    return lambda temperature: build_sampler(loaded, plain.model_copy(update={"temperature": temperature}))
+    return lambda temperature: build_sampler(
+        loaded, plain.model_copy(update={"temperature": temperature}), environments=environments
+    )
+
+
+@contextmanager
+def open_judge(
+    recipe: Recipe,
+    task: Task,
+    functions: Mapping[str, Function] | None = None,
+    log: Path | None = None,
+) -> Iterator[tuple[Judge, list[Tried]]]:
+    """What tells right from wrong in evaluation, and what each of its parts said of the first problem.
+
+    That is ``eval.reward`` where there is one, else what training is rewarded by, without a discount.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    rewards = eval_rewards(recipe)
+    if rewards is None and task.environments is None:
+        raise ConfigError("no reward tells right from wrong: set `reward` or `eval.reward`")
+    with ExitStack() as stack:
+        scorer = stack.enter_context(Scorer(rewards, task, log, functions)) if rewards else None
+        tried = scorer.check() if scorer else []
+        if scorer is not None and (task.environments is None or (recipe.eval and recipe.eval.reward)):
+            yield scorer, tried
+        else:
+            yield Returns(scorer), tried
 
 
 def evaluate_policy(
@@ -30,12 +66,13 @@ def evaluate_policy(
     rollout: RolloutSection,
     settings: Eval,
     *,
-    scorer: Scorer,
+    scorer: Judge,
     prompts: Sequence[Prompt],
     seed: int,
     step: int = 0,
     start: Sequence[str | None] | None = None,
     engine: Engine | None = None,
+    environments: EnvironmentPool | None = None,
 ) -> dict[str, object]:
     """One evaluation of a loaded model: a row of ``eval.jsonl``.
 
@@ -49,11 +86,12 @@ def evaluate_policy(
         step: the training step that is evaluated, 0 before training.
         start: the ``vote`` of the evaluation before training; None = this is that evaluation.
         engine: samples from ``loaded``, if the caller already has one.
+        environments: what the problems are the openings of; None where they are answered once.
     """
     seed = derive_seed(seed, "eval")
-    at_temperature = sampler_at(loaded, rollout)
+    at_temperature = sampler_at(loaded, rollout, environments)
     row = evaluate(
-        engine or build_sampler(loaded, rollout),
+        engine or build_sampler(loaded, rollout, environments=environments),
         scorer,
         prompts,
         samples=settings.samples,
@@ -80,8 +118,8 @@ def evaluate_model(
     Raises:
         ConfigError: the recipe has no ``eval`` section or no reward.
     """
-    rewards = eval_rewards(recipe)
-    if recipe.eval is None or rewards is None:
+    rewarded = eval_rewards(recipe) is not None or recipe.task.pays
+    if recipe.eval is None or not rewarded:
         missing = "eval" if recipe.eval is None else "reward"
         raise ConfigError(
             f"recipe {recipe.name} has no `{missing}`: there is nothing to measure. Set `{missing}`."
@@ -89,15 +127,22 @@ def evaluate_model(
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     if not task.heldout(recipe.eval.problems):  # before a model is loaded
         raise DataError(NO_PROBLEMS)
-    with Scorer(rewards, task) as scorer:
-        for tried in scorer.check():
-            if tried.doubt:
-                note(tried.text)
+    with open_judge(recipe, task) as (judge, tried):
+        for one in tried:
+            if one.doubt:
+                note(one.text)
         loaded = load_on_device(model, recipe)
-        task.fit(None, build_sampler(loaded, recipe.rollout).check)  # the same problems as in training
-        prompts = task.heldout(recipe.eval.problems)
+        sampler = build_sampler(loaded, recipe.rollout, environments=task.environments)
+        task.fit(None, sampler.check)  # the same problems as in training
         return evaluate_policy(
-            loaded, recipe.rollout, recipe.eval, scorer=scorer, prompts=prompts, seed=recipe.seed
+            loaded,
+            recipe.rollout,
+            recipe.eval,
+            scorer=judge,
+            prompts=task.heldout(recipe.eval.problems),
+            seed=recipe.seed,
+            engine=sampler,
+            environments=task.environments,
         )
 
 

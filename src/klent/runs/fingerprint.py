@@ -14,8 +14,8 @@ from klent.runs.code import MODELS, code_hashes, hash_file, model_folder, value_
 
 FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits")
 """Sections of a recipe that may change between two parts of a run; the change is written to run.json."""
-_CALLS = re.compile(r"reward\.\d+\.(timeout|memory_gb|workers)")  # how a reward is called, not what it says
-_FILES = ("task.data", "task.pairs", "task.heldout_data", "rollout.mixture.target.adapter")
+_CALLS = re.compile(r"(reward\.\d+|task)\.(timeout|memory_gb|workers)")  # how it is called, not what it says
+_FILES = ("task.data", "task.pairs", "task.heldout_data", "task.rows", "rollout.mixture.target.adapter")
 _HELD_OUT = ("task.heldout", "task.heldout_data", "task.heldout_split")
 _READ = {".json", ".jsonl", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".arrow", ".parquet"}
 
@@ -125,8 +125,8 @@ def refuse_other_inputs(
         raise ConfigError(
             f"{run} cannot go on from step {step}: it was trained with another recipe, data or model:{listed}\n"
             f"Put back what it was in {run / 'config.yaml'} or in the files, or start another run with "
-            f"name=... What may change in a run: {', '.join(FREE)}, a reward's timeout and "
-            "memory_gb, and how many workers it has."
+            f"name=... What may change in a run: {', '.join(FREE)}, a reward's or an environment's timeout "
+            "and memory_gb, and how many workers it has."
         )
 
 

@@ -137,6 +137,7 @@ class Loop:
             rewards,
             group_size=self.source.group_size,
             whole_groups=self.updater.needs.whole_groups,
+            to_go=None if scores is None else scores.to_go,
         )
         with self._timed("train"):
             self._measure_before(batch)

@@ -7,6 +7,7 @@ from pathlib import Path
 from klent.config import Distill, Mismatch, MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
 from klent.config.load import read_values
+from klent.config.task import KEYS
 from klent.errors import ConfigError
 from klent.objectives.kinds import whole_sequences
 from klent.runs.folder import run_of
@@ -147,7 +148,7 @@ def _same_prompts(recipe: Recipe) -> list[str]:
         task = task if isinstance(task, Mapping) else {}
         its_seed = values.get("seed", 0) if task.get("seed") is None else task["seed"]
         own_seed = recipe.seed if recipe.task.seed is None else recipe.task.seed
-        source = task.get("gym") if recipe.task.generated else task.get("data")
+        source = next((task[key] for key in KEYS if key in task), None)
         if its_seed == own_seed and _same_source(str(source), recipe.task.source):
             drawn = "other ones" if recipe.task.generated else "them in another order"
             key = "seed" if recipe.task.seed is None else "task.seed"
@@ -177,6 +178,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
     else:
         work = f"{plan.completions} completions read from {recipe.task.source}"
     budget = f"at most {recipe.rollout.max_tokens} tokens each"
+    budget += recipe.task.extent
     reference = recipe.reference or "the policy as it was at the start"
     referred = plan.needs.reference or "kl" in plan.needs.also
     mixture = recipe.rollout.mixture

@@ -55,6 +55,7 @@ def sample_rows(
                     "logp": _rounded(rollout.logp, count),
                     "coefficient": _rounded(coefficient[b, :count], count),
                 }
+                | _turns(rollout, None if batch.streams.advantage is None else batch.streams.advantage[b])
                 | _positions(chosen, b)
             )
     return rows
@@ -65,6 +66,26 @@ def _shown(rollout: Episode) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {text_of(message.get('content'))}" for message in prompt)
+
+
+def _turns(episode: Episode, advantage: Tensor | None) -> dict[str, object]:
+    """Who wrote which tokens, ``[first, end)``, with each turn's numbers; only of episodes in an environment."""
+    if not episode.rewards:
+        return {}
+    turns: list[dict[str, object]] = []
+    start = 0
+    changes = (episode.acted[1:] != episode.acted[:-1]) | (episode.turn[1:] != episode.turn[:-1])
+    for end in [*(changes.nonzero()[:, 0] + 1).tolist(), len(episode.tokens)]:
+        acted, number = bool(episode.acted[start]), int(episode.turn[start])
+        turn: dict[str, object] = {"by": "policy" if acted else "environment", "tokens": [start, end]}
+        if acted:
+            reward = episode.rewards[number]
+            turn["reward"] = reward if reward == reward else None
+            turn["advantage"] = None if advantage is None else round(float(advantage[start]), 5)
+        turns.append(turn)
+        start = end
+    problem = {"problem": episode.problem} if episode.problem else {}
+    return {"turns": turns, **problem}
 
 
 def _positions(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, object]:

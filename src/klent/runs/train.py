@@ -20,6 +20,7 @@ from klent.rollout.mixture_engine import MixtureEngine
 from klent.runs.build import Parts, build_loop, build_parts
 from klent.runs.checkpoint import peek_newest
 from klent.runs.console import TrainConsole
+from klent.runs.engines import turn_engine
 from klent.runs.evaluate import eval_rewards
 from klent.runs.fingerprint import (
     Fingerprint,
@@ -35,6 +36,8 @@ from klent.runs.record import finish_record, start_record
 from klent.tasks import DataTask, Scorer, Task, load_task
 from klent.tasks.callables import Function
 from klent.tasks.first_call import Tried
+from klent.tasks.returns import Judge, Returns
+from klent.tasks.starts import EnvironmentTask
 
 
 def train(
@@ -83,7 +86,10 @@ def train(
         for doubt in (one.text for one in tried if one.doubt):
             console.warn(doubt)
         parts = build_parts(
-            recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
+            recipe,
+            progress=lambda done, of: console.phase("rollout", done, of),
+            note=console.warn,
+            environments=task.environments,
         )
         if left_out := task.fit(parts.engine.check, parts.sampler.check):
             looked_at = "" if isinstance(task, DataTask) else " of those tried"
@@ -132,7 +138,7 @@ def _fingerprint(recipe: Recipe) -> Fingerprint:
 
 def _reads_clock(parts: Parts) -> bool:
     """Whether what is asked depends on the day; only then is it part of the record."""
-    engine = parts.engine
+    engine = turn_engine(parts.engine)
     models = [parts.loaded, *([engine.target.loaded] if isinstance(engine, MixtureEngine) else [])]
     return any(reads_clock(loaded.tokenizer) for loaded in models)
 
@@ -182,22 +188,32 @@ def _changes(
 @contextmanager
 def _scorers(
     recipe: Recipe, task: Task, folder: RunFolder, functions: Mapping[str, Function] | None
-) -> Iterator[tuple[Scorer | None, Scorer | None, list[Tried]]]:
+) -> Iterator[tuple[Judge | None, Judge | None, list[Tried]]]:
     """What rewards completions, what judges held-out answers (the same unless ``eval.reward`` says), and what
-    each of their rewards said of the first problem."""
+    each of their rewards, or the environment, said of the first problem."""
 
     def scorer_of(rewards: Sequence[Reward] | None) -> Scorer | None:
         return Scorer(rewards, task, folder.rewards_log, functions) if rewards else None
 
     scorer = scorer_of(recipe.reward)
     apart = recipe.eval is not None and recipe.eval.reward is not None
-    judge = scorer_of(eval_rewards(recipe)) if apart else scorer
-    scorers = [one for one in dict.fromkeys((scorer, judge)) if one is not None]
+    own = scorer_of(eval_rewards(recipe)) if apart else scorer
+    scorers = [one for one in dict.fromkeys((scorer, own)) if one is not None]
+    rewards: Judge | None = scorer
+    judge: Judge | None = own
+    tried = []
+    if isinstance(task, EnvironmentTask):
+        task.log_to(folder.rewards_log)
+        tried = [task.check()]
+        rewards = task.returns(scorer)
+        judge = own if apart else Returns(scorer)
     try:
-        yield scorer, judge, [tried for one in scorers for tried in one.check()]
+        yield rewards, judge, [*tried, *(tried for one in scorers for tried in one.check())]
     finally:
         for one in scorers:
             one.close()
+        if task.environments is not None:
+            task.environments.close()
 
 
 def _finish(loop: Loop, folder: RunFolder, loaded: LoadedModel, console: TrainConsole) -> None:

@@ -1,5 +1,6 @@
 """A step's episodes as streams on one ``[B, T]`` grid: a row each, padded on the right."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -53,6 +54,8 @@ class Batch:
             an optimizer step nor a micro-batch cuts a unit, ``[B]``. Rows of token losses are units alone.
         mask: True where the policy acted, ``[B, T]`` bool.
         streams: the numbers of each action and episode.
+        to_go: from each turn on, what an episode's rewards add up to, NaN where it has no such turn, ``[B, K]``;
+            None where credit is the whole episode's.
     """
 
     episodes: list[Episode]
@@ -60,6 +63,7 @@ class Batch:
     unit: Tensor
     mask: Tensor
     streams: Streams
+    to_go: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -114,6 +118,11 @@ class Batch:
             )
         return None
 
+    @property
+    def turn(self) -> Tensor:
+        """The turn of each token, from 0, ``[B, T]``."""
+        return pad_sequence([episode.turn for episode in self.episodes], batch_first=True)
+
     def with_streams(self, streams: Streams) -> "Batch":
         """The same episodes with other streams."""
         return replace(self, streams=streams)
@@ -126,6 +135,7 @@ def make_batch(
     group_size: int,
     unit: Sequence[int] | None = None,
     whole_groups: bool = False,
+    to_go: Sequence[Sequence[float]] | None = None,
 ) -> Batch:
     """Line episodes up on a grid.
 
@@ -135,6 +145,8 @@ def make_batch(
         group_size: episodes per prompt.
         unit: which rows a loss reads together; None = each alone, or each group.
         whole_groups: whether a loss reads the episodes of a prompt together.
+        to_go: for each episode, from each turn on, what its rewards add up to, where each turn has its own
+            advantage.
     """
     mask = pad_sequence([episode.acted for episode in episodes], batch_first=True)
     group = torch.arange(len(episodes)) // group_size
@@ -162,6 +174,9 @@ def make_batch(
         else torch.arange(len(episodes)),
         mask=mask,
         streams=streams,
+        to_go=None
+        if to_go is None
+        else pad_sequence([torch.tensor(sums) for sums in to_go], batch_first=True, padding_value=math.nan),
     )
 
 

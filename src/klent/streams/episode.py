@@ -51,7 +51,11 @@ class Episode:
         text: what a verifier reads: the last turn's actions decoded, without the stop token.
         finish: ``stop`` where a stop token, a stop string or the environment ended it, ``length`` where the
             budget did.
-        rewards: one per turn, where an environment gave them; rewards of one-turn problems are scored apart.
+        rewards: one per turn, where an environment gave them, NaN where it failed; rewards of one-turn problems
+            are scored apart.
+        prefill: tokens read for it before it was acted: the prompt, once for the group, and what the environment
+            said.
+        problem: why its environment failed; empty where it did not.
         mixture: what the mixture was at each action, where the sampler is one of policy and target.
         preferred: of two answers to one prompt, whether it is the better one; None where it is not of a pair.
         policy_version: optimizer steps that the policy had taken when it sampled.
@@ -69,6 +73,8 @@ class Episode:
     mixture: MixtureTrace | None = None
     rewards: tuple[float, ...] = ()
     preferred: bool | None = None
+    problem: str = ""
+    prefill: int = 0
     policy_version: int = 0
     acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     turn: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
@@ -116,6 +122,7 @@ class Episode:
             renyi=_appended(self.renyi, silent, answer.renyi),
             collision_logp=_appended(self.collision_logp, silent, answer.collision_logp),
             rewards=(*self.rewards, reward),
+            prefill=self.prefill + answer.prefill,
         )
 
 

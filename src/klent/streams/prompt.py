@@ -19,6 +19,9 @@ class Prompt:
         columns: every other column by name (``answer``, ``solution``, ...), passed on to rewards.
         token_ids: what the policy reads, where that is known already: an episode under way. None = ``prompt``
             as the model's template renders it.
+        read: how many of ``token_ids``, from the first, an engine may have kept the keys and values of.
+        room: the longest answer where it is shorter than the engine's own, tokens.
+        number: which of a call's rows of random numbers its answer is drawn with; None = by its place.
         template: what the chat template is given beside the messages: ``tools``, arguments such as
             ``enable_thinking``, and ``clock``, the day that it takes for today.
     """
@@ -27,6 +30,9 @@ class Prompt:
     prompt: str | Messages
     columns: dict[str, Any] = field(default_factory=dict)
     token_ids: list[int] | None = None
+    read: int = 0
+    room: int | None = None
+    number: int | None = None
     template: Mapping[str, object] = field(default_factory=dict)
 
 

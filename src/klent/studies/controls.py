@@ -82,6 +82,10 @@ def run_controls(
     """
     if recipe.eval is None or not recipe.rollout.sampled:
         raise ConfigError("controls need an `eval` section and a rollout that samples")
+    if recipe.task.pays:
+        raise ConfigError(
+            "controls give other rewards to answers of one turn; task.env pays its own, turn by turn"
+        )
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     wanted = chosen(arms(recipe, task, rl), names)
     trained_at = recipe.rollout.temperature

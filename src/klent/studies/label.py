@@ -12,7 +12,6 @@ from klent.config import Recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import append_line, read_jsonl, write_atomic
 from klent.kit.seeds import derive_seed
-from klent.measure.evaluate import score
 from klent.runs.engines import build_sampler
 from klent.runs.evaluate import load_on_device
 from klent.streams.episode import Episode
@@ -104,7 +103,7 @@ def label_pairs(
             prompts = [task.train(position + index) for index in range(AT_ONCE)]
             seed = derive_seed(recipe.seed, "label", position)
             rollouts = engine.generate(prompts, group_size=2, seed=seed)
-            made = _pairs(rollouts, score(scorer, rollouts).reward, labels, seed)
+            made = _pairs(rollouts, scorer.score_episodes(rollouts).reward, labels, seed)
             position += AT_ONCE
             append_line(part, {"position": position, "rows": made})
             rows += made

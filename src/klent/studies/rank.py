@@ -13,7 +13,6 @@ from klent.config import Recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import append_line, read_jsonl, write_atomic
 from klent.kit.seeds import derive_seed
-from klent.measure.evaluate import score
 from klent.measure.score import outcomes as outcomes_of
 from klent.runs.engines import build_sampler
 from klent.runs.evaluate import eval_rewards, load_on_device
@@ -77,6 +76,10 @@ def rank_prompts(
         raise ConfigError(f"--by {by} is none of {', '.join(BY)}")
     if samples < 2:
         raise ConfigError("--samples: one completion has no variance; ask for 2 or more")
+    if recipe.task.pays:
+        raise ConfigError(
+            "prompts of one turn are ranked, and task.env is played over several; use task.data"
+        )
     rewards = eval_rewards(recipe)
     if by == "pass_variance" and rewards is None:
         raise ConfigError("--by pass_variance needs to know right from wrong: set reward or eval.reward")
@@ -95,7 +98,7 @@ def rank_prompts(
             for chunk in chunks:
                 seed = derive_seed(recipe.seed, "select", chunk[0].id)
                 rollouts = engine.generate(chunk, group_size=samples, seed=seed)
-                outcomes = _outcomes(score(scorer, rollouts).reward, by) if rewards else None
+                outcomes = _outcomes(scorer.score_episodes(rollouts).reward, by) if rewards else None
                 for index, prompt in enumerate(chunk):
                     if prompt.id in scores:
                         continue

@@ -14,6 +14,7 @@ from klent.kit.names import nearest
 from klent.streams.prompt import Messages, Prompt
 from klent.tasks.lines import Row
 from klent.tasks.messages import checked_completion, checked_prompt, checked_tools
+from klent.tasks.pool import EnvironmentPool
 from klent.tasks.sources import LINES, open_rows
 
 KEY = 16  # bytes
@@ -49,6 +50,7 @@ class DataTask:
         needed: Sequence[str] = (),
         base: Path = Path("."),
     ) -> None:
+        self.environments: EnvironmentPool | None = None
         data, other = section.source, section.heldout_data or section.source
         self.name = Path(data).stem if data.endswith((*LINES, ".parquet")) else data
         self._seed = seed
@@ -57,7 +59,7 @@ class DataTask:
         if section.heldout_data is None and section.heldout_split is None:
             trained = {prompts.key(index) for index in chosen} if section.only else set()
             distinct = prompts.distinct()
-            count = _heldout_count(section.heldout, heldout, len(distinct))
+            count = heldout_count(section.heldout, heldout, len(distinct))
             if count:
                 random.Random(f"{seed}/heldout").shuffle(distinct)
             others = [index for index in distinct[:count] if prompts.key(index) not in trained]
@@ -222,7 +224,7 @@ class Prompts:
                 f"{where}: a column cannot be called {name!r}: rewards get what was asked and sampled under "
                 "this name. Rename or remove it"
             )
-        return Prompt(where, _with_system(prompt, section.system), others, template=template)
+        return Prompt(where, with_system(prompt, section.system), others, template=template)
 
 
 def _choose(prompts: Prompts, only: Sequence[int], data: str) -> list[int]:
@@ -235,8 +237,8 @@ def _choose(prompts: Prompts, only: Sequence[int], data: str) -> list[int]:
     return [by_number[number] for number in dict.fromkeys(only)]
 
 
-def _heldout_count(setting: float | int | None, default: int, distinct: int) -> int:
-    """How many of the distinct prompts are held out."""
+def heldout_count(setting: float | int | None, default: int, distinct: int) -> int:
+    """How many of the distinct prompts are held out; at most a tenth where nothing is set."""
     if setting is None:
         return min(default, max(1, distinct // 10)) if distinct > 1 else 0
     count = max(1, round(setting * distinct)) if setting < 1 else int(setting)
@@ -261,7 +263,8 @@ def _as_prompt(row: Row, column: str, where: str) -> tuple[Row, str]:
     return {**rest, whole: chat[:cut], **answer}, whole
 
 
-def _with_system(prompt: str | Messages, system: str | None) -> str | Messages:
+def with_system(prompt: str | Messages, system: str | None) -> str | Messages:
+    """A prompt behind a system message, unless it has one."""
     if not system:
         return prompt
     messages: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -8,6 +8,7 @@ from klent.config import GymSettings
 from klent.errors import ConfigError, DataError, TooLong
 from klent.streams.prompt import Prompt
 from klent.tasks.generator import BLOCK, Parameters, Source
+from klent.tasks.pool import EnvironmentPool
 from klent.tasks.process import CallFailed, Worker
 
 _SECONDS = 120.0  # for one request; the slowest generators take about a second per problem
@@ -35,6 +36,7 @@ class GymTask:
     """
 
     def __init__(self, section: GymSettings, *, seed: int = 0, heldout: int = 0) -> None:
+        self.environments: EnvironmentPool | None = None
         self.name = section.gym
         self._config: Parameters = dict(section.config)
         self._seed = seed

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
-from klent.config import FileSettings, GymSettings
+from klent.config import EnvironmentSettings, FileSettings, GymSettings
 from klent.config.sections import read_task
 from klent.errors import ConfigError
 from klent.tasks.data import DataTask
 from klent.tasks.gym import GymTask
+from klent.tasks.starts import EnvironmentTask
 from klent.tasks.task import Task
 
 
@@ -24,7 +25,7 @@ class _Wanted:
 
 
 def load_task(
-    section: GymSettings | FileSettings | Mapping[str, object],
+    section: GymSettings | FileSettings | EnvironmentSettings | Mapping[str, object],
     *,
     seed: int,
     heldout: int,
@@ -42,7 +43,7 @@ def load_task(
         base: folder from which relative data paths are looked up.
 
     Raises:
-        ConfigError: none or several of ``gym``, ``data`` and ``pairs``, an unknown key, or a value out of range.
+        ConfigError: not one of ``gym``, ``data``, ``pairs`` and ``env``, an unknown key, or a value out of range.
         DataError: data that cannot be used.
 
     Examples:
@@ -75,3 +76,10 @@ def _(section: GymSettings, wanted: _Wanted) -> Task:
 @_open.register
 def _(section: FileSettings, wanted: _Wanted) -> Task:
     return DataTask(section, seed=wanted.seed, heldout=wanted.heldout, needed=wanted.needed, base=wanted.base)
+
+
+@_open.register
+def _(section: EnvironmentSettings, wanted: _Wanted) -> Task:
+    if wanted.needed:
+        raise ConfigError(f"task.env: an environment has no {', '.join(wanted.needed)}; use task.data")
+    return EnvironmentTask(section, seed=wanted.seed, heldout=wanted.heldout, base=wanted.base)

@@ -58,6 +58,25 @@ def _says_something(message: dict[str, object]) -> bool:
     return bool(text_of(message["content"]).strip() or any(fields.values()))
 
 
+def checked_said(value: object, *, opening: bool) -> str | Messages:
+    """What an environment says: text, which may be empty behind the opening, or messages that are not the policy's.
+
+    Raises:
+        DataError: anything else.
+    """
+    if isinstance(value, str) and (value.strip() or not opening):
+        return value
+    messages = checked_prompt(value, "its opening" if opening else "what it said")
+    for message in messages if isinstance(messages, list) else []:
+        role = message["role"]
+        if role not in ROLES or (role == "assistant" and not opening):
+            own = (
+                "which is the policy's own" if role == "assistant" else f"which is none of {', '.join(ROLES)}"
+            )
+            raise DataError(f"said a message of role {role!r}, {own}")
+    return messages
+
+
 def checked_tools(value: object, where: str) -> list[dict[str, object]]:
     """Tools as the chat template takes them: a list of JSON schemas, which may be written as JSON text."""
     if isinstance(value, str):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from klent.config.rewards import SHIPPED, TOGETHER, WITHOUT_ANSWER, Reward, short_names
 from klent.errors import ConfigError
+from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 from klent.tasks.arguments import Sample
 from klent.tasks.callables import Function, missing, pack
@@ -56,6 +57,8 @@ class Scores:
             its first text, whatever else its message quotes.
         metrics: what rewards passed to ``log_metric``, by name.
         notes: what else the user should know; the same text each time.
+        to_go: for each completion, from each of its turns on, what its rewards add up to; None where the whole
+            completion has one reward.
     """
 
     reward: list[float]
@@ -63,6 +66,7 @@ class Scores:
     problems: dict[str, int]
     metrics: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    to_go: list[list[float]] | None = None
 
 
 class Scorer:
@@ -142,6 +146,12 @@ class Scorer:
         for reward, worker in pairs:
             check_columns(reward, worker, first)
         return [try_reward(reward, first, first_call(reward, worker)) for reward, worker in pairs]
+
+    def score_episodes(self, episodes: Sequence[Episode]) -> Scores:
+        """Score what each episode says last."""
+        prompts = [episode.prompt for episode in episodes]
+        ids = [episode.tokens[episode.acted].tolist() for episode in episodes]
+        return self.score(prompts, [e.text for e in episodes], [e.finish for e in episodes], ids)
 
     def score(
         self,

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from klent.streams.prompt import Prompt
+from klent.tasks.pool import EnvironmentPool
 
 
 class Task(Protocol):
     """A source of problems whose order is a function of the position alone: a resumed run needs no replay."""
+
+    environments: EnvironmentPool | None
+    """What its prompts are the openings of; None where a prompt is answered once."""
 
     @property
     def name(self) -> str: ...

@@ -125,8 +125,8 @@ def unpack(descriptor: int) -> Function:
     return function
 
 
-def load(target: str, *, as_script: bool = False) -> Function:
-    """The function ``/path/file.py:function`` or ``package.module:function``.
+def load(target: str, *, as_script: bool = False, kind: str = "function") -> Function:
+    """The function ``/path/file.py:function`` or ``package.module:function``; or another ``kind`` of thing to call.
 
     With ``as_script`` its file becomes this process's main module, as if Python had been started with it, and
     children that are spawned import it.
@@ -149,9 +149,9 @@ def load(target: str, *, as_script: bool = False) -> Function:
             if getattr(value, "__module__", "") == module.__name__ and not key.startswith("_")
         ]
         listed = f"; it has {', '.join(names[:8])}" if names else ""
-        raise ConfigError(f"{source} has no function {name!r}{nearest(name, names)}{listed}")
+        raise ConfigError(f"{source} has no {kind} {name!r}{nearest(name, names)}{listed}")
     if not callable(function):
-        raise ConfigError(f"{name!r} in {source} is of type {type(function).__name__}, not a function")
+        raise ConfigError(f"{name!r} in {source} is of type {type(function).__name__}, not a {kind}")
     return function
 
 
@@ -271,7 +271,7 @@ def _place(error: BaseException) -> tuple[str, int]:
     else:
         places = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
     libraries = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
-    skipped = (*libraries, str(Path(__file__).parent), "<frozen")
+    skipped = (*libraries, str(Path(__file__).parent), "<frozen")  # also klent.tasks.host
     return next((place for place in reversed(places) if not place[0].startswith(skipped)), ("", 0))
 
 

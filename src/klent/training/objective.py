@@ -82,6 +82,7 @@ class Objective:
         ``token_reward`` pays; any other rates completions, and what tokens are paid from an action on is added to
         that. With a critic's ``value_old`` the stream ``returns`` is filled too; it is ``value_old`` itself where
         unscorable.
+        Where the batch has sums ``to_go``, each turn of an episode has an advantage of its own.
 
         Raises:
             ValueError: a term reads it and the step has no rewards.
@@ -101,8 +102,7 @@ class Objective:
             rewards = sum(paid, at_last(reward.nan_to_num(nan=0.0), mask))
             advantage = first(at_start.with_(rewards=torch.where(scorable, rewards, 0.0)))
         else:
-            value = reward.nan_to_num(nan=0.0) if first is None else first(batch.streams)
-            advantage = torch.where(mask, value[:, None], 0.0)
+            advantage = torch.where(mask, self._credit(batch, reward), 0.0)
             for tokens in paid:
                 advantage = advantage + torch.where(scorable, reward_to_go(tokens, mask), 0.0)
         advantage = torch.where(scorable, advantage, 0.0)
@@ -112,6 +112,25 @@ class Objective:
             advantage = torch.where(scorable, term(at_start.with_(advantage=advantage)), 0.0)
         kept = advantage if self.sign == 0 else torch.where(self.sign * advantage > 0, advantage, 0.0)
         batch.streams.advantage = kept
+
+    def _credit(self, batch: Batch, reward: Tensor) -> Tensor:
+        """What each action is credited with, ``[B, 1]``; ``[B, T]`` where each turn has its own advantage.
+
+        The estimator then compares, turn by turn, what the rewards add up to from there on, among the episodes
+        of a start that have come so far.
+        """
+
+        def estimate(rewards: Tensor) -> Tensor:
+            if not self.estimators:
+                return rewards.nan_to_num(nan=0.0)
+            value: Tensor = self.estimators[0](batch.streams.with_(rewards=rewards))
+            return value
+
+        if batch.to_go is None:
+            return estimate(reward)[:, None]
+        turns = torch.stack([estimate(rewards) for rewards in batch.to_go.unbind(dim=1)], dim=1)
+        turns = turns.nan_to_num(nan=0.0)
+        return turns.gather(1, batch.turn)
 
     def token_loss(self, streams: Streams) -> TokenLoss:
         """The terms' losses added up, ``[B, T]``, with the metrics of all of them.

@@ -106,7 +106,7 @@ EVALUATION: dict[str, Term] = {
         "Absent where one completion is held out. It says how far another draw of completions would be.",
     ),
     "loss_high": Term("nats per token", "Upper end of the same interval.", "As for loss_low."),
-    "perplexity": Term("", "The exponential of the loss.", "The number of equally likely tokens that would be as hard."),
+    "perplexity": Term("", "The exponential of the loss.", "So many equally likely tokens would be as hard."),
     "loss_completions": Term("", "Held-out completions measured.", "Those that do not fit are left out."),
     "loss_tokens": Term(
         "", "Their tokens, those of prompts and tools not counted.", "The loss is their mean."

@@ -346,6 +346,11 @@ LEARNING: dict[str, Term] = {
         "s", "Wall time of forward, backward and the optimizer step.", "Falls with zero_fraction."
     ),
     "tokens/rollout": Term("tokens", "Tokens sampled in the step.", "Completions x mean length."),
+    "tokens/prefill": Term(
+        "tokens",
+        "Tokens read before the first token of each turn, without padding; of episodes in an environment.",
+        "Openings once for each group, and what was said between turns once: more means that turns are read again.",
+    ),
     "tokens/train": Term(
         "tokens",
         "Tokens that went through the trained model, prompts included.",

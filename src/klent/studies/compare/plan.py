@@ -170,7 +170,7 @@ def _arm_word(key: str, value: str, *, alone: bool) -> str:
 
 
 def _refuse_unmeasured(recipe: Recipe) -> None:
-    if recipe.eval is None or not recipe.reward or not recipe.rollout.sampled:
+    if recipe.eval is None or not (recipe.reward or recipe.task.pays) or not recipe.rollout.sampled:
         missing = "`eval` section" if recipe.eval is None else "`reward`"
         if not recipe.rollout.sampled:
             missing = "sampled completions (rollout.engine is dataset)"

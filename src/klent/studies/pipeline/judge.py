@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from klent.io.files import write_atomic
 from klent.kit.seeds import derive_seed
 from klent.measure.best_of import best_of
 from klent.measure.divergence import measure_divergence
-from klent.measure.evaluate import by_problem, evaluate, score
+from klent.measure.evaluate import by_problem, evaluate
 from klent.measure.prose import paragraphs, prose_nats, weight_distance
 from klent.models.load import LoadedModel
 from klent.runs.engines import build_sampler
@@ -22,6 +23,7 @@ from klent.runs.evaluate import load_on_device
 from klent.streams.episode import Episode
 from klent.studies.pipeline.plan import Block
 from klent.tasks import Scorer, Task, load_task
+from klent.tasks.returns import Returns
 
 FILE = "judge.json"
 Row = dict[str, float]
@@ -90,7 +92,7 @@ class Judging:
 
     def _on(self, name: str, judged: Judged, loaded: LoadedModel) -> Row:
         task = load_task(judged.task, seed=self.block.seed, heldout=judged.problems)
-        engine = build_sampler(loaded, _rollout(judged))
+        engine = build_sampler(loaded, _rollout(judged), environments=task.environments)
         task.fit(None, engine.check)
         found: list[Episode] = []
 
@@ -98,10 +100,11 @@ class Judging:
             found.extend(rollouts)
             return {}
 
-        with Scorer(judged.reward, task) as scorer:
+        with ExitStack() as stack:
+            scorer = stack.enter_context(Scorer(judged.reward, task)) if judged.reward else None
             row = evaluate(
                 engine,
-                scorer,
+                scorer if scorer is not None and task.environments is None else Returns(scorer),
                 task.heldout(judged.problems),
                 samples=judged.samples,
                 seed=derive_seed(self.block.seed, "judge", name),
@@ -131,7 +134,7 @@ class Judging:
             task = load_task(judged.task, seed=self.block.seed, heldout=judged.problems)
             seed = derive_seed(self.block.seed, "judge", name)
             prompts = task.heldout(judged.problems)
-            engine = build_sampler(self.base, _rollout(judged))
+            engine = build_sampler(self.base, _rollout(judged), environments=task.environments)
             self._answers[name] = engine.generate(prompts, group_size=judged.samples, seed=seed)
         reverse = measure_divergence(loaded, self.base, own, **options)  # type: ignore[arg-type]
         forward = measure_divergence(self.base, loaded, self._answers[name], **options)  # type: ignore[arg-type]
@@ -149,7 +152,7 @@ def _others(judged: Judged, task: Task, rollouts: Sequence[Episode]) -> dict[str
     for name, reward in zip(names, judged.others, strict=True):
         with Scorer((reward,), task) as scorer:
             found[name] = [
-                list(group) for group in by_problem(score(scorer, rollouts).reward, judged.samples)
+                list(group) for group in by_problem(scorer.score_episodes(rollouts).reward, judged.samples)
             ]
     return found
 
