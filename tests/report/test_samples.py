@@ -42,7 +42,7 @@ def test_a_token_carries_its_numbers() -> None:
 def test_one_scale_for_the_whole_page() -> None:
     early, late = sample(1, entropy=[4.0, 2.0]), sample(9, entropy=[1.0, 0.0], coefficient=[-2.0, 0.0])
     shown = choose([early, late])
-    assert (shown.entropy, shown.coefficient) == (4.0, 2.0)
+    assert (shown.entropy, shown.mark) == (4.0, 2.0)
     assert [stage.name for stage in shown.stages] == ["early", "late"]
     assert shown.stages[1].asked[0].completions[0].tokens[0].shade == 0.25
     assert shown.stages[0].asked[0].completions[0].tokens[0].size == 0.25

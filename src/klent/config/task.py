@@ -13,6 +13,8 @@ Numbers = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 class Rendered(Settings):
     """How the chat template renders the problems' messages."""
 
+    paired: ClassVar[bool] = False  # two answers to each prompt, one of them better
+
     template: Arguments = Field(default_factory=dict)
     """Arguments of the model's chat template, e.g. `{enable_thinking: false}`."""
     clock: Annotated[datetime.date, Field(strict=False)] | None = None
@@ -102,6 +104,7 @@ class DataSettings(FileSettings):
 class PairsSettings(FileSettings):
     """Preferences: two answers to each prompt, one of them better."""
 
+    paired: ClassVar[bool] = True
     completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     pairs: str

@@ -115,13 +115,17 @@ def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
     if recipe.reward is not None and recipe.eval is None and not recipe.rollout.sampled:
         reason = f"no term of the loss ({terms}) reads an advantage, and eval is null"
         yield Problem(("reward",), f"is not used: {reason}; remove it, or set eval: {{problems: 64}}")
-    if recipe.eval is not None and recipe.reward is None and recipe.eval.reward is None:
+    judged = recipe.reward is not None or (recipe.eval is not None and recipe.eval.reward is not None)
+    if recipe.eval is not None and not judged and not recipe.task.paired:
         yield Problem(("eval",), "needs a reward to tell right from wrong; set `reward`, or eval: null")
 
 
 def _early_stop_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.eval is None or recipe.eval.early_stop is None:
         return
+    if recipe.task.paired and recipe.reward is None and recipe.eval.reward is None:
+        reason = "reads answers to held-out prompts, and held-out pairs are compared without any"
+        yield Problem(("eval", "early_stop"), f"{reason}; remove it, or set eval.reward")
     signal = recipe.eval.early_stop.signal
     if not recipe.eval.every:
         yield Problem(("eval", "early_stop"), "needs evaluations during training; set eval.every, e.g. 2")

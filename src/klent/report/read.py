@@ -55,6 +55,8 @@ class Sample:
         logp: nats, of each token in that distribution.
         coefficient: ``-dL/dlogp`` of each token; positive means pushed up.
         chosen: whether a selector of the recipe chose each token; empty without a selector.
+        preferred: whether it is the better answer of its pair; None where it is in none.
+        score: what each token adds to the answer's score, nats; None where unknown.
     """
 
     step: int
@@ -69,6 +71,15 @@ class Sample:
     logp: list[float | None]
     coefficient: list[float | None]
     chosen: list[bool] = field(default_factory=list)
+    preferred: bool | None = None
+    score: list[float | None] = field(default_factory=list)
+
+    @property
+    def marks(self) -> list[float | None]:
+        """What is drawn of each token: what it adds to the margin of its pair, else its coefficient."""
+        if self.preferred is None:
+            return self.coefficient
+        return [None if value is None else value if self.preferred else -value for value in self.score]
 
 
 @dataclass(frozen=True)
@@ -308,6 +319,8 @@ def _sample(row: Row) -> Sample:
         logp=numbers("logp"),
         coefficient=numbers("coefficient"),
         chosen=_chosen(row.get("chosen"), len(tokens)),
+        preferred=preferred if isinstance(preferred := row.get("preferred"), bool) else None,
+        score=numbers("score"),
     )
 
 

@@ -13,10 +13,12 @@ from klent.control.limits import Guard
 from klent.control.mismatch import MismatchWeights
 from klent.control.mixing import Mixer
 from klent.control.organ import Organ
+from klent.control.pairing import BestWorst
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
 from klent.errors import RunError
 from klent.measure.evaluate import NO_PROBLEMS
+from klent.measure.preferences import evaluate_pairs
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.exact import close
@@ -34,18 +36,20 @@ from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
 from klent.runs.critics import build_critic
 from klent.runs.engines import Progress, build_engine, build_sampler
-from klent.runs.evaluate import evaluate_policy
-from klent.runs.evaluation import EvalRow, Evaluations
+from klent.runs.evaluate import evaluate_policy, pair_scores
+from klent.runs.evaluation import EvalRow, Evaluations, Exam
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
 from klent.runs.objective import build_objective
 from klent.runs.recorder import Recorder
+from klent.runs.references import build_compared
 from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
 from klent.tasks import Scorer, Task
 from klent.training.objective import Objective
+from klent.training.reference import Reference
 from klent.training.update import Updater
 
 Note = Callable[[str], None]
@@ -61,7 +65,8 @@ class Parts:
         sampler: samples for evaluation: from the policy alone.
         policy: what is trained.
         updater: trains it.
-        reference: what the policy is compared with.
+        reference: what the policy is compared with; None where it is not, or not loaded yet.
+        compared: what gives the reference's log-probabilities; None where no term reads them.
         organs: thermostat, mixture, weights of the mismatch and the kept policy, where the recipe has them.
     """
 
@@ -71,6 +76,7 @@ class Parts:
     policy: CausalPolicy
     updater: Updater
     reference: CausalPolicy | None
+    compared: Reference | None
     organs: list[Organ]
 
     @property
@@ -126,14 +132,17 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         policy.critic = build_critic(recipe.critic, recipe, policy)
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
-    reference = None
-    if needs.reference or "kl" in needs.also:
-        reference = _build_reference(recipe, loaded, initial)
     policy.packing = Packing(_shared(recipe, policy, note), recipe.update.tokens_per_microbatch)
-    policies = [policy]
-    if reference is not None:
-        reference.packing = policy.packing
-        policies.append(reference)
+    reference, compared = build_compared(
+        name=recipe.reference or recipe.model,
+        loaded=loaded,
+        replayed=recipe.task.paired,
+        build=lambda: _build_reference(recipe, loaded, initial, policy.packing),
+        measure=updater.measure,
+        wanted=(needs.reference, "kl" in needs.also),
+        note=note,
+    )
+    policies = [one for one in (policy, reference) if one is not None]
     policy.teachers = build_teachers(rollout, recipe.update.kl, policy, loaded, target, reference, needs.also)
     return Parts(
         loaded=loaded,
@@ -142,6 +151,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         policy=policy,
         updater=updater,
         reference=reference,
+        compared=compared,
         organs=[*_build_organs(recipe, objective, engine, policies), *_build_keeper(recipe, policy)],
     )
 
@@ -154,6 +164,8 @@ def build_loop(
     scorer: Scorer | None,
     judge: Scorer | None,
     console: TrainConsole,
+    *,
+    evaluate: bool = True,
 ) -> Loop:
     """The loop over a recipe's parts.
 
@@ -163,8 +175,9 @@ def build_loop(
         folder: the run's.
         task: gives the problems.
         scorer: rewards completions.
-        judge: tells right from wrong on held-out problems; None = they are not measured.
+        judge: tells right from wrong on held-out problems; None = none is answered.
         console: shows the run.
+        evaluate: False = nothing held out is measured.
     """
     rollout = recipe.rollout
 
@@ -178,7 +191,8 @@ def build_loop(
         Guard(recipe.limits, folder.path, checkpoints, console.warn),
         Witness(parts.updater.measure, partial(read_alone, parts.policy), agree, console.warn),
     ]
-    evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
+    exams = build_exams(recipe, parts, task, judge, console.warn) if evaluate else []
+    evaluations = _build_evaluations(recipe, parts, folder, exams, console)
     return Loop(
         source=TaskSource(
             task,
@@ -190,7 +204,7 @@ def build_loop(
         ),
         engine=parts.engine,
         updater=parts.updater,
-        reference=parts.reference if parts.updater.needs.reference else None,
+        reference=parts.compared,
         organs=organs,
         evaluations=evaluations,
         recorder=Recorder(folder, parts.loaded.tokenizer, trackers, console),
@@ -209,21 +223,18 @@ def build_loop(
     )
 
 
-def _build_evaluations(
-    recipe: Recipe,
-    parts: Parts,
-    folder: RunFolder,
-    task: Task,
-    judge: Scorer | None,
-    console: TrainConsole,
-) -> Evaluations:
+def build_exams(recipe: Recipe, parts: Parts, task: Task, judge: Scorer | None, note: Note) -> list[Exam]:
+    """What an evaluation of this recipe measures: answers to held-out problems, held-out pairs, or both."""
     settings = recipe.eval
-    prompts = task.heldout(settings.problems) if settings is not None and judge is not None else []
-    if settings is not None and judge is not None and not prompts:
-        console.warn(NO_PROBLEMS)
+    if settings is None or (judge is None and not recipe.task.paired):
+        return []
+    prompts = task.heldout(settings.problems)
+    if not prompts:
+        note(NO_PROBLEMS)
+        return []
+    exams: list[Exam] = []
 
-    def measure(step: int, votes: Sequence[str | None] | None) -> EvalRow:
-        assert settings is not None
+    def answers(step: int, votes: Sequence[str | None] | None) -> EvalRow:
         assert judge is not None
         return evaluate_policy(
             parts.loaded,
@@ -237,9 +248,22 @@ def _build_evaluations(
             engine=parts.sampler,
         )
 
+    def pairs(step: int, votes: Sequence[str | None] | None) -> EvalRow:
+        scores = pair_scores(parts.updater, parts.compared)
+        return evaluate_pairs(parts.engine, scores, prompts, step=step)
+
+    exams += [answers] if judge is not None else []
+    exams += [pairs] if recipe.task.paired else []
+    return exams
+
+
+def _build_evaluations(
+    recipe: Recipe, parts: Parts, folder: RunFolder, exams: Sequence[Exam], console: TrainConsole
+) -> Evaluations:
+    settings = recipe.eval
     return Evaluations(
         folder,
-        measure if prompts else None,
+        exams,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
         keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),
@@ -315,6 +339,8 @@ def _build_organs(
         organs.append(build_thermostat(recipe.thermostat, objective, set_temperature))
     if recipe.rollout.mixture is not None and isinstance(engine, MixtureEngine):
         organs.append(Mixer(recipe.rollout.mixture, engine))
+    if recipe.rollout.pairs is not None:
+        organs.append(BestWorst())
     if recipe.rollout.mismatch is not None:
         organs.append(MismatchWeights(recipe.rollout.mismatch))
     return organs
@@ -329,12 +355,15 @@ def _build_keeper(recipe: Recipe, policy: CausalPolicy) -> list[Organ]:
     return [Keeper(kept)]
 
 
-def _build_reference(recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]) -> CausalPolicy:
+def _build_reference(
+    recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel], packing: Packing
+) -> CausalPolicy:
     """The policy that is compared with and never trained; without a second model where adapters can be off."""
     temperature = recipe.rollout.temperature
     if recipe.lora is not None and recipe.reference is None:
-        return CausalPolicy(loaded.model, temperature=temperature, active=adapters_off(loaded.model))
+        active = adapters_off(loaded.model)
+        return CausalPolicy(loaded.model, temperature=temperature, active=active, packing=packing)
     model = initial().model
     model.requires_grad_(False)
     model.eval()
-    return CausalPolicy(model, temperature=temperature)
+    return CausalPolicy(model, temperature=temperature, packing=packing)

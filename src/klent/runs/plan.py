@@ -13,6 +13,7 @@ from klent.runs.folder import run_of
 from klent.runs.objective import asked_streams, step_requirements
 from klent.training.requirements import ON_REQUEST, Requirements
 
+_PAIRS = "pairs: of each prompt's completions the best by reward against the worst; equal rewards give none"
 _ALWAYS_READ = {"mask", "rewards", "group"}  # not worth a line of the plan
 
 
@@ -37,12 +38,13 @@ class Plan:
 
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of a recipe."""
+    judged = recipe.eval is not None and (recipe.eval.reward or recipe.reward)
     return Plan(
         completions=recipe.prompts_per_step * recipe.group_size,
         updates=recipe.update.epochs * recipe.update.minibatches,
         terms=tuple(_terms(recipe)),
         needs=step_requirements(recipe),
-        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval else 0,
+        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval and judged else 0,
     )
 
 
@@ -147,11 +149,12 @@ def _same_prompts(recipe: Recipe) -> list[str]:
         task = task if isinstance(task, Mapping) else {}
         its_seed = values.get("seed", 0) if task.get("seed") is None else task["seed"]
         own_seed = recipe.seed if recipe.task.seed is None else recipe.task.seed
-        source = task.get("gym") if recipe.task.generated else task.get("data")
+        key = "gym" if recipe.task.generated else "pairs" if recipe.task.paired else "data"
+        source = task.get(key)
         if its_seed == own_seed and _same_source(str(source), recipe.task.source):
             drawn = "other ones" if recipe.task.generated else "them in another order"
-            key = "seed" if recipe.task.seed is None else "task.seed"
-            other = f"{key}={own_seed + 1} draws {drawn}, and holds out others"
+            seed = "seed" if recipe.task.seed is None else "task.seed"
+            other = f"{seed}={own_seed + 1} draws {drawn}, and holds out others"
             if not recipe.task.generated and recipe.task.heldout_data is None:  # type: ignore[union-attr]
                 other += ", which that run may have been trained on, unless task.heldout_data names them"
             return [f"prompts: from the first again, as {run} drew them (seed {own_seed}); {other}"]
@@ -185,6 +188,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
         *_same_prompts(recipe),
         *([_mixture(mixture)] if mixture else []),
         *([_mismatch(recipe.rollout.mismatch)] if recipe.rollout.mismatch else []),
+        *([_PAIRS] if recipe.rollout.pairs else []),
         *plan.terms,
         _reduction(recipe),
         *_inexact(recipe),
@@ -212,12 +216,23 @@ def describe_plan(recipe: Recipe) -> list[str]:
         )
     if recipe.eval is not None:
         when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
-        size = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}"
+        size = _evaluated(recipe)
         others = [f"at temperature {t:g}" if t else "greedily" for t in recipe.eval.temperatures]
         also = f"; also {', '.join(others)}" if others else ""
         lines.append(f"evaluation: {size}, before, after{when}{also}")
     lines.append(f"in total: {recipe.steps} steps, {recipe.steps * plan.completions} completions")
     return lines
+
+
+def _evaluated(recipe: Recipe) -> str:
+    """What an evaluation looks at: held-out pairs, problems that are answered, or both."""
+    settings = recipe.eval
+    assert settings is not None
+    pairs = [f"{settings.problems} held-out pairs"] if recipe.task.paired else []
+    judged = recipe.reward is not None or settings.reward is not None
+    return ", ".join(
+        [*pairs, *([f"{settings.problems} held-out problems x {settings.samples}"] if judged else [])]
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -78,7 +78,7 @@ class Run:
         found = [score_of(row, kind) for row in evaluations]
         values = {
             "reward": [row["reward/mean"] for row in metrics if row.get("reward/mean") is not None],
-            "accuracy" if kind == "accuracy" else "held-out reward": [
+            "held-out reward" if kind == "reward" else LABELS[kind]: [
                 score.value for score in found if score
             ],
         }

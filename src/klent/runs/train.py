@@ -85,10 +85,13 @@ def train(
         parts = build_parts(
             recipe, progress=lambda done, of: console.phase("rollout", done, of), note=console.warn
         )
-        if left_out := task.fit(parts.engine.check, parts.sampler.check):
+        held_out = parts.engine.check if recipe.task.paired else parts.sampler.check
+        if left_out := task.fit(parts.engine.check, held_out):
             looked_at = "" if isinstance(task, DataTask) else " of those tried"
             console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
-        loop = build_loop(recipe, parts, folder, task, scorer, judge if evaluate else None, console)
+        loop = build_loop(
+            recipe, parts, folder, task, scorer, judge if evaluate else None, console, evaluate=evaluate
+        )
         loop.state.fingerprint = fingerprint.state()
         done = loop.restore()
         recorded = recipe if _reads_clock(parts) else undated

@@ -11,6 +11,9 @@ from klent.objectives.types import TokenLoss
 from klent.streams.registry import Streams
 from klent.training.term import Term
 
+ROUNDING = 1e-4
+"""Nats that two scores may differ by where the policy is its reference: the two are summed in another order."""
+
 
 @dataclass(frozen=True)
 class PairTerm(Term):
@@ -56,26 +59,42 @@ class PairTerm(Term):
         return given
 
     @torch.no_grad()
-    def _metrics(self, streams: Streams) -> dict[str, tuple[Tensor, Tensor]]:
-        """``accuracy``, ``margin``, and ``chosen`` and ``rejected``: how far each has moved from the reference.
+    def scores(self, streams: Streams) -> Tensor:
+        """What the loss compares of each completion, ``[B]``, no gradient.
 
-        Of a reward model the score; else the log-probability of the completion, less the reference's where the
-        loss reads it.
+        Of a reward model its score; else the log-probability of the completion, less the reference's where the
+        loss reads it, and per token where the loss reads lengths.
         """
-        score = streams.score if "score" in self.streams else None
-        if score is None:
-            mask, logp = _present(streams, "mask"), _present(streams, "logp").detach()
-            start = streams.logp_ref if "logp_ref" in self.streams else None
-            score = torch.where(mask, logp if start is None else logp - start, 0.0).sum(dim=1)
-        better, worse = (score.detach()[rows].double() for rows in rows_of_pairs(streams))
+        if "score" in self.streams:
+            return _present(streams, "score").detach()
+        mask, logp = _present(streams, "mask"), _present(streams, "logp").detach()
+        start = streams.logp_ref if "logp_ref" in self.streams else None
+        total = torch.where(mask, logp if start is None else logp - start, 0.0).sum(dim=1)
+        return total / mask.sum(dim=1).clamp(min=1) if self.per_token else total
+
+    @property
+    def per_token(self) -> bool:
+        """Whether it compares means over tokens instead of sums."""
+        return "length_chosen" in self.sides
+
+    def _metrics(self, streams: Streams) -> dict[str, tuple[Tensor, Tensor]]:
+        """``accuracy``, ``margin``, ``chosen`` and ``rejected``: of :meth:`scores`."""
+        score = self.scores(streams)
+        better, worse = (score[rows].double() for rows in rows_of_pairs(streams))
         count = torch.tensor(float(len(better)), device=better.device)
         values = {
-            "preference/accuracy": (better > worse).double() + 0.5 * (better == worse).double(),
+            "preference/accuracy": is_right(better, worse),
             "preference/margin": better - worse,
             "preference/chosen": better,
             "preference/rejected": worse,
         }
         return {name: (value.sum(), count) for name, value in values.items()}
+
+
+def is_right(better: Tensor, worse: Tensor) -> Tensor:
+    """1 for each pair whose better answer scores higher, 1/2 where both score the same up to rounding."""
+    gap = better - worse
+    return (gap > ROUNDING).double() + 0.5 * (gap.abs() <= ROUNDING).double()
 
 
 def pair_term(term: Term) -> Term:
