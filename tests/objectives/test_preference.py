@@ -1,7 +1,5 @@
 """DPO, IPO, cDPO, SimPO, ORPO and Bradley-Terry."""
 
-
-
 import math
 
 import numpy as np

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
+from helpers_training import pairs
 from safetensors.torch import load_file, save_file
-from test_pairs import pairs
 from tiny import tiny_folder
 
 from klent.training import kept_reference

@@ -1,6 +1,6 @@
 """A loss of pairs as a term of a step: two completions of a prompt go in, and its gradient lands on their tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -24,9 +24,11 @@ class PairTerm(Term):
 
     Attributes:
         sides: parameter -> its stream, and whether it is the better answer's.
+        reports: whether its metrics are those of the step; of several losses of pairs the first one's are.
     """
 
     sides: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    reports: bool = True
 
     def __call__(self, streams: Streams, **supplied: object) -> Tensor:
         """The loss of each pair, ``[pairs]``."""
@@ -43,7 +45,7 @@ class PairTerm(Term):
         first = mask[better].to(torch.uint8).argmax(dim=1)
         loss = self(streams)
         grid = torch.zeros(mask.shape, dtype=loss.dtype, device=mask.device)
-        return TokenLoss(grid.index_put((better, first), loss), self._metrics(streams))
+        return TokenLoss(grid.index_put((better, first), loss), self._metrics(streams) if self.reports else {})
 
     def arguments(self, streams: Streams) -> dict[str, Tensor]:
         """What the function is called with, by the names of its parameters."""
@@ -97,12 +99,15 @@ def is_right(better: Tensor, worse: Tensor) -> Tensor:
     return (gap > ROUNDING).double() + 0.5 * (gap.abs() <= ROUNDING).double()
 
 
-def pair_term(term: Term) -> Term:
-    """The term itself, or one of pairs where its function is a loss of pairs."""
-    sides = sides_of(term.function)
-    if not sides:
-        return term
-    return PairTerm(term.name, term.function, term.settings, term.streams, sides=sides)
+def with_pairs(terms: Iterable[Term]) -> list[Term]:
+    """The terms, those of pairs where their function is a loss of pairs."""
+    made: list[Term] = []
+    for term in terms:
+        if sides := sides_of(term.function):
+            first = not any(isinstance(other, PairTerm) for other in made)
+            term = PairTerm(term.name, term.function, term.settings, term.streams, sides=sides, reports=first)
+        made.append(term)
+    return made
 
 
 def rows_of_pairs(streams: Streams) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ def likelihood_displacement(table: Table) -> Finding | None:
         *span,
         f"the better answers lost {fixed(-moved[0][-1], 1)} nats while the margin grew by "
         f"{fixed(moved[2][-1], 1)}: what both answers lost went to texts that are in no pair.",
-        "Read samples for what the policy says instead. Add cross_entropy on the better answers to the loss, train "
-        "on them first, lower optimizer.lr or the number of steps, or leave out pairs whose answers are alike.",
+        "Read samples for what the policy says instead. Imitate the better answers as well (loss.orpo.coef=0), lower "
+        "optimizer.lr or the number of steps, or leave out pairs whose answers are nearly the same.",
         0.5,
     )
