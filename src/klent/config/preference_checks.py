@@ -19,7 +19,9 @@ def pair_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("task",), f"{reason}; {fix}, or remove the term")
     if pairs and "cross_entropy" in recipe.loss:
         reason = "imitates the worse answers of pairs too"
-        yield Problem(("loss", "cross_entropy"), f"{reason}; write orpo: {{coef: 0}}, which takes the better ones")
+        yield Problem(
+            ("loss", "cross_entropy"), f"{reason}; write orpo: {{coef: 0}}, which takes the better ones"
+        )
     yield from _sampled_problems(recipe, pairs)
     if given and not pairs:
         reason = f"are compared by no term of the loss ({', '.join(recipe.loss)})"

@@ -182,6 +182,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
     budget = f"at most {recipe.rollout.max_tokens} tokens each"
     reference = recipe.reference or "the policy as it was at the start"
     referred = plan.needs.reference or "kl" in plan.needs.also
+    reference += "; each answer is measured once, and kept" if recipe.task.paired else ""
     mixture = recipe.rollout.mixture
     lines = [
         f"each step: {work}, {budget}",

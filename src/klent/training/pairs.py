@@ -45,7 +45,9 @@ class PairTerm(Term):
         first = mask[better].to(torch.uint8).argmax(dim=1)
         loss = self(streams)
         grid = torch.zeros(mask.shape, dtype=loss.dtype, device=mask.device)
-        return TokenLoss(grid.index_put((better, first), loss), self._metrics(streams) if self.reports else {})
+        return TokenLoss(
+            grid.index_put((better, first), loss), self._metrics(streams) if self.reports else {}
+        )
 
     def arguments(self, streams: Streams) -> dict[str, Tensor]:
         """What the function is called with, by the names of its parameters."""
