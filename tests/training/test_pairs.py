@@ -27,7 +27,8 @@ def step(loss: str, **options: object):
 def test_rows_behind_a_shared_prompt_and_small_micro_batches_have_the_same_gradient(loss):
     whole = step(loss, shared=False)
     expected = gradient(whole, pairs())
-    assert any(value.abs().max() > 1e-4 for value in expected.values())
+    largest = max(float(value.abs().max()) for value in expected.values())
+    assert largest > 1e-4
     for options in (
         {"shared": True},
         {"tokens_per_microbatch": 1},
@@ -35,7 +36,7 @@ def test_rows_behind_a_shared_prompt_and_small_micro_batches_have_the_same_gradi
     ):
         found = gradient(step(loss, **options), pairs())
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5 * largest)
 
 
 def test_no_micro_batch_cuts_a_pair():

@@ -126,8 +126,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         )
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
-    columns = recipe.task.completions
-    engine = build_engine(loaded, rollout, progress=progress, target=target, columns=columns)
+    engine = build_engine(loaded, rollout, recipe.task.completions, progress=progress, target=target)
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy)
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
@@ -142,7 +141,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         wanted=(needs.reference, "kl" in needs.also),
         note=note,
     )
-    policies = [one for one in (policy, reference) if one is not None]
+    policies = [policy] if reference is None else [policy, reference]
     policy.teachers = build_teachers(rollout, recipe.update.kl, policy, loaded, target, reference, needs.also)
     return Parts(
         loaded=loaded,

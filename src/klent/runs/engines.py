@@ -18,19 +18,19 @@ RolloutSection = TransformersRollout | DatasetRollout
 def build_engine(
     loaded: LoadedModel,
     rollout: RolloutSection,
+    columns: Sequence[str] = ("completion",),
     *,
     progress: Progress | None = None,
     target: Target | None = None,
-    columns: Sequence[str] = ("completion",),
 ) -> Engine:
     """The engine that a recipe's ``rollout`` section describes.
 
     Args:
         loaded: the model.
         rollout: the section.
+        columns: of the data, which ``engine: dataset`` replays.
         progress: told of (completions done, completions asked for).
         target: where the section has a ``mixture``.
-        columns: of the data, which ``engine: dataset`` replays.
     """
     if rollout.engine == "dataset":
         return DatasetEngine(loaded, max_tokens=rollout.max_tokens, columns=columns)
