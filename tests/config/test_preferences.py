@@ -2,7 +2,7 @@
 
 import pytest
 
-from klent.config import make_recipe
+from klent.config import load_recipe, make_recipe
 from klent.errors import ConfigError
 from klent.runs.plan import describe_plan
 
@@ -54,3 +54,9 @@ def test_sampled_pairs_are_in_the_plan():
     recipe = make_recipe(ONLINE)
     assert recipe.rollout.for_evaluation().pairs is None
     assert "the best by reward against the worst" in "\n".join(describe_plan(recipe))
+
+
+def test_pairs_take_the_place_of_a_recipes_own_problems():
+    given = ["method=dpo", "task.pairs=p.jsonl", "reward=null"]
+    task = load_recipe("sft", given).task
+    assert (task.source, task.paired, task.heldout) == ("p.jsonl", True, None)

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import permutations
 
 from klent.config.base import Yaml
 from klent.config.rewards import OPTIONS
+from klent.config.task import SOURCES
 from klent.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
@@ -95,7 +97,7 @@ def _merge_task(lower: Yaml, upper: Yaml) -> Yaml:
     if not isinstance(upper, dict) or not isinstance(lower, dict):
         return upper
     another_generator = "gym" in upper and upper["gym"] != lower.get("gym")
-    another_kind = ("data" in upper and "gym" in lower) or ("gym" in upper and "data" in lower)
+    another_kind = any(one in upper and other in lower for one, other in permutations(SOURCES, 2))
     if another_generator or another_kind:
         lower = {key: value for key, value in lower.items() if key == "system"}
     return _merge_mapping(lower, upper)

@@ -126,6 +126,9 @@ TASKS: dict[str, type[Settings]] = {
 
 _KINDS = {"gym": "gym task", "data": "data task", "pairs": "pairs task"}
 
+SOURCES = tuple(_KINDS)
+"""The keys that say where problems come from, of which a recipe has one."""
+
 
 def _tag(value: object) -> str | None:
     if isinstance(value, Settings):
