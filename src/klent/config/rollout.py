@@ -40,7 +40,8 @@ class TransformersRollout(Settings):
 
     def for_evaluation(self) -> "TransformersRollout":
         """How held-out problems are answered: sampled as in training, from the policy alone."""
-        return self.model_copy(update={"mixture": None, "pairs": None})
+        plain = self.mixture is None and self.pairs is None
+        return self if plain else self.model_copy(update={"mixture": None, "pairs": None})
 
 
 class DatasetRollout(Settings):
