@@ -6,6 +6,7 @@ from tiny import TURN_END, tiny_model, tiny_tokenizer
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
+from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.batch import Batch, make_batch
 from klent.streams.episode import Episode
@@ -32,6 +33,23 @@ def batch(rewards: list[float] | None = None, seed: int = 0) -> Batch:
     if rewards is None:
         rewards = [1.0, 0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 0.25, 0.0, 0.0, 0.0, 2.0]
     return make_batch(episodes(seed), rewards, group_size=GROUP)
+
+
+ANSWERS = [("two", "3"), ("4", "it is five"), ("what", "who knows"), ("1234", "12345")]
+
+
+def pairs(count: int = 4) -> Batch:
+    """Pairs of different lengths, with numbers of a reference that is not the policy."""
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", (TURN_END,))
+    engine = DatasetEngine(loaded, max_tokens=32, columns=("chosen", "rejected"))
+    prompts = [
+        Prompt(f"p/{i}", PROMPTS[i % 3].prompt, {"chosen": better, "rejected": worse})
+        for i, (better, worse) in enumerate(ANSWERS[:count])
+    ]
+    made = make_batch(engine.generate(prompts, group_size=2, seed=0), None, group_size=2, whole_groups=True)
+    drawn = torch.randn(made.mask.shape, generator=torch.Generator().manual_seed(0))
+    made.streams.logp_ref = torch.where(made.mask, -3 + 0.3 * drawn, 0.0)
+    return made
 
 
 GRPO = ({"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2}}, {"group_advantage": {"scale": "std"}}, None)

@@ -128,7 +128,7 @@ def loop_of(folder: RunFolder, steps: int, loss: dict) -> Loop:
         epochs=2,
     )
     evaluations = Evaluations(
-        folder, None, every=0, early_stop=None, keep_best=lambda: None, show=lambda row: None
+        folder, [], every=0, early_stop=None, keep_best=lambda: None, show=lambda row: None
     )
     return Loop(
         source=bandit,

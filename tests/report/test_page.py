@@ -178,6 +178,65 @@ def test_what_a_model_wrote_is_text(ugly_page: Callable[[str], Path]) -> None:
     assert '"><script>alert(4)</script>' in words
 
 
+def test_a_run_on_pairs_draws_them_and_what_data_wrote_is_text(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rows = [
+        {
+            "step": 1,
+            "prompt_id": "p.jsonl:1",
+            "prompt": HOSTILE[0],
+            "completion": side,
+            "reward": None,
+            "advantage": None,
+            "finish": "stop",
+            "tokens": HOSTILE,
+            "entropy": [None] * len(HOSTILE),
+            "logp": [None] * len(HOSTILE),
+            "coefficient": [0.1] * len(HOSTILE),
+            "preferred": side == "better",
+            "score": [0.1] * len(HOSTILE),
+        }
+        for side in ("better", "worse")
+    ]
+    write_lines(folder / "samples.jsonl", rows)
+    steps = [
+        {
+            "step": n,
+            "objective/loss": 0.6,
+            "preference/accuracy": 0.7,
+            "preference/margin": n,
+            "preference/chosen": -n,
+        }
+        for n in (1, 2, 3)
+    ]
+    write_lines(folder / "metrics.jsonl", steps)
+    compared = {
+        "split": "heldout",
+        "problems": 2,
+        "preference/low": 0.1,
+        "preference/high": 0.9,
+        "seconds": 1.0,
+    }
+    evals = [
+        {
+            "step": n,
+            **compared,
+            "preference/accuracy": 0.5,
+            "preference/margin": 1.0 * n,
+            "preference/right": [[1.0], [0.0]],
+        }
+        for n in (0, 3)
+    ]
+    write_lines(folder / "eval.jsonl", evals)
+    page = write_report(folder).read_text()
+    assert page.count("<script>") == 1
+    assert "<img src=x" not in page
+    for text in ('id="preference"', "takes from the margin", "<b>worse</b>", "Held-out accuracy on pairs"):
+        assert text in page
+    assert "The same 2 pairs" in page
+    assert "0.00 → 3.00 nats" in page
+
+
 def test_tokens_are_shaded_marked_and_explained(folder: Path, text: str) -> None:
     tokens = [
         attrs

@@ -85,7 +85,7 @@ def test_an_episode_is_a_conversation() -> None:
 def test_one_scale_for_the_whole_page() -> None:
     early, late = sample(1, entropy=[4.0, 2.0]), sample(9, entropy=[1.0, 0.0], coefficient=[-2.0, 0.0])
     shown = choose([early, late])
-    assert (shown.entropy, shown.coefficient) == (4.0, 2.0)
+    assert (shown.entropy, shown.mark) == (4.0, 2.0)
     assert [stage.name for stage in shown.stages] == ["early", "late"]
     assert shown.stages[1].asked[0].completions[0].tokens[0].shade == 0.25
     assert shown.stages[0].asked[0].completions[0].tokens[0].size == 0.25
@@ -151,3 +151,17 @@ def test_what_cannot_be_seen_is_made_visible(text: str, shown: str) -> None:
 def test_line_breaks_stay_breaks() -> None:
     (stage,) = choose([sample(tokens=["a", "\n\n", "b"])]).stages
     assert [token.breaks for token in stage.asked[0].completions[0].tokens] == [0, 2, 0]
+
+
+def test_of_a_pair_a_token_is_marked_by_what_it_adds_to_the_margin() -> None:
+    better = sample(completion="x", reward=None, advantage=None, preferred=True, score=[0.5, -1.0])
+    worse = sample(completion="y", reward=None, advantage=None, preferred=False, score=[0.25, -2.0])
+    left_out = sample(completion="z", reward=None, advantage=None, coefficient=[0.0, 0.0])
+    shown = choose([left_out, worse, better])
+    assert (shown.pairs, shown.mark) == (True, 2.0)
+    first, second, third = shown.stages[0].asked[0].completions
+    assert [(c.side, c.score) for c in (first, second)] == [("better", "−0.50"), ("worse", "−1.75")]
+    assert third.side == ""
+    assert [(t.push, t.size) for t in first.tokens] == [("up", 0.25), ("down", 0.5)]
+    assert [(t.push, t.size) for t in second.tokens] == [("down", 0.125), ("up", 1.0)]
+    assert first.tokens[0].tip.startswith("margin +0.500 nats · ")

@@ -162,7 +162,8 @@ def _data_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
     from klent.config.yaml_text import read_layer
 
     task = read_layer(source).values.get("task")
-    paths = [task.get(key) for key in ("data", "heldout_data", "rows")] if isinstance(task, dict) else []
+    keys = ("data", "pairs", "heldout_data", "rows")
+    paths = [task.get(key) for key in keys] if isinstance(task, dict) else []
     files = []
     for path in dict.fromkeys(path for path in paths if isinstance(path, str)):
         data, copy = source.parent / path, target.parent / path

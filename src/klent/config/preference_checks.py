@@ -6,17 +6,23 @@ from klent.config import binding
 from klent.config.checks import streams
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
-from klent.config.task import PairsSettings
 from klent.streams.registry import OF_CRITIC
 
 
 def pair_problems(recipe: Recipe) -> Iterator[Problem]:
     """A loss of pairs needs pairs, replayed, and a mean over them; and pairs need such a loss."""
     pairs = [name for name in recipe.loss if binding.sides_of(binding.resolve(name))]
-    given, over = isinstance(recipe.task, PairsSettings), recipe.reduce.over
-    if pairs and not given:
+    given, over = recipe.task.paired, recipe.reduce.over
+    if pairs and not (given or recipe.rollout.pairs):
         reason = f"has no pairs, and the loss ({pairs[0]}) compares two answers to a prompt"
-        yield Problem(("task",), f"{reason}; set task: {{pairs: FILE}}, or remove the term")
+        fix = "set task: {pairs: FILE}, or rollout.pairs: best_worst for pairs of sampled answers"
+        yield Problem(("task",), f"{reason}; {fix}, or remove the term")
+    if pairs and "cross_entropy" in recipe.loss:
+        reason = "imitates the worse answers of pairs too"
+        yield Problem(
+            ("loss", "cross_entropy"), f"{reason}; write orpo: {{coef: 0}}, which takes the better ones"
+        )
+    yield from _sampled_problems(recipe, pairs)
     if given and not pairs:
         reason = f"are compared by no term of the loss ({', '.join(recipe.loss)})"
         yield Problem(("task", "pairs"), f"{reason}; add one such as dpo, or set task: {{data: FILE}}")
@@ -28,6 +34,25 @@ def pair_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("reduce", "over"), f"{over} would weigh a pair by its tokens; set over: pairs")
     if over == "pairs" and not pairs:
         yield Problem(("reduce", "over"), "pairs needs a loss of pairs, such as dpo; choose another")
+
+
+def _sampled_problems(recipe: Recipe, pairs: list[str]) -> Iterator[Problem]:
+    """Pairs that are made of what was sampled."""
+    if not recipe.rollout.pairs:
+        return
+    if recipe.task.paired:
+        yield Problem(("rollout", "pairs"), "is not used with a task of pairs; remove it")
+    if not pairs:
+        reason = f"makes pairs that no term of the loss ({', '.join(recipe.loss)}) compares"
+        yield Problem(("rollout", "pairs"), f"{reason}; remove it, or add one such as dpo")
+    if recipe.reward is None:
+        yield Problem(("reward",), "is missing: rollout.pairs compares completions by it; e.g. reward: gym")
+    if recipe.group_size < 2:
+        reason = "leaves nothing to compare a completion with"
+        yield Problem(("group_size",), f"{recipe.group_size} {reason}; set 2 or more, or rollout.pairs: null")
+    if "mask" in (recipe.select or {}):
+        reason = "chooses the tokens of the loss, and so does rollout.pairs"
+        yield Problem(("select", "mask"), f"{reason}; remove one of the two")
 
 
 def critic_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -28,6 +28,8 @@ class TransformersRollout(Settings):
     """Strings that end a completion, besides the model's own end token."""
     mixture: MixtureSettings | None = None
     """Sample between the policy and a target; evaluation samples from the policy all the same."""
+    pairs: Literal["best_worst"] | None = None
+    """Of each prompt's completions, train on a pair: the best by reward against the worst; null = on all."""
     mismatch: Mismatch | None = None
     """Weighs by trainer/sampler where their log-probabilities differ; null = they are taken to be the same."""
 
@@ -38,7 +40,8 @@ class TransformersRollout(Settings):
 
     def for_evaluation(self) -> "TransformersRollout":
         """How held-out problems are answered: sampled as in training, from the policy alone."""
-        return self if self.mixture is None else self.model_copy(update={"mixture": None})
+        plain = self.mixture is None and self.pairs is None
+        return self if plain else self.model_copy(update={"mixture": None, "pairs": None})
 
 
 class DatasetRollout(Settings):
@@ -48,6 +51,7 @@ class DatasetRollout(Settings):
     temperature: ClassVar[float] = 1.0  # log-probs are those of the model's own distribution
     mixture: ClassVar[None] = None
     mismatch: ClassVar[None] = None
+    pairs: ClassVar[None] = None  # the data has them, or not
 
     engine: Literal["dataset"]
     """What makes the completions."""

@@ -16,6 +16,7 @@ class Rendered(Settings):
     """How the chat template renders the problems' messages."""
 
     pays: ClassVar[bool] = False  # whether it rewards what is done there, so that a recipe needs no `reward`
+    paired: ClassVar[bool] = False  # two answers to each prompt, one of them better
 
     template: Arguments = Field(default_factory=dict)
     """Arguments of the model's chat template, e.g. `{enable_thinking: false}`."""
@@ -111,6 +112,7 @@ class DataSettings(FileSettings):
 class PairsSettings(FileSettings):
     """Preferences: two answers to each prompt, one of them better."""
 
+    paired: ClassVar[bool] = True
     completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     pairs: str

@@ -149,6 +149,9 @@ def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
 def _early_stop_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.eval is None or recipe.eval.early_stop is None:
         return
+    if recipe.task.paired and recipe.reward is None and recipe.eval.reward is None:
+        reason = "reads answers to held-out prompts, and held-out pairs are compared without any"
+        yield Problem(("eval", "early_stop"), f"{reason}; remove it, or set eval.reward")
     signal = recipe.eval.early_stop.signal
     if signal == "loss" and recipe.rollout.sampled:
         reason = "loss is that of held-out completions, which only rollout.engine=dataset has"

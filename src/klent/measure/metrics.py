@@ -97,7 +97,8 @@ def _distances(batch: Batch, result: UpdateResult) -> Row:
     if sampling is not None and untouched.any():
         row["policy/logp_mismatch"] = float((logp - sampling.logp)[untouched].abs().mean())
     known = batch.mask & result.before.known[:, None]
-    if batch.streams.logp_ref is not None and known.any() and not batch.mixed:
+    of_policy = batch.sampled or batch.streams.preferred is None  # worse answers are not what the policy says
+    if batch.streams.logp_ref is not None and known.any() and not batch.mixed and of_policy:
         kl = kl_estimate(logp[known], batch.streams.logp_ref[known], estimator="k3")
         row["kl/reference"] = float(kl.mean())
     return row

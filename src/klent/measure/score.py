@@ -8,15 +8,22 @@ from klent.kit.statistics import mean, pass_at_k, standard_error, wilson
 from klent.kit.student import t_bound
 from klent.kit.tables import Row, finite
 
-Kind = Literal["accuracy", "reward"]
+Kind = Literal["accuracy", "reward", "preference"]
 Rewards = Sequence[Sequence[float]]
 """For each problem, the reward of each of its samples; NaN is unscorable."""
 
 _KEYS: dict[Kind, tuple[str, str, str]] = {
     "accuracy": ("accuracy", "low", "high"),
     "reward": ("reward", "reward_low", "reward_high"),
+    "preference": ("preference/accuracy", "preference/low", "preference/high"),
 }
-LABELS: dict[Kind, str] = {"accuracy": "accuracy", "reward": "mean reward"}
+LABELS: dict[Kind, str] = {
+    "accuracy": "accuracy",
+    "reward": "mean reward",
+    "preference": "accuracy on pairs",
+}
+BY_PROBLEM: dict[Kind, str] = {"accuracy": "correct", "reward": "rewards", "preference": "preference/right"}
+"""The key that holds what the score is the mean of, problem by problem."""
 _CLOSE = 1e-6
 
 
@@ -105,12 +112,18 @@ class Score(NamedTuple):
 def kind_of(rows: Sequence[Row]) -> Kind:
     """What evaluations are read by: the accuracy if all of them have it, else the mean reward.
 
-    A graded reward may be 0 on every sample of one evaluation; its rows are then all read by the mean.
+    A graded reward may be 0 on every sample of one evaluation; its rows are then all read by the mean. Where
+    nothing was sampled and pairs were compared, it is the share of pairs in the right order.
 
     >>> kind_of([{"accuracy": 0.0, "reward": 0.0}, {"reward": 0.3}]), kind_of([{"accuracy": 0.5}])
     ('reward', 'accuracy')
+    >>> kind_of([{"preference/accuracy": 0.5}])
+    'preference'
     """
-    return "accuracy" if all(finite(row.get("accuracy")) is not None for row in rows) else "reward"
+    if all(finite(row.get("accuracy")) is not None for row in rows):
+        return "accuracy"
+    compared = all(finite(row.get("preference/accuracy")) is not None for row in rows)
+    return "preference" if compared and not any("reward" in row for row in rows) else "reward"
 
 
 def score_of(row: Row, kind: Kind, at: str = "") -> Score | None:
@@ -128,7 +141,7 @@ def is_scored(row: Row) -> bool:
     """Whether a row of ``eval.jsonl`` has a score; where every completion was unscorable, it has none."""
     if finite(row.get("unscorable")) == 1:
         return False
-    return score_of(row, "accuracy") is not None or score_of(row, "reward") is not None
+    return any(score_of(row, kind) is not None for kind in _KEYS)
 
 
 def temperatures_of(row: Row) -> dict[str, str]:

@@ -3,13 +3,14 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from klent.objectives.checks import check_choice, check_number, check_pairs
 from klent.objectives.kinds import pair_loss
 
-__all__ = ["bradley_terry", "dpo"]
+__all__ = ["bradley_terry", "dpo", "orpo", "simpo"]
 
 
 @pair_loss
@@ -93,6 +94,144 @@ def dpo(
     loss = -logsigmoid(beta * margin)
     # log σ(-x) = log σ(x) - x, so noise adds a term in x alone
     return loss + label_noise * beta * margin if label_noise else loss
+
+
+@pair_loss
+def simpo(
+    logp_chosen: Tensor,
+    logp_rejected: Tensor,
+    length_chosen: Tensor,
+    length_rejected: Tensor,
+    *,
+    beta: float = 2.0,
+    margin: float = 1.0,
+) -> Tensor:
+    """Preference optimisation without a reference, on mean log-probabilities.
+
+        h = logp_chosen / length_chosen - logp_rejected / length_rejected
+        L = -log σ(beta·h - margin)
+
+    The reward is the mean log-probability per token, which is also what decides how likely an answer looks to
+    greedy decoding; the better one should win by ``margin``.
+
+    Args:
+        logp_chosen: log-probability of the preferred answer under the policy being trained, *summed* over its
+            tokens, nats, ``[B]``. Receives the gradient.
+        logp_rejected: the same of the other answer, to the same prompt. Receives the gradient.
+        length_chosen: number of tokens that ``logp_chosen`` is summed over, ``[B]``. Receives no gradient.
+        length_rejected: the same of ``logp_rejected``. Receives no gradient.
+        beta: scale of the reward, in (0, inf); no coefficient of a KL.
+        margin: by how much the better reward should exceed the other, the paper's γ, in [0, inf).
+
+    Returns:
+        ``[B]``, not averaged.
+
+    Raises:
+        TypeError: a tensor is not floating point or a setting not a number.
+        ValueError: shapes are not ``[B]`` or differ, or a setting is out of range.
+
+    Note:
+        *Gradient.* ``-dL/dlogp_chosen = beta·σ(margin - beta·h) / length_chosen``: every token of a pair's longer
+        answer is pushed less.
+
+        *Exactness.* No optimum of a reward and a KL stands behind it: nothing holds the policy near where it
+        began but the learning rate and the number of steps. With labels that never disagree h grows without end.
+
+        *Released code.* The authors' (and TRL's ``CPOTrainer``) sets ``gamma_beta_ratio``, which is
+        margin / beta here; 0.3 to 0.6 in their runs, with beta from 2 to 10.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import simpo
+        >>> chosen, rejected = torch.tensor([-4.0, -4.0]), torch.tensor([-6.0, -6.0])
+        >>> lengths = torch.tensor([4.0, 4.0]), torch.tensor([4.0, 12.0])
+        >>> simpo(chosen, rejected, *lengths, beta=2.0, margin=1.0)
+        tensor([0.6931, 2.1269])
+
+    References:
+        Meng, Xia and Chen, SimPO: Simple Preference Optimization with a Reference-Free Reward, 2024,
+        arXiv:2405.14734, equation 6.
+    """
+    check_pairs(
+        logp_chosen=logp_chosen,
+        logp_rejected=logp_rejected,
+        length_chosen=length_chosen,
+        length_rejected=length_rejected,
+    )
+    check_number("beta", beta, 0, math.inf, ends="()")
+    check_number("margin", margin, 0, math.inf, ends="[)")
+    gap = logp_chosen / length_chosen.detach() - logp_rejected / length_rejected.detach()
+    return -logsigmoid(beta * gap - margin)
+
+
+@pair_loss
+def orpo(
+    logp_chosen: Tensor,
+    logp_rejected: Tensor,
+    length_chosen: Tensor,
+    length_rejected: Tensor,
+    *,
+    coef: float = 0.1,
+) -> Tensor:
+    """Odds-ratio preference optimisation: imitate the better answer, and prefer it by its odds.
+
+        p = exp(logp / length)        odds = p / (1 - p)
+        L = -logp_chosen / length_chosen - coef·log σ(log odds_chosen - log odds_rejected)
+
+    One stage in place of supervised tuning and a preference loss: the first term teaches the better answers, the
+    second keeps what it teaches from raising the worse ones with them.
+
+    Args:
+        logp_chosen: log-probability of the preferred answer under the policy being trained, *summed* over its
+            tokens, nats, ``[B]``. Receives the gradient.
+        logp_rejected: the same of the other answer, to the same prompt. Receives the gradient.
+        length_chosen: number of tokens that ``logp_chosen`` is summed over, ``[B]``. Receives no gradient.
+        length_rejected: the same of ``logp_rejected``. Receives no gradient.
+        coef: weight of the odds ratio, the paper's λ, in [0, inf); 0 imitates alone.
+
+    Returns:
+        ``[B]``, not averaged.
+
+    Raises:
+        TypeError: a tensor is not floating point or ``coef`` not a number.
+        ValueError: shapes are not ``[B]`` or differ, or ``coef`` is negative or infinite.
+
+    Note:
+        *Gradient.* ``d log odds/dlogp = 1 / (length·(1 - p))``: it grows without bound as an answer becomes
+        certain. Where p rounds to 1 the odds count as those of the largest p below 1, without a gradient.
+
+        *Exactness.* There is no reference and no KL: how far the policy goes is up to the number of steps.
+
+        *Released code.* TRL's ``ORPOTrainer`` takes the first term over prompt and answer together, and averages
+        it over the tokens of all better answers of a batch, so that long ones weigh more; here, as in the paper,
+        each answer has its own mean, and the prompt has no loss.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import orpo
+        >>> half = torch.tensor([0.5]).log()
+        >>> orpo(2 * half, 3 * half, torch.tensor([2.0]), torch.tensor([3.0]), coef=0.1)
+        tensor([0.7625])
+
+    References:
+        Hong, Lee and Thorne, ORPO: Monolithic Preference Optimization without Reference Model, 2024,
+        arXiv:2403.07691, equations 4 to 7.
+    """
+    check_pairs(
+        logp_chosen=logp_chosen,
+        logp_rejected=logp_rejected,
+        length_chosen=length_chosen,
+        length_rejected=length_rejected,
+    )
+    check_number("coef", coef, 0, math.inf, ends="[)")
+    chosen, rejected = logp_chosen / length_chosen.detach(), logp_rejected / length_rejected.detach()
+    return -chosen - coef * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    """log(p / (1 - p)), from log p."""
+    logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
+    return logp - (-torch.expm1(logp)).log()
 
 
 @pair_loss

@@ -9,7 +9,15 @@ from klent.kit.tables import Row, Table, finite, step_of
 from klent.kit.text import fixed, number, plural, share, signed, signed_fixed
 from klent.measure.findings.reward import pushes_equal_groups
 from klent.measure.law import Fit, is_refuted, latest_reward, no_ceiling, points
-from klent.measure.score import LABELS, Kind, is_judged, is_scored, score_of, temperatures_of
+from klent.measure.score import (
+    BY_PROBLEM,
+    LABELS,
+    Kind,
+    is_judged,
+    is_scored,
+    score_of,
+    temperatures_of,
+)
 from klent.report.read import RunData, is_idle
 
 
@@ -73,7 +81,7 @@ def problem_pairs(run: RunData) -> list[tuple[float, float]]:
 
 
 def _by_problem(row: Row, kind: Kind) -> list[float | None]:
-    correct = row.get("correct" if kind == "accuracy" else "rewards")
+    correct = row.get(BY_PROBLEM[kind])
     shares: list[float | None] = []
     for samples in correct if isinstance(correct, list) else []:
         outcomes = [finite(outcome) for outcome in samples] if isinstance(samples, list) else []
@@ -108,7 +116,7 @@ def _heldout(run: RunData) -> Fact | None:
     before, after = (score_of(row, run.kind) for row in (rows[0], rows[-1]))
     if before is None or after is None:
         return None
-    lead = "Accuracy" if run.kind == "accuracy" else "Held-out reward"
+    lead = {"accuracy": "Accuracy", "reward": "Held-out reward", "preference": "Held-out pairs"}[run.kind]
     text = f"Held-out {LABELS[run.kind]} went from {fixed(before.value)} to {fixed(after.value)}"
     others = [
         f"{word} from {score_change(run, at, ' to ')}" for at, word in temperatures_of(rows[-1]).items() if at

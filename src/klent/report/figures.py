@@ -111,6 +111,34 @@ def kl(run: RunData) -> Figure | None:
     )
 
 
+def preference(run: RunData) -> Figure | None:
+    """How often the better answer scores higher, by how much, and where each of the two went."""
+    known = run.has("preference/tied")
+    tied = [Line("preference/tied", "prompts without a pair", "muted", "fill")] if known else []
+    return curves(
+        run,
+        "preference",
+        "Preferences",
+        Panel(
+            "fraction of pairs",
+            (*tied, Line("preference/accuracy", "in the right order", "reward")),
+            1.4,
+            full=1.0,
+        ),
+        Panel("margin, nats", (Line("preference/margin", "better less worse", "ink"),)),
+        Panel(
+            "moved, nats",
+            (
+                Line("preference/chosen", "better answers", "reward"),
+                Line("preference/rejected", "worse answers", "down", "dash"),
+            ),
+            1.4,
+        ),
+        note="Log-probabilities of whole answers, less the reference's where the loss reads them (per token where "
+        "it reads lengths). A margin may grow while both lines fall: then other answers gain what these lose.",
+    )
+
+
 def mixture(run: RunData) -> Figure | None:
     """Where a mixture lies between policy and target, and how useful its samples are to the policy."""
     return curves(
@@ -293,9 +321,10 @@ def accuracy(run: RunData) -> Figure | None:
         unit(panel, LABELS[run.kind], left=NAMES)
         horizontal(panel, "step", left=NAMES)
     problems, samples = (int(finite(rows[0].get(key)) or 0) for key in ("problems", "samples"))
-    caption = (
-        f"n = {plural(problems, 'held-out problem')}, {plural(samples, 'sample')} per problem; 95% intervals."
-    )
+    counted = f"{plural(problems, 'held-out problem')}, {plural(samples, 'sample')} per problem"
+    if run.kind == "preference":
+        counted = plural(problems, "held-out pair")
+    caption = f"n = {counted}; 95% intervals."
     others = [f"{word} {score_change(run, at)}" for at, word in temperatures_of(rows[-1]).items() if at]
     caption += f" {'; '.join(others).capitalize()}." if others else ""
     return Figure("accuracy", f"Held-out {LABELS[run.kind]}", render(figure, "accuracy"), [], caption)

@@ -7,7 +7,7 @@ from klent.config.task import KEYS
 from klent.kit.statistics import ends, mean
 from klent.kit.tables import Table, finite, step_of
 from klent.kit.text import count, duration, fixed, number, plural, share
-from klent.measure.score import is_judged, is_scored, loss_of, score_of, temperatures_of
+from klent.measure.score import LABELS, is_judged, is_scored, loss_of, score_of, temperatures_of
 from klent.report.certainty import stopped
 from klent.report.curves import counted
 from klent.report.facts import score_change
@@ -97,12 +97,14 @@ def _heldout(run: RunData) -> Stat:
     assert after is not None  # RunData.heldout has no other rows
     problems, samples = (int(finite(last.get(key)) or 0) for key in ("problems", "samples"))
     parts = [f"95%: {fixed(after.low)} to {fixed(after.high)}"] if after.interval else []
-    parts.append(f"{problems:,} problems × {samples}")
+    parts.append(
+        plural(problems, "pair") if run.kind == "preference" else f"{problems:,} problems × {samples}"
+    )
     words = temperatures_of(last)
     parts += [words[""]] if len(words) > 1 else []
     parts += ["before training"] if step_of(last) == 0 else []
     parts += [f"{word}: {score_change(run, at)}" for at, word in words.items() if at]
-    label = "Held-out accuracy" if run.kind == "accuracy" else "Held-out mean reward"
+    label = f"Held-out {LABELS[run.kind]}"
     before = score_of(first, run.kind) if last is not first else None
     return Stat(label, fixed(before.value) if before else "", fixed(after.value), "; ".join(parts))
 

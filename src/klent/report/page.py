@@ -44,6 +44,7 @@ class Cells(NamedTuple):
     explanation: str
     counts: list[tuple[str, str, int]]
     kinds: list[str]
+    noun: str = "problems"
 
 
 class Phase(NamedTuple):
@@ -121,17 +122,16 @@ def _content(run: RunData) -> dict[str, object]:
     fit = fit_run(run)
     ceiling = law(run, fit)
     ahead = forecast(run.rows, fit)
-    curves = (
-        f(run)
-        for f in (
-            figures.reward,
-            figures.loss,
-            figures.heldout_loss,
-            figures.entropy,
-            figures.kl,
-            figures.mixture,
-        )
+    drawn = (
+        figures.reward,
+        figures.loss,
+        figures.heldout_loss,
+        figures.preference,
+        figures.entropy,
+        figures.kl,
+        figures.mixture,
     )
+    curves = (f(run) for f in drawn)
     doubts = (f(run) for f in (figures.length, figures.gradient, figures.agreement))
     diagnosis = diagnose(run.table)
     covered = {COVERS[finding.name] for finding in diagnosis if finding.name in COVERS}
@@ -236,6 +236,17 @@ def _evaluation(run: RunData) -> list[tuple[str, str]]:
         else []
     )
     rows += [("unscorable", change("unscorable"))] if finite(last.get("unscorable")) else []
+    compared = {
+        "accuracy": "pairs in the right order",
+        "margin": "margin",
+        "chosen": "better",
+        "rejected": "worse",
+    }
+    rows += [
+        (label, change(f"preference/{key}", "" if key == "accuracy" else " nats"))
+        for key, label in compared.items()
+        if finite(last.get(f"preference/{key}")) is not None
+    ]
     return rows + certainty.before_after(run.heldout)
 
 
@@ -259,18 +270,28 @@ def _cells(run: RunData) -> Cells | None:
         "never": "neither before nor after",
         "lost": "less often",
     }
+    if run.kind == "preference":
+        labels = {
+            "gained": "right now",
+            "kept": "right as before",
+            "never": "wrong as before",
+            "lost": "wrong now",
+        }
     if run.kind == "reward":
         labels = {"gained": "better", "kept": "as before", "never": "0 or less, as before", "lost": "worse"}
     began = "before training" if step_of(run.heldout[0]) == 0 else "at the first evaluation"
     return Cells(
         n=len(pairs),
         explanation=(
-            f"Solved more often: more of its samples are correct than {began}."
-            if run.kind == "accuracy"
-            else f"Better: the mean reward of its samples is higher than {began}."
+            {
+                "accuracy": f"Solved more often: more of its samples are correct than {began}.",
+                "reward": f"Better: the mean reward of its samples is higher than {began}.",
+                "preference": f"Right now: the better answer of the pair scores higher, and did not {began}.",
+            }[run.kind]
         ),
         counts=[(kind, label, kinds.count(kind)) for kind, label in labels.items()],
         kinds=sorted(kinds, key=list(labels).index) if len(kinds) <= CELLS_SHOWN else [],
+        noun="pairs" if run.kind == "preference" else "problems",
     )
 
 
@@ -305,7 +326,8 @@ def _samples(run: RunData) -> dict[str, object]:
     return {
         "stages": shown.stages,
         "heat": fixed(shown.entropy, 1),
-        "push": number(shown.coefficient, 2),
+        "push": number(shown.mark, 2),
+        "pairs": shown.pairs,
         "chosen": any(any(sample.chosen) for sample in run.samples),
     }
 

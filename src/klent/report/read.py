@@ -57,6 +57,8 @@ class Sample:
         chosen: whether a selector of the recipe chose each token; empty without a selector.
         turns: who wrote which tokens of an episode in an environment; empty where there is none.
         problem: why the environment failed; empty where it did not.
+        preferred: whether it is the better answer of its pair; None where it is in none.
+        score: what each token adds to the answer's score, nats; None where unknown.
     """
 
     step: int
@@ -73,6 +75,15 @@ class Sample:
     chosen: list[bool] = field(default_factory=list)
     turns: list["Stretch"] = field(default_factory=list)
     problem: str = ""
+    preferred: bool | None = None
+    score: list[float | None] = field(default_factory=list)
+
+    @property
+    def marks(self) -> list[float | None]:
+        """What is drawn of each token: what it adds to the margin of its pair, else its coefficient."""
+        if self.preferred is None:
+            return self.coefficient
+        return [None if value is None else value if self.preferred else -value for value in self.score]
 
 
 @dataclass(frozen=True)
@@ -335,6 +346,8 @@ def _sample(row: Row) -> Sample:
         chosen=_chosen(row.get("chosen"), len(tokens)),
         turns=list(_stretches(row.get("turns"), len(tokens))),
         problem=str(row.get("problem") or ""),
+        preferred=preferred if isinstance(preferred := row.get("preferred"), bool) else None,
+        score=numbers("score"),
     )
 
 

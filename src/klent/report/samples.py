@@ -11,6 +11,8 @@ COMPLETIONS_SHOWN = 4
 TOKENS_SHOWN = 320
 PROMPT_CHARACTERS = 1200
 
+_SIDES = {True: 0, False: 1, None: 2}  # the better answer first
+
 _VISIBLE = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x00": "␀", "\x1b": "␛", "\u200b": "⟨zwsp⟩", "\xa0": "⍽"}
 
 
@@ -22,8 +24,9 @@ class Token:
         text: the token with invisible characters made visible.
         breaks: number of line breaks after it.
         shade: its entropy over the largest on the page, in [0, 1].
-        push: ``up``, ``down``, ``zero``, or empty if the coefficient is unknown.
-        size: its coefficient's size over the largest on the page, in [0, 1].
+        push: ``up``, ``down``, ``zero``, or empty if its mark is unknown: the coefficient, or of an answer of a
+            pair what the token adds to the margin.
+        size: its mark's size over the largest on the page, in [0, 1].
         chosen: whether a selector chose it.
         tip: its numbers.
     """
@@ -48,7 +51,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion to be drawn; ``hidden`` is the number of tokens left out at its end."""
+    """One completion to be drawn; ``hidden`` is the number of tokens left out at its end.
+
+    Of a pair ``side`` says which answer it is, and ``score`` is the sum over its tokens, nats.
+    """
 
     parts: list[Part]
     hidden: int
@@ -57,6 +63,8 @@ class Completion:
     push: str
     finish: str
     problem: str = ""
+    side: str = ""
+    score: str = ""
 
     @property
     def tokens(self) -> list[Token]:
@@ -85,11 +93,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Shown:
-    """The whole section; ``entropy`` (nats) and ``coefficient`` are the maxima of its two scales."""
+    """The whole section; ``entropy`` (nats) and ``mark`` are the maxima of its two scales.
+
+    ``pairs``: marks are what tokens add to the margin of their pair, nats, and not coefficients.
+    """
 
     stages: list[Stage]
     entropy: float
-    coefficient: float
+    mark: float
+    pairs: bool = False
 
 
 def choose(samples: list[Sample]) -> Shown:
@@ -103,7 +115,7 @@ def choose(samples: list[Sample]) -> Shown:
     chosen = {step: list(_chosen([s for s in samples if s.step == step])) for step in steps}
     shown = [sample for prompts in chosen.values() for group in prompts for sample in group]
     entropies = [v for s in shown for v in s.entropy[:TOKENS_SHOWN] if v is not None]
-    sizes = [abs(v) for s in shown for v in s.coefficient[:TOKENS_SHOWN] if v is not None]
+    sizes = [abs(v) for s in shown for v in s.marks[:TOKENS_SHOWN] if v is not None]
     high, push = max(entropies, default=0.0), max(sizes, default=0.0)
     drawn = {
         step: [
@@ -115,7 +127,7 @@ def choose(samples: list[Sample]) -> Shown:
     stages = [
         Stage(name, step, drawn[step], _note(chosen[step])) for name, step in zip(names, steps, strict=True)
     ]
-    return Shown(stages, high, push)
+    return Shown(stages, high, push, any(sample.preferred is not None for sample in shown))
 
 
 def _note(groups: list[list[Sample]]) -> str:
@@ -139,7 +151,9 @@ def _chosen(samples: list[Sample]) -> Iterator[list[Sample]]:
 
     taught = [group for group in groups.values() if is_instructive(group)]
     for group in sorted(taught or groups.values(), key=spread, reverse=True)[:PROMPTS_SHOWN]:
-        ranked = sorted(_distinct(group), key=lambda sample: -(sample.advantage or 0.0))
+        ranked = sorted(
+            _distinct(group), key=lambda sample: (_SIDES[sample.preferred], -(sample.advantage or 0.0))
+        )
         last, room = len(ranked) - 1, min(COMPLETIONS_SHOWN, len(ranked))
         chosen = sorted({round(i * last / max(1, room - 1)) for i in range(room)})
         yield [ranked[index] for index in chosen]
@@ -165,6 +179,8 @@ def _completion(sample: Sample, high: float, push: float) -> Completion:
         push=_sign(sample.advantage),
         finish=sample.finish,
         problem=sample.problem,
+        side={True: "better", False: "worse", None: ""}[sample.preferred],
+        score=signed_fixed(sum(value for value in sample.score if value is not None)),
     )
 
 
@@ -191,13 +207,17 @@ def _token(sample: Sample, index: int, high: float, push: float, *, own: bool = 
         return Token(visible(text), text.count("\n"), 0.0, "", 0.0, "")
     text, entropy = sample.tokens[index], sample.entropy[index]
     logp, coefficient = sample.logp[index], sample.coefficient[index]
+    mark = sample.marks[index]
+    numbers = f"entropy {fixed(entropy)} · logp {fixed(logp)} · coefficient {signed(coefficient)}"
+    if sample.preferred is not None:
+        numbers = f"margin {signed(mark)} nats · {numbers}"
     return Token(
         text=visible(text),
         breaks=text.count("\n"),
         shade=entropy / high if entropy is not None and high > 0 else 0.0,
-        push=_sign(coefficient),
-        size=abs(coefficient) / push if coefficient is not None and push > 0 else 0.0,
-        tip=f"entropy {fixed(entropy)} · logp {fixed(logp)} · coefficient {signed(coefficient)}",
+        push=_sign(mark),
+        size=abs(mark) / push if mark is not None and push > 0 else 0.0,
+        tip=numbers,
         chosen=bool(sample.chosen) and sample.chosen[index],
     )
 

@@ -7,21 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from klent.config import Eval, MixtureSettings, Recipe, dump_recipe
+from klent.config import MixtureSettings, Recipe, dump_recipe
 from klent.control.keeper import Keeper
 from klent.control.limits import Guard
 from klent.control.mismatch import MismatchWeights
 from klent.control.mixing import Mixer
 from klent.control.organ import Organ
+from klent.control.pairing import BestWorst
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
-from klent.measure.evaluate import NO_PROBLEMS
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
 from klent.policies.causal_lm.kept import KeptWeights
+from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import read_alone
 from klent.rollout.engine import Engine
@@ -32,14 +33,14 @@ from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
 from klent.runs.critics import build_critic
 from klent.runs.engines import Progress, build_engine, build_sampler, turn_engine
-from klent.runs.evaluate import evaluate_policy
-from klent.runs.evaluation import EvalRow, Evaluations
+from klent.runs.evaluation import Evaluations, Exam
+from klent.runs.exams import build_exams
 from klent.runs.folder import RunFolder
-from klent.runs.heldout_loss import heldout_completions, loss_row
 from klent.runs.loop import Loop
 from klent.runs.objective import build_objective
 from klent.runs.packing import choose_packing
 from klent.runs.recorder import Recorder
+from klent.runs.references import build_compared
 from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
@@ -48,6 +49,7 @@ from klent.tasks import Task
 from klent.tasks.pool import EnvironmentPool
 from klent.tasks.returns import Judge
 from klent.training.objective import Objective
+from klent.training.reference import Reference
 from klent.training.update import Updater
 
 Note = Callable[[str], None]
@@ -63,7 +65,8 @@ class Parts:
         sampler: samples for evaluation: from the policy alone.
         policy: what is trained.
         updater: trains it.
-        reference: what the policy is compared with.
+        reference: what the policy is compared with; None where it is not, or not loaded yet.
+        compared: what gives the reference's log-probabilities; None where no term reads them.
         organs: thermostat, mixture, weights of the mismatch and the kept policy, where the recipe has them.
     """
 
@@ -73,6 +76,7 @@ class Parts:
     policy: CausalPolicy
     updater: Updater
     reference: CausalPolicy | None
+    compared: Reference | None
     organs: list[Organ]
 
     @property
@@ -122,20 +126,23 @@ def build_parts(
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     columns = recipe.task.completions
     engine = build_engine(
-        loaded, rollout, progress=progress, target=target, columns=columns, environments=environments
+        loaded, rollout, columns, progress=progress, target=target, environments=environments
     )
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy)
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
-    reference = None
-    if needs.reference or "kl" in needs.also:
-        reference = _build_reference(recipe, loaded, initial)
     policy.packing = choose_packing(recipe.update, rollout, recipe.model, policy, note)
-    policies = [policy]
-    if reference is not None:
-        reference.packing = policy.packing
-        policies.append(reference)
+    reference, compared = build_compared(
+        name=recipe.reference or recipe.model,
+        loaded=loaded,
+        replayed=recipe.task.paired,
+        build=lambda: _build_reference(recipe, loaded, initial, policy.packing),
+        measure=updater.measure,
+        wanted=(needs.reference, "kl" in needs.also),
+        note=note,
+    )
+    policies = [policy] if reference is None else [policy, reference]
     policy.teachers = build_teachers(rollout, recipe.update.kl, policy, loaded, target, reference, needs.also)
     return Parts(
         loaded=loaded,
@@ -144,6 +151,7 @@ def build_parts(
         policy=policy,
         updater=updater,
         reference=reference,
+        compared=compared,
         organs=[
             *_build_organs(recipe, objective, turn_engine(engine), policies),
             *_build_keeper(recipe, policy),
@@ -180,9 +188,9 @@ def build_loop(
         folder: the run's.
         task: gives the problems.
         scorer: rewards completions.
-        judge: tells right from wrong on held-out problems; None = nothing does.
+        judge: tells right from wrong on held-out problems; None = none is answered.
         console: shows the run.
-        evaluate: False = held-out problems are not measured.
+        evaluate: False = nothing held out is measured.
     """
     rollout = recipe.rollout
 
@@ -196,8 +204,11 @@ def build_loop(
         Guard(recipe.limits, folder.path, checkpoints, console.warn),
         Witness(parts.updater.measure, partial(read_alone, parts.policy), agree, console.warn),
     ]
-    settings = recipe.eval if evaluate else None
-    evaluations = _build_evaluations(recipe, settings, parts, folder, task, judge, console)
+    exams = []
+    if evaluate:
+        examined = (parts.loaded, parts.engine, parts.sampler, parts.updater, parts.compared)
+        exams = build_exams(recipe, *examined, task=task, judge=judge, note=console.warn)
+    evaluations = _build_evaluations(recipe, parts, folder, exams, console)
     return Loop(
         source=TaskSource(
             task,
@@ -209,7 +220,7 @@ def build_loop(
         ),
         engine=parts.engine,
         updater=parts.updater,
-        reference=parts.reference if parts.updater.needs.reference else None,
+        reference=parts.compared,
         organs=organs,
         evaluations=evaluations,
         recorder=Recorder(folder, parts.loaded.tokenizer, trackers, console),
@@ -229,43 +240,12 @@ def build_loop(
 
 
 def _build_evaluations(
-    recipe: Recipe,
-    settings: Eval | None,
-    parts: Parts,
-    folder: RunFolder,
-    task: Task,
-    judge: Judge | None,
-    console: TrainConsole,
+    recipe: Recipe, parts: Parts, folder: RunFolder, exams: Sequence[Exam], console: TrainConsole
 ) -> Evaluations:
-    wanted = settings is not None and (judge is not None or not recipe.rollout.sampled)
-    prompts = task.heldout(settings.problems) if wanted and settings is not None else []
-    if wanted and not prompts:
-        console.warn(NO_PROBLEMS)
-    drop = recipe.task.too_long == "drop"
-    completions = heldout_completions(parts.engine, prompts, drop=drop, note=console.warn)
-
-    def measure(step: int, votes: Sequence[str | None] | None) -> EvalRow:
-        assert settings is not None
-        losses = loss_row(step, completions, parts.updater, parts.loaded) if completions else {}
-        if judge is None:
-            return losses
-        scored = evaluate_policy(
-            parts.loaded,
-            recipe.rollout,
-            settings,
-            scorer=judge,
-            prompts=prompts,
-            seed=recipe.seed,
-            step=step,
-            start=votes,
-            engine=parts.sampler,
-            environments=task.environments,
-        )
-        return losses | scored
-
+    settings = recipe.eval
     return Evaluations(
         folder,
-        measure if completions or (prompts and judge) else None,
+        exams,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
         keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),
@@ -324,6 +304,8 @@ def _build_organs(
         organs.append(build_thermostat(recipe.thermostat, objective, set_temperature))
     if recipe.rollout.mixture is not None and isinstance(engine, MixtureEngine):
         organs.append(Mixer(recipe.rollout.mixture, engine))
+    if recipe.rollout.pairs is not None:
+        organs.append(BestWorst())
     if recipe.rollout.mismatch is not None:
         organs.append(MismatchWeights(recipe.rollout.mismatch))
     return organs
@@ -338,12 +320,15 @@ def _build_keeper(recipe: Recipe, policy: CausalPolicy) -> list[Organ]:
     return [Keeper(kept)]
 
 
-def _build_reference(recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]) -> CausalPolicy:
+def _build_reference(
+    recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel], packing: Packing
+) -> CausalPolicy:
     """The policy that is compared with and never trained; without a second model where adapters can be off."""
     temperature = recipe.rollout.temperature
     if recipe.lora is not None and recipe.reference is None:
-        return CausalPolicy(loaded.model, temperature=temperature, active=adapters_off(loaded.model))
+        active = adapters_off(loaded.model)
+        return CausalPolicy(loaded.model, temperature=temperature, active=active, packing=packing)
     model = initial().model
     model.requires_grad_(False)
     model.eval()
-    return CausalPolicy(model, temperature=temperature)
+    return CausalPolicy(model, temperature=temperature, packing=packing)

@@ -25,7 +25,10 @@ _COLUMNS = (
     ("length", 7, ("completion/length",), "{:.1f}"),
     ("|grad|", 8, ("grad/norm",), "{:.3g}"),
     ("tokens/s", 9, ("tokens/rollout_per_second",), "{:.0f}"),
+    ("pairs", 8, ("preference/accuracy",), "{:.3f}"),
+    ("margin", 9, ("preference/margin",), "{:.3g}"),
 )
+_OF_PAIRS = ("pairs", "margin")  # shown only where the step has them
 
 
 class TrainConsole:
@@ -52,6 +55,7 @@ class TrainConsole:
         self._last: Row = {}
         self._began = time.monotonic()
         self._timed: list[float] = []
+        self._shown = list(_COLUMNS)
         self.stopped_by: int | None = None  # the signal that ended the run before its last step
 
     def start(self, title: str, plan: Sequence[str], *, steps: int, done: int = 0) -> None:
@@ -86,9 +90,12 @@ class TrainConsole:
         self._timed.append(_number(row, "time/step") or 0.0)
         if self.live:
             if len(self._timed) == 1:
-                head = f"{'step':>9}" + "".join(f"{name:>{width}}" for name, width, *_ in _COLUMNS)
+                self._shown = [
+                    c for c in _COLUMNS if c[0] not in _OF_PAIRS or _number(row, c[2][0]) is not None
+                ]
+                head = f"{'step':>9}" + "".join(f"{name:>{width}}" for name, width, *_ in self._shown)
                 self._print(head + f"{'time':>8}", style="bold")
-            cells = "".join(f"{_cell(row, keys, form):>{width}}" for _, width, keys, form in _COLUMNS)
+            cells = "".join(f"{_cell(row, keys, form):>{width}}" for _, width, keys, form in self._shown)
             position = f"{self._done}/{self._steps}"
             self._print(f"{position:>9}{cells}{_clock(self._timed[-1]):>8}")
         else:
@@ -104,7 +111,8 @@ class TrainConsole:
         """One evaluation: a row of eval.jsonl."""
         when = "before training" if row["step"] == 0 else f"after step {row['step']}"
         took = f", {row['seconds']:.0f} s" if "seconds" in row else ""
-        name = LABELS[kind_of([row])]
+        kind = kind_of([row])
+        name, noun = LABELS[kind], "pairs" if kind == "preference" else "problems"
         if loss := loss_of(row):
             self._print(
                 f"held-out loss {when}: {loss} nats per token, perplexity {row['perplexity']:.3g}, on "
@@ -113,9 +121,7 @@ class TrainConsole:
             )
         if not is_judged(row):
             return
-        self._print(
-            f"held-out {name} {when}: {scores(row)} on {row['problems']} problems{took}", style="bold"
-        )
+        self._print(f"held-out {name} {when}: {scores(row)} on {row['problems']} {noun}{took}", style="bold")
         for text in unscored(row):
             self.warn(text)
 

@@ -20,10 +20,10 @@ RolloutSection = TransformersRollout | DatasetRollout
 def build_engine(
     loaded: LoadedModel,
     rollout: RolloutSection,
+    columns: Sequence[str] = ("completion",),
     *,
     progress: Progress | None = None,
     target: Target | None = None,
-    columns: Sequence[str] = ("completion",),
     environments: EnvironmentPool | None = None,
 ) -> Engine:
     """The engine that a recipe's ``rollout`` section describes.
@@ -31,9 +31,9 @@ def build_engine(
     Args:
         loaded: the model.
         rollout: the section.
+        columns: of the data, which ``engine: dataset`` replays.
         progress: told of (completions done, completions asked for).
         target: where the section has a ``mixture``.
-        columns: of the data, which ``engine: dataset`` replays.
         environments: play what the engine answers; None = an answer is the whole episode.
     """
     if environments is not None:

@@ -4,20 +4,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from klent.config import Eval, Recipe, Reward
 from klent.errors import ConfigError, DataError
 from klent.kit.seeds import derive_seed
 from klent.measure.certainty import extra_measures
 from klent.measure.evaluate import NO_PROBLEMS, evaluate
+from klent.measure.preferences import Scores
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
+from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
 from klent.tasks import Scorer, Task, load_task
 from klent.tasks.callables import Function
 from klent.tasks.first_call import Tried
 from klent.tasks.pool import EnvironmentPool
 from klent.tasks.returns import Judge, Returns
+from klent.training.pairs import PairTerm
+from klent.training.reference import Reference
+from klent.training.update import Updater
 
 
 def eval_rewards(recipe: Recipe) -> tuple[Reward, ...] | None:
@@ -100,6 +108,33 @@ def evaluate_policy(
         more=extra_measures(settings, loaded.model, scorer, seed, sampler_at=at_temperature, start=start),
     )
     return {**row, "temperature": rollout.temperature}
+
+
+def pair_scores(updater: Updater, reference: Reference | None) -> Scores:
+    """What the loss of pairs compares of each completion, under the policy as it stands.
+
+    Args:
+        updater: trains the policy by a loss of pairs.
+        reference: gives ``logp_ref``; None where the loss reads none.
+    """
+    (term, *_) = [term for term in updater.objective.terms if isinstance(term, PairTerm)]
+
+    @torch.no_grad()
+    def scores(batch: Batch) -> Tensor:
+        rows = range(len(batch))
+        if "score" not in term.streams:
+            logp = updater.measure(batch, rows).logp
+            logp_ref = None if reference is None else reference.logp(batch)
+            return term.scores(batch.streams.with_(logp=logp, logp_ref=logp_ref))
+        score = torch.zeros(len(batch))
+        updater.policy.train(False)
+        for part in updater.policy.microbatches(batch, rows):
+            found = updater.policy.evaluate(batch, part, also=["score"]).score
+            assert found is not None  # it was asked for
+            score[part] = found.float().cpu()
+        return term.scores(batch.streams.with_(score=score))
+
+    return scores
 
 
 def evaluate_model(

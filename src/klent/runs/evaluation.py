@@ -12,14 +12,17 @@ from klent.runs.folder import RunFolder
 
 EvalRow = dict[str, object]
 
+Exam = Callable[[int, Sequence[str | None] | None], EvalRow]
+"""Measures the policy as it stands: (step, the vote before training or None) -> a row, or a part of one."""
+
 
 class Evaluations:
     """Rows of eval.jsonl, one per step that is evaluated.
 
     Args:
         folder: the run's.
-        measure: evaluates the policy as it stands: (step, the vote before training or None) -> a row. None
-            where the recipe has no evaluation.
+        exams: what an evaluation measures, such as answers to held-out problems, or held-out pairs; their rows
+            are joined. Empty where the recipe has no evaluation.
         every: steps between two, 0 = none in the course of training.
         early_stop: ends the run by a signal of the evaluations.
         keep_best: saves the policy as it stands as the best so far.
@@ -31,7 +34,7 @@ class Evaluations:
     def __init__(
         self,
         folder: RunFolder,
-        measure: Callable[[int, Sequence[str | None] | None], EvalRow] | None,
+        exams: Sequence[Exam],
         *,
         every: int,
         early_stop: EarlyStop | None,
@@ -39,7 +42,7 @@ class Evaluations:
         show: Callable[[EvalRow], None],
     ) -> None:
         self.folder = folder
-        self.measure = measure
+        self.exams = list(exams)
         self.every = every
         self.early_stop = early_stop
         self.keep_best = keep_best
@@ -58,10 +61,12 @@ class Evaluations:
             RunError: before training, and nothing could be scored.
         """
         rows = self.rows
-        if self.measure is None or any(row["step"] == step for row in rows):
+        if not self.exams or any(row["step"] == step for row in rows):
             return
         votes = [row.get("vote") for row in rows if row["step"] == 0]
-        row = self.measure(step, votes[0] if votes else None)  # type: ignore[arg-type]
+        parts = [exam(step, votes[0] if votes else None) for exam in self.exams]  # type: ignore[arg-type]
+        row = {name: value for part in parts for name, value in part.items()}
+        row["seconds"] = sum(float(str(part["seconds"])) for part in parts)
         if step == 0 and is_judged(row) and not is_scored(row):
             raise RunError(unscored(row, self.folder.path))
         append_line(self.folder.eval, row)

@@ -17,7 +17,6 @@ from klent.kit.seeds import derive_seed
 from klent.measure.change import distribution_change, probe_rows
 from klent.measure.metrics import rollout_metrics, time_metrics, update_metrics
 from klent.measure.roofline import Floor
-from klent.policies.policy import Policy
 from klent.rollout.engine import Engine
 from klent.rollout.source import Source
 from klent.runs.console import TrainConsole
@@ -26,6 +25,7 @@ from klent.runs.interrupt import StopRequest
 from klent.runs.recorder import Recorder
 from klent.runs.state import RunState
 from klent.streams.batch import Batch, make_batch
+from klent.training.reference import Reference
 from klent.training.update import Updater, UpdateResult
 
 PROBE_PROMPTS = 2  # prompts whose completions are measured again after the update
@@ -38,7 +38,7 @@ class Loop:
         source: gives the episodes of a step and their rewards.
         engine: samples them; told of the policy's new weights before each step.
         updater: turns a batch into optimizer steps.
-        reference: the policy that is compared with; None where no term reads it.
+        reference: gives the reference's log-probabilities; None where no term reads them.
         organs: what looks on and turns knobs.
         evaluations: of held-out problems.
         recorder: writes and shows each step.
@@ -56,7 +56,7 @@ class Loop:
         source: Source,
         engine: Engine,
         updater: Updater,
-        reference: Policy | None,
+        reference: Reference | None,
         organs: Sequence[Organ],
         evaluations: Evaluations,
         recorder: Recorder,
@@ -168,7 +168,7 @@ class Loop:
             batch.streams.logp_old, batch.streams.entropy_old = before.logp, before.entropy
             batch.streams.value_old = before.value
         if self.reference is not None:
-            batch.streams.logp_ref = self.updater.measure(batch, rows, self.reference).logp
+            batch.streams.logp_ref = self.reference.logp(batch)
 
     def _change(self, batch: Batch, result: UpdateResult) -> dict[str, float]:
         """What the update did to the distribution, on the actions of a few prompts."""

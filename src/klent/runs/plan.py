@@ -14,6 +14,7 @@ from klent.runs.folder import run_of
 from klent.runs.objective import asked_streams, step_requirements
 from klent.training.requirements import ON_REQUEST, Requirements
 
+_PAIRS = "pairs: of each prompt's completions the best by reward against the worst; equal rewards give none"
 _ALWAYS_READ = {"mask", "rewards", "group"}  # not worth a line of the plan
 
 
@@ -38,12 +39,13 @@ class Plan:
 
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of a recipe."""
+    judged = recipe.eval is not None and (recipe.eval.reward or recipe.reward)
     return Plan(
         completions=recipe.prompts_per_step * recipe.group_size,
         updates=recipe.update.epochs * recipe.update.minibatches,
         terms=tuple(_terms(recipe)),
         needs=step_requirements(recipe),
-        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval else 0,
+        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval and judged else 0,
     )
 
 
@@ -151,8 +153,8 @@ def _same_prompts(recipe: Recipe) -> list[str]:
         source = next((task[key] for key in KEYS if key in task), None)
         if its_seed == own_seed and _same_source(str(source), recipe.task.source):
             drawn = "other ones" if recipe.task.generated else "them in another order"
-            key = "seed" if recipe.task.seed is None else "task.seed"
-            other = f"{key}={own_seed + 1} draws {drawn}, and holds out others"
+            seed = "seed" if recipe.task.seed is None else "task.seed"
+            other = f"{seed}={own_seed + 1} draws {drawn}, and holds out others"
             if not recipe.task.generated and recipe.task.heldout_data is None:  # type: ignore[union-attr]
                 other += ", which that run may have been trained on, unless task.heldout_data names them"
             return [f"prompts: from the first again, as {run} drew them (seed {own_seed}); {other}"]
@@ -181,12 +183,14 @@ def describe_plan(recipe: Recipe) -> list[str]:
     budget += recipe.task.extent
     reference = recipe.reference or "the policy as it was at the start"
     referred = plan.needs.reference or "kl" in plan.needs.also
+    reference += "; each answer is measured once, and kept" if recipe.task.paired else ""
     mixture = recipe.rollout.mixture
     lines = [
         f"each step: {work}, {budget}",
         *_same_prompts(recipe),
         *([_mixture(mixture)] if mixture else []),
         *([_mismatch(recipe.rollout.mismatch)] if recipe.rollout.mismatch else []),
+        *([_PAIRS] if recipe.rollout.pairs else []),
         *plan.terms,
         _reduction(recipe),
         *_inexact(recipe),
@@ -214,16 +218,24 @@ def describe_plan(recipe: Recipe) -> list[str]:
         )
     if recipe.eval is not None:
         when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
-        judged = recipe.reward is not None or recipe.eval.reward is not None
-        size = f"{recipe.eval.problems} held-out problems x {recipe.eval.samples}" if judged else ""
-        if not recipe.rollout.sampled:
-            known = f"the loss of at most {recipe.eval.problems} held-out completions"
-            size = f"{size}, {known}" if size else known
+        size = _evaluated(recipe)
         others = [f"at temperature {t:g}" if t else "greedily" for t in recipe.eval.temperatures]
         also = f"; also {', '.join(others)}" if others else ""
         lines.append(f"evaluation: {size}, before, after{when}{also}")
     lines.append(f"in total: {recipe.steps} steps, {recipe.steps * plan.completions} completions")
     return lines
+
+
+def _evaluated(recipe: Recipe) -> str:
+    """What an evaluation looks at: held-out pairs, problems that are answered, or both."""
+    settings = recipe.eval
+    assert settings is not None
+    pairs = [f"{settings.problems} held-out pairs"] if recipe.task.paired else []
+    judged = recipe.reward is not None or settings.reward is not None or recipe.task.pays
+    answered = [f"{settings.problems} held-out problems x {settings.samples}"] if judged else []
+    replayed = not recipe.rollout.sampled and not recipe.task.paired
+    losses = [f"the loss of at most {settings.problems} held-out completions"] if replayed else []
+    return ", ".join([*pairs, *answered, *losses])
 
 
 def _count(number: int, noun: str) -> str:

@@ -51,7 +51,9 @@ class Recorder:
         forks = fork_words(step.batch, self.tokenizer)
         append_line(self.folder.forks, {"step": step.number, "forks": forks})
         coefficient, chosen = step.result.coefficient, step.result.chosen
-        for sample in sample_rows(step.number, step.batch, coefficient, self.tokenizer, chosen=chosen):
+        before = step.result.before.logp
+        rows = sample_rows(step.number, step.batch, coefficient, self.tokenizer, chosen=chosen, logp=before)
+        for sample in rows:
             append_line(self.folder.samples, sample)
         self.trackers.log(step.row)
         self.console.step(step.row)

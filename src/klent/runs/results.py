@@ -79,7 +79,7 @@ class Run:
         losses = [loss.value for row in self.evaluations if (loss := loss_of(row))]
         values = {
             "reward": [row["reward/mean"] for row in metrics if row.get("reward/mean") is not None],
-            "accuracy" if kind == "accuracy" else "held-out reward": [
+            "held-out reward" if kind == "reward" else LABELS[kind]: [
                 score.value for score in found if score
             ],
             "held-out loss": losses,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from klent.streams.batch import Batch
@@ -21,6 +22,7 @@ def sample_rows(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     chosen: Mapping[str, Tensor] | None = None,
+    logp: Tensor | None = None,
     prompts: int = 2,
     completions: int = 4,
 ) -> list[dict[str, object]]:
@@ -32,6 +34,8 @@ def sample_rows(
         coefficient: ``c_t`` times the step's token count, ``[B, T]``; above 0 the token was pushed up.
         tokenizer: turns ids into the text pieces that are shown.
         chosen: what each selector chose, bool ``[B, T]``; a row gets the positions of its chosen tokens.
+        logp: under the policy before its optimizer step, ``[B, T]``; with it an answer of a pair gets, per token,
+            what it adds to its score: ``logp`` less the reference's where the step has that.
         prompts: how many prompts.
         completions: how many completions per prompt.
     """
@@ -57,8 +61,19 @@ def sample_rows(
                 }
                 | _turns(rollout, None if batch.streams.advantage is None else batch.streams.advantage[b])
                 | _positions(chosen, b)
+                | _of_pair(batch, b, logp)
             )
     return rows
+
+
+def _of_pair(batch: Batch, row: int, logp: Tensor | None) -> dict[str, object]:
+    """Which answer of its pair a completion is, and what each of its tokens adds to its score."""
+    preferred, acted = batch.streams.preferred, batch.episodes[row].acted
+    if preferred is None or logp is None or not bool(batch.trained[row].any()):
+        return {}
+    start, count = batch.streams.logp_ref, len(acted)
+    added = logp[row, :count] if start is None else logp[row, :count] - start[row, :count]
+    return {"preferred": bool(preferred[row]), "score": _rounded(torch.where(acted, added, 0.0), count)}
 
 
 def _shown(rollout: Episode) -> str:

@@ -91,7 +91,8 @@ def train(
             note=console.warn,
             environments=task.environments,
         )
-        if left_out := task.fit(parts.engine.check, parts.sampler.check):
+        held_out = parts.engine.check if recipe.task.paired else parts.sampler.check
+        if left_out := task.fit(parts.engine.check, held_out):
             looked_at = "" if isinstance(task, DataTask) else " of those tried"
             console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
         loop = build_loop(recipe, parts, folder, task, scorer, judge, console, evaluate=evaluate)

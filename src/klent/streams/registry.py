@@ -313,7 +313,7 @@ class Streams:
             "bool",
             "whether the completion is the better one of its pair",
             producer="engine",
-            when="where the data are preferences",
+            when="where the data are preferences, or `rollout.pairs` makes pairs of what was sampled",
         ),
     )
     choices: dict[str, Tensor] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from klent.streams.prompt import Messages, Prompt
 from klent.tasks.lines import Row
 from klent.tasks.messages import checked_completion, checked_prompt, checked_tools
 from klent.tasks.pool import EnvironmentPool
+from klent.tasks.preferences import split_pair
 from klent.tasks.sources import LINES, open_rows
 
 KEY = 16  # bytes
@@ -153,7 +154,7 @@ class Prompts:
     ) -> None:
         self._rows = open_rows(data, split, section.subset, base)
         self._section, self._needed = section, needed
-        self._column, self._plain = section.prompt_column, not (needed or section.system)
+        self._column, self._plain = section.prompt_column, not (needed or section.system or section.paired)
         keys = bytearray()
         for index, row in enumerate(self._rows):
             text = row.get(self._column)
@@ -201,7 +202,10 @@ class Prompts:
 
     def _prompt(self, source: Row, where: str) -> Prompt:
         section = self._section
-        row, column = _as_prompt(source, section.prompt_column, where)
+        if section.paired:
+            row, column = split_pair(source, section.prompt_column, where), section.prompt_column
+        else:
+            row, column = _as_prompt(source, section.prompt_column, where)
         if column == "messages" and "completion" in self._needed and row.get("completion") is None:
             raise DataError(
                 f"{where}: 'messages' has no message of the assistant behind the last one of the user: there is "

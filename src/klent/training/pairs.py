@@ -1,6 +1,6 @@
 """A loss of pairs as a term of a step: two completions of a prompt go in, and its gradient lands on their tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,9 @@ from klent.config.binding import sides_of
 from klent.objectives.types import TokenLoss
 from klent.streams.registry import Streams
 from klent.training.term import Term
+
+ROUNDING = 1e-4
+"""Nats that two scores may differ by where the policy is its reference: the two are summed in another order."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,11 @@ class PairTerm(Term):
 
     Attributes:
         sides: parameter -> its stream, and whether it is the better answer's.
+        reports: whether its metrics are those of the step; of several losses of pairs the first one's are.
     """
 
     sides: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    reports: bool = True
 
     def __call__(self, streams: Streams, **supplied: object) -> Tensor:
         """The loss of each pair, ``[pairs]``."""
@@ -40,7 +45,9 @@ class PairTerm(Term):
         first = mask[better].to(torch.uint8).argmax(dim=1)
         loss = self(streams)
         grid = torch.zeros(mask.shape, dtype=loss.dtype, device=mask.device)
-        return TokenLoss(grid.index_put((better, first), loss), self._metrics(streams))
+        return TokenLoss(
+            grid.index_put((better, first), loss), self._metrics(streams) if self.reports else {}
+        )
 
     def arguments(self, streams: Streams) -> dict[str, Tensor]:
         """What the function is called with, by the names of its parameters."""
@@ -56,21 +63,31 @@ class PairTerm(Term):
         return given
 
     @torch.no_grad()
-    def _metrics(self, streams: Streams) -> dict[str, tuple[Tensor, Tensor]]:
-        """``accuracy``, ``margin``, and ``chosen`` and ``rejected``: how far each has moved from the reference.
+    def scores(self, streams: Streams) -> Tensor:
+        """What the loss compares of each completion, ``[B]``, no gradient.
 
-        Of a reward model the score; else the log-probability of the completion, less the reference's where the
-        loss reads it.
+        Of a reward model its score; else the log-probability of the completion, less the reference's where the
+        loss reads it, and per token where the loss reads lengths.
         """
-        score = streams.score if "score" in self.streams else None
-        if score is None:
-            mask, logp = _present(streams, "mask"), _present(streams, "logp").detach()
-            start = streams.logp_ref if "logp_ref" in self.streams else None
-            score = torch.where(mask, logp if start is None else logp - start, 0.0).sum(dim=1)
-        better, worse = (score.detach()[rows].double() for rows in rows_of_pairs(streams))
+        if "score" in self.streams:
+            return _present(streams, "score").detach()
+        mask, logp = _present(streams, "mask"), _present(streams, "logp").detach()
+        start = streams.logp_ref if "logp_ref" in self.streams else None
+        total = torch.where(mask, logp if start is None else logp - start, 0.0).sum(dim=1)
+        return total / mask.sum(dim=1).clamp(min=1) if self.per_token else total
+
+    @property
+    def per_token(self) -> bool:
+        """Whether it compares means over tokens instead of sums."""
+        return "length_chosen" in self.sides
+
+    def _metrics(self, streams: Streams) -> dict[str, tuple[Tensor, Tensor]]:
+        """``accuracy``, ``margin``, ``chosen`` and ``rejected``: of :meth:`scores`."""
+        score = self.scores(streams)
+        better, worse = (score[rows].double() for rows in rows_of_pairs(streams))
         count = torch.tensor(float(len(better)), device=better.device)
         values = {
-            "preference/accuracy": (better > worse).double() + 0.5 * (better == worse).double(),
+            "preference/accuracy": is_right(better, worse),
             "preference/margin": better - worse,
             "preference/chosen": better,
             "preference/rejected": worse,
@@ -78,12 +95,21 @@ class PairTerm(Term):
         return {name: (value.sum(), count) for name, value in values.items()}
 
 
-def pair_term(term: Term) -> Term:
-    """The term itself, or one of pairs where its function is a loss of pairs."""
-    sides = sides_of(term.function)
-    if not sides:
-        return term
-    return PairTerm(term.name, term.function, term.settings, term.streams, sides=sides)
+def is_right(better: Tensor, worse: Tensor) -> Tensor:
+    """1 for each pair whose better answer scores higher, 1/2 where both score the same up to rounding."""
+    gap = better - worse
+    return (gap > ROUNDING).double() + 0.5 * (gap.abs() <= ROUNDING).double()
+
+
+def with_pairs(terms: Iterable[Term]) -> list[Term]:
+    """The terms, those of pairs where their function is a loss of pairs."""
+    made: list[Term] = []
+    for term in terms:
+        if sides := sides_of(term.function):
+            first = not any(isinstance(other, PairTerm) for other in made)
+            term = PairTerm(term.name, term.function, term.settings, term.streams, sides=sides, reports=first)
+        made.append(term)
+    return made
 
 
 def rows_of_pairs(streams: Streams) -> tuple[Tensor, Tensor]:

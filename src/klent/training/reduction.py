@@ -35,8 +35,9 @@ class Reduction:
             return float(world.sum(counted.sum()))
         if self.over == "sequences":
             return float(world.sum(counted.any(dim=1).sum()))
-        rows = float(world.sum(torch.tensor(float(len(counted)))))
-        return rows / 2 if self.over == "pairs" else rows * self.denominator
+        if self.over == "pairs":  # of sampled answers not all are in one
+            return float(world.sum(counted.any(dim=1).sum())) / 2
+        return float(world.sum(torch.tensor(float(len(counted))))) * self.denominator
 
     def __call__(self, loss: Tensor, counted: Tensor, divisor: float) -> Tensor:
         """This part's share of the step's loss."""

@@ -45,6 +45,10 @@ def healthy() -> Columns:
         "objective/loss": wave(0.01),
         "group/zero_variance": wave(0.3),
         "mixture/ess": wave(0.7),
+        "preference/accuracy": ramp(0.5, 0.8),
+        "preference/margin": ramp(0.0, 5.0),
+        "preference/chosen": ramp(0.0, 2.0),
+        "preference/rejected": ramp(0.0, -3.0),
         "sequence/ess": wave(0.9),
         "sequence/chi2": wave(1e-4),
         "grad/norm": wave(1.0),
@@ -75,6 +79,10 @@ SICK: dict[str, Columns] = {
     "logp_mismatch": {"policy/logp_mismatch": step(0.004, 0.12, first=9)},
     "degenerate_weights": {"mixture/ess": step(0.6, 0.04, first=13)},
     "stale_prefixes": {"sequence/ess": step(0.8, 0.04, first=13)},
+    "likelihood_displacement": {
+        "preference/chosen": ramp(0.0, -6.0, first=5),
+        "preference/rejected": ramp(0.0, -11.0, first=5),
+    },
     "unscorable": {"reward/unscorable": step(0.0, 0.3, first=7)},
     "throughput_decay": {"tokens/rollout_per_second": ramp(1000.0, 300.0, first=6)},
 }
@@ -94,6 +102,7 @@ ONSET = {
     "logp_mismatch": (10, 11),
     "degenerate_weights": (14, 15),
     "stale_prefixes": (14, 15),
+    "likelihood_displacement": (11, 12),
     "unscorable": (8, 8),
     "throughput_decay": (19, 24),
 }

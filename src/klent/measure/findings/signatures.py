@@ -14,6 +14,7 @@ from klent.measure.findings.policy import (
     logp_mismatch,
     stale_prefixes,
 )
+from klent.measure.findings.preference import likelihood_displacement
 from klent.measure.findings.reward import (
     format_gaming,
     length_gaming,
@@ -37,6 +38,7 @@ SIGNATURES: tuple[Callable[[Table], Finding | None], ...] = (
     logp_mismatch,
     degenerate_weights,
     stale_prefixes,
+    likelihood_displacement,
     unscorable,
     throughput_decay,
 )

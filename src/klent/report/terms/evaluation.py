@@ -54,6 +54,31 @@ EVALUATION: dict[str, Term] = {
         "Mean reward at that temperature; the same suffix gives the ends of both intervals, such as low@0.",
         "Greedy answers are one sample per problem.",
     ),
+    "preference/accuracy": Term(
+        "fraction",
+        "Held-out pairs whose better answer has the higher score, as preference/accuracy in training.",
+        "0.5 is chance, and with a reference the value before training.",
+    ),
+    "preference/low": Term("fraction", "Lower end of its 95% interval (Wilson).", "Pairs are the units."),
+    "preference/high": Term("fraction", "Upper end of the same interval.", "As for preference/low."),
+    "preference/margin": Term(
+        "nats",
+        "Mean score of the better answers less that of the worse ones.",
+        "0 before training with a reference.",
+    ),
+    "preference/margin_low": Term(
+        "nats", "Lower end of its 95% interval (Student's t, over pairs).", "As above."
+    ),
+    "preference/margin_high": Term("nats", "Upper end of the same interval.", "As above."),
+    "preference/chosen": Term(
+        "nats", "Mean score of the better answers.", "It may fall although the margin grows."
+    ),
+    "preference/rejected": Term("nats", "Mean score of the worse answers.", "See preference/chosen."),
+    "preference/right": Term(
+        "",
+        "For each pair 1 where the order is right, 0 where it is wrong, 0.5 for a tie.",
+        "The accuracy's parts.",
+    ),
     "majority": Term(
         "fraction",
         "Problems whose most frequent answer is right; a tie counts by its share.",

@@ -1,0 +1,76 @@
+"""What an evaluation of a recipe measures: answers to held-out problems, held-out pairs, the loss of completions."""
+
+from collections.abc import Callable, Sequence
+
+from klent.config import Recipe
+from klent.measure.evaluate import NO_PROBLEMS
+from klent.measure.preferences import evaluate_pairs
+from klent.models.load import LoadedModel
+from klent.rollout.engine import Engine
+from klent.runs.evaluate import evaluate_policy, pair_scores
+from klent.runs.evaluation import EvalRow, Exam
+from klent.runs.heldout_loss import heldout_completions, loss_row
+from klent.tasks import Task
+from klent.tasks.returns import Judge
+from klent.training.reference import Reference
+from klent.training.update import Updater
+
+
+def build_exams(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    engine: Engine,
+    sampler: Engine,
+    updater: Updater,
+    compared: Reference | None,
+    *,
+    task: Task,
+    judge: Judge | None,
+    note: Callable[[str], None],
+) -> list[Exam]:
+    """Each gives a part of a row of eval.jsonl; none where the recipe has no evaluation.
+
+    Args:
+        recipe: whose ``eval`` section says how much.
+        loaded: the policy's model.
+        engine: of training; where it replays, held-out completions and pairs are replayed too.
+        sampler: answers held-out problems.
+        updater: measures the policy.
+        compared: gives ``logp_ref`` of pairs.
+        task: has the held-out problems.
+        judge: tells right from wrong; None = no problem is answered.
+        note: told what a user should know.
+    """
+    settings, paired = recipe.eval, recipe.task.paired
+    if settings is None or (judge is None and recipe.rollout.sampled):
+        return []
+    prompts = task.heldout(settings.problems)
+    if not prompts:
+        note(NO_PROBLEMS)
+        return []
+
+    def losses(step: int, votes: Sequence[str | None] | None) -> EvalRow:
+        return loss_row(step, completions, updater, loaded)
+
+    def answers(step: int, votes: Sequence[str | None] | None) -> EvalRow:
+        assert judge is not None
+        return evaluate_policy(
+            loaded,
+            recipe.rollout,
+            settings,
+            scorer=judge,
+            prompts=prompts,
+            seed=recipe.seed,
+            step=step,
+            start=votes,
+            engine=sampler,
+            environments=task.environments,
+        )
+
+    def pairs(step: int, votes: Sequence[str | None] | None) -> EvalRow:
+        return evaluate_pairs(engine, pair_scores(updater, compared), prompts, step=step)
+
+    drop = recipe.task.too_long == "drop"
+    completions = [] if paired else heldout_completions(engine, prompts, drop=drop, note=note)
+    wanted = ((losses, bool(completions)), (answers, judge is not None), (pairs, paired))
+    return [exam for exam, asked in wanted if asked]
