@@ -99,6 +99,33 @@ def kl(run: RunData) -> Figure | None:
     )
 
 
+def critic(run: RunData) -> Figure | None:
+    """What a critic's values are worth, and how far they are from the returns."""
+    return (
+        curves(
+            run,
+            "critic",
+            "Critic",
+            Panel(
+                "explained variance",
+                (Line("value/explained", "of the returns, before the update", "reward"),),
+                1.6,
+            ),
+            Panel(
+                "reward",
+                (
+                    Line("value/mean", "mean value", "ink"),
+                    Line("reward/mean", "mean reward", "reward", "dash"),
+                ),
+            ),
+            Panel("reward squared", (Line("value/error", "squared error", "ink"),)),
+            note="1 explains all of the returns' variance, 0 is as good as a constant.",
+        )
+        if run.has("value/mean")
+        else None
+    )
+
+
 def mixture(run: RunData) -> Figure | None:
     """Where a mixture lies between policy and target, and how useful its samples are to the policy."""
     return curves(

@@ -12,7 +12,7 @@ from klent.io.files import write_atomic
 from klent.kit.statistics import ends
 from klent.kit.svg import Figure
 from klent.kit.tables import Row, finite, step_of
-from klent.kit.text import duration, fixed, number, share
+from klent.kit.text import duration, fixed, number, share, signed
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast, is_believed
 from klent.report import certainty, entropy, figures
@@ -121,7 +121,8 @@ def _content(run: RunData) -> dict[str, object]:
     fit = fit_run(run)
     ceiling = law(run, fit)
     ahead = forecast(run.rows, fit)
-    curves = (f(run) for f in (figures.reward, figures.loss, figures.entropy, figures.kl, figures.mixture))
+    learnt = (figures.reward, figures.loss, figures.entropy, figures.kl, figures.critic, figures.mixture)
+    curves = (f(run) for f in learnt)
     doubts = (f(run) for f in (figures.length, figures.gradient, figures.agreement))
     diagnosis = diagnose(run.table)
     covered = {COVERS[finding.name] for finding in diagnosis if finding.name in COVERS}
@@ -290,6 +291,7 @@ def _samples(run: RunData) -> dict[str, object]:
         "stages": shown.stages,
         "heat": fixed(shown.entropy, 1),
         "push": number(shown.coefficient, 2),
+        "values": [signed(value) for value in shown.values] if shown.values else [],
         "chosen": any(any(sample.chosen) for sample in run.samples),
     }
 

@@ -55,6 +55,7 @@ class Sample:
         logp: nats, of each token in that distribution.
         coefficient: ``-dL/dlogp`` of each token; positive means pushed up.
         chosen: whether a selector of the recipe chose each token; empty without a selector.
+        value: what a critic expected before each token, in units of reward; empty without a critic.
     """
 
     step: int
@@ -69,6 +70,7 @@ class Sample:
     logp: list[float | None]
     coefficient: list[float | None]
     chosen: list[bool] = field(default_factory=list)
+    value: list[float | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -308,6 +310,7 @@ def _sample(row: Row) -> Sample:
         logp=numbers("logp"),
         coefficient=numbers("coefficient"),
         chosen=_chosen(row.get("chosen"), len(tokens)),
+        value=numbers("value") if "value" in row else [],
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from klent.kit.text import fixed, signed, signed_fixed
 from klent.report.read import Sample
@@ -25,6 +26,7 @@ class Token:
         push: ``up``, ``down``, ``zero``, or empty if the coefficient is unknown.
         size: its coefficient's size over the largest on the page, in [0, 1].
         chosen: whether a selector chose it.
+        value: where a critic's value lies between the lowest and the highest on the page, in [0, 1]; None without.
         tip: its numbers.
     """
 
@@ -35,6 +37,7 @@ class Token:
     size: float
     tip: str
     chosen: bool = False
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,23 @@ class Stage:
 
 @dataclass(frozen=True)
 class Shown:
-    """The whole section; ``entropy`` (nats) and ``coefficient`` are the maxima of its two scales."""
+    """The whole section; ``entropy`` (nats) and ``coefficient`` are the maxima of its two scales.
+
+    ``values`` are the ends of a critic's scale, in units of reward; None where there are no values.
+    """
 
     stages: list[Stage]
     entropy: float
     coefficient: float
+    values: tuple[float, float] | None = None
+
+
+class Scale(NamedTuple):
+    """What one page's shades, marks and lines are held against; see :class:`Shown`."""
+
+    entropy: float
+    coefficient: float
+    values: tuple[float, float] | None
 
 
 def choose(samples: list[Sample]) -> Shown:
@@ -89,10 +104,13 @@ def choose(samples: list[Sample]) -> Shown:
     shown = [sample for prompts in chosen.values() for group in prompts for sample in group]
     entropies = [v for s in shown for v in s.entropy[:TOKENS_SHOWN] if v is not None]
     sizes = [abs(v) for s in shown for v in s.coefficient[:TOKENS_SHOWN] if v is not None]
-    high, push = max(entropies, default=0.0), max(sizes, default=0.0)
+    values = [v for s in shown for v in s.value[:TOKENS_SHOWN] if v is not None]
+    scale = Scale(
+        max(entropies, default=0.0), max(sizes, default=0.0), (min(values), max(values)) if values else None
+    )
     drawn = {
         step: [
-            Asked(group[0].prompt_id, _prompt(group[0].prompt), [_completion(s, high, push) for s in group])
+            Asked(group[0].prompt_id, _prompt(group[0].prompt), [_completion(s, scale) for s in group])
             for group in groups
         ]
         for step, groups in chosen.items()
@@ -100,7 +118,7 @@ def choose(samples: list[Sample]) -> Shown:
     stages = [
         Stage(name, step, drawn[step], _note(chosen[step])) for name, step in zip(names, steps, strict=True)
     ]
-    return Shown(stages, high, push)
+    return Shown(stages, *scale)
 
 
 def _note(groups: list[list[Sample]]) -> str:
@@ -140,10 +158,10 @@ def _distinct(group: list[Sample]) -> list[Sample]:
     return list({sample.completion: sample for sample in group}.values())
 
 
-def _completion(sample: Sample, high: float, push: float) -> Completion:
+def _completion(sample: Sample, scale: Scale) -> Completion:
     shown = range(min(TOKENS_SHOWN, len(sample.tokens)))
     return Completion(
-        tokens=[_token(sample, index, high, push) for index in shown]
+        tokens=[_token(sample, index, scale) for index in shown]
         or [Token(visible(sample.completion), 0, 0.0, "", 0.0, "")],
         hidden=len(sample.tokens) - len(shown),
         reward="unscorable" if sample.reward is None else fixed(sample.reward),
@@ -153,18 +171,28 @@ def _completion(sample: Sample, high: float, push: float) -> Completion:
     )
 
 
-def _token(sample: Sample, index: int, high: float, push: float) -> Token:
+def _token(sample: Sample, index: int, scale: Scale) -> Token:
+    high, push, values = scale
     text, entropy = sample.tokens[index], sample.entropy[index]
     logp, coefficient = sample.logp[index], sample.coefficient[index]
+    value = sample.value[index] if sample.value else None
+    expected = "" if value is None else f" · value {signed(value)}"
     return Token(
         text=visible(text),
         breaks=text.count("\n"),
         shade=entropy / high if entropy is not None and high > 0 else 0.0,
         push=_sign(coefficient),
         size=abs(coefficient) / push if coefficient is not None and push > 0 else 0.0,
-        tip=f"entropy {fixed(entropy)} · logp {fixed(logp)} · coefficient {signed(coefficient)}",
+        tip=f"entropy {fixed(entropy)} · logp {fixed(logp)} · coefficient {signed(coefficient)}{expected}",
         chosen=bool(sample.chosen) and sample.chosen[index],
+        value=None if value is None or values is None else _place(value, values),
     )
+
+
+def _place(value: float, ends: tuple[float, float]) -> float:
+    """Where a number lies between two, from 0 to 1; in the middle where they are equal."""
+    low, high = ends
+    return (value - low) / (high - low) if high > low else 0.5
 
 
 def _sign(value: float | None) -> str:

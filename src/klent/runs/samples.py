@@ -56,6 +56,7 @@ def sample_rows(
                     "coefficient": _rounded(coefficient[b, :count], count),
                 }
                 | _positions(chosen, b)
+                | _values(batch, b, count)
             )
     return rows
 
@@ -71,6 +72,12 @@ def _positions(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, objec
     if not chosen:
         return {}
     return {"chosen": {name: value[row].nonzero()[:, 0].tolist() for name, value in chosen.items()}}
+
+
+def _values(batch: Batch, row: int, count: int) -> dict[str, object]:
+    """What a critic expected before each token, where there is one."""
+    values = batch.streams.value_old
+    return {} if values is None else {"value": _rounded(values[row, :count], count)}
 
 
 def _rounded(values: Tensor | None, count: int) -> list[float | None]:
