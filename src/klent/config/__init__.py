@@ -10,9 +10,10 @@ from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, TransformersRollout
 from klent.config.task import DataSettings, FileSettings, GymSettings, PairsSettings
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
-from klent.config.training import Checkpoint, Critic, Lora, Optimizer, Reduce, Update
+from klent.config.training import AdaptiveKL, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
 __all__ = [
+    "AdaptiveKL",
     "Checkpoint",
     "Critic",
     "DataSettings",

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from klent.config import MixtureSettings, Recipe, dump_recipe
+from klent.config.preference_checks import kl_terms
+from klent.control.adaptive_kl import AdaptiveKL
 from klent.control.keeper import Keeper
 from klent.control.limits import Guard
 from klent.control.mismatch import MismatchWeights
 from klent.control.mixing import Mixer
 from klent.control.organ import Organ
+from klent.control.shared_trunk import SharedTrunk
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
 from klent.errors import RunError
@@ -32,7 +35,7 @@ from klent.rollout.source import TaskSource
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
-from klent.runs.critics import build_critic
+from klent.runs.critics import build_critic, critic_shares
 from klent.runs.engines import Progress, build_engine, build_sampler
 from klent.runs.evaluate import evaluate_policy
 from klent.runs.evaluation import EvalRow, Evaluations
@@ -123,7 +126,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     columns = recipe.task.completions
     engine = build_engine(loaded, rollout, progress=progress, target=target, columns=columns)
     if recipe.critic is not None:
-        policy.critic = build_critic(recipe.critic, recipe, policy)
+        policy.critic = build_critic(recipe.critic, recipe, policy, loaded, note)
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     reference = None
@@ -288,14 +291,17 @@ def _shared(recipe: Recipe, policy: CausalPolicy, note: Note) -> bool:
     # The window check needs a length; the context is the safe answer where prompts are not known yet.
     window = getattr(policy.model.config.get_text_config(), "sliding_window", None)
     longest = recipe.rollout.max_tokens if window is None else recipe.rollout.max_tokens + window
-    if takes_shared_prompt(policy, longest=longest):
+    takes = takes_shared_prompt(policy, longest=longest)
+    if takes and critic_shares(policy.critic, longest=longest):
         return True
+    which = "critic.model" if takes else recipe.model
     if recipe.update.packing == "on":
         raise RunError(
-            f"update.packing=on, but {recipe.model} does not give the same log-probabilities when a group "
+            f"update.packing=on, but {which} does not give the same log-probabilities when a group "
             "shares its prompt in one row: its attention refuses such a mask. Use update.packing=auto or off."
         )
-    note("the model's attention refuses a shared prompt: each completion gets its own row (exact, slower)")
+    whose = "critic's" if takes else "model's"
+    note(f"the {whose} attention refuses a shared prompt: each completion gets its own row (exact, slower)")
     return False
 
 
@@ -315,6 +321,13 @@ def _build_organs(
         organs.append(build_thermostat(recipe.thermostat, objective, set_temperature))
     if recipe.rollout.mixture is not None and isinstance(engine, MixtureEngine):
         organs.append(Mixer(recipe.rollout.mixture, engine))
+    if recipe.adaptive_kl is not None:
+        (path,) = kl_terms(recipe)
+        terms = [term for term in (*objective.terms, *objective.token_rewards) if term.name == path[-1]]
+        organs.append(AdaptiveKL(recipe.adaptive_kl, terms, float(terms[0].settings["coef"])))
+    critic = policies[0].critic
+    if critic is not None and critic.trunk is None:
+        organs.append(SharedTrunk(critic.shares))
     if recipe.rollout.mismatch is not None:
         organs.append(MismatchWeights(recipe.rollout.mismatch))
     return organs
