@@ -21,6 +21,7 @@ from klent.policies.causal_lm.policy import CausalPolicy
 from klent.runs.console import QuietConsole
 from klent.runs.critics import build_critic
 from klent.runs.export import export_checkpoint
+from klent.runs.fingerprint import take_fingerprint
 from klent.runs.train import train
 from klent.streams.batch import Batch
 from klent.training.update import Updater
@@ -221,6 +222,8 @@ def critic_from(name: Path) -> Any:
 def test_a_critic_starts_from_a_reward_model(here: SimpleNamespace, tied: bool) -> None:
     folder = reward_model(Path(f"rm-{tied}"), tie_word_embeddings=tied)
     critic = critic_from(folder)
+    named = {"model": "model", "critic": {"model": str(folder)}}
+    assert "critic.model" in take_fingerprint(named).content  # another folder is another run
     saved = load_file(folder / "model.safetensors")
     assert torch.equal(critic.head.weight, saved["score.weight"])
     layers = dict(critic.trunk.named_parameters())

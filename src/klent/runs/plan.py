@@ -212,7 +212,10 @@ def describe_plan(recipe: Recipe) -> list[str]:
     if plan.needs.old:
         readers = "rewards per token and the update" if recipe.token_reward else "several updates"
         readers = "weights for the sampler" if recipe.rollout.mismatch else readers
-        lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
+        values = "; the critic's values are read in it" if plan.needs.value_old else ""
+        lines.append(
+            f"log-probs at the start of the step: one more forward pass ({readers} use them){values}"
+        )
     if "divergence" in plan.needs.also and mixture is not None and mixture.distill is not None:
         lines.append(f"{_distill(mixture.distill)}: its forward pass on every completion")
     if "kl" in plan.needs.also:
