@@ -622,6 +622,8 @@ ROUND_TRIPS = [
         "thermostat.target={start: 2.0, end: 1.0, steps: 9}",
     ],
     ["method=thermostat", "thermostat=null"],
+    ["method=ppo", "advantage.whiten=null", "adaptive_kl.target=2.0"],
+    ["method=ppo", "advantage=group_advantage", "loss.value=null", "critic=null"],
     ["method=entrocraft", "thermostat.band.low=0.2"],
     ["method=entrocraft", "thermostat.steer=bonus", "thermostat.band=null", "thermostat.target=0.2"],
     ["method=null", "loss.reinforce={}", "advantage=null", "reduce.over=constant", "eval=null"],

@@ -54,11 +54,44 @@ def test_whitened_as_numpy_says(shift: bool) -> None:
     assert not found[~mask].any()
 
 
+def test_whitened_over_ranks_is_whitened_over_all_their_tokens() -> None:
+    """Two ranks of the same numbers: twice the count, which the deviation's divisor shows, and twice every sum."""
+    advantage, mask = table([1.0, 2.0, 6.0, 9.0]), mask_of("xxx.")
+    both = np.array([1.0, 2.0, 6.0] * 2)
+    found = O.whiten(advantage, mask, add_up=lambda value: 2 * value)
+    assert_close(found[mask], torch.tensor((both[:3] - both.mean()) / both.std(ddof=1)))
+
+
 def test_equal_advantages_are_not_divided() -> None:
     equal = torch.full((1, 3), 0.1 + 0.2)
     assert torch.equal(O.whiten(equal, mask_of("xxx"), shift=False), equal)
     assert O.whiten(equal, mask_of("xxx")).abs().max() < 1e-6
     assert torch.equal(O.whiten(equal, mask_of("x.."), shift=False), torch.tensor([[0.1 + 0.2, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_divergence_in_the_reward_loses_the_tokens_own(exact: bool) -> None:
+    """Two tokens of three, all nine completions: paid k1 the gradient is that of the KL between completions; paid
+    each prefix's divergence over the vocabulary, its gradient at the prefixes is missing, and nothing else is."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)  # of the first token, and after each
+    logq = torch.randn(4, 3, dtype=torch.float64).log_softmax(-1)
+    first, second = (
+        tokens.flatten() for tokens in torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
+    )
+    prefix = torch.stack([torch.zeros(9, dtype=torch.long), 1 + first], dim=1)
+    token = torch.stack([first, second], dim=1)
+    every = logits.log_softmax(-1)
+    logp, other = every[prefix, token], logq[prefix, token]
+    weight, mask = logp.sum(dim=1).exp(), torch.ones(9, 2, dtype=torch.bool)
+    local = (every.exp() * (every - logq)).sum(-1)[prefix]
+    (whole,) = torch.autograd.grad((weight * (logp - other).sum(dim=1)).sum(), logits, retain_graph=True)
+    (missing,) = torch.autograd.grad((weight.detach()[:, None] * local).sum(), logits, retain_graph=True)
+    paid = -local.detach() if exact else O.kl_in_reward(logp.detach(), other, mask, coef=1.0)
+    pushed = O.reward_to_go(paid, mask) * logp
+    (found,) = torch.autograd.grad(-(weight.detach()[:, None] * pushed).sum(), logits)
+    assert_close(found, whole - missing if exact else whole)
+    assert missing.abs().max() > 0.05
 
 
 def test_clip_needs_the_value_that_it_clips_from() -> None:
@@ -75,8 +108,8 @@ MUTANTS = [
     Mutant(
         "divided by the count",
         "value.py",
-        "(mask.sum() - 1)",
-        "(mask.sum() - 0)",
+        "(count - 1)",
+        "(count - 0)",
         lambda: test_whitened_as_numpy_says(True),
     ),
     Mutant(
@@ -85,6 +118,13 @@ MUTANTS = [
         "(centred if shift",
         "(values if shift",
         lambda: test_whitened_as_numpy_says(True),
+    ),
+    Mutant(
+        "the mean of one rank",
+        "value.py",
+        "mean = add_up(values.sum())",
+        "mean = values.sum()",
+        test_whitened_over_ranks_is_whitened_over_all_their_tokens,
     ),
     Mutant("noise divided", "value.py", "std > rounding", "std > -1", test_equal_advantages_are_not_divided),
 ]

@@ -6,7 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers_training import GRPO, episodes, updater
+from tiny import tiny_model
 
+from klent.policies.causal_lm.critic import Critic
+from klent.policies.causal_lm.policy import CausalPolicy
 from klent.streams.batch import Batch, make_batch
 from klent.training.objective import Objective
 from klent.training.update import Updater, UpdateResult
@@ -58,7 +61,7 @@ def rows_of(prompts: list[int]) -> Batch:
 
 
 def run(step: Updater, rows: Batch) -> UpdateResult:
-    step.objective.estimate_advantage(rows)
+    step.objective.estimate_advantage(rows, step.world)
     return step.run(rows, seed=0)
 
 
@@ -100,6 +103,40 @@ def test_two_ranks_with_uneven_groups_are_one(reduce):
             assert result.sums[name] == (pytest.approx(total, rel=1e-5), count)
         for mine, theirs in zip(step.parameters, one.parameters, strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad, atol=2e-6, rtol=1e-4)
+
+
+def with_critic(world: object | None, rows: Batch) -> tuple[Updater, Batch]:
+    """PPO with a critic's own layers; values, log-probabilities and reference as the loop measures them."""
+    terms = {"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2}, "value_loss": {"coef": 0.3, "clip": 0.2}}
+    advantage = {"gae": {"gamma": 0.9, "lam": 0.8}, "whiten": {"shift": True}}
+    objective = Objective(terms, advantage, {"kl_in_reward": {"coef": 0.1}})
+    step = updater(objective, reduce={"over": "tokens"}, world=world)
+    critic = Critic(32, tiny_model(seed=3))
+    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    step.policy.critic = critic
+    step.optimizer = torch.optim.SGD(step.policy.trainable().values(), lr=0.0)
+    step.parameters = list(step.policy.trainable().values())
+    step.learning_rate = lambda number: 0.0
+    before = step.measure(rows, range(len(rows)), values=True)
+    rows.streams.logp_old, rows.streams.value_old = before.logp, before.value
+    other = CausalPolicy(tiny_model(seed=5), temperature=1.0)
+    rows.streams.logp_ref = step.measure(rows, range(len(rows)), other).logp
+    return step, rows
+
+
+def test_two_ranks_share_a_critic_and_whiten_over_both():
+    """Ranks with other rewards and lengths: means and deviations are those of all tokens of the step."""
+    one, whole = with_critic(None, rows_of([0, 1, 2]))
+    expected = run(one, whole)
+    made = [rows_of([0]), rows_of([1, 2])]
+    ends = together(lambda seat: with_critic(seat, made[seat.rank]))
+    for step, result in ends:
+        assert result.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+        for mine, theirs in zip(step.parameters, one.parameters, strict=True):
+            if theirs.grad is not None:
+                torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-3)
+    found = torch.cat([rows.streams.advantage[rows.mask] for rows in made])
+    torch.testing.assert_close(found, whole.streams.advantage[whole.mask], atol=1e-5, rtol=1e-4)
 
 
 def test_a_rank_whose_completions_are_all_idle_still_takes_the_step():

@@ -36,6 +36,20 @@ def sample(step: int = 1, prompt: str = "p", **changes: Any) -> Sample:
     return Sample(**(default | changes))
 
 
+def test_a_critics_values_are_lines_on_one_scale() -> None:
+    shown = choose(
+        [sample(tokens=["x", "y", "z"], value=[0.5, -0.5, 0.0]), sample(prompt="q", value=[1.5, None])]
+    )
+    assert shown.values == (-0.5, 1.5)
+    tokens = [t for asked in shown.stages[0].asked for c in asked.completions for t in c.tokens]
+    assert [token.value for token in tokens] == [0.5, 0.0, 0.25, 1.0, None]
+    assert tokens[0].tip.endswith("· value +0.500")
+    assert "value" not in tokens[4].tip
+    same = choose([sample(value=[0.25, 0.25])])
+    assert same.stages[0].asked[0].completions[0].tokens[0].value == 0.5
+    assert choose([sample()]).values is None
+
+
 def test_a_token_carries_its_numbers() -> None:
     one = sample(tokens=["x", "y", "z"], entropy=[2.0, 0.5, None], logp=[-1.0, -0.25, None])
     one = Sample(**(vars(one) | {"coefficient": [0.8, -0.4, 0.0]}))

@@ -122,9 +122,9 @@ def test_a_step_makes_the_passes_that_the_plan_announces(name, tmp_path, monkeyp
     recipe = make_recipe(values | RECIPES[name])
     measured, measure = [], Updater.measure
 
-    def counted(self, batch, rows, policy=None):
+    def counted(self, batch, rows, policy=None, **more):
         measured.append(policy)
-        return measure(self, batch, rows, policy)
+        return measure(self, batch, rows, policy, **more)
 
     monkeypatch.setattr(Updater, "measure", counted)
     monkeypatch.setattr(

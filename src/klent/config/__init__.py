@@ -16,9 +16,10 @@ from klent.config.task import (
     PairsSettings,
 )
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
-from klent.config.training import Checkpoint, Critic, Lora, Optimizer, Reduce, Update
+from klent.config.training import AdaptiveKL, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
 __all__ = [
+    "AdaptiveKL",
     "Checkpoint",
     "Critic",
     "DataSettings",

@@ -46,7 +46,10 @@ PAIRED = frozenset({"preferred", "group", "mask"})
 TRAINED = frozenset(name for name, stream in REGISTRY.items() if "carries the gradient" in stream.meaning)
 """The streams that carry the policy's gradient; a loss reads at least one of them."""
 
-_SUPPLIED = {*REGISTRY, "generator"}
+NO_STREAMS = frozenset({"generator", "add_up"})
+"""What a function may ask the trainer for and is no stream: chance, and sums over ranks."""
+
+_SUPPLIED = {*REGISTRY, *NO_STREAMS}
 _TENSORS = ("Tensor", "torch.Tensor")
 _OPTIONAL_TENSORS = ("Tensor | None", "torch.Tensor | None")  # for callers from Python
 
@@ -138,7 +141,7 @@ def hyperparameters_of(function: Function) -> dict[str, inspect.Parameter]:
     >>> list(hyperparameters_of(objectives.cispo)), list(hyperparameters_of(objectives.kl_in_loss))
     (['ratio_max'], ['coef', 'divergence'])
     """
-    reads = streams_of(function) | {"generator", *sides_of(function), *STREAM_OF}
+    reads = streams_of(function) | {*NO_STREAMS, *sides_of(function), *STREAM_OF}
     parameters = _parameters(function).items()
     return {
         name: p

@@ -164,7 +164,7 @@ def dump_recipe(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json")
     if recipe.method is not None:
         lower = preset(recipe.method).values
-        for section in ("loss", "token_reward", "select", "weigh"):
+        for section in ("loss", "advantage", "token_reward", "select", "weigh"):
             terms, preset_terms = values[section], lower.get(section)
             if isinstance(terms, dict) and isinstance(preset_terms, dict):
                 removed = {name: None for name in preset_terms if name not in terms}

@@ -1,4 +1,4 @@
-"""Preferences and critics: keys that need each other, and keys that nothing would read."""
+"""Preferences, critics and an adaptive KL: keys that need each other, and keys that nothing would read."""
 
 from collections.abc import Iterator
 
@@ -80,3 +80,49 @@ def critic_problems(recipe: Recipe) -> Iterator[Problem]:
     for name in others:
         if "advantage" not in binding.streams_of(binding.resolve(name)):
             yield Problem(("advantage", name), f"does not change what {first} gives; keep one of the two")
+
+
+def kl_terms(recipe: Recipe) -> list[tuple[str, str]]:
+    """Where terms stand that hold the policy to its reference by a coefficient."""
+    sections = {"loss": recipe.loss, "token_reward": recipe.token_reward or {}}
+    return [
+        (section, name)
+        for section, terms in sections.items()
+        for name, settings in terms.items()
+        if {"logp_ref", "kl"} & binding.streams_of(binding.resolve(name)) and "coef" in settings
+    ]
+
+
+def adaptive_problems(recipe: Recipe) -> Iterator[Problem]:
+    """An adaptive KL turns one coefficient above 0, of a KL that its step measures."""
+    settings = recipe.adaptive_kl
+    if settings is None:
+        return
+    found = [f"{section}.{name}" for section, name in kl_terms(recipe)]
+    if len(found) != 1:
+        have = f"there are {len(found)}: {', '.join(found)}; keep one" if found else "there is none"
+        example = "" if found else "; add e.g. token_reward: {kl_in_reward: {coef: 0.05}}"
+        yield Problem(
+            ("adaptive_kl",), f"turns the coefficient of one KL to the reference, and {have}{example}"
+        )
+        return
+    section, name = kl_terms(recipe)[0]
+    terms = recipe.loss if section == "loss" else recipe.token_reward or {}
+    if "logp_ref" not in streams(recipe) and name not in ("sequence_kl", "sequence_kl_loss"):
+        reason = f"is of completions, and {name} measures none: tokens alone"
+        yield Problem(("adaptive_kl",), f"{reason}; use sequence_kl, kl_in_loss or kl_in_reward")
+    if recipe.update.kl.divergence != "reverse" or recipe.update.kl.skew:
+        yield Problem(
+            ("update", "kl"), "is another divergence than adaptive_kl aims at; remove one of the two"
+        )
+    if terms[name].get("coef") == 0:
+        yield Problem((section, name, "coef"), "is 0, and adaptive_kl multiplies it; start above 0")
+    if not recipe.rollout.sampled or recipe.rollout.mixture is not None:
+        yield Problem(("adaptive_kl",), "needs completions that the policy itself samples; remove it")
+    completions = recipe.prompts_per_step * recipe.group_size
+    if settings.horizon < completions:
+        yield Problem(
+            ("adaptive_kl", "horizon"),
+            f"{settings.horizon} is less than a step's {completions} completions, so that one step turns the "
+            "coefficient by more than 20 %; set more",
+        )

@@ -10,7 +10,7 @@ from klent.config.evaluation import Eval, Limits, Rewards, list_rewards
 from klent.config.rollout import ROLLOUTS, Rollout, TransformersRollout
 from klent.config.task import TASKS, Task
 from klent.config.thermostat import Thermostat
-from klent.config.training import Checkpoint, Critic, Lora, Optimizer, Reduce, Update
+from klent.config.training import AdaptiveKL, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
 #: the classes behind each tag of a union
 TAGS: dict[str, type[Settings]] = {**TASKS, **ROLLOUTS}
@@ -67,6 +67,8 @@ class Recipe(Settings):
     """How a step's completions are used."""
     critic: Critic | None = None
     """Expects the reward still to come, for advantage: {gae: {}} and loss: {value: {}}; null = there is none."""
+    adaptive_kl: AdaptiveKL | None = None
+    """Turns the coefficient of the term that holds the policy to its reference; null = it stays."""
     reference: str | None = None
     """Model that log-probs are compared with; null = the policy as it was at the start."""
     checkpoint: Checkpoint = Checkpoint()

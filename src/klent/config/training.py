@@ -91,6 +91,15 @@ class Critic(Settings):
     """Its learning rate after warm-up; null = optimizer.lr."""
 
 
+class AdaptiveKL(Settings):
+    """Turns the coefficient of the KL to the reference until the KL of completions is at a target."""
+
+    target: Positive
+    """KL(policy ‖ reference) of a whole completion to aim at, nats."""
+    horizon: PositiveInt = 10_000
+    """Completions over which an error of 20 % or more turns the coefficient by 20 %."""
+
+
 class Checkpoint(Settings):
     """When the state is saved."""
 

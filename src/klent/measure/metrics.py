@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from klent.measure.critics import critic_metrics
 from klent.measure.diagnostics import (
     collision_metrics,
     covariance_tails,
@@ -84,6 +85,7 @@ def update_metrics(batch: Batch, result: UpdateResult) -> Row:
         row |= covariance_tails(covariance, batch.mask)
         row |= effect_metrics(sampling, batch.streams.advantage, batch.mask)
     row |= collision_metrics(batch)
+    row |= critic_metrics(batch)
     row |= fork_share(entropy, result.coefficient, batch.mask)
     row |= selected_and_rest(entropy, covariance, selected(result), batch.mask)
     return row | _distances(batch, result)

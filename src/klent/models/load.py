@@ -76,6 +76,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     seed: int = 0,
     device: "torch.device | str | None" = None,
+    body: bool = False,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer for sampling and training.
 
@@ -95,6 +96,8 @@ def load_policy(
         seed: of the adapter's first weights. The global random state is left as it was.
         device: where the model is moved: a device, ``auto`` (the GPU if there is one) or a name such as
             ``cuda:1``; None leaves it on the CPU.
+        body: only the layers are wanted: a folder without a head over the vocabulary, such as a reward model's, is
+            taken too, and that head is then random.
 
     Returns:
         The model in eval mode on ``device``, with its tokenizer.
@@ -115,7 +118,7 @@ def load_policy(
     with quiet(), _in_one_sentence(f"cannot load the tokenizer of {name}"):
         tokenizer = _load_tokenizer(folder, trust_remote_code)
     with quiet(), _in_one_sentence(f"cannot load the model {name}"):
-        model = _load_model(folder, dtype, trust_remote_code, attention)
+        model = _load_model(folder, dtype, trust_remote_code, attention, body=body)
     stops = stop_ids(model, tokenizer)
     _fit_tokenizer(tokenizer, stops, _rows(model), name)
     base = model
@@ -165,7 +168,9 @@ def _fit_tokenizer(
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(stops[0] if stops else 0)
 
 
-def _load_model(folder: Path, dtype: str, trust_remote_code: bool, attention: str) -> "PreTrainedModel":
+def _load_model(
+    folder: Path, dtype: str, trust_remote_code: bool, attention: str, *, body: bool
+) -> "PreTrainedModel":
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -186,7 +191,9 @@ def _load_model(folder: Path, dtype: str, trust_remote_code: bool, attention: st
         pair = _read_weights(folder, config, dtype, trust_remote_code, "eager")
     model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", pair)
     # transformers fills both kinds of weights with random numbers and continues
-    if missing := sorted(report["missing_keys"]):
+    head = model.get_output_embeddings() if body else None
+    spare = {name for name, module in model.named_modules() if head is not None and module is head}
+    if missing := sorted(key for key in report["missing_keys"] if key.rpartition(".")[0] not in spare):
         raise ModelError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}. Copy it again")
     if mismatched := sorted(str(entry[0]) for entry in report["mismatched_keys"]):
         raise ModelError(

@@ -111,34 +111,6 @@ def kl(run: RunData) -> Figure | None:
     )
 
 
-def preference(run: RunData) -> Figure | None:
-    """How often the better answer scores higher, by how much, and where each of the two went."""
-    known = run.has("preference/tied")
-    tied = [Line("preference/tied", "prompts without a pair", "muted", "fill")] if known else []
-    return curves(
-        run,
-        "preference",
-        "Preferences",
-        Panel(
-            "fraction of pairs",
-            (*tied, Line("preference/accuracy", "in the right order", "reward")),
-            1.4,
-            full=1.0,
-        ),
-        Panel("margin, nats", (Line("preference/margin", "better less worse", "ink"),)),
-        Panel(
-            "moved, nats",
-            (
-                Line("preference/chosen", "better answers", "reward"),
-                Line("preference/rejected", "worse answers", "down", "dash"),
-            ),
-            1.4,
-        ),
-        note="Log-probabilities of whole answers, less the reference's where the loss reads them (per token where "
-        "it reads lengths). A margin may grow while both lines fall: then other answers gain what these lose.",
-    )
-
-
 def mixture(run: RunData) -> Figure | None:
     """Where a mixture lies between policy and target, and how useful its samples are to the policy."""
     return curves(

@@ -12,10 +12,10 @@ from klent.io.files import write_atomic
 from klent.kit.statistics import ends
 from klent.kit.svg import Figure
 from klent.kit.tables import Row, finite, step_of
-from klent.kit.text import duration, fixed, number, share
+from klent.kit.text import duration, fixed, number, share, signed
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast, is_believed
-from klent.report import certainty, entropy, figures, surprise
+from klent.report import certainty, entropy, figures, rlhf, surprise
 from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
@@ -126,9 +126,10 @@ def _content(run: RunData) -> dict[str, object]:
         figures.reward,
         figures.loss,
         figures.heldout_loss,
-        figures.preference,
+        rlhf.preference,
         figures.entropy,
         figures.kl,
+        rlhf.critic,
         figures.mixture,
     )
     curves = (f(run) for f in drawn)
@@ -328,6 +329,7 @@ def _samples(run: RunData) -> dict[str, object]:
         "heat": fixed(shown.entropy, 1),
         "push": number(shown.mark, 2),
         "pairs": shown.pairs,
+        "values": [signed(value) for value in shown.values] if shown.values else [],
         "chosen": any(any(sample.chosen) for sample in run.samples),
     }
 

@@ -59,6 +59,7 @@ class Sample:
         problem: why the environment failed; empty where it did not.
         preferred: whether it is the better answer of its pair; None where it is in none.
         score: what each token adds to the answer's score, nats; None where unknown.
+        value: what a critic expected before each token, in units of reward; empty without a critic.
     """
 
     step: int
@@ -77,6 +78,7 @@ class Sample:
     problem: str = ""
     preferred: bool | None = None
     score: list[float | None] = field(default_factory=list)
+    value: list[float | None] = field(default_factory=list)
 
     @property
     def marks(self) -> list[float | None]:
@@ -348,6 +350,7 @@ def _sample(row: Row) -> Sample:
         problem=str(row.get("problem") or ""),
         preferred=preferred if isinstance(preferred := row.get("preferred"), bool) else None,
         score=numbers("score"),
+        value=numbers("value") if "value" in row else [],
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from klent.kit.text import fixed, signed, signed_fixed
 from klent.report.read import Sample
@@ -28,6 +29,7 @@ class Token:
             pair what the token adds to the margin.
         size: its mark's size over the largest on the page, in [0, 1].
         chosen: whether a selector chose it.
+        value: where a critic's value lies between the lowest and the highest on the page, in [0, 1]; None without.
         tip: its numbers.
     """
 
@@ -38,6 +40,7 @@ class Token:
     size: float
     tip: str
     chosen: bool = False
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,23 @@ class Stage:
 class Shown:
     """The whole section; ``entropy`` (nats) and ``mark`` are the maxima of its two scales.
 
-    ``pairs``: marks are what tokens add to the margin of their pair, nats, and not coefficients.
+    ``values`` are the ends of a critic's scale, in units of reward; None where there are no values. ``pairs``: marks
+    are what tokens add to the margin of their pair, nats, and not coefficients.
     """
 
     stages: list[Stage]
     entropy: float
     mark: float
+    values: tuple[float, float] | None = None
     pairs: bool = False
+
+
+class Scale(NamedTuple):
+    """What one page's shades, marks and lines are held against; see :class:`Shown`."""
+
+    entropy: float
+    mark: float
+    values: tuple[float, float] | None
 
 
 def choose(samples: list[Sample]) -> Shown:
@@ -116,10 +129,13 @@ def choose(samples: list[Sample]) -> Shown:
     shown = [sample for prompts in chosen.values() for group in prompts for sample in group]
     entropies = [v for s in shown for v in s.entropy[:TOKENS_SHOWN] if v is not None]
     sizes = [abs(v) for s in shown for v in s.marks[:TOKENS_SHOWN] if v is not None]
-    high, push = max(entropies, default=0.0), max(sizes, default=0.0)
+    values = [v for s in shown for v in s.value[:TOKENS_SHOWN] if v is not None]
+    scale = Scale(
+        max(entropies, default=0.0), max(sizes, default=0.0), (min(values), max(values)) if values else None
+    )
     drawn = {
         step: [
-            Asked(group[0].prompt_id, _prompt(group[0].prompt), [_completion(s, high, push) for s in group])
+            Asked(group[0].prompt_id, _prompt(group[0].prompt), [_completion(s, scale) for s in group])
             for group in groups
         ]
         for step, groups in chosen.items()
@@ -127,7 +143,7 @@ def choose(samples: list[Sample]) -> Shown:
     stages = [
         Stage(name, step, drawn[step], _note(chosen[step])) for name, step in zip(names, steps, strict=True)
     ]
-    return Shown(stages, high, push, any(sample.preferred is not None for sample in shown))
+    return Shown(stages, *scale, pairs=any(sample.preferred is not None for sample in shown))
 
 
 def _note(groups: list[list[Sample]]) -> str:
@@ -169,10 +185,10 @@ def _distinct(group: list[Sample]) -> list[Sample]:
     return list({(sample.completion, *sample.tokens): sample for sample in group}.values())
 
 
-def _completion(sample: Sample, high: float, push: float) -> Completion:
+def _completion(sample: Sample, scale: Scale) -> Completion:
     count = min(TOKENS_SHOWN, len(sample.tokens))
     return Completion(
-        parts=list(_parts(sample, count, high, push)),
+        parts=list(_parts(sample, count, scale)),
         hidden=len(sample.tokens) - count,
         reward="unscorable" if sample.reward is None else fixed(sample.reward),
         advantage=signed_fixed(sample.advantage),
@@ -184,31 +200,34 @@ def _completion(sample: Sample, high: float, push: float) -> Completion:
     )
 
 
-def _parts(sample: Sample, count: int, high: float, push: float) -> Iterator[Part]:
+def _parts(sample: Sample, count: int, scale: Scale) -> Iterator[Part]:
     """The first ``count`` tokens, cut where another side begins."""
     start = 0
     for turn in sample.turns:
         if turn.first < count:
             own = turn.by == "policy"
-            tokens = [_token(sample, i, high, push, own=own) for i in range(turn.first, min(turn.end, count))]
+            tokens = [_token(sample, i, scale, own=own) for i in range(turn.first, min(turn.end, count))]
             paid = "no reward" if turn.reward is None else f"reward {fixed(turn.reward)}"
             worth = "" if turn.advantage is None else f" · advantage {signed_fixed(turn.advantage)}"
             yield Part(tokens, turn.by, f"{paid}{worth}" if own else "")
             start = min(turn.end, count)
-    rest = [_token(sample, index, high, push) for index in range(start, count)]
+    rest = [_token(sample, index, scale) for index in range(start, count)]
     if rest or not sample.tokens:
         yield Part(rest or [Token(visible(sample.completion), 0, 0.0, "", 0.0, "")])
 
 
-def _token(sample: Sample, index: int, high: float, push: float, *, own: bool = True) -> Token:
+def _token(sample: Sample, index: int, scale: Scale, *, own: bool = True) -> Token:
     """A token; what an environment wrote has no numbers."""
     if not own:
         text = sample.tokens[index]
         return Token(visible(text), text.count("\n"), 0.0, "", 0.0, "")
+    high, push, values = scale
     text, entropy = sample.tokens[index], sample.entropy[index]
     logp, coefficient = sample.logp[index], sample.coefficient[index]
     mark = sample.marks[index]
     numbers = f"entropy {fixed(entropy)} · logp {fixed(logp)} · coefficient {signed(coefficient)}"
+    value = sample.value[index] if sample.value else None
+    numbers += "" if value is None else f" · value {signed(value)}"
     if sample.preferred is not None:
         numbers = f"margin {signed(mark)} nats · {numbers}"
     return Token(
@@ -219,7 +238,14 @@ def _token(sample: Sample, index: int, high: float, push: float, *, own: bool = 
         size=abs(mark) / push if mark is not None and push > 0 else 0.0,
         tip=numbers,
         chosen=bool(sample.chosen) and sample.chosen[index],
+        value=None if value is None or values is None else _place(value, values),
     )
+
+
+def _place(value: float, ends: tuple[float, float]) -> float:
+    """Where a number lies between two, from 0 to 1; in the middle where they are equal."""
+    low, high = ends
+    return (value - low) / (high - low) if high > low else 0.5
 
 
 def _sign(value: float | None) -> str:

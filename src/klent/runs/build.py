@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from klent.config import MixtureSettings, Recipe, dump_recipe
+from klent.config.preference_checks import kl_terms
+from klent.control.adaptive_kl import AdaptiveKL
 from klent.control.keeper import Keeper
 from klent.control.limits import Guard
 from klent.control.mismatch import MismatchWeights
 from klent.control.mixing import Mixer
 from klent.control.organ import Organ
 from klent.control.pairing import BestWorst
+from klent.control.shared_trunk import SharedTrunk
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
 from klent.measure.roofline import Floor
@@ -129,7 +132,7 @@ def build_parts(
         loaded, rollout, columns, progress=progress, target=target, environments=environments
     )
     if recipe.critic is not None:
-        policy.critic = build_critic(recipe.critic, recipe, policy)
+        policy.critic = build_critic(recipe.critic, recipe, policy, loaded, note)
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     policy.packing = choose_packing(recipe.update, rollout, recipe.model, policy, note)
@@ -306,6 +309,13 @@ def _build_organs(
         organs.append(Mixer(recipe.rollout.mixture, engine))
     if recipe.rollout.pairs is not None:
         organs.append(BestWorst())
+    if recipe.adaptive_kl is not None:
+        (path,) = kl_terms(recipe)
+        terms = [term for term in (*objective.terms, *objective.token_rewards) if term.name == path[-1]]
+        organs.append(AdaptiveKL(recipe.adaptive_kl, terms, float(terms[0].settings["coef"])))
+    critic = policies[0].critic
+    if critic is not None and critic.trunk is None:
+        organs.append(SharedTrunk(critic.shares))
     if recipe.rollout.mismatch is not None:
         organs.append(MismatchWeights(recipe.rollout.mismatch))
     return organs

@@ -10,7 +10,7 @@ from klent.errors import ModelError
 from klent.models.locate import locate_model
 from klent.runs.checkpoint import peek_newest
 
-MODELS = ("model", "reference", "rollout.mixture.target.model")
+MODELS = ("model", "reference", "critic.model", "rollout.mixture.target.model")
 _BLOCK, _BLOCKS = 1 << 20, 256
 
 

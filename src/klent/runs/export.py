@@ -10,7 +10,7 @@ from klent.models.locate import locate_model
 from klent.models.save import save_model
 from klent.runs.checkpoint import load_step
 from klent.runs.fingerprint import take_fingerprint
-from klent.runs.state import take_weights
+from klent.runs.state import policy_of, take_weights
 
 
 def export_checkpoint(
@@ -51,6 +51,6 @@ def export_checkpoint(
         seed=recipe.seed,
     )
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    take_weights(checkpoint, trainable, f"Put back model and lora in {run / 'config.yaml'}")
+    take_weights(policy_of(checkpoint), trainable, f"Put back model and lora in {run / 'config.yaml'}")
     save_model(loaded.model, loaded.tokenizer, target)
     return target

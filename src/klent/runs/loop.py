@@ -143,7 +143,7 @@ class Loop:
             self._measure_before(batch)
             for organ in self.organs:
                 organ.after_rollout(batch)
-            self.updater.objective.estimate_advantage(batch)
+            self.updater.objective.estimate_advantage(batch, self.updater.world)
             result = self.updater.run(
                 batch,
                 seed=derive_seed(self.seed, "update", number),
@@ -164,7 +164,7 @@ class Loop:
         """The numbers that the objective reads and that the update itself does not bring."""
         rows = range(len(batch))
         if self.updater.needs.old:
-            before = self.updater.measure(batch, rows)
+            before = self.updater.measure(batch, rows, values=self.updater.needs.value_old)
             batch.streams.logp_old, batch.streams.entropy_old = before.logp, before.entropy
             batch.streams.value_old = before.value
         if self.reference is not None:

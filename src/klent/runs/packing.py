@@ -8,6 +8,7 @@ from klent.policies.causal_lm.model import attention_window
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import takes_joined_rows, takes_shared_prompt
+from klent.runs.critics import critic_shares
 from klent.runs.engines import RolloutSection
 
 
@@ -32,17 +33,22 @@ def choose_packing(
     # The window check needs a length; the context is the safe answer where prompts are not known yet.
     window = getattr(policy.model.config.get_text_config(), "sliding_window", None)
     longest = rollout.max_tokens if window is None else rollout.max_tokens + window
-    if not takes_shared_prompt(policy, longest=longest):
+    takes = takes_shared_prompt(policy, longest=longest)
+    if not (takes and critic_shares(policy.critic, longest=longest)):
+        which, whose = ("critic.model", "critic's") if takes else (model, "model's")
         if update.packing == "on":
             raise RunError(
-                f"update.packing=on, but {model} does not give the same log-probabilities when a group "
+                f"update.packing=on, but {which} does not give the same log-probabilities when a group "
                 "shares its prompt in one row: its attention refuses such a mask. Use update.packing=auto or off."
             )
         note(
-            "the model's attention refuses a shared prompt: each completion gets its own row (exact, slower)"
+            f"the {whose} attention refuses a shared prompt: each completion gets its own row (exact, slower)"
         )
         return Packing(False, budget)
-    if update.packing != "full":
+    own = (
+        policy.critic is not None and policy.critic.trunk is not None
+    )  # its layers are not asked about joined rows
+    if update.packing != "full" or own:
         return Packing(True, budget)
     if not takes_joined_rows(policy, longest=longest):
         note("the model tells prompts in one row not apart: each gets its own row (exact, padded)")

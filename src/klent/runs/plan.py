@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from klent.config import Distill, Mismatch, MixtureSettings, Recipe, Thermostat
+from klent.config import AdaptiveKL, Critic, Distill, Mismatch, MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
 from klent.config.load import read_values
 from klent.config.task import KEYS
@@ -89,6 +89,21 @@ def _thermostat(thermostat: Thermostat) -> str:
         return f"thermostat: a band, low {band.low}, high {band.high}; {sides}"
     turned = "the coefficient of an entropy bonus" if steer == "bonus" else steer
     return f"thermostat: {thermostat.target}, by {turned} between {thermostat.low:g} and {thermostat.high:g}"
+
+
+def _critic(critic: Critic, rate: float) -> str:
+    if critic.trunk == "shared":
+        layers = "a head on the policy's layers, which its loss moves too"
+    else:
+        layers = (
+            f"layers of its own, trained whole, from {critic.model or 'the policy as it was at the start'}"
+        )
+    return f"critic: {layers}; learning rate {critic.lr or rate:g}"
+
+
+def _adaptive_kl(adaptive: AdaptiveKL) -> str:
+    aim = f"the KL of completions to {adaptive.target:g} nats, horizon {adaptive.horizon:,} completions"
+    return f"adaptive KL: turns the coefficient of the KL to the reference, {aim}"
 
 
 def _mixture(mixture: MixtureSettings) -> str:
@@ -195,13 +210,18 @@ def describe_plan(recipe: Recipe) -> list[str]:
         _reduction(recipe),
         *_inexact(recipe),
         *([_thermostat(recipe.thermostat)] if recipe.thermostat else []),
+        *([_critic(recipe.critic, recipe.optimizer.lr)] if recipe.critic else []),
+        *([_adaptive_kl(recipe.adaptive_kl)] if recipe.adaptive_kl else []),
         f"update: {_count(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
         f"reference model: {reference if referred else 'none (no term reads logp_ref or kl)'}",
     ]
     if plan.needs.old:
         readers = "rewards per token and the update" if recipe.token_reward else "several updates"
         readers = "weights for the sampler" if recipe.rollout.mismatch else readers
-        lines.append(f"log-probs at the start of the step: one more forward pass ({readers} use them)")
+        values = "; the critic's values are read in it" if plan.needs.value_old else ""
+        lines.append(
+            f"log-probs at the start of the step: one more forward pass ({readers} use them){values}"
+        )
     if "divergence" in plan.needs.also and mixture is not None and mixture.distill is not None:
         lines.append(f"{_distill(mixture.distill)}: its forward pass on every completion")
     if "kl" in plan.needs.also:

@@ -62,6 +62,7 @@ def sample_rows(
                 | _turns(rollout, None if batch.streams.advantage is None else batch.streams.advantage[b])
                 | _positions(chosen, b)
                 | _of_pair(batch, b, logp)
+                | _values(batch, b, count)
             )
     return rows
 
@@ -107,6 +108,12 @@ def _positions(chosen: Mapping[str, Tensor] | None, row: int) -> dict[str, objec
     if not chosen:
         return {}
     return {"chosen": {name: value[row].nonzero()[:, 0].tolist() for name, value in chosen.items()}}
+
+
+def _values(batch: Batch, row: int, count: int) -> dict[str, object]:
+    """What a critic expected before each token, where there is one."""
+    values = batch.streams.value_old
+    return {} if values is None else {"value": _rounded(values[row, :count], count)}
 
 
 def _rounded(values: Tensor | None, count: int) -> list[float | None]:

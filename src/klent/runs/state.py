@@ -1,6 +1,7 @@
 """What a run would lose if its process died: weights, optimizer, organs; saved and taken back bit for bit."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -15,6 +16,9 @@ from klent.runs.checkpoint import (
 )
 from klent.runs.folder import RunFolder
 from klent.training.update import Updater
+
+OF_CRITIC = "critic."
+"""Begins the names of a critic's parameters."""
 
 
 class Stateful(Protocol):
@@ -104,6 +108,13 @@ class RunState:
 
     def _remedy(self, what: str) -> str:
         return f"Put back {what} in {self.folder.config}, or start another run with name=..."
+
+
+def policy_of(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without its critic: what is needed of it to write."""
+    weights = checkpoint.tensors.get("model", {})
+    kept = {name: value for name, value in weights.items() if not name.startswith(OF_CRITIC)}
+    return replace(checkpoint, tensors={**checkpoint.tensors, "model": kept})
 
 
 def take_weights(checkpoint: Checkpoint, trainable: Mapping[str, torch.nn.Parameter], remedy: str) -> None:

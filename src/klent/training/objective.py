@@ -4,8 +4,9 @@ The trainer does not know which algorithm it runs. A term asks for what it needs
 parameters (``logp``, ``advantage``, ``logp_ref``, ...), and what no term asks for is not computed.
 """
 
+import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from klent.streams.registry import Streams
 from klent.training.pairs import with_pairs
 from klent.training.selection import Select, Selection
 from klent.training.term import Term
+from klent.training.world import World
 
 Terms = Mapping[str, Mapping[str, object] | None]
 
@@ -73,7 +75,7 @@ class Objective:
             readers = [*readers, *self.estimators]
         return any(stream in term.streams for term in readers)
 
-    def estimate_advantage(self, batch: Batch) -> None:
+    def estimate_advantage(self, batch: Batch, world: World | None = None) -> None:
         """Fill the stream ``advantage``, ``[B, T]``, from the rewards; 0 where unscorable or not trained on.
 
         The estimator sees every completion, whatever :meth:`train_on` keeps: baselines and scales are the same.
@@ -82,6 +84,10 @@ class Objective:
         that. With a critic's ``value_old`` the stream ``returns`` is filled too; it is ``value_old`` itself where
         unscorable.
         Where the batch has sums ``to_go``, each turn of an episode has an advantage of its own.
+
+        Args:
+            batch: the step's episodes, or this rank's part of them.
+            world: the ranks that share the step: what is over the step is over all of them.
 
         Raises:
             ValueError: a term reads it and the step has no rewards.
@@ -108,7 +114,9 @@ class Objective:
         if batch.streams.value_old is not None:
             batch.streams.returns = advantage + batch.streams.value_old
         for term in others:
-            advantage = torch.where(scorable, term(at_start.with_(advantage=advantage)), 0.0)
+            known = at_start.with_(advantage=advantage, mask=mask & scorable)
+            changed = term(known, **_over_ranks(term, world))
+            advantage = torch.where(scorable, changed, 0.0)
         kept = advantage if self.sign == 0 else torch.where(self.sign * advantage > 0, advantage, 0.0)
         batch.streams.advantage = kept
 
@@ -180,6 +188,12 @@ class Objective:
                 silent = silent | (streams.weights[term.name] == 0)
             idle &= silent
         return (batch.trained & ~idle).any(dim=1).nonzero()[:, 0].tolist()
+
+
+def _over_ranks(term: Term, world: World | None) -> dict[str, Callable[[Tensor], Tensor]]:
+    """How numbers add up over ranks, for a function that asks."""
+    asks = world is not None and "add_up" in inspect.signature(term.function).parameters
+    return {"add_up": world.sum} if asks and world is not None else {}
 
 
 def at_last(reward: Tensor, mask: Tensor) -> Tensor:

@@ -256,13 +256,16 @@ class Updater:
                 result.before.known[rows] = True
 
     @torch.no_grad()
-    def measure(self, batch: Batch, rows: Sequence[int], policy: Policy | None = None) -> Stats:
+    def measure(
+        self, batch: Batch, rows: Sequence[int], policy: Policy | None = None, *, values: bool = False
+    ) -> Stats:
         """``logp`` and ``entropy`` of these episodes under a policy as it stands, ``[B, T]``, 0 elsewhere.
 
         Taken without dropout: this is the distribution that samples. With the sums over squared probabilities
-        where a selector or a weight reads them, and with the critic's values where the advantage does.
+        where a selector or a weight reads them, and with the critic's ``values`` on request.
         """
-        also = [] if policy is not None else self._measured_also()
+        collision = policy is None and self.objective.selection.reads_collision
+        also = [*(["value"] if values else []), *(sorted(COLLISION) if collision else [])]
         policy = policy or self.policy
         measured = {name: torch.zeros(batch.mask.shape) for name in ("logp", "entropy", *also)}
         policy.train(False)
@@ -277,11 +280,6 @@ class Updater:
             collision=measured.get("collision"),
             collision_logp=measured.get("collision_logp"),
         )
-
-    def _measured_also(self) -> list[str]:
-        """What :meth:`measure` takes of the trained policy beside log-probability and entropy."""
-        values = ["value"] if self.needs.value_old else []
-        return [*values, *(sorted(COLLISION) if self.objective.selection.reads_collision else [])]
 
 
 class _Asked(TypedDict, total=False):

@@ -51,6 +51,8 @@ def healthy() -> Columns:
         "preference/rejected": ramp(0.0, -3.0),
         "sequence/ess": wave(0.9),
         "sequence/chi2": wave(1e-4),
+        "value/explained": ramp(0.0, 0.6),
+        "value/gradient_share": wave(0.3),
         "grad/norm": wave(1.0),
         "update/skipped": wave(0.0),
         "tokens/rollout": wave(6400.0),
@@ -84,6 +86,8 @@ SICK: dict[str, Columns] = {
         "preference/rejected": ramp(0.0, -11.0, first=5),
     },
     "unscorable": {"reward/unscorable": step(0.0, 0.3, first=7)},
+    "blind_critic": {"value/explained": wave(0.01)},
+    "swamped_trunk": {"value/gradient_share": step(0.3, 0.97, first=12)},
     "throughput_decay": {"tokens/rollout_per_second": ramp(1000.0, 300.0, first=6)},
 }
 """Signature -> the columns in which its run differs from the healthy one."""
@@ -104,6 +108,8 @@ ONSET = {
     "stale_prefixes": (14, 15),
     "likelihood_displacement": (11, 12),
     "unscorable": (8, 8),
+    "blind_critic": (11, 12),
+    "swamped_trunk": (13, 14),
     "throughput_decay": (19, 24),
 }
 """Signature -> the first and last step that may be called its onset."""

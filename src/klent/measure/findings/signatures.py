@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from klent.kit.tables import Table
+from klent.measure.findings.critic import blind_critic, swamped_trunk
 from klent.measure.findings.finding import Finding
 from klent.measure.findings.machine import nonfinite, throughput_decay
 from klent.measure.findings.policy import (
@@ -40,6 +41,8 @@ SIGNATURES: tuple[Callable[[Table], Finding | None], ...] = (
     stale_prefixes,
     likelihood_displacement,
     unscorable,
+    blind_critic,
+    swamped_trunk,
     throughput_decay,
 )
 

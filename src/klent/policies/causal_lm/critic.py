@@ -1,5 +1,7 @@
 """A critic: what it expects of the reward still to come, read before each action. A head, and maybe a trunk."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -13,27 +15,53 @@ class Critic(nn.Module):
 
         V(s) = w·h(s) + b
 
+    The head is float32 whatever the trunk is: a reward's differences are smaller than bfloat16 tells apart.
+
     Args:
         width: of the hidden states.
         trunk: the model that makes them; None = the policy's own, whose layers the value's gradient then moves too.
-        dtype: of the head's weights.
         device: of the head.
     """
 
     def __init__(
-        self,
-        width: int,
-        trunk: CausalModel | None = None,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        self, width: int, trunk: CausalModel | None = None, *, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__()
-        self.head = nn.Linear(width, 1, dtype=dtype, device=device)
+        self.head = nn.Linear(width, 1, dtype=torch.float32, device=device)
         nn.init.zeros_(self.head.weight)  # expects nothing until it has learnt something
         nn.init.zeros_(self.head.bias)
         self.trunk = trunk
         self.takes_blocks = False
+        self.squares: dict[str, Tensor] = {}
+        if trunk is not None:
+            _freeze_head(trunk)
+
+    @torch.no_grad()
+    def start_from(self, weight: Tensor) -> None:
+        """Take over a reward model's head, ``[1, H]``."""
+        self.head.weight.copy_(weight)
+
+    def parted(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states twice: for the policy's head and for this one, so that each one's gradient is told apart.
+
+        Without layers of its own; :meth:`shares` says how large the two gradients were.
+        """
+        if self.trunk is not None or not states.requires_grad:
+            return states, states
+        copies = states.view_as(states), states.view_as(states)
+        for copy, whose in zip(copies, ("policy", "critic"), strict=True):
+            copy.register_hook(partial(self._note, whose))
+        return copies
+
+    def _note(self, whose: str, gradient: Tensor) -> None:
+        square = gradient.detach().double().square().sum()
+        self.squares[whose] = self.squares[whose] + square if whose in self.squares else square
+
+    def shares(self) -> tuple[float, float]:
+        """Squared gradients at the shared states since the last call, of the policy's loss and of this one's."""
+        policy, critic = (float(self.squares.get(whose, 0.0)) for whose in ("policy", "critic"))
+        self.squares = {}
+        return policy, critic
 
     def values(self, rows: Pack, states: Tensor) -> Tensor:
         """The value before each of the ``N`` actions, ``[N]`` float32.
@@ -44,5 +72,21 @@ class Critic(nn.Module):
         """
         if self.trunk is not None:
             states = predicting_states(self.trunk, rows, blocks=self.takes_blocks)
-        value: Tensor = self.head(states)
-        return value.squeeze(-1).float()
+        value: Tensor = self.head(states.float())
+        return value.squeeze(-1)
+
+
+def _freeze_head(trunk: CausalModel) -> None:
+    """A trunk's own head over the vocabulary is never used; where it is no embedding too, it is not trained."""
+    head = trunk.get_output_embeddings()
+    if head is None:
+        return
+    used = {id(parameter) for parameter in _embedding(trunk)}
+    for parameter in (head.weight, getattr(head, "bias", None)):
+        if isinstance(parameter, nn.Parameter) and id(parameter) not in used:
+            parameter.requires_grad_(False)
+
+
+def _embedding(trunk: CausalModel) -> list[nn.Parameter]:
+    embedding = trunk.get_input_embeddings()
+    return [] if embedding is None else list(embedding.parameters())

@@ -97,6 +97,10 @@ class CausalModel(Protocol):
         """The head; None where the model has none of its own."""
         ...
 
+    def get_input_embeddings(self) -> nn.Module | None:
+        """What turns token ids into the first hidden states."""
+        ...
+
 
 def whole_model(model: CausalModel) -> Any:
     """The transformers model itself, also inside peft's wrapper, which only passes arguments on."""

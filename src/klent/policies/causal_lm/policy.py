@@ -87,13 +87,16 @@ class CausalPolicy(nn.Module):
         groups = sorted(self._groups(batch, rows), key=row_length, reverse=True)
         packed = pack(groups, shared=self.packing.shared)
         with self.active():
-            states = self.states(packed)
+            states = of_critic = self.states(packed)
+            critic = self.critic if "value" in also else None
+            if critic is not None:
+                states, of_critic = critic.parted(states)
             against = {name: teacher for name, teacher in self.teachers.items() if name in also}
             others = {name: t.head(batch, groups) for name, t in against.items() if t.moved()}
             collision = "collision" in also or "collision_logp" in also
             numbers, apart = self._compare(states, packed, against, others, collision=collision)
-        if self.critic is not None and "value" in also:
-            apart["value"] = self.critic.values(packed, states)
+        if critic is not None:
+            apart["value"] = critic.values(packed, of_critic)
         assert numbers.entropy is not None
         place = torch.empty(len(batch), dtype=torch.long)
         place[list(rows)] = torch.arange(len(rows))
