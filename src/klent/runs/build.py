@@ -127,9 +127,8 @@ def build_parts(
         )
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
-    columns = recipe.task.completions
     engine = build_engine(
-        loaded, rollout, columns, progress=progress, target=target, environments=environments
+        loaded, rollout, recipe.task.completions, progress=progress, target=target, environments=environments
     )
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy, loaded, note)
