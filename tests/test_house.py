@@ -178,7 +178,10 @@ def test_nobody_asks_for_the_class_of_a_section():
 
 ROOTS = {
     f"runs/{name}.py"
-    for name in ("api", "build", "critics", "evaluate", "objective", "plan", "results", "train", "updaters")
+    for name in (
+        *("api", "build", "critics", "evaluate", "objective", "plan", "results", "reward_models", "train"),
+        "updaters",
+    )
 }
 WHOLE_RECIPE = {"config", "studies", "cli"}
 

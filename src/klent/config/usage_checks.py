@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from klent.config import binding
 from klent.config.checks import streams
-from klent.config.preference_checks import critic_problems, pair_problems
+from klent.config.preference_checks import critic_problems, pair_problems, score_problems
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.rewards import WITHOUT_ANSWER
@@ -22,6 +22,7 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _update_problems(recipe)
     yield from pair_problems(recipe)
     yield from critic_problems(recipe)
+    yield from score_problems(recipe)
     task = recipe.task
     if isinstance(task, FileSettings) and task.heldout and (task.heldout_data or task.heldout_split):
         yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")
@@ -115,7 +116,8 @@ def _reward_problems(recipe: Recipe, weighted: bool) -> Iterator[Problem]:
     if recipe.reward is not None and recipe.eval is None and not recipe.rollout.sampled:
         reason = f"no term of the loss ({terms}) reads an advantage, and eval is null"
         yield Problem(("reward",), f"is not used: {reason}; remove it, or set eval: {{problems: 64}}")
-    if recipe.eval is not None and recipe.reward is None and recipe.eval.reward is None:
+    judged = recipe.reward is not None or (recipe.eval is not None and recipe.eval.reward is not None)
+    if recipe.eval is not None and not judged and not recipe.policy.scores:
         yield Problem(("eval",), "needs a reward to tell right from wrong; set `reward`, or eval: null")
 
 

@@ -13,6 +13,7 @@ from klent.models.device import find_device
 from klent.models.exact import choose_attention, refuse_attention, refuse_noise
 from klent.models.locate import download, locate_model
 from klent.models.pull import quiet
+from klent.models.score_head import new_weights, score_head, stirred, take_one_label, take_padding
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +77,9 @@ def load_policy(
     gradient_checkpointing: bool = False,
     seed: int = 0,
     device: "torch.device | str | None" = None,
+    scores: bool = False,
 ) -> LoadedModel:
-    """Load a causal language model and its tokenizer for sampling and training.
+    """Load a causal language model and its tokenizer for sampling and training; or a reward model.
 
     Dropout and jitter of the base model are set to 0: with them, the log-probs of the update would differ from
     those of the sampler and every ratio would be noise. Weights are read from safetensors only, never from a
@@ -95,6 +97,7 @@ def load_policy(
         seed: of the adapter's first weights. The global random state is left as it was.
         device: where the model is moved: a device, ``auto`` (the GPU if there is one) or a name such as
             ``cuda:1``; None leaves it on the CPU.
+        scores: load a reward model (:mod:`klent.models.score_head`), or a language model to become one.
 
     Returns:
         The model in eval mode on ``device``, with its tokenizer.
@@ -115,9 +118,12 @@ def load_policy(
     with quiet(), _in_one_sentence(f"cannot load the tokenizer of {name}"):
         tokenizer = _load_tokenizer(folder, trust_remote_code)
     with quiet(), _in_one_sentence(f"cannot load the model {name}"):
-        model = _load_model(folder, dtype, trust_remote_code, attention)
+        model, fresh = _load_model(folder, dtype, trust_remote_code, attention, scores)
     stops = stop_ids(model, tokenizer)
     _fit_tokenizer(tokenizer, stops, _rows(model), name)
+    if scores:
+        score_head(model, name)
+        take_padding(model, tokenizer, stops, _rows(model))
     base = model
     if lora is not None:
         model = add_adapter(model, lora, seed)
@@ -128,7 +134,7 @@ def load_policy(
     taken = base.config._attn_implementation or "eager"
     if base.device.type != "meta":  # where there are no numbers to compare
         adapted = " with an adapter on lora.target_modules; name others" if lora is not None else ""
-        with quiet(), _in_one_sentence(f"cannot run the model {name}{adapted}"):
+        with quiet(), _in_one_sentence(f"cannot run the model {name}{adapted}"), stirred(base, fresh):
             taken = choose_attention(base, attention)
             refuse_noise(model, name)
     if gradient_checkpointing:
@@ -165,16 +171,22 @@ def _fit_tokenizer(
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(stops[0] if stops else 0)
 
 
-def _load_model(folder: Path, dtype: str, trust_remote_code: bool, attention: str) -> "PreTrainedModel":
+def _load_model(
+    folder: Path, dtype: str, trust_remote_code: bool, attention: str, scores: bool
+) -> "tuple[PreTrainedModel, bool]":
+    """The model, and whether its head is new."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{folder} holds quantised weights, which cannot be trained; use the full model")
     _switch_noise_off(config)
+    if scores:
+        take_one_label(config, folder)
+    new = new_weights(config) if scores else set()
     try:
         pair = _read_weights(
-            folder, config, dtype, trust_remote_code, "eager" if attention == "eager" else "sdpa"
+            folder, config, dtype, trust_remote_code, "eager" if attention == "eager" else "sdpa", scores
         )
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
@@ -183,27 +195,33 @@ def _load_model(folder: Path, dtype: str, trust_remote_code: bool, attention: st
             raise ModelError(
                 f"attention: sdpa does not exist for {config.model_type}. Use attention: auto or eager"
             ) from error
-        pair = _read_weights(folder, config, dtype, trust_remote_code, "eager")
+        pair = _read_weights(folder, config, dtype, trust_remote_code, "eager", scores)
     model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", pair)
     # transformers fills both kinds of weights with random numbers and continues
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted(set(report["missing_keys"]) - new):
         raise ModelError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}. Copy it again")
     if mismatched := sorted(str(entry[0]) for entry in report["mismatched_keys"]):
         raise ModelError(
             f"{folder} has {len(mismatched)} weights whose shape contradicts config.json, such as "
             f"{mismatched[0]}. Copy it again"
         )
-    _make_savable(model)
-    return model
+    if not scores:  # what only scores generates nothing
+        _make_savable(model)
+    return model, bool(new)
 
 
 def _read_weights(
-    folder: Path, config: "PretrainedConfig", dtype: str, trust_remote_code: bool, attention: str
+    folder: Path,
+    config: "PretrainedConfig",
+    dtype: str,
+    trust_remote_code: bool,
+    attention: str,
+    scores: bool,
 ) -> object:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM.from_pretrained(
+    return (AutoModelForSequenceClassification if scores else AutoModelForCausalLM).from_pretrained(
         folder,
         config=config,
         dtype=getattr(torch, dtype),

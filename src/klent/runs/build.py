@@ -6,6 +6,9 @@ Here and in klent.config a whole recipe is known; every part takes the sections 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
+
+from torch import Tensor
 
 from klent.config import MixtureSettings, Recipe, dump_recipe
 from klent.control.keeper import Keeper
@@ -17,6 +20,7 @@ from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
 from klent.errors import RunError
 from klent.measure.evaluate import NO_PROBLEMS
+from klent.measure.pairs import measure_pairs
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.exact import close
@@ -26,6 +30,8 @@ from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import read_alone, takes_shared_prompt
+from klent.policies.policy import Policy
+from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.source import TaskSource
@@ -40,10 +46,13 @@ from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
 from klent.runs.objective import build_objective
 from klent.runs.recorder import Recorder
+from klent.runs.reward_models import build_reward_model, centre_and_save, load_scoring
 from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
+from klent.streams.batch import Batch
+from klent.streams.prompt import Prompt
 from klent.tasks import Scorer, Task
 from klent.training.objective import Objective
 from klent.training.update import Updater
@@ -63,15 +72,21 @@ class Parts:
         updater: trains it.
         reference: what the policy is compared with.
         organs: thermostat, mixture, weights of the mismatch and the kept policy, where the recipe has them.
+        alone: log-probabilities of a row's tokens, read without other rows; None of a policy that has none.
+        save: writes the model as a folder, given the task.
+        compare: measures held-out pairs after so many steps; None where completions are sampled and scored.
     """
 
     loaded: LoadedModel
     engine: Engine
     sampler: Engine
-    policy: CausalPolicy
+    policy: Policy
     updater: Updater
     reference: CausalPolicy | None
     organs: list[Organ]
+    alone: Callable[[Batch, int], Tensor] | None
+    save: Callable[[Task, Path], None]
+    compare: Callable[[Sequence[Prompt], int], EvalRow] | None = None
 
     @property
     def objective(self) -> Objective:
@@ -87,6 +102,8 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         progress: told of (completions done, completions asked for) during a rollout.
         note: told in words of anything that a user should know, such as a model that cannot share prompts.
     """
+    if recipe.policy.scores:
+        return _build_scoring_parts(recipe, note)
     loaded = load_policy(
         recipe.model,
         dtype=recipe.dtype,
@@ -143,6 +160,29 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         updater=updater,
         reference=reference,
         organs=[*_build_organs(recipe, objective, engine, policies), *_build_keeper(recipe, policy)],
+        alone=partial(read_alone, policy),
+        save=lambda task, folder: save_model(loaded.model, loaded.tokenizer, folder),
+    )
+
+
+def _build_scoring_parts(recipe: Recipe, note: Note) -> Parts:
+    """The parts of a run that trains a reward model: it replays pairs, and samples nothing."""
+    loaded = load_scoring(recipe)
+    policy = build_reward_model(recipe, loaded, note)
+    columns = recipe.task.completions
+    engine = DatasetEngine(loaded, max_tokens=recipe.rollout.max_tokens, columns=columns, margins=True)
+    filler = loaded.tokenizer.pad_token_id
+    return Parts(
+        loaded=loaded,
+        engine=engine,
+        sampler=engine,
+        policy=policy,
+        updater=build_updater(recipe, policy, build_objective(recipe), filler=filler),
+        reference=None,
+        organs=[],
+        alone=None,
+        save=lambda task, folder: centre_and_save(policy, loaded, engine, recipe, task, folder),
+        compare=lambda prompts, step: measure_pairs(engine, policy.scores, prompts, step=step),
     )
 
 
@@ -173,11 +213,9 @@ def build_loop(
 
     trackers = Trackers(recipe.track, folder.path, title=recipe.name, recipe=dump_recipe(recipe))
     agree = partial(close, dtype=parts.loaded.model.dtype)
-    organs = [
-        *parts.organs,
-        Guard(recipe.limits, folder.path, checkpoints, console.warn),
-        Witness(parts.updater.measure, partial(read_alone, parts.policy), agree, console.warn),
-    ]
+    organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
+    if parts.alone is not None:
+        organs.append(Witness(parts.updater.measure, parts.alone, agree, console.warn))
     evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
     return Loop(
         source=TaskSource(
@@ -218,12 +256,15 @@ def _build_evaluations(
     console: TrainConsole,
 ) -> Evaluations:
     settings = recipe.eval
-    prompts = task.heldout(settings.problems) if settings is not None and judge is not None else []
-    if settings is not None and judge is not None and not prompts:
+    measured = settings is not None and (judge is not None or parts.compare is not None)
+    prompts = task.heldout(settings.problems) if settings is not None and measured else []
+    if measured and not prompts:
         console.warn(NO_PROBLEMS)
 
     def measure(step: int, votes: Sequence[str | None] | None) -> EvalRow:
         assert settings is not None
+        if parts.compare is not None:
+            return parts.compare(prompts, step)
         assert judge is not None
         return evaluate_policy(
             parts.loaded,
@@ -242,7 +283,7 @@ def _build_evaluations(
         measure if prompts else None,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
-        keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),
+        keep_best=lambda: parts.save(task, folder.best),
         show=console.eval,
     )
 

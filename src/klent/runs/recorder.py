@@ -50,7 +50,8 @@ class Recorder:
         append_line(self.folder.metrics, step.row)
         forks = fork_words(step.batch, self.tokenizer)
         append_line(self.folder.forks, {"step": step.number, "forks": forks})
-        coefficient, chosen = step.result.coefficient, step.result.chosen
+        result, chosen = step.result, step.result.chosen
+        coefficient = None if result.before is None else result.coefficient
         for sample in sample_rows(step.number, step.batch, coefficient, self.tokenizer, chosen=chosen):
             append_line(self.folder.samples, sample)
         self.trackers.log(step.row)

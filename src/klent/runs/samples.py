@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def sample_rows(
     step: int,
     batch: Batch,
-    coefficient: Tensor,
+    coefficient: Tensor | None,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     chosen: Mapping[str, Tensor] | None = None,
@@ -29,7 +29,8 @@ def sample_rows(
     Args:
         step: the training step.
         batch: its completions.
-        coefficient: ``c_t`` times the step's token count, ``[B, T]``; above 0 the token was pushed up.
+        coefficient: ``c_t`` times the step's token count, ``[B, T]``; above 0 the token was pushed up; None where no
+            token was pushed by itself.
         tokenizer: turns ids into the text pieces that are shown.
         chosen: what each selector chose, bool ``[B, T]``; a row gets the positions of its chosen tokens.
         prompts: how many prompts.
@@ -53,7 +54,7 @@ def sample_rows(
                     "tokens": [tokenizer.decode([token]) for token in rollout.tokens.tolist()],
                     "entropy": _rounded(rollout.entropy, count),
                     "logp": _rounded(rollout.logp, count),
-                    "coefficient": _rounded(coefficient[b, :count], count),
+                    "coefficient": _rounded(None if coefficient is None else coefficient[b, :count], count),
                 }
                 | _positions(chosen, b)
             )

@@ -54,6 +54,7 @@ class Episode:
         rewards: one per turn, where an environment gave them; rewards of one-turn problems are scored apart.
         mixture: what the mixture was at each action, where the sampler is one of policy and target.
         preferred: of two answers to one prompt, whether it is the better one; None where it is not of a pair.
+        margin: by how much it, or the other of its pair, should win; None where nothing asks.
         policy_version: optimizer steps that the policy had taken when it sampled.
     """
 
@@ -69,6 +70,7 @@ class Episode:
     mixture: MixtureTrace | None = None
     rewards: tuple[float, ...] = ()
     preferred: bool | None = None
+    margin: float | None = None
     policy_version: int = 0
     acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     turn: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
