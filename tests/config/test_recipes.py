@@ -22,6 +22,7 @@ PAIRS = {**DATA, "task": {"pairs": "pairs.jsonl"}}
 NEEDS = {
     "sft": DATA,
     "dpo": PAIRS,
+    "reward_model": PAIRS,
     "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}},
 }  # more than GYM
 

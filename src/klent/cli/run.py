@@ -201,13 +201,14 @@ def _in_all(overrides: list[str], run: Path) -> list[str]:
 def _try_rewards(settings: "Recipe", task: "Task") -> "list[Tried]":
     """What each reward says of the first problem."""
     from klent.runs.evaluate import eval_rewards
+    from klent.runs.judges import open_judges
     from klent.tasks import Scorer
 
     judges = eval_rewards(settings) if settings.eval else None
     found = []
     for rewards in (settings.reward, judges if judges != settings.reward else None):
         if rewards:
-            with Scorer(rewards, task) as scorer:
+            with Scorer(rewards, task, judge=open_judges(settings)) as scorer:
                 found += scorer.check()
     return found
 

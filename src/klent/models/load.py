@@ -35,6 +35,7 @@ class LoadedModel:
         source: the folder or hub id that it was loaded from.
         stop_ids: token ids that end a completion, ascending.
         attention: the implementation of the model's attention: ``sdpa``, ``eager``, ``flash`` or ``flex``.
+        pretrained_head: whether the folder had the head; of a language model that becomes a reward model it is new.
     """
 
     model: "PreTrainedModel"
@@ -42,6 +43,7 @@ class LoadedModel:
     source: str
     stop_ids: tuple[int, ...]
     attention: str = "sdpa"
+    pretrained_head: bool = True
 
     @property
     def rows(self) -> int:
@@ -139,7 +141,19 @@ def load_policy(
             refuse_noise(model, name)
     if gradient_checkpointing:
         recompute_activations(model)
-    return LoadedModel(model.eval(), tokenizer, str(source), stops, taken)
+    return LoadedModel(model.eval(), tokenizer, str(source), stops, taken, not fresh)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model alone: alias, folder or hub id.
+
+    Raises:
+        ModelError: there is none that can be used.
+    """
+    source = locate_model(name)
+    folder = source if isinstance(source, Path) else download(source, trust_remote_code=trust_remote_code)
+    with quiet(), _in_one_sentence(f"cannot load the tokenizer of {name}"):
+        return _load_tokenizer(folder, trust_remote_code)
 
 
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":

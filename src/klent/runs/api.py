@@ -276,6 +276,7 @@ def _measure(
 ) -> Row:
     """Solve the problems of a recipe's task: the held-out ones, or every row up to ``problems``."""
     from klent.runs.evaluate import eval_rewards, evaluate_policy, load_on_device
+    from klent.runs.judges import open_judges
 
     recipe = recipe.model_copy(update={"eval": recipe.eval or Eval()})
     rewards = eval_rewards(recipe)
@@ -290,7 +291,7 @@ def _measure(
         raise DataError(
             "klent.evaluate: the task has no held-out problems; pass its rows or its file as task"
         )
-    with Scorer(rewards, task, functions=functions) as scorer:
+    with Scorer(rewards, task, functions=functions, judge=open_judges(recipe, sampler=model)) as scorer:
         scorer.check()
         loaded = load_on_device(model, recipe)
         return evaluate_policy(

@@ -108,6 +108,10 @@ class TrainConsole:
         self._print(
             f"held-out {name} {when}: {scores(row)} on {row['problems']} problems{took}", style="bold"
         )
+        if (error := _number(row, "calibration/error")) is not None:
+            self._print(
+                f"  calibration error {error:.3f}, log-loss {_cell(row, ('calibration/log_loss',), '{:.3f}')}"
+            )
         for text in unscored(row):
             self.warn(text)
 

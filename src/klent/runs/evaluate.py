@@ -10,6 +10,7 @@ from klent.measure.evaluate import NO_PROBLEMS, evaluate
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
+from klent.runs.judges import open_judges
 from klent.streams.prompt import Prompt
 from klent.tasks import Scorer, load_task
 
@@ -89,7 +90,7 @@ def evaluate_model(
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     if not task.heldout(recipe.eval.problems):  # before a model is loaded
         raise DataError(NO_PROBLEMS)
-    with Scorer(rewards, task) as scorer:
+    with Scorer(rewards, task, judge=open_judges(recipe, sampler=model)) as scorer:
         for tried in scorer.check():
             if tried.doubt:
                 note(tried.text)

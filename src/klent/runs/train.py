@@ -27,6 +27,7 @@ from klent.runs.fingerprint import (
     take_fingerprint,
 )
 from klent.runs.folder import RunFolder
+from klent.runs.judges import open_judges
 from klent.runs.loop import Loop
 from klent.runs.plan import describe_plan, title_of
 from klent.runs.record import finish_record, start_record
@@ -185,7 +186,8 @@ def _scorers(
     each of their rewards said of the first problem."""
 
     def scorer_of(rewards: Sequence[Reward] | None) -> Scorer | None:
-        return Scorer(rewards, task, folder.rewards_log, functions) if rewards else None
+        judge_of = open_judges(recipe, log=folder.rewards_log)
+        return Scorer(rewards, task, folder.rewards_log, functions, judge_of) if rewards else None
 
     scorer = scorer_of(recipe.reward)
     apart = recipe.eval is not None and recipe.eval.reward is not None
