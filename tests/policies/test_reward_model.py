@@ -256,6 +256,11 @@ def test_another_tokenizer_is_told_and_reads_texts(folder: Path, tmp_path: Path)
     assert torch.allclose(torch.tensor([value for value, _ in judge.score(foreign)]), expected, atol=1e-5)
 
 
+def test_a_reward_model_is_no_language_model(folder: Path) -> None:
+    with pytest.raises(ModelError, match="is a reward model: it scores texts and writes none"):
+        load_policy(str(folder))
+
+
 def test_a_language_model_is_no_reward_model(folder: Path) -> None:
     with pytest.raises(ModelError, match="is a language model and no reward model"):
         RewardJudge.load(str(folder.parent / "language_model"))

@@ -11,11 +11,13 @@ from tiny import tiny_folder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from klent.config import Recipe, make_recipe
+from klent.errors import ModelError
 from klent.measure.calibration import calibration, calibration_error, reliability
 from klent.models.load import load_policy
 from klent.policies.causal_lm.reward_model import RewardModel
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.runs.console import QuietConsole
+from klent.runs.evaluate import evaluate_model
 from klent.runs.export import export_checkpoint
 from klent.runs.plan import describe_plan
 from klent.runs.train import train
@@ -124,6 +126,16 @@ def test_it_is_centred_on_the_answers_that_a_recipe_names(folder: Path) -> None:
     assert float(scores.mean()) == pytest.approx(0.0, abs=1e-5)
 
 
+def test_its_folder_is_evaluated_on_the_same_pairs(folder: Path) -> None:
+    recipe = recipe_of(folder)
+    row = evaluate_model(str(folder / "rm" / "final"), recipe)
+    after = rows(folder / "rm" / "eval.jsonl")[-1]
+    same = ("accuracy", "calibration/error", "preference/margin")
+    assert [row[key] for key in same] == pytest.approx([after[key] for key in same], abs=1e-5)
+    with pytest.raises(ModelError, match="is a language model and no reward model"):
+        evaluate_model(str(folder / "model"), recipe)
+
+
 def test_a_checkpoint_of_it_is_exported_as_a_reward_model(folder: Path) -> None:
     exported = export_checkpoint(folder / "rm", folder / "exported", on_damage=print)
     one, other = (load_policy(str(path), scores=True).model for path in (exported, folder / "rm" / "final"))
@@ -158,7 +170,8 @@ def test_a_policy_is_trained_on_its_scores(folder: Path) -> None:
     loaded = load_policy(str(folder / "rm" / "final"), scores=True)
     ids = loaded.tokenizer.convert_tokens_to_ids(sample["tokens"])
     prompt = loaded.tokenizer(sample["prompt"], add_special_tokens=False).input_ids
-    alone = loaded.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, 0]
+    with torch.no_grad():
+        alone = loaded.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, 0]
     assert sample["reward"] == pytest.approx(float(alone) + loaded.model.config.klent_score_offset, abs=1e-4)
 
 

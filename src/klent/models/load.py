@@ -13,7 +13,14 @@ from klent.models.device import find_device
 from klent.models.exact import choose_attention, refuse_attention, refuse_noise
 from klent.models.locate import download, locate_model
 from klent.models.pull import quiet
-from klent.models.score_head import new_weights, score_head, stirred, take_one_label, take_padding
+from klent.models.score_head import (
+    is_reward_model,
+    new_weights,
+    score_head,
+    stirred,
+    take_one_label,
+    take_padding,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -197,6 +204,10 @@ def _load_model(
     _switch_noise_off(config)
     if scores:
         take_one_label(config, folder)
+    elif is_reward_model(config):  # with tied embeddings it would load, and write what nobody trained it to
+        raise ModelError(
+            f"{folder} is a reward model: it scores texts and writes none. Use it as reward: {{model: {folder}}}"
+        )
     new = new_weights(config) if scores else set()
     try:
         pair = _read_weights(
@@ -294,6 +305,8 @@ def _reason(error: Exception) -> str:
     message = str(error)
     if "trust_remote_code" in message:
         return "it brings its own Python code. Read that code; if you trust it, set trust_remote_code: true"
+    if "Unrecognized configuration class" in message and "SequenceClassification" in message:
+        return "transformers has no sequence classification for its architecture. Use another model"
     if "Unrecognized configuration class" in message:
         return "it is not a causal language model"
     if type(error).__name__ == "SafetensorError":

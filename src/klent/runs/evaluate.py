@@ -11,6 +11,7 @@ from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
 from klent.runs.judges import open_judges
+from klent.runs.reward_models import evaluate_scores
 from klent.streams.prompt import Prompt
 from klent.tasks import Scorer, load_task
 
@@ -82,6 +83,8 @@ def evaluate_model(
         ConfigError: the recipe has no ``eval`` section or no reward.
     """
     rewards = eval_rewards(recipe)
+    if recipe.eval is not None and recipe.policy.scores:
+        return evaluate_scores(model, recipe)
     if recipe.eval is None or rewards is None:
         missing = "eval" if recipe.eval is None else "reward"
         raise ConfigError(

@@ -4,18 +4,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from klent.config import DataSettings, Recipe
+from klent.config import DataSettings, Eval, Recipe
 from klent.errors import DataError, RunError
 from klent.kit.statistics import mean
+from klent.measure.evaluate import NO_PROBLEMS
+from klent.measure.pairs import measure_pairs
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
+from klent.policies.causal_lm.judge import RewardJudge
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.policies.causal_lm.reward_model import RewardModel, ScoringModel, require_scores
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.streams.batch import make_batch
 from klent.streams.prompt import Prompt
-from klent.tasks import DataTask, Task
+from klent.tasks import DataTask, Task, load_task
 
 Note = Callable[[str], None]
 MOST = 512  # texts that a mean is taken over
@@ -55,6 +58,29 @@ def build_reward_model(recipe: Recipe, loaded: LoadedModel, note: Note) -> Rewar
         note("the model's attention refuses a shared prompt: each answer gets its own row (exact, slower)")
     policy.packing = Packing(shared, recipe.update.tokens_per_microbatch)
     return policy
+
+
+def evaluate_scores(model: str, recipe: Recipe) -> dict[str, object]:
+    """Accuracy and calibration of any reward model on a recipe's held-out pairs: a row of ``eval.jsonl``, step 0.
+
+    Raises:
+        ModelError: the folder is no reward model.
+        DataError: nothing is held out.
+    """
+    settings, columns = recipe.eval or Eval(), recipe.task.completions
+    task = load_task(recipe.task, seed=recipe.seed, heldout=settings.problems, needed=columns)
+    if not task.heldout(settings.problems):  # before a model is loaded
+        raise DataError(NO_PROBLEMS)
+    judge = RewardJudge.load(
+        model,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        tokens_per_microbatch=recipe.update.tokens_per_microbatch,
+    )
+    engine = DatasetEngine(judge.loaded, max_tokens=recipe.rollout.max_tokens, columns=columns)
+    task.fit(None, engine.check)  # the same pairs as in training
+    return measure_pairs(engine, judge.model.scores, task.heldout(settings.problems), step=0)
 
 
 def centre_and_save(
