@@ -134,4 +134,5 @@ def score_alone(model: "PreTrainedModel", ids: Sequence[int]) -> "Tensor":
 
     with torch.no_grad():
         row = torch.tensor([list(ids)], device=model.device)
-        return cast("Tensor", model(input_ids=row, use_cache=False).logits).float().flatten()
+        output = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False)
+        return cast("Tensor", output.logits).float().flatten()

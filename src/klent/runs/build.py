@@ -102,8 +102,11 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         progress: told of (completions done, completions asked for) during a rollout.
         note: told in words of anything that a user should know, such as a model that cannot share prompts.
     """
-    if recipe.policy.scores:
-        return _build_scoring_parts(recipe, note)
+    return _build_scoring_parts(recipe, note) if recipe.policy.scores else _build(recipe, progress, note)
+
+
+def _build(recipe: Recipe, progress: Progress, note: Note) -> Parts:
+    """The parts of a run that trains a model that writes."""
     loaded = load_policy(
         recipe.model,
         dtype=recipe.dtype,
