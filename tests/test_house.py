@@ -179,16 +179,8 @@ def test_nobody_asks_for_the_class_of_a_section():
 ROOTS = {
     f"runs/{name}.py"
     for name in (
-        "api",
-        "build",
-        "critics",
-        "evaluate",
-        "exams",
-        "objective",
-        "plan",
-        "results",
-        "train",
-        "updaters",
+        *("api", "build", "critics", "evaluate", "exams", "judges", "objective", "plan", "results"),
+        *("reward_models", "train", "updaters"),
     )
 }
 WHOLE_RECIPE = {"config", "studies", "cli"}

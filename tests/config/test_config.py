@@ -657,3 +657,50 @@ def test_make_recipe_from_a_mapping():
     assert (recipe.seed, recipe.loss) == (3, {"reinforce": {}})
     with pytest.raises(ConfigError, match="recipe: stepz: unknown key; did you mean `steps`"):
         make_recipe({**values, "stepz": 1})
+
+
+SCORES = {"model": "m", "task": {"pairs": "pairs.jsonl"}, "method": "reward_model", "steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"policy": {"kind": "causal_lm"}},
+            "policy.kind: causal_lm gives texts no score, and the loss",
+        ),
+        ({"loss": {"dpo": {"beta": 0.1}}}, "loss: reads logp, and a reward model has no actions"),
+        (
+            {"loss": {"bradley_terry": None, "dpo": {"beta": 0.1}}},
+            "policy.kind: reward_model is trained by a loss of scores, and there is none (dpo)",
+        ),
+        ({"lora": {"rank": 4}}, "lora: is not used: a reward model samples nothing"),
+        ({"reference": "m"}, "reference: is not used: a reward model samples nothing"),
+        ({"reward": "exact"}, "reward: is not used: a reward model samples nothing"),
+        (
+            {"eval": {"temperatures": [0.0]}},
+            "eval.temperatures: is not used: a reward model is measured on held-out",
+        ),
+        ({"loss": {"bradley_terry": {"margin": -1.0}}}, "margin"),
+        ({"loss": {"bradley_terry": {"margin": "big"}}}, "should be a valid number"),
+    ],
+)
+def test_what_a_reward_model_does_not_have(values, message):
+    with pytest.raises(ConfigError) as refused:
+        make_recipe({**SCORES, **values})
+    assert message in str(refused.value)
+
+
+def test_a_reward_model_is_evaluated_without_a_reward():
+    recipe = make_recipe(SCORES)
+    assert recipe.policy.scores
+    assert recipe.eval is not None
+    with pytest.raises(ConfigError, match=r"policy.centre_on: is not used: causal_lm gives texts no score"):
+        make_recipe({**SCORES, "method": "dpo", "policy": {"centre_on": "a.jsonl"}})
+
+
+def test_a_reward_model_takes_the_place_of_a_recipes_reward():
+    values = {"model": "m", "task": {"gym": "chain_sum"}, "method": "grpo", "steps": 1, "reward": "gym"}
+    (reward,) = make_recipe(values, ["reward={model: runs/rm/final, process: true}"]).reward
+    assert reward.model_folder == "runs/rm/final"
+    assert reward.process

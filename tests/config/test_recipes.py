@@ -21,7 +21,7 @@ DATA = {"model": "m", "task": {"data": "a.jsonl"}, "steps": 2}
 PAIRS = {**DATA, "task": {"pairs": "pairs.jsonl"}}
 NEEDS = {
     "sft": DATA,
-    **dict.fromkeys(("dpo", "ipo", "cdpo", "simpo", "orpo"), PAIRS),
+    **dict.fromkeys(("dpo", "ipo", "cdpo", "simpo", "orpo", "reward_model"), PAIRS),
     "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}},
 }  # more than GYM
 

@@ -27,6 +27,11 @@ def reward(fn: str, weight: float = 1.0, timeout: float = 10.0) -> Reward:
         ("my.py:fn", [reward("my.py:fn")]),
         ("package.module:fn", [reward("package.module:fn")]),
         ("python:score", [reward("python:score")]),
+        ({"model": "runs/rm/final"}, [reward("reward_model:runs/rm/final")]),
+        (
+            [{"model": "rm", "weight": 2, "process": True, "memory_gb": 4}, "exact"],
+            [Reward(fn="reward_model:rm", weight=2.0, process=True, memory_gb=4.0), reward("exact")],
+        ),
         ((reward("exact"), reward("gym", 2.0)), [reward("exact"), reward("gym", 2.0)]),
     ],
 )
@@ -76,7 +81,7 @@ def test_only_python_functions_have_a_python_name() -> None:
         (None, r"not None"),
         ([], r"nothing to score with"),
         ({}, r"nothing to score with"),
-        ([3], r"expected a name or \{fn, weight, timeout, settings, workers, memory_gb\}"),
+        ([3], r"expected a name or \{fn, weight, timeout, settings, workers, memory_gb, process\}"),
         ([{"weight": 1}], r"`fn` must name a function, not None"),
         (
             [{"fn": "exact", "wieght": 1}],
@@ -118,3 +123,26 @@ def test_short_names_are_distinct_and_leave_metric_names_alone() -> None:
         ["exact", "/a.py:fn", "/b.py:fn", "/c/b.py:fn", "/a.py:mean", "p.q:fn", "python:std"]
     )
     assert short_names(rewards) == ["exact", "fn", "b.fn", "/c/b.py:fn", "a.mean", "p.q.fn", "python.std"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"model": 3}, "`model` must name a reward model's folder, not 3"),
+        ({"model": "rm", "process": 1}, "process must be true or false, not 1"),
+        ({"model": "rm", "workers": 2}, "workers is not used by a reward model; remove it"),
+        ({"model": "rm", "settings": {"a": 1}}, "settings is not used by a reward model"),
+        ({"model": "rm", "memory_gb": 2}, "memory_gb is not used by a reward model; set process: true"),
+        ({"fn": "exact", "process": True}, "process is for reward models; a function always has one"),
+    ],
+)
+def test_options_that_a_reward_model_or_a_function_does_not_have(value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_rewards(value)
+
+
+def test_a_reward_models_folder_is_located_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "rm").mkdir()
+    assert reward("reward_model:rm").located(tmp_path).model_folder == str(tmp_path / "rm")
+    assert reward("reward_model:org/name").located(tmp_path).model_folder == "org/name"
+    assert reward("exact").model_folder is None

@@ -65,6 +65,13 @@ def test_what_reads_no_advantage_needs_no_reward():
     assert not needs({"entropy_loss": {"coef": 1.0}}, advantage=None).rewards
 
 
+def test_a_reward_model_is_asked_for_scores_and_has_no_actions():
+    found = needs({"bradley_terry": {}}, advantage=None)
+    assert found == replace(NONE, also=frozenset({"score"}), whole_groups=True, rewards=False)
+    assert not found.actions
+    assert NONE.actions
+
+
 def test_a_term_about_whole_sequences_compares_inside_the_update_and_keeps_groups_whole():
     found = needs({"sequence_kl": {"coef": 0.1}}, advantage=None)
     assert found == replace(NONE, also=frozenset({"kl"}), whole_groups=True, rewards=False)

@@ -81,12 +81,14 @@ def _show_evaluation(model: str, row: "Row") -> None:
     if not is_scored(row):
         out.print("  no completion could be scored")
     kinds: list[Kind] = ["accuracy", "reward"] if kind_of([row]) == "accuracy" else ["reward"]
+    if "reward" not in row and is_scored(row):  # pairs were compared, and nothing was rewarded
+        kinds = ["accuracy"]
     for at, words in temperatures_of(row).items():
         for kind in kinds if is_scored(row) else []:
             score = score_of(row, kind, at)
             one = " (one sample)" if words == "greedily" else ""
             out.print(f"  {LABELS[kind]} {words}{one}: {'not scored' if score is None else score}")
-    for key in ("entropy", "length", "unscorable"):
+    for key in ("entropy", "length", "unscorable", "calibration/error", "calibration/log_loss"):
         if row.get(key) is not None:
             out.print(f"  {key}: {row[key]:.3f}")
     for text in unscored(row):

@@ -201,6 +201,7 @@ def _in_all(overrides: list[str], run: Path) -> list[str]:
 def _try_rewards(settings: "Recipe", task: "Task") -> "list[Tried]":
     """What each reward says of the first problem."""
     from klent.runs.evaluate import eval_rewards
+    from klent.runs.judges import open_judges
     from klent.tasks import Scorer
     from klent.tasks.starts import EnvironmentTask
 
@@ -208,7 +209,7 @@ def _try_rewards(settings: "Recipe", task: "Task") -> "list[Tried]":
     found = [task.check()] if isinstance(task, EnvironmentTask) else []
     for rewards in (settings.reward, judges if judges != settings.reward else None):
         if rewards:
-            with Scorer(rewards, task) as scorer:
+            with Scorer(rewards, task, judge=open_judges(settings)) as scorer:
                 found += scorer.check()
     return found
 

@@ -6,6 +6,7 @@ from klent.config.fields import describe_fields
 from klent.config.load import dump_recipe, find_recipe, load_recipe, make_recipe, recipes_folder
 from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
+from klent.config.policy import PolicySettings
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, TransformersRollout
 from klent.config.task import (
@@ -38,6 +39,7 @@ __all__ = [
     "MixtureSettings",
     "Optimizer",
     "PairsSettings",
+    "PolicySettings",
     "Recipe",
     "Reduce",
     "Reward",

@@ -263,6 +263,9 @@ def _wrong_type(function: Function, key: str, value: object) -> str | None:
     annotation = inspect.signature(function, eval_str=True).parameters[key].annotation
     if annotation is inspect.Parameter.empty:
         return None
+    options = typing.get_args(annotation)
+    if any("Tensor" in str(option) for option in options):  # numbers of the data, which no recipe writes down
+        annotation = typing.Union[tuple(o for o in options if "Tensor" not in str(o))]  # noqa: UP007
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
         adapter.validate_python(value)

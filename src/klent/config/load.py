@@ -17,6 +17,7 @@ from klent.config.layers import Layer, merge
 from klent.config.mixture_checks import mixture_problems
 from klent.config.problems import Problem, refuse
 from klent.config.recipe import Recipe
+from klent.config.rewards import REWARD_MODEL
 from klent.config.sampler_checks import sampler_problems
 from klent.config.shape_checks import key_path, shape_problems, without
 from klent.config.usage_checks import usage_problems
@@ -25,7 +26,13 @@ from klent.errors import ConfigError
 from klent.kit.names import nearest
 from klent.models.pull import KNOWN
 
-_DATA = ("data", "pairs", "heldout_data", "rows")  # keys that may hold a path, beside functions of files
+_DATA = (
+    "data",
+    "pairs",
+    "heldout_data",
+    "rows",
+    "centre_on",
+)  # keys that may hold a path, beside functions of files
 _MODELS = ("model", "reference", "target", "adapter", "method")  # more of them, in a run's config.yaml
 _WORDS = ("reference", "policy")  # that no path is meant by
 
@@ -204,7 +211,9 @@ def _beside(value: Yaml, folders: _Folders, key: str = "") -> Yaml:
         return {_locate(name, folders): _beside(item, folders, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_beside(item, folders, key) for item in value]
-    if isinstance(value, str) and (key in folders.keys or ".py:" in value):
+    if isinstance(value, str) and (
+        key in folders.keys or ".py:" in value or value.startswith(f"{REWARD_MODEL}:")
+    ):
         is_preset = key == "method" and not value.endswith((".yaml", ".yml"))
         if is_preset or value in (*_WORDS, *KNOWN):
             return value
@@ -213,6 +222,9 @@ def _beside(value: Yaml, folders: _Folders, key: str = "") -> Yaml:
 
 
 def _locate(text: str, folders: _Folders, is_path: bool = False) -> str:
+    if text.startswith(f"{REWARD_MODEL}:"):
+        named = text.removeprefix(f"{REWARD_MODEL}:")
+        return f"{REWARD_MODEL}:{named if named in KNOWN else _locate(named, folders, is_path=True)}"
     if ".py:" not in text and not is_path:
         return text
     path, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from klent.config import binding
+from klent.config.base import Settings
 from klent.config.checks import streams
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
-from klent.streams.registry import OF_CRITIC
+from klent.streams.registry import OF_CRITIC, PER_COMPLETION
 
 
 def pair_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -126,3 +127,45 @@ def adaptive_problems(recipe: Recipe) -> Iterator[Problem]:
             f"{settings.horizon} is less than a step's {completions} completions, so that one step turns the "
             "coefficient by more than 20 %; set more",
         )
+
+
+OF_WRITERS = ("lora", "critic", "thermostat", "select", "weigh", "reference", "reward")
+"""Sections that are about a policy that writes."""
+
+
+def score_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What reads a score needs a reward model, and one is trained by nothing else."""
+    reads, policy = streams(recipe), recipe.policy
+    kind = ("policy", "kind")
+    if not policy.scores:
+        if "score" in reads:
+            reader = next(n for n in recipe.loss if "score" in binding.streams_of(binding.resolve(n)))
+            reason = f"causal_lm gives texts no score, and the loss ({reader}) reads one"
+            yield Problem(kind, f"{reason}; set policy: {{kind: reward_model}}")
+        if policy.centre_on is not None:
+            yield Problem(("policy", "centre_on"), "is not used: causal_lm gives texts no score; remove it")
+        return
+    if "score" not in reads:
+        reason = f"reward_model is trained by a loss of scores, and there is none ({', '.join(recipe.loss)})"
+        yield Problem(kind, f"{reason}; set loss: {{bradley_terry: {{}}}}")
+    if others := sorted(reads - PER_COMPLETION - {"mask"}):
+        yield Problem(
+            ("loss",),
+            f"reads {others[0]}, and a reward model has no actions; remove that term, or train apart",
+        )
+    for section in OF_WRITERS:
+        if getattr(recipe, section) is not None:
+            yield Problem((section,), "is not used: a reward model samples nothing; remove it")
+    yield from _eval_problems(recipe)
+
+
+def _eval_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Keys of an evaluation that samples, where pairs are compared."""
+    if recipe.eval is None:
+        return
+    plain: Settings = type(recipe.eval)()
+    for key in ("reward", "temperatures", "same", "logits", "early_stop"):
+        if getattr(recipe.eval, key) != getattr(plain, key):
+            yield Problem(
+                ("eval", key), "is not used: a reward model is measured on held-out pairs; remove it"
+            )

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from klent.config.base import Choices, Count, PositiveInt, Settings, Terms
 from klent.config.evaluation import Eval, Limits, Rewards, list_rewards
+from klent.config.policy import PolicySettings
 from klent.config.rollout import ROLLOUTS, Rollout, TransformersRollout
 from klent.config.task import TASKS, Task
 from klent.config.thermostat import Thermostat
@@ -33,6 +34,8 @@ class Recipe(Settings):
     """Train low-rank adapters; null = all weights."""
     method: str | None = None
     """Preset below this recipe: a name from recipes/methods/, or the path of your own."""
+    policy: PolicySettings = PolicySettings()
+    """What is trained: a model that writes, or one that scores."""
     task: Task
     """Where problems come from."""
     reward: Rewards | None = None

@@ -18,6 +18,8 @@ SHIPPED = ("empo", "exact", "gym", "last_number", "math_verify", "random")
 TOGETHER = ("empo",)
 #: ``python:NAME`` is a function that was passed to klent.train from Python
 PYTHON = "python"
+#: ``reward_model:FOLDER`` is a reward model, which a recipe writes as {model: FOLDER}
+REWARD_MODEL = "reward_model"
 #: seconds; what waits for a reply counts in milliseconds, of which it can hold 24 days
 LONGEST_TIMEOUT = 1_000_000.0
 #: gigabytes that a process needs for Python alone
@@ -28,7 +30,7 @@ class Reward(Settings):
     """One reward; the reward of a completion is the weighted sum of all."""
 
     fn: str
-    """Name of a shipped reward, or `path/to/file.py:function`."""
+    """Name of a shipped reward, `path/to/file.py:function`, or `reward_model:FOLDER`, written {model: FOLDER}."""
     weight: float = 1.0
     """Weight in the sum; a reward of weight 0 is measured and not summed."""
     timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] = 10.0
@@ -40,6 +42,15 @@ class Reward(Settings):
     memory_gb: Annotated[float, Field(ge=LEAST_MEMORY)] | None = None
     """Limit of the memory of the reward's process, and of each of its children; null = none."""
 
+    process: bool = False
+    """Run a reward model in a process of its own; false = in the training process, on its device."""
+
+    @property
+    def model_folder(self) -> str | None:
+        """The folder, alias or hub id of a reward model; None for a function."""
+        prefix = f"{REWARD_MODEL}:"
+        return self.fn.removeprefix(prefix) if self.fn.startswith(prefix) else None
+
     @property
     def python_name(self) -> str | None:
         """The NAME of ``python:NAME``, a function that was passed from Python; None for any other reward."""
@@ -47,6 +58,10 @@ class Reward(Settings):
 
     def located(self, base: Path) -> "Reward":
         """The same reward with the path of its file absolute, taken from ``base``."""
+        if self.model_folder is not None:
+            folder = base / Path(self.model_folder).expanduser()
+            found = f"{REWARD_MODEL}:{folder.resolve()}"
+            return self.model_copy(update={"fn": found}) if folder.is_dir() else self
         path, _, function = self.fn.rpartition(":")
         if not path.endswith(".py"):
             return self
@@ -90,11 +105,17 @@ def parse_rewards(value: object) -> tuple[Reward, ...]:
 
 
 def short_names(rewards: Sequence[Reward]) -> list[str]:
-    """A name of each reward for the metrics: the function's, with its file's where that is not unique."""
+    """A name of each reward for the metrics: the function's, with its file's where that is not unique.
+
+    >>> short_names([Reward(fn="reward_model:runs/rm/final"), Reward(fn="exact")])
+    ['model', 'exact']
+    """
     taken = {"mean", "std", "unscorable"}  # these metrics exist already
     names = []
     for reward in rewards:
         source, _, function = reward.fn.rpartition(":")
+        if reward.model_folder is not None:
+            source, function = Path(reward.model_folder).name, "model"
         stem = Path(source).stem if source.endswith(".py") else source
         options = [function, f"{stem}.{function}", reward.fn]
         name = next((option for option in options if option not in taken), reward.fn)
@@ -108,7 +129,7 @@ def _entries(value: object) -> Sequence[object]:
     if isinstance(value, str | Reward):
         return [value]
     if isinstance(value, Mapping):
-        return [value] if "fn" in value else _named_entries(value)
+        return [value] if {"fn", "model"} & value.keys() else _named_entries(value)
     if isinstance(value, list | tuple):
         return value
     raise ConfigError(f"reward: expected a name, a mapping or a list, not {_shown(value)}")
@@ -139,6 +160,12 @@ def _read(item: object) -> Reward:
     if not isinstance(fields, Mapping):
         keys = ", ".join(Reward.model_fields)
         raise ConfigError(f"reward: expected a name or {{{keys}}}, not {_shown(item)}")
+    if "model" in fields and "fn" not in fields:
+        folder = fields["model"]
+        if not isinstance(folder, str | Path) or not str(folder).strip():
+            raise ConfigError(f"reward: `model` must name a reward model's folder, not {_shown(folder)}")
+        others = {key: value for key, value in fields.items() if key != "model"}
+        fields = {"fn": f"{REWARD_MODEL}:{folder}", **others}
     for key in fields:
         if key not in Reward.model_fields:
             keys = ", ".join(Reward.model_fields)
@@ -148,6 +175,7 @@ def _read(item: object) -> Reward:
     if not isinstance(fn, str):
         raise ConfigError(f"reward: `fn` must name a function, not {_shown(fn)}")
     fn = _checked(fn.strip())
+    process = _process(fields, fn)
     settings = fields.get("settings", {})
     if not isinstance(settings, Mapping):
         raise ConfigError(f"reward {fn}: settings must be a mapping of arguments, not {_shown(settings)}")
@@ -158,7 +186,25 @@ def _read(item: object) -> Reward:
         settings=dict(settings),
         workers=_workers(fields.get("workers"), fn),
         memory_gb=_memory(fields.get("memory_gb"), fn),
+        process=process,
     )
+
+
+def _process(fields: Mapping[object, object], fn: str) -> bool:
+    """Whether a reward model has a process of its own; keys that nothing would read are refused."""
+    process = fields.get("process", False)
+    if not isinstance(process, bool):
+        raise ConfigError(f"reward {fn}: process must be true or false, not {_shown(process)}")
+    of_model = fn.startswith(f"{REWARD_MODEL}:")
+    if process and not of_model:
+        raise ConfigError(f"reward {fn}: process is for reward models; a function always has one. Remove it")
+    unread = [*(["settings", "workers"] if of_model else [])]
+    unread += [] if process or not of_model else ["memory_gb"]
+    for key in unread:
+        if fields.get(key):
+            fix = "set process: true, or remove it" if key == "memory_gb" else "remove it"
+            raise ConfigError(f"reward {fn}: {key} is not used by a reward model; {fix}")
+    return process
 
 
 def _timeout(value: object, fn: str) -> float:
@@ -193,6 +239,8 @@ def _memory(value: object, fn: str) -> float | None:
 
 def _checked(fn: str) -> str:
     """``fn``, refused where it names no function."""
+    if fn.startswith(f"{REWARD_MODEL}:"):
+        return fn
     if ":" not in fn:
         if fn.endswith(".py"):
             raise ConfigError(f"reward: {fn} names a file and no function; write {fn}:FUNCTION")

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 from klent.config import binding
 from klent.config.checks import streams
-from klent.config.preference_checks import adaptive_problems, critic_problems, pair_problems
+from klent.config.preference_checks import (
+    adaptive_problems,
+    critic_problems,
+    pair_problems,
+    score_problems,
+)
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.rewards import WITHOUT_ANSWER
@@ -23,6 +28,7 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from pair_problems(recipe)
     yield from critic_problems(recipe)
     yield from adaptive_problems(recipe)
+    yield from score_problems(recipe)
     task = recipe.task
     if isinstance(task, FileSettings) and task.heldout and (task.heldout_data or task.heldout_split):
         yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")

@@ -12,6 +12,8 @@ from klent.training.update import FirstPass, UpdateResult
 
 def probe_rows(batch: Batch, result: UpdateResult, *, prompts: int) -> list[int]:
     """The completions to measure on: those of the first ``prompts`` prompts that the update computed."""
+    if result.before is None:
+        return []
     known = result.before.known
     groups = batch.group[known].unique()[:prompts]
     return (known & torch.isin(batch.group, groups)).nonzero()[:, 0].tolist()

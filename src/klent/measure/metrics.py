@@ -22,7 +22,7 @@ from klent.measure.sequences import WHOLE_SEQUENCES, sequence_metrics
 from klent.objectives import kl_estimate, token_covariance
 from klent.streams.batch import Batch
 from klent.tasks.scorer import Scores
-from klent.training.update import UpdateResult
+from klent.training.update import FirstPass, UpdateResult
 
 Row = dict[str, float]
 """Metric -> its value in a step."""
@@ -63,20 +63,17 @@ def _episode_metrics(batch: Batch) -> Row:
 
 
 def update_metrics(batch: Batch, result: UpdateResult) -> Row:
-    """What the objective asked for, on the actions of the step."""
+    """What the objective asked for, on the actions of the step; of a reward model, which has none, on its texts."""
+    before = result.before
+    if before is None:
+        return _loss_metrics(result)
     sampling = batch.at_sampling  # None where nothing was sampled: the trainer's own numbers stand in
-    entropy = result.before.entropy if sampling is None else sampling.entropy
+    entropy = before.entropy if sampling is None else sampling.entropy
     row: Row = {
         "policy/entropy": float(entropy[batch.mask].mean()),
-        "objective/loss": result.loss,
         "objective/zero_fraction": 1.0 - float((result.coefficient != 0).sum()) / batch.tokens,
-        "grad/norm": result.grad_norm,
-        "update/skipped": result.skipped,
+        **_loss_metrics(result),
     }
-    means = {name: total / count for name, (total, count) in result.sums.items() if count}
-    row |= sequence_metrics(means)
-    named = {name: value for name, value in means.items() if name not in WHOLE_SEQUENCES}
-    row |= {name if "/" in name else f"objective/{name}": value for name, value in named.items()}
     row |= {f"select/{name}": float(chosen.sum()) / batch.tokens for name, chosen in result.chosen.items()}
     covariance = None
     if sampling is not None and batch.streams.advantage is not None:
@@ -88,17 +85,31 @@ def update_metrics(batch: Batch, result: UpdateResult) -> Row:
     row |= critic_metrics(batch)
     row |= fork_share(entropy, result.coefficient, batch.mask)
     row |= selected_and_rest(entropy, covariance, selected(result), batch.mask)
-    return row | _distances(batch, result)
+    return row | _distances(batch, before)
 
 
-def _distances(batch: Batch, result: UpdateResult) -> Row:
+def _loss_metrics(result: UpdateResult) -> Row:
+    """The loss, its gradient, and what its terms report."""
+    row: Row = {
+        "objective/loss": result.loss,
+        "grad/norm": result.grad_norm,
+        "update/skipped": result.skipped,
+    }
+    means = {name: total / count for name, (total, count) in result.sums.items() if count}
+    row |= sequence_metrics(means)
+    named = {name: value for name, value in means.items() if name not in WHOLE_SEQUENCES}
+    row |= {name if "/" in name else f"objective/{name}": value for name, value in named.items()}
+    return row
+
+
+def _distances(batch: Batch, before: FirstPass) -> Row:
     """How far the trainer is from the sampler, and the policy from its reference."""
     row: Row = {}
-    logp, sampling = result.before.logp, batch.at_sampling
-    untouched = batch.mask & result.before.untouched[:, None]  # the weights that sampled
+    logp, sampling = before.logp, batch.at_sampling
+    untouched = batch.mask & before.untouched[:, None]  # the weights that sampled
     if sampling is not None and untouched.any():
         row["policy/logp_mismatch"] = float((logp - sampling.logp)[untouched].abs().mean())
-    known = batch.mask & result.before.known[:, None]
+    known = batch.mask & before.known[:, None]
     of_policy = batch.sampled or batch.streams.preferred is None  # worse answers are not what the policy says
     if batch.streams.logp_ref is not None and known.any() and not batch.mixed and of_policy:
         kl = kl_estimate(logp[known], batch.streams.logp_ref[known], estimator="k3")

@@ -145,7 +145,8 @@ def reads_clock(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """Tokens that end a completion: the generation config's, the tokenizer's, and the chat's end of turn."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    generation = getattr(model, "generation_config", None)  # a reward model generates nothing, and has none
+    configured = generation.eos_token_id if generation is not None else None
     ids = set(configured) if isinstance(configured, list | tuple) else {configured}
     ids |= {tokenizer.eos_token_id, turn_end(tokenizer)}
     return tuple(sorted(i for i in ids if i is not None))

@@ -13,6 +13,14 @@ from klent.models.device import find_device
 from klent.models.exact import choose_attention, refuse_attention, refuse_noise
 from klent.models.locate import download, locate_model
 from klent.models.pull import quiet
+from klent.models.score_head import (
+    is_reward_model,
+    new_weights,
+    score_head,
+    stirred,
+    take_one_label,
+    take_padding,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +42,7 @@ class LoadedModel:
         source: the folder or hub id that it was loaded from.
         stop_ids: token ids that end a completion, ascending.
         attention: the implementation of the model's attention: ``sdpa``, ``eager``, ``flash`` or ``flex``.
+        pretrained_head: whether the folder had the head; of a language model that becomes a reward model it is new.
     """
 
     model: "PreTrainedModel"
@@ -41,6 +50,7 @@ class LoadedModel:
     source: str
     stop_ids: tuple[int, ...]
     attention: str = "sdpa"
+    pretrained_head: bool = True
 
     @property
     def rows(self) -> int:
@@ -77,8 +87,9 @@ def load_policy(
     seed: int = 0,
     device: "torch.device | str | None" = None,
     body: bool = False,
+    scores: bool = False,
 ) -> LoadedModel:
-    """Load a causal language model and its tokenizer for sampling and training.
+    """Load a causal language model and its tokenizer for sampling and training; or a reward model.
 
     Dropout and jitter of the base model are set to 0: with them, the log-probs of the update would differ from
     those of the sampler and every ratio would be noise. Weights are read from safetensors only, never from a
@@ -98,6 +109,7 @@ def load_policy(
             ``cuda:1``; None leaves it on the CPU.
         body: only the layers are wanted: a folder without a head over the vocabulary, such as a reward model's, is
             taken too, and that head is then random.
+        scores: load a reward model (:mod:`klent.models.score_head`), or a language model to become one.
 
     Returns:
         The model in eval mode on ``device``, with its tokenizer.
@@ -118,9 +130,12 @@ def load_policy(
     with quiet(), _in_one_sentence(f"cannot load the tokenizer of {name}"):
         tokenizer = _load_tokenizer(folder, trust_remote_code)
     with quiet(), _in_one_sentence(f"cannot load the model {name}"):
-        model = _load_model(folder, dtype, trust_remote_code, attention, body=body)
+        model, fresh = _load_model(folder, dtype, trust_remote_code, attention, scores=scores, body=body)
     stops = stop_ids(model, tokenizer)
     _fit_tokenizer(tokenizer, stops, _rows(model), name)
+    if scores:
+        score_head(model, name)
+        take_padding(model, tokenizer, stops, _rows(model))
     base = model
     if lora is not None:
         model = add_adapter(model, lora, seed)
@@ -131,12 +146,24 @@ def load_policy(
     taken = base.config._attn_implementation or "eager"
     if base.device.type != "meta":  # where there are no numbers to compare
         adapted = " with an adapter on lora.target_modules; name others" if lora is not None else ""
-        with quiet(), _in_one_sentence(f"cannot run the model {name}{adapted}"):
+        with quiet(), _in_one_sentence(f"cannot run the model {name}{adapted}"), stirred(base, fresh):
             taken = choose_attention(base, attention)
             refuse_noise(model, name)
     if gradient_checkpointing:
         recompute_activations(model)
-    return LoadedModel(model.eval(), tokenizer, str(source), stops, taken)
+    return LoadedModel(model.eval(), tokenizer, str(source), stops, taken, not fresh)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model alone: alias, folder or hub id.
+
+    Raises:
+        ModelError: there is none that can be used.
+    """
+    source = locate_model(name)
+    folder = source if isinstance(source, Path) else download(source, trust_remote_code=trust_remote_code)
+    with quiet(), _in_one_sentence(f"cannot load the tokenizer of {name}"):
+        return _load_tokenizer(folder, trust_remote_code)
 
 
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
@@ -169,17 +196,27 @@ def _fit_tokenizer(
 
 
 def _load_model(
-    folder: Path, dtype: str, trust_remote_code: bool, attention: str, *, body: bool
-) -> "PreTrainedModel":
+    folder: Path, dtype: str, trust_remote_code: bool, attention: str, *, scores: bool, body: bool
+) -> "tuple[PreTrainedModel, bool]":
+    """The model, and whether its head is new."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{folder} holds quantised weights, which cannot be trained; use the full model")
     _switch_noise_off(config)
+    if scores:
+        take_one_label(config, folder)
+    elif (
+        is_reward_model(config) and not body
+    ):  # with tied embeddings it would load, and write what nobody trained it to
+        raise ModelError(
+            f"{folder} is a reward model: it scores texts and writes none. Use it as reward: {{model: {folder}}}"
+        )
+    new = new_weights(config) if scores else set()
     try:
         pair = _read_weights(
-            folder, config, dtype, trust_remote_code, "eager" if attention == "eager" else "sdpa"
+            folder, config, dtype, trust_remote_code, "eager" if attention == "eager" else "sdpa", scores
         )
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
@@ -188,29 +225,36 @@ def _load_model(
             raise ModelError(
                 f"attention: sdpa does not exist for {config.model_type}. Use attention: auto or eager"
             ) from error
-        pair = _read_weights(folder, config, dtype, trust_remote_code, "eager")
+        pair = _read_weights(folder, config, dtype, trust_remote_code, "eager", scores)
     model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", pair)
     # transformers fills both kinds of weights with random numbers and continues
     head = model.get_output_embeddings() if body else None
     spare = {name for name, module in model.named_modules() if head is not None and module is head}
-    if missing := sorted(key for key in report["missing_keys"] if key.rpartition(".")[0] not in spare):
+    lacking = (key for key in report["missing_keys"] if key.rpartition(".")[0] not in spare)
+    if missing := sorted(set(lacking) - new):
         raise ModelError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}. Copy it again")
     if mismatched := sorted(str(entry[0]) for entry in report["mismatched_keys"]):
         raise ModelError(
             f"{folder} has {len(mismatched)} weights whose shape contradicts config.json, such as "
             f"{mismatched[0]}. Copy it again"
         )
-    _make_savable(model)
-    return model
+    if not scores:  # what only scores generates nothing
+        _make_savable(model)
+    return model, bool(new)
 
 
 def _read_weights(
-    folder: Path, config: "PretrainedConfig", dtype: str, trust_remote_code: bool, attention: str
+    folder: Path,
+    config: "PretrainedConfig",
+    dtype: str,
+    trust_remote_code: bool,
+    attention: str,
+    scores: bool,
 ) -> object:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM.from_pretrained(
+    return (AutoModelForSequenceClassification if scores else AutoModelForCausalLM).from_pretrained(
         folder,
         config=config,
         dtype=getattr(torch, dtype),
@@ -269,6 +313,8 @@ def _reason(error: Exception) -> str:
     message = str(error)
     if "trust_remote_code" in message:
         return "it brings its own Python code. Read that code; if you trust it, set trust_remote_code: true"
+    if "Unrecognized configuration class" in message and "SequenceClassification" in message:
+        return "transformers has no sequence classification for its architecture. Use another model"
     if "Unrecognized configuration class" in message:
         return "it is not a causal language model"
     if type(error).__name__ == "SafetensorError":

@@ -12,7 +12,8 @@ class Policy(Protocol):
     """What the update trains: it owns how episodes are laid out, computed and turned into numbers.
 
     An action is whatever the policy chooses: a token, a motor command, a denoising step. The update sees the
-    grid ``[rows, T]`` of log-probabilities and entropies, and nothing of how they came about.
+    grid ``[rows, T]`` of log-probabilities and entropies, and nothing of how they came about. A reward model is
+    asked for the ``score`` of texts; it is no distribution over actions, and both are 0 and read by nobody.
     """
 
     def evaluate(self, batch: Batch, rows: Sequence[int], *, also: Collection[str] = ()) -> Stats:

@@ -15,7 +15,7 @@ from klent.kit.tables import Row, finite, step_of
 from klent.kit.text import duration, fixed, number, share, signed
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast, is_believed
-from klent.report import certainty, entropy, figures, rlhf, surprise
+from klent.report import calibration, certainty, entropy, figures, rlhf, surprise
 from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
@@ -248,7 +248,7 @@ def _evaluation(run: RunData) -> list[tuple[str, str]]:
         for key, label in compared.items()
         if finite(last.get(f"preference/{key}")) is not None
     ]
-    return rows + certainty.before_after(run.heldout)
+    return rows + certainty.before_after(run.heldout) + calibration.before_after(run.heldout)
 
 
 def _is_shown(k: int, row: Row) -> bool:

@@ -1,5 +1,6 @@
 """The engine of supervised fine-tuning: it brings the data's own completions instead of sampling some."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,13 +33,20 @@ class DatasetEngine:
         loaded: the model whose tokenizer is used.
         max_tokens: a longer completion is refused, since training on half an answer teaches never to end one.
         columns: what is replayed for each prompt, in this order; ``chosen`` is the preferred one of a pair.
+        margins: read a column ``margin`` of pairs; one that has none is 0.
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, max_tokens: int, columns: Sequence[str] = ("completion",)
+        self,
+        loaded: LoadedModel,
+        *,
+        max_tokens: int,
+        columns: Sequence[str] = ("completion",),
+        margins: bool = False,
     ) -> None:
         self.loaded = loaded
         self.columns = tuple(columns)
+        self.margins = margins
         self.max_tokens = max_tokens
         self.limit = context_length(loaded.model)
         eos = loaded.tokenizer.eos_token_id
@@ -93,6 +101,7 @@ class DatasetEngine:
         episode = Episode(prompt, prompt_ids, torch.tensor(ids), pieces[-1].text, "stop")
         episode.acted, episode.turn = torch.tensor(acted), torch.tensor(turn)
         episode.preferred = None if len(self.columns) == 1 else column == "chosen"
+        episode.margin = _margin(prompt) if self.margins else None
         return episode
 
     def _end(self, opened: str | Messages) -> list[int]:
@@ -181,3 +190,19 @@ class DatasetEngine:
                     f"{prompt.id}: a completion holds {self.turn_end!r}, which ends a turn. Remove it; the "
                     "chat template writes it."
                 )
+
+
+def _margin(prompt: Prompt) -> float:
+    """By how much the better answer of a pair should win.
+
+    Raises:
+        DataError: it is no number from 0 on.
+    """
+    value = prompt.columns.get("margin")
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise DataError(
+            f"{prompt.id}: `margin` must be a number from 0 on, not {value!r}. Correct it, or rename the column"
+        )
+    return float(value)

@@ -289,7 +289,7 @@ def _measure(
         raise DataError(
             "klent.evaluate: the task has no held-out problems; pass its rows or its file as task"
         )
-    with open_judge(recipe, task, functions) as (judge, _):
+    with open_judge(recipe, task, functions, sampler=model) as (judge, _):
         return evaluate_policy(
             load_on_device(model, recipe),
             recipe.rollout,

@@ -6,6 +6,9 @@ Here and in klent.config a whole recipe is known; every part takes the sections 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
+
+from torch import Tensor
 
 from klent.config import MixtureSettings, Recipe, dump_recipe
 from klent.config.preference_checks import kl_terms
@@ -28,6 +31,8 @@ from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import read_alone
+from klent.policies.policy import Policy
+from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.source import TaskSource
@@ -36,7 +41,7 @@ from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
 from klent.runs.critics import build_critic
 from klent.runs.engines import Progress, build_engine, build_sampler, turn_engine
-from klent.runs.evaluation import Evaluations, Exam
+from klent.runs.evaluation import EvalRow, Evaluations, Exam
 from klent.runs.exams import build_exams
 from klent.runs.folder import RunFolder
 from klent.runs.loop import Loop
@@ -44,10 +49,13 @@ from klent.runs.objective import build_objective
 from klent.runs.packing import choose_packing
 from klent.runs.recorder import Recorder
 from klent.runs.references import build_compared
+from klent.runs.reward_models import build_reward_model, centre_and_save, load_scoring
 from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
+from klent.streams.batch import Batch
+from klent.streams.prompt import Prompt
 from klent.tasks import Task
 from klent.tasks.pool import EnvironmentPool
 from klent.tasks.returns import Judge
@@ -71,16 +79,22 @@ class Parts:
         reference: what the policy is compared with; None where it is not, or not loaded yet.
         compared: what gives the reference's log-probabilities; None where no term reads them.
         organs: thermostat, mixture, weights of the mismatch and the kept policy, where the recipe has them.
+        alone: log-probabilities of a row's tokens, read without other rows; None of a policy that has none.
+        save: writes the model as a folder, given the task.
+        compare: measures held-out pairs after so many steps; None where completions are sampled and scored.
     """
 
     loaded: LoadedModel
     engine: Engine
     sampler: Engine
-    policy: CausalPolicy
+    policy: Policy
     updater: Updater
     reference: CausalPolicy | None
     compared: Reference | None
     organs: list[Organ]
+    alone: Callable[[Batch, int], Tensor] | None
+    save: Callable[[Task, Path], None]
+    compare: Callable[[Sequence[Prompt], int], EvalRow] | None = None
 
     @property
     def objective(self) -> Objective:
@@ -99,6 +113,13 @@ def build_parts(
         note: told in words of anything that a user should know, such as a model that cannot share prompts.
         environments: what the task's prompts are the openings of; None where they are answered once.
     """
+    if recipe.policy.scores:
+        return _build_scoring_parts(recipe, note)
+    return _build(recipe, progress, note, environments)
+
+
+def _build(recipe: Recipe, progress: Progress, note: Note, environments: EnvironmentPool | None) -> Parts:
+    """The parts of a run that trains a model that writes."""
     loaded = load_policy(
         recipe.model,
         dtype=recipe.dtype,
@@ -158,6 +179,30 @@ def build_parts(
             *_build_organs(recipe, objective, turn_engine(engine), policies),
             *_build_keeper(recipe, policy),
         ],
+        alone=partial(read_alone, policy),
+        save=lambda task, folder: save_model(loaded.model, loaded.tokenizer, folder),
+    )
+
+
+def _build_scoring_parts(recipe: Recipe, note: Note) -> Parts:
+    """The parts of a run that trains a reward model: it replays pairs, and samples nothing."""
+    loaded = load_scoring(recipe)
+    policy = build_reward_model(recipe, loaded, note)
+    columns = recipe.task.completions
+    engine = DatasetEngine(loaded, max_tokens=recipe.rollout.max_tokens, columns=columns, margins=True)
+    filler = loaded.tokenizer.pad_token_id
+    return Parts(
+        loaded=loaded,
+        engine=engine,
+        sampler=engine,
+        policy=policy,
+        updater=build_updater(recipe, policy, build_objective(recipe), filler=filler),
+        reference=None,
+        compared=None,
+        organs=[],
+        alone=None,
+        save=lambda task, folder: centre_and_save(policy, loaded, engine, recipe, task, folder),
+        compare=lambda prompts, step: measure_pairs(engine, policy.scores, prompts, step=step),
     )
 
 
@@ -201,16 +246,16 @@ def build_loop(
 
     trackers = Trackers(recipe.track, folder.path, title=recipe.name, recipe=dump_recipe(recipe))
     agree = partial(close, dtype=parts.loaded.model.dtype)
-    organs = [
-        *parts.organs,
-        Guard(recipe.limits, folder.path, checkpoints, console.warn),
-        Witness(parts.updater.measure, partial(read_alone, parts.policy), agree, console.warn),
-    ]
+    organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
+    if parts.alone is not None:
+        organs.append(Witness(parts.updater.measure, parts.alone, agree, console.warn))
     exams = []
     if evaluate:
         examined = (parts.loaded, parts.engine, parts.sampler, parts.updater, parts.compared)
-        exams = build_exams(recipe, *examined, task=task, judge=judge, note=console.warn)
-    evaluations = _build_evaluations(recipe, parts, folder, exams, console)
+        exams = build_exams(
+            recipe, *examined, task=task, judge=judge, note=console.warn, compare=parts.compare
+        )
+    evaluations = _build_evaluations(recipe, parts, folder, task, exams, console)
     return Loop(
         source=TaskSource(
             task,
@@ -242,7 +287,12 @@ def build_loop(
 
 
 def _build_evaluations(
-    recipe: Recipe, parts: Parts, folder: RunFolder, exams: Sequence[Exam], console: TrainConsole
+    recipe: Recipe,
+    parts: Parts,
+    folder: RunFolder,
+    task: Task,
+    exams: Sequence[Exam],
+    console: TrainConsole,
 ) -> Evaluations:
     settings = recipe.eval
     return Evaluations(
@@ -250,7 +300,7 @@ def _build_evaluations(
         exams,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
-        keep_best=lambda: save_model(parts.loaded.model, parts.loaded.tokenizer, folder.best),
+        keep_best=lambda: parts.save(task, folder.best),
         show=console.eval,
     )
 

@@ -122,6 +122,10 @@ class TrainConsole:
         if not is_judged(row):
             return
         self._print(f"held-out {name} {when}: {scores(row)} on {row['problems']} {noun}{took}", style="bold")
+        if (error := _number(row, "calibration/error")) is not None:
+            self._print(
+                f"  calibration error {error:.3f}, log-loss {_cell(row, ('calibration/log_loss',), '{:.3f}')}"
+            )
         for text in unscored(row):
             self.warn(text)
 

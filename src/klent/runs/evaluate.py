@@ -16,6 +16,8 @@ from klent.measure.preferences import Scores
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
+from klent.runs.judges import open_judges
+from klent.runs.reward_models import evaluate_scores
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
 from klent.tasks import Scorer, Task, load_task
@@ -49,6 +51,7 @@ def open_judge(
     task: Task,
     functions: Mapping[str, Function] | None = None,
     log: Path | None = None,
+    sampler: str | None = None,
 ) -> Iterator[tuple[Judge, list[Tried]]]:
     """What tells right from wrong in evaluation, and what each of its parts said of the first problem.
 
@@ -61,7 +64,8 @@ def open_judge(
     if rewards is None and task.environments is None:
         raise ConfigError("no reward tells right from wrong: set `reward` or `eval.reward`")
     with ExitStack() as stack:
-        scorer = stack.enter_context(Scorer(rewards, task, log, functions)) if rewards else None
+        judges = open_judges(recipe, sampler=sampler, log=log)
+        scorer = stack.enter_context(Scorer(rewards, task, log, functions, judges)) if rewards else None
         tried = scorer.check() if scorer else []
         if scorer is not None and (task.environments is None or (recipe.eval and recipe.eval.reward)):
             yield scorer, tried
@@ -153,6 +157,8 @@ def evaluate_model(
     Raises:
         ConfigError: the recipe has no ``eval`` section or no reward.
     """
+    if recipe.eval is not None and recipe.policy.scores:
+        return evaluate_scores(model, recipe)
     rewarded = eval_rewards(recipe) is not None or recipe.task.pays
     if recipe.eval is None or not rewarded:
         missing = "eval" if recipe.eval is None else "reward"
@@ -162,7 +168,7 @@ def evaluate_model(
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     if not task.heldout(recipe.eval.problems):  # before a model is loaded
         raise DataError(NO_PROBLEMS)
-    with open_judge(recipe, task) as (judge, tried):
+    with open_judge(recipe, task, sampler=model) as (judge, tried):
         for one in tried:
             if one.doubt:
                 note(one.text)

@@ -10,6 +10,7 @@ from klent.rollout.engine import Engine
 from klent.runs.evaluate import evaluate_policy, pair_scores
 from klent.runs.evaluation import EvalRow, Exam
 from klent.runs.heldout_loss import heldout_completions, loss_row
+from klent.streams.prompt import Prompt
 from klent.tasks import Task
 from klent.tasks.returns import Judge
 from klent.training.reference import Reference
@@ -27,6 +28,7 @@ def build_exams(
     task: Task,
     judge: Judge | None,
     note: Callable[[str], None],
+    compare: Callable[[Sequence[Prompt], int], EvalRow] | None = None,
 ) -> list[Exam]:
     """Each gives a part of a row of eval.jsonl; none where the recipe has no evaluation.
 
@@ -40,6 +42,7 @@ def build_exams(
         task: has the held-out problems.
         judge: tells right from wrong; None = no problem is answered.
         note: told what a user should know.
+        compare: measures held-out pairs after so many steps, where the policy scores texts and writes none.
     """
     settings, paired = recipe.eval, recipe.task.paired
     if settings is None or (judge is None and recipe.rollout.sampled):
@@ -48,6 +51,10 @@ def build_exams(
     if not prompts:
         note(NO_PROBLEMS)
         return []
+
+    if compare is not None:
+        measure = compare
+        return [lambda step, votes: measure(prompts, step)]
 
     def losses(step: int, votes: Sequence[str | None] | None) -> EvalRow:
         return loss_row(step, completions, updater, loaded)

@@ -49,6 +49,7 @@ def export_checkpoint(
         attention=recipe.attention,
         lora=recipe.lora,
         seed=recipe.seed,
+        scores=recipe.policy.scores,
     )
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     take_weights(policy_of(checkpoint), trainable, f"Put back model and lora in {run / 'config.yaml'}")

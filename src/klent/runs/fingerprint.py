@@ -9,13 +9,19 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from klent.config.rewards import REWARD_MODEL
 from klent.errors import ConfigError
 from klent.runs.code import MODELS, code_hashes, hash_file, model_folder, value_at
 
 FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits")
 """Sections of a recipe that may change between two parts of a run; the change is written to run.json."""
-_CALLS = re.compile(r"(reward\.\d+|task)\.(timeout|memory_gb|workers)")  # how it is called, not what it says
-_FILES = ("task.data", "task.pairs", "task.heldout_data", "task.rows", "rollout.mixture.target.adapter")
+_CALLS = re.compile(
+    r"(reward\.\d+|task)\.(timeout|memory_gb|workers|process)"
+)  # how it is called, not what it says
+_FILES = (
+    *("task.data", "task.pairs", "task.heldout_data", "task.rows"),
+    *("policy.centre_on", "rollout.mixture.target.adapter"),
+)
 _HELD_OUT = ("task.heldout", "task.heldout_data", "task.heldout_split")
 _READ = {".json", ".jsonl", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".arrow", ".parquet"}
 
@@ -64,6 +70,9 @@ def take_fingerprint(values: Mapping[str, object]) -> Fingerprint:
         value = value_at(values, key)
         if isinstance(value, str) and (path := _path(value, is_model=key in MODELS)):
             content[key] = _hash(path)
+    for index, name in _reward_models(values):
+        if path := _path(name, is_model=True):
+            content[f"reward.{index}.model"] = _hash(path)
     if all(
         value_at(values, key) is None for key in _HELD_OUT
     ):  # then it decides which prompts are trained on
@@ -180,7 +189,18 @@ def _plain(value: object, dotted: Mapping[str, object], prefix: str) -> object:
     return _short(value) if isinstance(value, str) else value
 
 
+def _reward_models(values: Mapping[str, object]) -> Iterator[tuple[int, str]]:
+    """The reward models among the rewards."""
+    rewards = values.get("reward")
+    for index, reward in enumerate(rewards if isinstance(rewards, list | tuple) else ()):
+        name = str(reward.get("fn")) if isinstance(reward, Mapping) else ""
+        if name.startswith(f"{REWARD_MODEL}:"):
+            yield index, name.removeprefix(f"{REWARD_MODEL}:")
+
+
 def _short(text: str) -> str:
+    if text.startswith(f"{REWARD_MODEL}:"):
+        return f"{REWARD_MODEL}:{Path(text.removeprefix(f'{REWARD_MODEL}:')).name}"
     path, colon, function = text.rpartition(":")
     return f"{Path(path).name}{colon}{function}" if path.endswith(".py") else text
 

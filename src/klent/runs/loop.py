@@ -171,7 +171,9 @@ class Loop:
             batch.streams.logp_ref = self.reference.logp(batch)
 
     def _change(self, batch: Batch, result: UpdateResult) -> dict[str, float]:
-        """What the update did to the distribution, on the actions of a few prompts."""
+        """What the update did to the distribution, on the actions of a few prompts; nothing where there is none."""
+        if result.before is None:
+            return {}
         rows = probe_rows(batch, result, prompts=PROBE_PROMPTS)
         after = self.updater.measure(batch, rows) if rows else result.before
         return distribution_change(batch, rows, result.before, after, result.coefficient)

@@ -50,8 +50,9 @@ class Recorder:
         append_line(self.folder.metrics, step.row)
         forks = fork_words(step.batch, self.tokenizer)
         append_line(self.folder.forks, {"step": step.number, "forks": forks})
-        coefficient, chosen = step.result.coefficient, step.result.chosen
-        before = step.result.before.logp
+        result, chosen = step.result, step.result.chosen
+        coefficient = None if result.before is None else result.coefficient
+        before = None if result.before is None else result.before.logp
         rows = sample_rows(step.number, step.batch, coefficient, self.tokenizer, chosen=chosen, logp=before)
         for sample in rows:
             append_line(self.folder.samples, sample)

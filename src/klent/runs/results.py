@@ -68,6 +68,7 @@ class Run:
             dtype=self.config.dtype,
             trust_remote_code=self.config.trust_remote_code,
             attention=self.config.attention,
+            scores=self.config.policy.scores,
         )
         return loaded.model, loaded.tokenizer
 

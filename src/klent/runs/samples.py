@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sample_rows(
     step: int,
     batch: Batch,
-    coefficient: Tensor,
+    coefficient: Tensor | None,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     chosen: Mapping[str, Tensor] | None = None,
@@ -31,7 +31,8 @@ def sample_rows(
     Args:
         step: the training step.
         batch: its completions.
-        coefficient: ``c_t`` times the step's token count, ``[B, T]``; above 0 the token was pushed up.
+        coefficient: ``c_t`` times the step's token count, ``[B, T]``; above 0 the token was pushed up; None where no
+            token was pushed by itself.
         tokenizer: turns ids into the text pieces that are shown.
         chosen: what each selector chose, bool ``[B, T]``; a row gets the positions of its chosen tokens.
         logp: under the policy before its optimizer step, ``[B, T]``; with it an answer of a pair gets, per token,
@@ -57,7 +58,7 @@ def sample_rows(
                     "tokens": [tokenizer.decode([token]) for token in rollout.tokens.tolist()],
                     "entropy": _rounded(rollout.entropy, count),
                     "logp": _rounded(rollout.logp, count),
-                    "coefficient": _rounded(coefficient[b, :count], count),
+                    "coefficient": _rounded(None if coefficient is None else coefficient[b, :count], count),
                 }
                 | _turns(rollout, None if batch.streams.advantage is None else batch.streams.advantage[b])
                 | _positions(chosen, b)

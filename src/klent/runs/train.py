@@ -13,8 +13,6 @@ from klent.errors import ConfigError, DivergenceError, RunError
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
 from klent.models.chat import reads_clock
-from klent.models.load import LoadedModel
-from klent.models.save import save_model
 from klent.report import write_report
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.runs.build import Parts, build_loop, build_parts
@@ -30,6 +28,7 @@ from klent.runs.fingerprint import (
     take_fingerprint,
 )
 from klent.runs.folder import RunFolder
+from klent.runs.judges import open_judges
 from klent.runs.loop import Loop
 from klent.runs.plan import describe_plan, title_of
 from klent.runs.record import finish_record, start_record
@@ -115,7 +114,7 @@ def train(
             console.start(title_of(recipe), plan, steps=recipe.steps, done=done)
             loop.fit()
             console.stopped_by = None if loop.finished else loop.stopped_by
-            _finish(loop, folder, parts.loaded, console)
+            _finish(loop, folder, parts, task, console)
         except DivergenceError as error:  # what it has become is not saved: to go on from it would fail again
             kept = sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
             raise RunError(f"{error}. Lower it, and start again. {saved_state(kept)}") from error
@@ -194,7 +193,8 @@ def _scorers(
     each of their rewards, or the environment, said of the first problem."""
 
     def scorer_of(rewards: Sequence[Reward] | None) -> Scorer | None:
-        return Scorer(rewards, task, folder.rewards_log, functions) if rewards else None
+        judge_of = open_judges(recipe, log=folder.rewards_log)
+        return Scorer(rewards, task, folder.rewards_log, functions, judge_of) if rewards else None
 
     scorer = scorer_of(recipe.reward)
     apart = recipe.eval is not None and recipe.eval.reward is not None
@@ -217,18 +217,18 @@ def _scorers(
             task.environments.close()
 
 
-def _finish(loop: Loop, folder: RunFolder, loaded: LoadedModel, console: TrainConsole) -> None:
+def _finish(loop: Loop, folder: RunFolder, parts: Parts, task: Task, console: TrainConsole) -> None:
     """``final/``, the record and the report."""
     best = loop.evaluations.best(loop.done)
     if loop.finished:
         if folder.best.is_dir():
             replace_folder(folder.best, folder.final)
         elif best == loop.done:
-            save_model(loaded.model, loaded.tokenizer, folder.final)
+            parts.save(task, folder.final)
     loop.recorder.close()
     for organ in loop.organs:
         organ.close()
-    finish_record(folder.path, loaded.model)
+    finish_record(folder.path, parts.loaded.model)
     write_report(folder.path)
     before, after = loop.evaluations.row_of(0), loop.evaluations.row_of(best)
     console.finish(folder.path, before, after, early=loop.evaluations.over)

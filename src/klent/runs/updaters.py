@@ -8,7 +8,7 @@ from torch import nn
 
 from klent.config import Recipe
 from klent.control.schedule import learning_rate
-from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.policy import Policy
 from klent.runs.objective import asked_streams
 from klent.training.objective import Objective
 from klent.training.reduction import Reduction
@@ -16,7 +16,7 @@ from klent.training.released import ReleasedPositions
 from klent.training.update import Updater
 
 
-def build_updater(recipe: Recipe, policy: CausalPolicy, objective: Objective, *, filler: int) -> Updater:
+def build_updater(recipe: Recipe, policy: Policy, objective: Objective, *, filler: int) -> Updater:
     """What turns a batch into optimizer steps.
 
     Args:

@@ -162,6 +162,7 @@ def make_batch(
         rewards=None if reward is None else torch.tensor(reward, dtype=torch.float32),
         group=group,
         preferred=_preferred(episodes),
+        pair_margin=_margins(episodes),
         mask=mask,
     )
     return Batch(
@@ -183,6 +184,12 @@ def make_batch(
 def _preferred(episodes: Sequence[Episode]) -> Tensor | None:
     """Which episodes are the better ones of their pairs; None unless every one is of a pair."""
     known = [episode.preferred for episode in episodes if episode.preferred is not None]
+    return torch.tensor(known) if len(known) == len(episodes) else None
+
+
+def _margins(episodes: Sequence[Episode]) -> Tensor | None:
+    """By how much the better one of each pair should win; None unless every episode says."""
+    known = [episode.margin for episode in episodes if episode.margin is not None]
     return torch.tensor(known) if len(known) == len(episodes) else None
 
 

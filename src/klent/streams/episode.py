@@ -58,6 +58,7 @@ class Episode:
         problem: why its environment failed; empty where it did not.
         mixture: what the mixture was at each action, where the sampler is one of policy and target.
         preferred: of two answers to one prompt, whether it is the better one; None where it is not of a pair.
+        margin: by how much it, or the other of its pair, should win; None where nothing asks.
         policy_version: optimizer steps that the policy had taken when it sampled.
     """
 
@@ -75,6 +76,7 @@ class Episode:
     preferred: bool | None = None
     problem: str = ""
     prefill: int = 0
+    margin: float | None = None
     policy_version: int = 0
     acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     turn: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))

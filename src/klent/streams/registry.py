@@ -316,6 +316,16 @@ class Streams:
             when="where the data are preferences, or `rollout.pairs` makes pairs of what was sampled",
         ),
     )
+    pair_margin: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B]",
+            "reward",
+            "by how much the better one of its pair should win at least, beside a loss's own `margin`",
+            producer="engine",
+            when="where a reward model is trained",
+        ),
+    )
     choices: dict[str, Tensor] = field(default_factory=dict)
     """Actions that each selector chose, by the recipe's name for them, ``[B, T]`` bool."""
     weights: dict[str, Tensor] = field(default_factory=dict)

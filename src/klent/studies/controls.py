@@ -21,6 +21,7 @@ from klent.kit.student import t_bound
 from klent.models.load import LoadedModel
 from klent.runs.console import QuietConsole
 from klent.runs.evaluate import eval_rewards, evaluate_policy, load_on_device
+from klent.runs.judges import open_judges
 from klent.runs.train import train
 from klent.tasks import DataTask, Scorer, Task, load_task
 
@@ -89,7 +90,7 @@ def run_controls(
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     wanted = chosen(arms(recipe, task, rl), names)
     trained_at = recipe.rollout.temperature
-    with Scorer(eval_rewards(recipe) or (), task) as scorer:
+    with Scorer(eval_rewards(recipe) or (), task, judge=open_judges(recipe)) as scorer:
         scorer.check()
         exam = Exam(recipe.rollout.for_evaluation(), recipe.eval, task, scorer, recipe.seed)
         say(f"measuring {recipe.model}")

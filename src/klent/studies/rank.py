@@ -16,6 +16,7 @@ from klent.kit.seeds import derive_seed
 from klent.measure.score import outcomes as outcomes_of
 from klent.runs.engines import build_sampler
 from klent.runs.evaluate import eval_rewards, load_on_device
+from klent.runs.judges import open_judges
 from klent.streams.episode import Episode
 from klent.tasks import Prompt, Scorer, Task, load_task
 from klent.tasks.agreement import question
@@ -93,7 +94,7 @@ def rank_prompts(
     if chunks:
         relation = load_equivalence(same)
         engine = build_sampler(load_on_device(recipe.model, recipe), recipe.rollout)
-        with Scorer(rewards or (), task) as scorer:
+        with Scorer(rewards or (), task, judge=open_judges(recipe)) as scorer:
             scorer.check()
             for chunk in chunks:
                 seed = derive_seed(recipe.seed, "select", chunk[0].id)

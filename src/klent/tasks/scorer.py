@@ -15,6 +15,7 @@ from klent.tasks.arguments import Sample
 from klent.tasks.callables import Function, missing, pack
 from klent.tasks.calls import BEYOND, LARGEST, Caller, Problems, Result
 from klent.tasks.first_call import Tried, check_columns, check_settings, first_call, try_reward
+from klent.tasks.judge import JudgeCaller, OpenJudge
 from klent.tasks.process import CallFailed, Worker
 from klent.tasks.task import Task
 
@@ -87,9 +88,10 @@ class Scorer:
         log: file that receives what rewards print; None = standard error.
         functions: by NAME the function of each reward ``python:NAME``. They are copied here and now: what
             they refer to can change later without effect.
+        judge: opens the reward model of a reward that names one.
 
     Raises:
-        ConfigError: a function that is missing, or that cannot be sent to another process.
+        ConfigError: a function or a judge that is missing, or that cannot be sent to another process.
     """
 
     def __init__(
@@ -98,11 +100,15 @@ class Scorer:
         task: Task | None = None,
         log: Path | None = None,
         functions: Mapping[str, Function] | None = None,
+        judge: OpenJudge | None = None,
     ) -> None:
         self._rewards = tuple(reward.located(Path()) for reward in rewards)
         self.names = short_names(self._rewards)
         self._task = task
-        self._callers = [_caller(reward, log, functions or {}) for reward in self._rewards]
+        self._callers = [
+            _judged(reward, judge) if reward.model_folder else _caller(reward, log, functions or {})
+            for reward in self._rewards
+        ]
         self._texts: list[dict[str, str]] = [{} for _ in self._rewards]
         self._logged: dict[str, str] = {}  # with the note, where another name was asked for
         self._threads = ThreadPoolExecutor(max(1, len(self._callers)), thread_name_prefix="reward")
@@ -130,7 +136,9 @@ class Scorer:
                 or a reward that cannot score any completion of the task.
             DataError: a shipped reward that cannot score the task's first problem.
         """
-        pairs = [(caller.reward, caller.workers[0]) for caller in self._callers]
+        judges = [caller for caller in self._callers if isinstance(caller, JudgeCaller)]
+        begun = [caller.judge.begin() for caller in judges]
+        pairs = [(caller.reward, worker) for caller in self._callers for worker in caller.workers[:1]]
         every = [(caller.reward, worker) for caller in self._callers for worker in caller.workers]
         for step in (Worker.launch, Worker.parameters):  # all are launched before the first is waited for
             for reward, worker in every:
@@ -141,11 +149,11 @@ class Scorer:
         for reward, worker in pairs:
             check_settings(reward, worker)
         if self._task is None:
-            return []
+            return begun
         first = self._task.train(0)
         for reward, worker in pairs:
             check_columns(reward, worker, first)
-        return [try_reward(reward, first, first_call(reward, worker)) for reward, worker in pairs]
+        return [*begun, *(try_reward(reward, first, first_call(reward, worker)) for reward, worker in pairs)]
 
     def score_episodes(self, episodes: Sequence[Episode]) -> Scores:
         """Score what each episode says last."""
@@ -242,6 +250,13 @@ class Scorer:
             return metric
         plain = "".join(letter if letter.isprintable() and letter != "/" else "." for letter in metric[:100])
         return f"{reward.rpartition('/')[2]}.{plain}"
+
+
+def _judged(reward: Reward, judge: OpenJudge | None) -> JudgeCaller:
+    """A reward model, not loaded yet."""
+    if judge is None:
+        raise ConfigError(f"reward {reward.fn}: reward models are not available here; name a function")
+    return JudgeCaller(reward, judge(reward))
 
 
 def _caller(reward: Reward, log: Path | None, functions: Mapping[str, Function]) -> Caller:

@@ -32,7 +32,8 @@ class PairTerm(Term):
 
     def __call__(self, streams: Streams, **supplied: object) -> Tensor:
         """The loss of each pair, ``[pairs]``."""
-        loss: Tensor = self.function(**self.arguments(streams), **supplied, **self.settings)
+        own = self._own(streams)
+        loss: Tensor = self.function(**self.arguments(streams), **supplied, **{**self.settings, **own})
         return loss
 
     def loss(self, streams: Streams) -> TokenLoss:
@@ -48,6 +49,14 @@ class PairTerm(Term):
         return TokenLoss(
             grid.index_put((better, first), loss), self._metrics(streams) if self.reports else {}
         )
+
+    def _own(self, streams: Streams) -> dict[str, Tensor]:
+        """The settings to which the data add a number of each pair."""
+        margin = streams.pair_margin
+        if margin is None or "margin" not in self.settings:
+            return {}
+        better, _ = rows_of_pairs(streams)
+        return {"margin": margin[better] + self.settings["margin"]}
 
     def arguments(self, streams: Streams) -> dict[str, Tensor]:
         """What the function is called with, by the names of its parameters."""

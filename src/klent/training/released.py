@@ -67,6 +67,7 @@ def narrow(result: UpdateResult) -> UpdateResult:
         return grid[:, :-1]
 
     before = result.before
+    assert before is not None  # its loss is one of entropies
     return replace(
         result,
         coefficient=cut(result.coefficient),

@@ -46,6 +46,11 @@ class Requirements:
     whole_groups: bool
     rewards: bool
 
+    @property
+    def actions(self) -> bool:
+        """Whether the policy is asked about actions; a reward model is asked for the score of texts, and has none."""
+        return "score" not in self.also
+
 
 def requirements(objective: Objective, *, optimizer_steps: int, asked: Collection[str] = ()) -> Requirements:
     """What an objective needs in a step of so many optimizer steps.

@@ -46,7 +46,7 @@ class UpdateResult:
     """What an update did.
 
     Attributes:
-        before: the policy's numbers of the first pass.
+        before: the policy's numbers of the first pass; None of a policy without actions, such as a reward model.
         coefficient: ``c_t = -dL/dlogp_t`` of the first pass, times the batch's count of actions, ``[B, T]``.
         chosen: the actions that each selector chose in the first pass, bool ``[B, T]``.
         loss: the mean over optimizer steps of the reduced loss.
@@ -58,7 +58,7 @@ class UpdateResult:
         targets: actions among them whose prediction was computed.
     """
 
-    before: FirstPass
+    before: FirstPass | None
     coefficient: Tensor
     chosen: dict[str, Tensor] = field(default_factory=dict)
     loss: float = 0.0
@@ -131,7 +131,8 @@ class Updater:
         self, batch: Batch, *, seed: int, progress: Callable[[int, int], None] | None = None
     ) -> UpdateResult:
         """Every optimizer step of this batch; ``seed`` orders the prompts where there are several passes."""
-        result = UpdateResult(FirstPass.of(batch), torch.zeros(batch.mask.shape))
+        before = FirstPass.of(batch) if self.needs.actions else None
+        result = UpdateResult(before, torch.zeros(batch.mask.shape))
         plan = list(self._plan(batch, seed))
         for number, rows in enumerate(plan):
             chosen = self._choose(batch, rows, number, seed=seed)
@@ -142,7 +143,7 @@ class Updater:
                     earlier = result.chosen.get(name, torch.zeros_like(batch.mask))
                     result.chosen[name] = earlier | chosen.streams.choices[name]
             self._step(chosen, rows, [row for row in rows if row in active], result, first_pass=first_pass)
-            if number == 0:
+            if number == 0 and result.before is not None:
                 result.before.untouched = result.before.known.clone()
             if progress:
                 progress(number + 1, len(plan))
@@ -209,10 +210,11 @@ class Updater:
         """Forward, loss and backward of one micro-batch."""
         stats = self.policy.evaluate(batch, rows, **_also(self.needs.also))
         logp, entropy = stats.logp, stats.entropy
-        logp.retain_grad()
         streams = batch.streams.rows(rows).to(logp.device)
-        streams = streams.or_else(logp_old=logp.detach(), entropy_old=entropy.detach())
-        streams = streams.with_(logp=logp, entropy=entropy)
+        if self.needs.actions:
+            logp.retain_grad()
+            streams = streams.or_else(logp_old=logp.detach(), entropy_old=entropy.detach())
+            streams = streams.with_(logp=logp, entropy=entropy)
         streams = streams.with_(**{name: getattr(stats, name) for name in self.needs.also})
         outcome = self.objective.token_loss(streams)
         counted = self.reduction.counted(batch)[rows].to(logp.device)
@@ -249,7 +251,7 @@ class Updater:
         for rows, stats, gradient in done.parts:
             result.tokens += stats.tokens
             result.targets += stats.targets
-            if first_pass:
+            if first_pass and result.before is not None:
                 result.coefficient[rows] = -gradient.cpu() * batch.tokens
                 result.before.logp[rows] = stats.logp.cpu()
                 result.before.entropy[rows] = stats.entropy.cpu()

@@ -142,6 +142,23 @@ EVALUATION: dict[str, Term] = {
     "loss_worst": Term(
         "", "The tokens with the largest losses of all of them.", "A wrong label often shows here first."
     ),
+    "calibration/error": Term(
+        "probability",
+        "Of a reward model: mean distance of predicted and observed in bins of equally many held-out pairs, whose "
+        "scores are about equally far apart (the expected calibration error).",
+        "0 is a model as sure as it is right. Few pairs make it larger: look at the bins' intervals.",
+    ),
+    "calibration/log_loss": Term(
+        "nats per pair",
+        "Mean of -log σ(score of the better answer less that of the other).",
+        "log 2 = 0.693 where nothing is preferred. If it rises while accuracy does, the model is too sure.",
+    ),
+    "calibration/bins": Term(
+        "",
+        "Each bin's distances of two scores (low, high), what the model predicts for the answer that it prefers, and "
+        "how often that one is better (observed, with its 95% Wilson interval over pairs).",
+        "Predicted above observed: too sure. A margin in the loss moves it too.",
+    ),
     "kl/base": Term(
         "nats per token",
         "Reverse KL divergence of the final policy from the base model, at each token of its own answers.",

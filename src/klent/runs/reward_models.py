@@ -1,0 +1,113 @@
+"""A reward model as a recipe describes it: loaded, trained, measured on held-out pairs, centred, saved."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from klent.config import DataSettings, Eval, Recipe
+from klent.errors import DataError, RunError
+from klent.kit.statistics import mean
+from klent.measure.evaluate import NO_PROBLEMS
+from klent.measure.pairs import measure_pairs
+from klent.models.load import LoadedModel, load_policy
+from klent.models.save import save_model
+from klent.policies.causal_lm.judge import RewardJudge
+from klent.policies.causal_lm.packing import Packing
+from klent.policies.causal_lm.probe import takes_shared_prompt
+from klent.policies.causal_lm.reward_model import RewardModel, ScoringModel, require_scores
+from klent.rollout.dataset_engine import DatasetEngine
+from klent.streams.batch import make_batch
+from klent.streams.prompt import Prompt
+from klent.tasks import DataTask, Task, load_task
+
+Note = Callable[[str], None]
+MOST = 512  # texts that a mean is taken over
+
+
+def load_scoring(recipe: Recipe) -> LoadedModel:
+    """The reward model that a recipe starts from; a causal language model becomes one."""
+    return load_policy(
+        recipe.model,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        gradient_checkpointing=recipe.update.gradient_checkpointing,
+        seed=recipe.seed,
+        device="auto",
+        scores=True,
+    )
+
+
+def build_reward_model(recipe: Recipe, loaded: LoadedModel, note: Note) -> RewardModel:
+    """The policy over a loaded reward model, checked against transformers' own scores.
+
+    Raises:
+        RunError: packing is asked for, and the model does not allow it.
+    """
+    policy = RewardModel(cast(ScoringModel, loaded.model))
+    require_scores(policy)
+    window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
+    longest = recipe.rollout.max_tokens + (window or 0)  # of a prompt of unknown length, the context is safe
+    shared = recipe.update.packing != "off" and takes_shared_prompt(policy, longest=longest)
+    if recipe.update.packing == "on" and not shared:
+        raise RunError(
+            f"update.packing=on, but {recipe.model} does not give the same scores when a pair shares its prompt in "
+            "one row: its attention refuses such a mask. Use update.packing=auto or off."
+        )
+    if recipe.update.packing == "auto" and not shared:
+        note("the model's attention refuses a shared prompt: each answer gets its own row (exact, slower)")
+    policy.packing = Packing(shared, recipe.update.tokens_per_microbatch)
+    return policy
+
+
+def evaluate_scores(model: str, recipe: Recipe) -> dict[str, object]:
+    """Accuracy and calibration of any reward model on a recipe's held-out pairs: a row of ``eval.jsonl``, step 0.
+
+    Raises:
+        ModelError: the folder is no reward model.
+        DataError: nothing is held out.
+    """
+    settings, columns = recipe.eval or Eval(), recipe.task.completions
+    task = load_task(recipe.task, seed=recipe.seed, heldout=settings.problems, needed=columns)
+    if not task.heldout(settings.problems):  # before a model is loaded
+        raise DataError(NO_PROBLEMS)
+    judge = RewardJudge.load(
+        model,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        tokens_per_microbatch=recipe.update.tokens_per_microbatch,
+    )
+    engine = DatasetEngine(judge.loaded, max_tokens=recipe.rollout.max_tokens, columns=columns)
+    task.fit(None, engine.check)  # the same pairs as in training
+    return measure_pairs(engine, judge.model.scores, task.heldout(settings.problems), step=0)
+
+
+def centre_and_save(
+    policy: RewardModel, loaded: LoadedModel, engine: DatasetEngine, recipe: Recipe, task: Task, folder: Path
+) -> None:
+    """Write the model's folder, its scores moved so that those of a few texts are 0 on average."""
+    policy.centre(_mean_score(policy, loaded, engine, recipe, task))
+    save_model(loaded.model, loaded.tokenizer, folder)
+
+
+def _mean_score(
+    policy: RewardModel, loaded: LoadedModel, engine: DatasetEngine, recipe: Recipe, task: Task
+) -> float:
+    """Of the answers of ``policy.centre_on``; else of both answers of the held-out pairs, or of those trained on."""
+    file = recipe.policy.centre_on
+    if file is None:
+        prompts = task.heldout(MOST // 2) or [task.train(index) for index in range(MOST // 8)]
+        return _mean_of(policy, engine, prompts)
+    answers = DataTask(DataSettings(data=file), needed=("completion",))
+    reader = DatasetEngine(loaded, max_tokens=recipe.rollout.max_tokens)
+    return _mean_of(policy, reader, [answers.train(index) for index in range(min(MOST, len(answers)))])
+
+
+def _mean_of(policy: RewardModel, engine: DatasetEngine, prompts: Sequence[Prompt]) -> float:
+    each = len(engine.columns)
+    batch = make_batch(engine.generate(prompts, group_size=each, seed=0), None, group_size=each)
+    scores = policy.scores(batch)
+    if not scores.isfinite().all():
+        raise DataError("a score is not finite, so that the model cannot be centred: it has diverged")
+    return mean(scores.tolist())
