@@ -207,9 +207,7 @@ def _load_model(
     _switch_noise_off(config)
     if scores:
         take_one_label(config, folder)
-    elif (
-        is_reward_model(config) and not body
-    ):  # with tied embeddings it would load, and write what nobody trained it to
+    elif is_reward_model(config) and not body:  # with tied embeddings it would load, and write nonsense
         raise ModelError(
             f"{folder} is a reward model: it scores texts and writes none. Use it as reward: {{model: {folder}}}"
         )

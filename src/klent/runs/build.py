@@ -22,6 +22,7 @@ from klent.control.pairing import BestWorst
 from klent.control.shared_trunk import SharedTrunk
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
+from klent.measure.pairs import measure_pairs
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.exact import close
@@ -138,14 +139,7 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
     @cache
     def initial() -> LoadedModel:
         """The reference model, loaded once for all that ask for it."""
-        name = recipe.reference or recipe.model
-        return load_policy(
-            name,
-            dtype=recipe.dtype,
-            trust_remote_code=recipe.trust_remote_code,
-            attention=recipe.attention,
-            device=loaded.model.device,
-        )
+        return _load_beside(recipe.reference or recipe.model, recipe, loaded)
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     engine = build_engine(
@@ -181,6 +175,17 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
         ],
         alone=partial(read_alone, policy),
         save=lambda task, folder: save_model(loaded.model, loaded.tokenizer, folder),
+    )
+
+
+def _load_beside(name: str, recipe: Recipe, loaded: LoadedModel) -> LoadedModel:
+    """Another model in the policy's precision, on its device."""
+    return load_policy(
+        name,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        device=loaded.model.device,
     )
 
 
@@ -326,13 +331,7 @@ def build_target(
             return replace(target, active=adapters_off(loaded.model))
         return replace(target, loaded=initial())
     name = (recipe.reference or recipe.model) if wanted.model == "reference" else wanted.model
-    other = load_policy(
-        name,
-        dtype=recipe.dtype,
-        trust_remote_code=recipe.trust_remote_code,
-        attention=recipe.attention,
-        device=loaded.model.device,
-    )
+    other = _load_beside(name, recipe, loaded)
     if wanted.adapter is not None:
         merged = merge_adapter(other.model, wanted.adapter, source=other.source)
         other = replace(other, model=merged)
