@@ -82,7 +82,7 @@ WHY_NOT = {
     "a value model": (
         "loss",
         "weighted_cross_entropy",
-        "needs `logp_dummy`, `weight`, which no part of a run provides (a head with a dummy action, a value model)",
+        "is missing: the loss reads weight, which it gives; set bellman: {}, and task: {trajectories: FILE}",
     ),
     "a critic": ("advantage", "gae", "is missing: value_old is read; set critic: {}"),
     "a denoiser": ("loss", "ddpo", "ddpo needs `sample`, `mean`, `std`, which no part of a run provides"),

@@ -8,11 +8,12 @@ from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, TransformersRollout
-from klent.config.task import DataSettings, FileSettings, GymSettings, PairsSettings
+from klent.config.task import DataSettings, FileSettings, GymSettings, PairsSettings, TrajectorySettings
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
-from klent.config.training import Checkpoint, Critic, Lora, Optimizer, Reduce, Update
+from klent.config.training import Bellman, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
 __all__ = [
+    "Bellman",
     "Checkpoint",
     "Critic",
     "DataSettings",
@@ -34,6 +35,7 @@ __all__ = [
     "Reduce",
     "Reward",
     "Thermostat",
+    "TrajectorySettings",
     "TransformersRollout",
     "Update",
     "describe_fields",

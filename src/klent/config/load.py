@@ -25,7 +25,12 @@ from klent.errors import ConfigError
 from klent.kit.names import nearest
 from klent.models.pull import KNOWN
 
-_DATA = ("data", "pairs", "heldout_data")  # keys that may hold a path, beside functions of files
+_DATA = (
+    "data",
+    "pairs",
+    "trajectories",
+    "heldout_data",
+)  # keys that may hold a path, beside functions of files
 _MODELS = ("model", "reference", "target", "adapter", "method")  # more of them, in a run's config.yaml
 _WORDS = ("reference", "policy")  # that no path is meant by
 

@@ -10,7 +10,7 @@ from klent.config.evaluation import Eval, Limits, Rewards, list_rewards
 from klent.config.rollout import ROLLOUTS, Rollout, TransformersRollout
 from klent.config.task import TASKS, Task
 from klent.config.thermostat import Thermostat
-from klent.config.training import Checkpoint, Critic, Lora, Optimizer, Reduce, Update
+from klent.config.training import Bellman, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
 #: the classes behind each tag of a union
 TAGS: dict[str, type[Settings]] = {**TASKS, **ROLLOUTS}
@@ -67,8 +67,10 @@ class Recipe(Settings):
     """How a step's completions are used."""
     critic: Critic | None = None
     """Expects the reward still to come, for advantage: {gae: {}} and loss: {value: {}}; null = there is none."""
+    bellman: Bellman | None = None
+    """Values learnt from task.trajectories, for loss: {weighted_cross_entropy: {}}; null = there are none."""
     reference: str | None = None
-    """Model that log-probs are compared with; null = the policy as it was at the start."""
+    """Model that log-probs are compared with, the data's in `bellman`; null = the policy as it was at the start."""
     checkpoint: Checkpoint = Checkpoint()
     """When the state is saved."""
     eval: Eval | None = Eval()

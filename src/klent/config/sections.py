@@ -18,7 +18,8 @@ def read_task(values: Mapping[str, object]) -> Task:
     """The ``task`` section that a mapping describes, defaults filled in.
 
     Raises:
-        ConfigError: none or several of ``gym``, ``data`` and ``pairs``, an unknown key, or a value out of range.
+        ConfigError: none or several of ``gym``, ``data``, ``pairs`` and ``trajectories``, an unknown key, or a
+            value out of range.
 
     Examples:
         >>> read_task({"gym": "chain_sum"}).config

@@ -22,6 +22,7 @@ from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
+from klent.policies.causal_lm.beside import add_dummy_action
 from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -44,6 +45,7 @@ from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
+from klent.runs.values import build_values
 from klent.tasks import Scorer, Task
 from klent.training.objective import Objective
 from klent.training.update import Updater
@@ -98,6 +100,9 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         device="auto",
     )
     rollout = recipe.rollout
+    objective = build_objective(recipe)
+    if objective.reads("logp_dummy"):
+        add_dummy_action(loaded.model)
     policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
     if not policy.fused:
         note(
@@ -105,7 +110,6 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
         )
     if loaded.attention == "eager" and recipe.attention == "auto":
         note("the model's attention is more than SDPA computes: eager attention is used (exact, slower)")
-    objective = build_objective(recipe)
 
     @cache
     def initial() -> LoadedModel:
@@ -127,7 +131,8 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     reference = None
-    if needs.reference or "kl" in needs.also:
+    of_data = recipe.bellman is not None and recipe.bellman.target == "bellman"
+    if needs.reference or "kl" in needs.also or of_data:
         reference = _build_reference(recipe, loaded, initial)
     policy.packing = Packing(_shared(recipe, policy, note), recipe.update.tokens_per_microbatch)
     policies = [policy]
@@ -178,6 +183,9 @@ def build_loop(
         Guard(recipe.limits, folder.path, checkpoints, console.warn),
         Witness(parts.updater.measure, partial(read_alone, parts.policy), agree, console.warn),
     ]
+    if recipe.bellman is not None:
+        behaviour = parts.reference if recipe.bellman.target == "bellman" else None
+        organs.append(build_values(recipe.bellman, parts.policy, behaviour, task))
     evaluations = _build_evaluations(recipe, parts, folder, task, judge, console)
     return Loop(
         source=TaskSource(

@@ -9,6 +9,7 @@ from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target
+from klent.rollout.trajectory_engine import TrajectoryEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 
 Progress = Callable[[int, int], None]
@@ -33,7 +34,8 @@ def build_engine(
         columns: of the data, which ``engine: dataset`` replays.
     """
     if rollout.engine == "dataset":
-        return DatasetEngine(loaded, max_tokens=rollout.max_tokens, columns=columns)
+        replay = TrajectoryEngine if "trajectory" in columns else DatasetEngine
+        return replay(loaded, max_tokens=rollout.max_tokens, columns=columns)
     options = SamplingOptions(
         max_tokens=rollout.max_tokens,
         temperature=rollout.temperature,

@@ -15,7 +15,13 @@ from klent.runs.code import MODELS, code_hashes, hash_file, model_folder, value_
 FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits")
 """Sections of a recipe that may change between two parts of a run; the change is written to run.json."""
 _CALLS = re.compile(r"reward\.\d+\.(timeout|memory_gb|workers)")  # how a reward is called, not what it says
-_FILES = ("task.data", "task.pairs", "task.heldout_data", "rollout.mixture.target.adapter")
+_FILES = (
+    "task.data",
+    "task.pairs",
+    "task.trajectories",
+    "task.heldout_data",
+    "rollout.mixture.target.adapter",
+)
 _HELD_OUT = ("task.heldout", "task.heldout_data", "task.heldout_split")
 _READ = {".json", ".jsonl", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".arrow", ".parquet"}
 

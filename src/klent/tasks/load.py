@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
-from klent.config import FileSettings, GymSettings
+from klent.config import FileSettings, GymSettings, TrajectorySettings
 from klent.config.sections import read_task
 from klent.errors import ConfigError
 from klent.tasks.data import DataTask
 from klent.tasks.gym import GymTask
 from klent.tasks.task import Task
+from klent.tasks.trajectories import TrajectoryTask
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def load_task(
         base: folder from which relative data paths are looked up.
 
     Raises:
-        ConfigError: none or several of ``gym``, ``data`` and ``pairs``, an unknown key, or a value out of range.
+        ConfigError: none or several of ``gym``, ``data``, ``pairs`` and ``trajectories``, an unknown key, or a
+            value out of range.
         DataError: data that cannot be used.
 
     Examples:
@@ -75,3 +77,10 @@ def _(section: GymSettings, wanted: _Wanted) -> Task:
 @_open.register
 def _(section: FileSettings, wanted: _Wanted) -> Task:
     return DataTask(section, seed=wanted.seed, heldout=wanted.heldout, needed=wanted.needed, base=wanted.base)
+
+
+@_open.register
+def _(section: TrajectorySettings, wanted: _Wanted) -> Task:
+    return TrajectoryTask(
+        section, seed=wanted.seed, heldout=wanted.heldout, needed=wanted.needed, base=wanted.base
+    )
