@@ -82,7 +82,7 @@ WHY_NOT = {
     "a value model": (
         "loss",
         "weighted_cross_entropy",
-        "needs `logp_dummy`, `weight`, which no part of a run provides (a head with a dummy action, a value model)",
+        "is missing: the loss reads weight, which it gives; set bellman: {}, and task: {trajectories: FILE}",
     ),
     "a critic": ("advantage", "gae", "is missing: value_old is read; set critic: {}"),
     "a denoiser": ("loss", "ddpo", "ddpo needs `sample`, `mean`, `std`, which no part of a run provides"),
@@ -151,7 +151,7 @@ def test_streams_that_share_a_name_with_a_setting():
 
 
 def test_the_streams_that_carry_a_gradient():
-    assert {"logp", "entropy", "divergence", "kl", "value", "score"} == TRAINED
+    assert {"logp", "entropy", "divergence", "kl", "value", "score", "logp_dummy", "logp_mean"} == TRAINED
 
 
 def test_every_stream_has_an_example_of_its_shape():

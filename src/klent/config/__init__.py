@@ -15,12 +15,14 @@ from klent.config.task import (
     FileSettings,
     GymSettings,
     PairsSettings,
+    TrajectorySettings,
 )
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
-from klent.config.training import AdaptiveKL, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
+from klent.config.training import AdaptiveKL, Bellman, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
 __all__ = [
     "AdaptiveKL",
+    "Bellman",
     "Checkpoint",
     "Critic",
     "DataSettings",
@@ -44,6 +46,7 @@ __all__ = [
     "Reduce",
     "Reward",
     "Thermostat",
+    "TrajectorySettings",
     "TransformersRollout",
     "Update",
     "describe_fields",

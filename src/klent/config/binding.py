@@ -154,8 +154,8 @@ def missing_from(function: Function) -> list[str]:
     """Parameters that must be given and that neither the trainer nor a recipe can give.
 
     >>> from klent import objectives
-    >>> missing_from(objectives.qsft_loss), missing_from(objectives.ppo_clip)
-    (['weight'], [])
+    >>> missing_from(objectives.ddpo), missing_from(objectives.ppo_clip)
+    (['sample', 'mean', 'std'], [])
     """
     return [
         name

@@ -29,6 +29,7 @@ from klent.models.pull import KNOWN
 _DATA = (
     "data",
     "pairs",
+    "trajectories",
     "heldout_data",
     "rows",
     "centre_on",

@@ -20,9 +20,6 @@ _NOWHERE: dict[Kind, str] = {
 }
 #: what would provide a number that no part of a run provides yet
 _PROVIDER = {
-    "weight": "a value model",
-    "logp_dummy": "a head with a dummy action",
-    "logp_mean": "the mean log-probability over the vocabulary",
     "sample": "a denoiser",
 }
 

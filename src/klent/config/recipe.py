@@ -11,7 +11,7 @@ from klent.config.policy import PolicySettings
 from klent.config.rollout import ROLLOUTS, Rollout, TransformersRollout
 from klent.config.task import TASKS, Task
 from klent.config.thermostat import Thermostat
-from klent.config.training import AdaptiveKL, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
+from klent.config.training import AdaptiveKL, Bellman, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
 #: the classes behind each tag of a union
 TAGS: dict[str, type[Settings]] = {**TASKS, **ROLLOUTS}
@@ -72,8 +72,10 @@ class Recipe(Settings):
     """Expects the reward still to come, for advantage: {gae: {}} and loss: {value: {}}; null = there is none."""
     adaptive_kl: AdaptiveKL | None = None
     """Turns the coefficient of the term that holds the policy to its reference; null = it stays."""
+    bellman: Bellman | None = None
+    """Values learnt from task.trajectories, for loss: {weighted_cross_entropy: {}}; null = there are none."""
     reference: str | None = None
-    """Model that log-probs are compared with; null = the policy as it was at the start."""
+    """Model that log-probs are compared with, the data's in `bellman`; null = the policy as it was at the start."""
     checkpoint: Checkpoint = Checkpoint()
     """When the state is saved."""
     eval: Eval | None = Eval()

@@ -186,15 +186,50 @@ class EnvironmentSettings(Rendered):
         return f", in at most {self.max_turns} turn{'s' * (self.max_turns > 1)}{longest}; credit by {self.credit}"
 
 
+class TrajectorySettings(FileSettings):
+    """Logged play: episodes of several turns, with what each turn earned."""
+
+    completions: ClassVar[tuple[str, ...]] = ("trajectory",)
+
+    trajectories: str
+    """A .jsonl or .parquet file, or a dataset id of the hub: lines of `klent play --record`, or `messages` with
+    `rewards`, one for each answer of the assistant."""
+    keep: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Train on this share of the episodes, those with the largest returns; null = on all."""
+    discount: Fraction = 1.0
+    """What a reward is worth one turn earlier."""
+    returns: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    """Least and most that can be earned from any turn on, for values in [0, 1]; null = of the episodes read."""
+
+    @field_validator("returns")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"the least, {value[0]:g}, must be below the most, {value[1]:g}")
+        return value
+
+    @property
+    def source(self) -> str:
+        """The file or dataset id."""
+        return self.trajectories
+
+
 #: the classes of the union, by tag
 TASKS: dict[str, type[Settings]] = {
     "gym task": GymSettings,
     "data task": DataSettings,
     "pairs task": PairsSettings,
     "environment task": EnvironmentSettings,
+    "trajectories task": TrajectorySettings,
 }
 #: the key that tells each of them
-KEYS = {"gym": "gym task", "data": "data task", "pairs": "pairs task", "env": "environment task"}
+KEYS = {
+    "gym": "gym task",
+    "data": "data task",
+    "pairs": "pairs task",
+    "env": "environment task",
+    "trajectories": "trajectories task",
+}
 
 
 def _tag(value: object) -> str | None:
@@ -208,11 +243,12 @@ Task = Annotated[
     Annotated[GymSettings, Tag("gym task")]
     | Annotated[DataSettings, Tag("data task")]
     | Annotated[PairsSettings, Tag("pairs task")]
-    | Annotated[EnvironmentSettings, Tag("environment task")],
+    | Annotated[EnvironmentSettings, Tag("environment task")]
+    | Annotated[TrajectorySettings, Tag("trajectories task")],
     Discriminator(
         _tag,
         custom_error_type="task_kind",
         custom_error_message="name one source: {gym: GENERATOR}, {data: FILE or dataset id}, "
-        "{env: NAME or path/to/file.py:Class}, or for preferences {pairs: FILE or dataset id}",
+        "{env: NAME or path/to/file.py:Class}, {pairs: FILE} of preferences, or {trajectories: FILE} of logged play",
     ),
 ]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from klent.config.base import Count, Decay, Names, NonNegative, Positive, PositiveInt, Settings
+from klent.config.base import Count, Decay, Fraction, Names, NonNegative, Positive, PositiveInt, Settings
 
 
 class Lora(Settings):
@@ -98,6 +98,18 @@ class AdaptiveKL(Settings):
     """KL(policy ‖ reference) of a whole completion to aim at, nats."""
     horizon: PositiveInt = 10_000
     """Completions over which an error of 20 % or more turns the coefficient by 20 %."""
+
+
+class Bellman(Settings):
+    """Values learnt from logged play: what terms that read `weight` are told of each action."""
+
+    target: Literal["bellman", "returns"] = "bellman"
+    """`bellman`: the turn's reward and the best supported ratio that follows, p(a)/reference(a), p the target
+    network; `returns`: what was earned from the turn on."""
+    rate: Fraction = 0.005
+    """Share of the policy's weights that joins the target network after each step; 1 = it is the policy itself."""
+    min_behaviour: Decay = 0.01
+    """Actions less likely than this under the reference, the model of the data, are not among what can follow."""
 
 
 class Checkpoint(Settings):

@@ -15,6 +15,7 @@ from klent.config.recipe import Recipe
 from klent.config.rewards import WITHOUT_ANSWER
 from klent.config.task import EnvironmentSettings, FileSettings
 from klent.config.training import ExactKL
+from klent.config.value_checks import value_problems
 from klent.objectives.kinds import whole_sequences
 from klent.streams.registry import OF_MIXTURES
 
@@ -29,6 +30,7 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from critic_problems(recipe)
     yield from adaptive_problems(recipe)
     yield from score_problems(recipe)
+    yield from value_problems(recipe)
     task = recipe.task
     if isinstance(task, FileSettings) and task.heldout and (task.heldout_data or task.heldout_split):
         yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")
@@ -88,9 +90,10 @@ def _term_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("group_size",), f"{recipe.group_size} {reason}; {fix}")
     reads = streams(recipe)
     mixed = mixture is not None and mixture.target.model == "reference"
-    if recipe.reference is not None and not reads & {"logp_ref", "kl"} and not mixed:
+    if recipe.reference is not None and not reads & {"logp_ref", "kl", "weight"} and not mixed:
         yield Problem(
-            ("reference",), "is not used: no term reads logp_ref or kl; remove it, or add e.g. kl_in_loss"
+            ("reference",),
+            "is not used: no term reads logp_ref, kl or weight; remove it, or add e.g. kl_in_loss",
         )
     yield from _mixture_problems(recipe, reads)
     yield from _sequence_problems(recipe)

@@ -15,7 +15,7 @@ from klent.streams.episode import Episode
 from klent.streams.prompt import Messages, Prompt, text_of
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """A stretch of the conversation: what the assistant wrote in a turn, or what was said between turns."""
 
     text: str
@@ -121,10 +121,10 @@ class DatasetEngine:
                 f"{self.limit}. Shorten or remove that line, or set task.too_long=drop."
             )
 
-    def _pieces(self, prompt: Prompt, column: str, completion: object) -> tuple[str | Messages, list[_Piece]]:
+    def _pieces(self, prompt: Prompt, column: str, completion: object) -> tuple[str | Messages, list[Piece]]:
         """The prompt up to the first answer, and what follows it."""
         if isinstance(completion, str):
-            return prompt.prompt, [_Piece(completion, True)]
+            return prompt.prompt, [Piece(completion, True)]
         if not isinstance(completion, list) or not completion:
             raise DataError(f"{prompt.id} has no text in its `{column}` column; training on it needs one.")
         if completion[-1].get("role") != "assistant":
@@ -138,12 +138,12 @@ class DatasetEngine:
                     f"{prompt.id}: the completion has {len(completion)} messages behind a prompt of plain "
                     "text, which no chat template joins. Write the prompt as messages."
                 )
-            return prompt.prompt, [_Piece(text_of(completion[0].get("content")), True)]
+            return prompt.prompt, [Piece(text_of(completion[0].get("content")), True)]
         return self._conversation(prompt, prompt.prompt, completion)
 
     def _conversation(
         self, prompt: Prompt, before: Messages, completion: Messages
-    ) -> tuple[Messages, list[_Piece]]:
+    ) -> tuple[Messages, list[Piece]]:
         """What the chat template writes behind the prompt, cut where the assistant's turns begin and end."""
         first = next(i for i, message in enumerate(completion) if message.get("role") == "assistant")
         opened = [*before, *completion[:first]]
@@ -157,7 +157,7 @@ class DatasetEngine:
         tokenizer, template = self.loaded.tokenizer, prompt.template
         self._check_turns(prompt, chat, starts)
         whole = render_messages(tokenizer, chat, template, whole=True)
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         end = 0
         for number, start in enumerate(starts):
             head = render_messages(tokenizer, chat[:start] if number else opened, template)
@@ -169,10 +169,10 @@ class DatasetEngine:
                     "the completion as text."
                 )
             if number:
-                pieces.append(_Piece(whole[end : len(head)], False))
+                pieces.append(Piece(whole[end : len(head)], False))
             stop = -1 if self.turn_end is None else whole.find(self.turn_end, len(head))
             text = whole[len(head) : stop] if stop >= 0 else whole[len(head) :].rstrip()
-            pieces.append(_Piece(text, True))
+            pieces.append(Piece(text, True))
             end = len(head) + len(text) + len(self.turn_end or "")
         return opened, pieces
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
+from klent.policies.causal_lm.beside import add_dummy_action
 from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -55,6 +57,7 @@ from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
+from klent.runs.values import build_values
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
 from klent.tasks import Task
@@ -132,9 +135,11 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
         device="auto",
     )
     rollout = recipe.rollout
+    objective = build_objective(recipe)
+    if objective.reads("logp_dummy"):
+        add_dummy_action(loaded.model)
     policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
     _tell(policy, eager=loaded.attention == "eager" and recipe.attention == "auto", note=note)
-    objective = build_objective(recipe)
 
     @cache
     def initial() -> LoadedModel:
@@ -156,7 +161,7 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
         replayed=recipe.task.paired,
         build=lambda: _build_reference(recipe, loaded, initial, policy.packing),
         measure=updater.measure,
-        wanted=(needs.reference, "kl" in needs.also),
+        wanted=(needs.reference, "kl" in needs.also or _reads_behaviour(recipe)),
         note=note,
     )
     policies = [policy] if reference is None else [policy, reference]
@@ -211,6 +216,11 @@ def _build_scoring_parts(recipe: Recipe, note: Note) -> Parts:
     )
 
 
+def _reads_behaviour(recipe: Recipe) -> bool:
+    """Whether values are held against the model of the data."""
+    return recipe.bellman is not None and recipe.bellman.target == "bellman"
+
+
 def _tell(policy: CausalPolicy, *, eager: bool, note: Note) -> None:
     """What is slower than it could be, and why."""
     if not policy.fused:
@@ -254,6 +264,9 @@ def build_loop(
     organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
     if parts.alone is not None:
         organs.append(Witness(parts.updater.measure, parts.alone, agree, console.warn))
+    if recipe.bellman is not None:
+        behaviour = parts.reference if _reads_behaviour(recipe) else None
+        organs.append(build_values(recipe.bellman, cast(CausalPolicy, parts.policy), behaviour, task))
     exams = []
     if evaluate:
         examined = (parts.loaded, parts.engine, parts.sampler, parts.updater, parts.compared)

@@ -10,6 +10,7 @@ from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.play import PlayEngine
 from klent.rollout.target import Target
+from klent.rollout.trajectory_engine import TrajectoryEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.tasks.pool import EnvironmentPool
 
@@ -49,7 +50,8 @@ def build_engine(
             turn_tokens=longest,
         )
     if rollout.engine == "dataset":
-        return DatasetEngine(loaded, max_tokens=rollout.max_tokens, columns=columns)
+        replay = TrajectoryEngine if "trajectory" in columns else DatasetEngine
+        return replay(loaded, max_tokens=rollout.max_tokens, columns=columns)
     options = SamplingOptions(
         max_tokens=rollout.max_tokens,
         temperature=rollout.temperature,

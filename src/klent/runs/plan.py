@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from klent.config import AdaptiveKL, Critic, Distill, Mismatch, MixtureSettings, Recipe, Thermostat
+from klent.config import AdaptiveKL, Bellman, Critic, Distill, Mismatch, MixtureSettings, Recipe, Thermostat
 from klent.config.binding import resolve, streams_of
 from klent.config.load import read_values
 from klent.config.task import KEYS
@@ -140,6 +140,15 @@ def _distance(kind: str, updates: int) -> str:
     return f"{measured}: its forward pass on every completion, in each optimizer step but the first"
 
 
+def _bellman(bellman: Bellman) -> str:
+    if bellman.target == "returns":
+        return "weight: what was earned from the turn on, as a value in [0, 1]"
+    return (
+        "weight: the turn's reward and the best of target network / reference that follows, among actions of at "
+        f"least {bellman.min_behaviour:g}; a forward pass of each on every completion"
+    )
+
+
 def _distill(distill: Distill) -> str:
     terms = {"reverse": "KL(policy ‖ target)", "forward": "KL(target ‖ policy)", "jeffreys": "both KLs"}
     skewed = f" skewed by {distill.skew:g}" if distill.skew else ""
@@ -197,7 +206,8 @@ def describe_plan(recipe: Recipe) -> list[str]:
     budget = f"at most {recipe.rollout.max_tokens} tokens each"
     budget += recipe.task.extent
     reference = recipe.reference or "the policy as it was at the start"
-    referred = plan.needs.reference or "kl" in plan.needs.also
+    of_data = recipe.bellman is not None and recipe.bellman.target == "bellman"
+    referred = plan.needs.reference or "kl" in plan.needs.also or of_data
     reference += "; each answer is measured once, and kept" if recipe.task.paired else ""
     mixture = recipe.rollout.mixture
     lines = [
@@ -228,6 +238,8 @@ def describe_plan(recipe: Recipe) -> list[str]:
         kl = recipe.update.kl
         kind = f"exact KL to the reference ({kl.divergence}{f', skew {kl.skew:g}' if kl.skew else ''})"
         lines.append(f"{kind}: its forward pass on every completion, in each optimizer step")
+    if recipe.bellman is not None:
+        lines.append(_bellman(recipe.bellman))
     if recipe.update.distance is not None:
         lines.append(_distance(recipe.update.distance, plan.updates))
     if plan.needs.whole_groups:

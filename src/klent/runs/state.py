@@ -30,6 +30,10 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Mapping[str, object]) -> None: ...
 
+    def tensors(self) -> Mapping[str, torch.Tensor]: ...
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None: ...
+
 
 class RunState:
     """Saves and restores everything that a step changes.
@@ -63,12 +67,14 @@ class RunState:
 
     def save(self, step: int) -> None:
         """Write the checkpoint of ``step`` steps done."""
+        of_holders = {name: holder.tensors() for name, holder in self.holders.items()}
         save_checkpoint(
             self.folder.path,
             step,
             tensors={
                 "model": {name: p.detach() for name, p in self.trainable.items()},
                 "optimizer": flatten_optimizer(self.updater.optimizer, self.trainable),
+                **{name: tensors for name, tensors in of_holders.items() if tensors},
             },
             state={
                 "step": step,
@@ -100,6 +106,8 @@ class RunState:
             return
         try:
             self.holders[name].load_state_dict(state)
+            if self.holders[name].tensors():
+                self.holders[name].load_tensors(checkpoint.tensors[name])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{checkpoint.path} has a state of {name} that does not fit the recipe: {error!r}. "

@@ -20,6 +20,8 @@ class Stats(NamedTuple):
         logp: log-probability of each action, nats.
         entropy: entropy of the distribution at each action, nats.
         value: of a critic, in units of reward, where the policy has one and was asked.
+        logp_dummy: log-probability of the dummy action, nats, where it was asked for.
+        logp_mean: mean log-probability of the whole vocabulary, nats, likewise.
         score: of a reward model, ``[rows]``, where the policy is one and was asked.
         divergence: from the policy's target, nats, where it has one and was asked.
         kl: divergence from the reference, nats, where it has one and was asked.
@@ -33,6 +35,8 @@ class Stats(NamedTuple):
     logp: Tensor
     entropy: Tensor
     value: Tensor | None = None
+    logp_dummy: Tensor | None = None
+    logp_mean: Tensor | None = None
     score: Tensor | None = None
     divergence: Tensor | None = None
     kl: Tensor | None = None

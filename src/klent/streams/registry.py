@@ -126,6 +126,36 @@ class Streams:
             when="in every forward pass of the update, where a reward model is trained",
         ),
     )
+    logp_dummy: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "log-probability, at the action's state, of an action that no text has; carries the gradient",
+            producer="policy",
+            when="in every forward pass of the update, where a term reads it",
+        ),
+    )
+    logp_mean: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "nats",
+            "mean over the vocabulary of log-probabilities at the action's state; carries the gradient",
+            producer="policy",
+            when="in every forward pass of the update, where a term reads it",
+        ),
+    )
+    weight: Tensor | None = field(
+        default=None,
+        metadata=_of(
+            "[B, T]",
+            "probability",
+            "how good the action is, in [0, 1]: the Bellman target of `bellman`; no gradient",
+            producer="target network",
+            when="before the update, where logged play is learnt from by `bellman`",
+        ),
+    )
     logp_old: Tensor | None = field(
         default=None,
         metadata=_of(
@@ -392,6 +422,9 @@ OF_MIXTURES = frozenset(name for name, stream in REGISTRY.items() if "sampling f
 
 OF_CRITIC = frozenset(name for name, stream in REGISTRY.items() if stream.producer == "critic") | {"returns"}
 """What there is only where a critic is."""
+
+OF_BELLMAN = frozenset({"weight"})
+"""What there is only where values are learnt from logged play."""
 
 PER_ACTION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B, T]")
 """What is known of each action."""

@@ -16,9 +16,14 @@ from klent.tasks.lines import Row
 from klent.tasks.messages import checked_completion, checked_prompt, checked_tools
 from klent.tasks.pool import EnvironmentPool
 from klent.tasks.preferences import split_pair
-from klent.tasks.sources import LINES, open_rows
+from klent.tasks.sources import LINES, Rows, open_rows
 
 KEY = 16  # bytes
+Reader = Callable[[Rows], Rows]
+
+
+def _as_they_are(rows: Rows) -> Rows:
+    return rows
 
 
 class DataTask:
@@ -36,6 +41,7 @@ class DataTask:
         heldout: distinct prompts to hold out where ``section`` does not say; at most a tenth.
         needed: columns that every row must have, such as ``completion``.
         base: folder from which relative paths are looked up.
+        read: makes data of what the source holds.
 
     Raises:
         ConfigError: a file or split that does not exist, or two ways to hold out at once.
@@ -50,12 +56,13 @@ class DataTask:
         heldout: int = 0,
         needed: Sequence[str] = (),
         base: Path = Path("."),
+        read: Reader = _as_they_are,
     ) -> None:
         self.environments: EnvironmentPool | None = None
         data, other = section.source, section.heldout_data or section.source
         self.name = Path(data).stem if data.endswith((*LINES, ".parquet")) else data
         self._seed = seed
-        self._prompts = prompts = Prompts(data, section.split, section, needed, base)
+        self._prompts = prompts = Prompts(data, section.split, section, needed, base, read)
         chosen = _choose(prompts, section.only, data) if section.only else list(range(len(prompts)))
         if section.heldout_data is None and section.heldout_split is None:
             trained = {prompts.key(index) for index in chosen} if section.only else set()
@@ -70,7 +77,7 @@ class DataTask:
             if section.heldout is not None:
                 raise ConfigError("task: give `heldout` or `heldout_data`/`heldout_split`, not both")
             split = section.heldout_split or "train"
-            apart = Prompts(other, split, section, needed, base)
+            apart = Prompts(other, split, section, needed, base, read)
             distinct = apart.distinct()
             held_out = {apart.key(index) for index in distinct}
             self._heldout = [apart[index] for index in distinct]
@@ -150,9 +157,15 @@ class Prompts:
     """
 
     def __init__(
-        self, data: str, split: str, section: FileSettings, needed: Sequence[str], base: Path
+        self,
+        data: str,
+        split: str,
+        section: FileSettings,
+        needed: Sequence[str],
+        base: Path,
+        read: Reader,
     ) -> None:
-        self._rows = open_rows(data, split, section.subset, base)
+        self._rows = read(open_rows(data, split, section.subset, base))
         self._section, self._needed = section, needed
         self._column, self._plain = section.prompt_column, not (needed or section.system or section.paired)
         keys = bytearray()

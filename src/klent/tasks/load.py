@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
-from klent.config import EnvironmentSettings, FileSettings, GymSettings
+from klent.config import EnvironmentSettings, FileSettings, GymSettings, TrajectorySettings
 from klent.config.sections import read_task
 from klent.errors import ConfigError
 from klent.tasks.data import DataTask
 from klent.tasks.gym import GymTask
 from klent.tasks.starts import EnvironmentTask
 from klent.tasks.task import Task
+from klent.tasks.trajectories import TrajectoryTask
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def load_task(
         base: folder from which relative data paths are looked up.
 
     Raises:
-        ConfigError: not one of ``gym``, ``data``, ``pairs`` and ``env``, an unknown key, or a value out of range.
+        ConfigError: not one of ``gym``, ``data``, ``pairs``, ``trajectories`` and ``env``, an unknown key, or a value
+            out of range.
         DataError: data that cannot be used.
 
     Examples:
@@ -83,3 +85,10 @@ def _(section: EnvironmentSettings, wanted: _Wanted) -> Task:
     if wanted.needed:
         raise ConfigError(f"task.env: an environment has no {', '.join(wanted.needed)}; use task.data")
     return EnvironmentTask(section, seed=wanted.seed, heldout=wanted.heldout, base=wanted.base)
+
+
+@_open.register
+def _(section: TrajectorySettings, wanted: _Wanted) -> Task:
+    return TrajectoryTask(
+        section, seed=wanted.seed, heldout=wanted.heldout, needed=wanted.needed, base=wanted.base
+    )

@@ -22,6 +22,9 @@ COLLISION = frozenset({"collision", "collision_logp"})
 OF_HEADS = frozenset({"value", "score"})
 """The streams that a head of its own gives: a critic's, or a reward model's."""
 
+BESIDE = frozenset({"logp_dummy", "logp_mean"})
+"""The streams that the policy's own head gives beside the action's log-probability."""
+
 
 @dataclass(frozen=True)
 class Requirements:
@@ -32,8 +35,8 @@ class Requirements:
         value_old: in that pass, the critic's values too.
         reference: of a reference model, for ``logp_ref``.
         reselect: before each optimizer step but the first, because selectors read the policy as it stands.
-        also: which of :data:`COMPARED`, :data:`COLLISION` and :data:`OF_HEADS` each forward pass of the update
-            gives beside log-probability and entropy. Each of the first is a forward pass of another model.
+        also: which of :data:`COMPARED`, :data:`COLLISION`, :data:`OF_HEADS` and :data:`BESIDE` each forward pass of
+            the update gives beside log-probability and entropy. Each of the first is another model's.
         whole_groups: whether a term reads all completions of a prompt together.
         rewards: whether completions have to be scored for the update.
     """
@@ -74,7 +77,9 @@ def requirements(objective: Objective, *, optimizer_steps: int, asked: Collectio
         value_old=value_old,
         reference=objective.reads("logp_ref"),
         reselect=several and objective.selection.reads_policy,
-        also=frozenset({*compared, *collision, *(name for name in OF_HEADS if objective.reads(name))}),
+        also=frozenset(
+            {*compared, *collision, *(name for name in OF_HEADS | BESIDE if objective.reads(name))}
+        ),
         whole_groups=any("group" in term.streams for term in objective.terms),
         rewards=objective.reads("advantage"),
     )

@@ -33,6 +33,13 @@ class KeptWeights:
             self.copies[id(parameter)].copy_(parameter)
         self._moved = False
 
+    @torch.no_grad()
+    def blend(self, rate: float) -> None:
+        """Move the weights that were set aside towards those of now: ``kept <- (1 - rate) kept + rate now``."""
+        for parameter in self.trained:
+            self.copies[id(parameter)].lerp_(parameter, rate)
+        self._moved = True
+
     @property
     def moved(self) -> bool:
         """Whether a weight is another than the one that was kept.

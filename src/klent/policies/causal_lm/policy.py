@@ -10,6 +10,7 @@ from klent.head import TokenStats, token_stats
 from klent.head.compared import comparable, token_stats_and_kl
 from klent.head.reference import full_logit_stats
 from klent.head.stats import Head, LogitTransform
+from klent.policies.causal_lm.beside import BESIDE, beside
 from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.forward import predicting_states
 from klent.policies.causal_lm.model import CausalModel, recomputes
@@ -84,8 +85,7 @@ class CausalPolicy(nn.Module):
 
     def evaluate(self, batch: Batch, rows: Sequence[int], *, also: Collection[str] = ()) -> Stats:
         """Pack, compute, and lay the numbers out on the grid; see :class:`klent.policies.Policy`."""
-        groups = sorted(self._groups(batch, rows), key=row_length, reverse=True)
-        packed = pack(groups, shared=self.packing.shared)
+        groups, packed = self._packed(batch, rows)
         with self.active():
             states = of_critic = self.states(packed)
             critic = self.critic if "value" in also else None
@@ -97,6 +97,10 @@ class CausalPolicy(nn.Module):
             numbers, apart = self._compare(states, packed, against, others, collision=collision)
         if critic is not None:
             apart["value"] = critic.values(packed, of_critic)
+        for name in also:
+            if name in BESIDE:
+                action = packed.target.to(states.device)
+                apart[name] = beside(name, self.head(states), action, numbers.logp)
         assert numbers.entropy is not None
         place = torch.empty(len(batch), dtype=torch.long)
         place[list(rows)] = torch.arange(len(rows))
@@ -139,6 +143,16 @@ class CausalPolicy(nn.Module):
             else:
                 apart[name] = teacher.divergence(policy, other)
         return numbers or self.stats(states, rows, collision=collision), apart
+
+    def predictions(self, batch: Batch, rows: Sequence[int]) -> tuple[Pack, Head]:
+        """Where the actions of these episodes stand, and what predicts each of them."""
+        _, packed = self._packed(batch, rows)
+        with self.active():
+            return packed, self.head(self.states(packed))
+
+    def _packed(self, batch: Batch, rows: Sequence[int]) -> tuple[list[Group], Pack]:
+        groups = sorted(self._groups(batch, rows), key=row_length, reverse=True)
+        return groups, pack(groups, shared=self.packing.shared)
 
     def _groups(self, batch: Batch, rows: Sequence[int]) -> list[Group]:
         packing = self.packing

@@ -1,0 +1,72 @@
+"""Log-probabilities beside that of the action: of a dummy action, and the mean over the vocabulary."""
+
+import torch
+from torch import Tensor
+
+from klent.errors import ModelError
+from klent.head.products import use_onednn_linears
+from klent.head.stats import Head, accumulation_dtype
+from klent.policies.causal_lm.model import CausalModel
+
+BESIDE = ("logp_dummy", "logp_mean")
+"""The streams that :func:`beside` gives."""
+
+
+def add_dummy_action(model: CausalModel) -> None:
+    """Give a model's vocabulary one more row, of zeros: an action that no text has, the last of the head.
+
+    Raises:
+        ModelError: the head is not a row for each token.
+    """
+    before = model.get_output_embeddings()
+    resize = getattr(model, "resize_token_embeddings", None)
+    if before is None or resize is None or hasattr(model, "peft_config"):
+        raise ModelError("a dummy action is one more row of the head, and this model's head takes none")
+    rows = len(before.weight)
+    with torch.random.fork_rng(devices=[]):
+        resize(rows + 1, mean_resizing=False)
+    after = model.get_output_embeddings()
+    assert after is not None
+    inputs = model.get_input_embeddings()
+    assert inputs is not None
+    with torch.no_grad():
+        for weight in (after.weight, inputs.weight):
+            weight[rows:].zero_()  # type: ignore[index]
+    use_onednn_linears(model)  # type: ignore[arg-type]
+
+
+def beside(name: str, head: Head, action: Tensor, logp: Tensor) -> Tensor:
+    """``logp_dummy``, that of the last row's action; or ``logp_mean``, the mean over all of them.
+
+    Both follow from the action's own, as normalisers cancel: ``log p(b) = log p(a) + z_b - z_a``. The mean of the
+    logits is one product with the mean of the rows.
+
+    Args:
+        name: of the stream.
+        head: hidden states ``[N, H]`` and head.
+        action: ``[N]``.
+        logp: of the actions under this head, ``[N]``.
+
+    Raises:
+        ModelError: ``logp_mean`` of a head that caps its logits, whose mean is not a product.
+    """
+    dtype = accumulation_dtype(head.hidden, head.weight)
+    if name == "logp_dummy":
+        row, bias = head.weight[-1], None if head.bias is None else head.bias[-1]
+    else:
+        if head.transform.softcap is not None:
+            raise ModelError("logp_mean: the model caps its logits; use weighted_cross_entropy, with a dummy")
+        row, bias = head.weight.to(dtype).mean(0), None if head.bias is None else head.bias.mean()
+    hidden = head.hidden.to(dtype)
+    theirs = hidden @ row.to(dtype)
+    # index_select, because the backward of indexing adds equal rows in whatever order threads arrive
+    own = (hidden * head.weight.index_select(0, action).to(dtype)).sum(-1)
+    if head.bias is not None and bias is not None:
+        theirs, own = theirs + bias, own + head.bias.index_select(0, action)
+    return logp + _logit(theirs, head) - _logit(own, head)
+
+
+def _logit(product: Tensor, head: Head) -> Tensor:
+    temperature, scale, softcap = head.transform
+    raw = product * scale
+    return (raw if softcap is None else torch.tanh(raw / softcap) * softcap) / temperature

@@ -1,0 +1,35 @@
+"""What learns values from logged play, as a recipe's ``bellman`` describes it."""
+
+from klent.config import Bellman
+from klent.control.bellman import BellmanTargets, Scale
+from klent.errors import RunError
+from klent.policies.causal_lm.best_next import BestNext
+from klent.policies.causal_lm.kept import KeptWeights
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.tasks import Task
+from klent.tasks.trajectories import TrajectoryTask
+
+
+def build_values(
+    settings: Bellman, policy: CausalPolicy, behaviour: CausalPolicy | None, task: Task
+) -> BellmanTargets:
+    """The organ that fills ``weight``.
+
+    Args:
+        settings: the recipe's ``bellman``.
+        policy: what is trained.
+        behaviour: the model of the data; None where targets are returns.
+        task: whose discount and returns are the scale.
+
+    Raises:
+        RunError: one of the two models has no fused head, whose logits could be compared in tiles.
+    """
+    assert isinstance(task, TrajectoryTask)  # the recipe was checked
+    scale = Scale(*task.bounds, task.discount)
+    best = None
+    if behaviour is not None:
+        for who, model in (("policy", policy), ("reference", behaviour)):
+            if not model.fused:
+                raise RunError(f"bellman: the {who} does more to its logits than a head; use target: returns")
+        best = BestNext(policy, KeptWeights(policy), behaviour, min_behaviour=settings.min_behaviour)
+    return BellmanTargets(scale, best, rate=settings.rate, names=policy.trainable())

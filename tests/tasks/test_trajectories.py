@@ -1,0 +1,162 @@
+"""Logged play as a task: read, refused by place and key, replayed as episodes of several turns, filtered."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import END, TURN_END, tiny_model, tiny_tokenizer
+
+from klent.config import make_recipe
+from klent.environments.episode_log import play_episode, write_episodes
+from klent.environments.games.maze import Maze
+from klent.environments.games.players import POLICIES
+from klent.errors import ConfigError, DataError
+from klent.models.load import LoadedModel
+from klent.rollout.trajectory_engine import TrajectoryEngine
+from klent.tasks import load_task
+
+TURN = {"observation": "go?", "action": "up", "reward": -0.5}
+
+
+def lines(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def task(file: str, **options: object):
+    return load_task({"trajectories": file, **options}, seed=0, heldout=0)
+
+
+def engine() -> TrajectoryEngine:
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", (END, TURN_END))
+    return TrajectoryEngine(loaded, max_tokens=400, columns=("trajectory",))
+
+
+def replay(file: str):
+    return engine().generate([task(file).train(0)], group_size=1, seed=0)[0]
+
+
+def test_turns_are_replayed_as_actions_and_what_is_heard_between_them(tmp_path):
+    second = {"observation": "then?", "action": "no", "reward": 2}
+    episode = replay(lines(tmp_path / "log.jsonl", {"turns": [TURN, second], "return": 1.5, "seed": 3}))
+    tokens = tiny_tokenizer()
+    end = tokens.eos_token
+    assert tokens.decode(episode.prompt_ids) == "go?"
+    assert tokens.decode(episode.tokens) == f"up{end}then?no{end}"
+    assert tokens.decode(episode.tokens[episode.acted]) == f"up{end}no{end}"
+    assert episode.turn.tolist() == [0] * 3 + [1] * 8
+    assert episode.rewards == (-0.5, 2.0)
+    assert (episode.turns, episode.text, episode.prompt.columns["seed"]) == (2, "no", 3)
+
+
+def test_messages_with_rewards_go_through_the_chat_template(tmp_path):
+    roles = ("system", "user", "assistant", "user", "assistant", "user")
+    said = ("s", "go?", "up", "then?", "no", "x")
+    messages = [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+    episode = replay(lines(tmp_path / "log.jsonl", {"messages": messages, "rewards": [0, 1]}))
+    tokens = tiny_tokenizer()
+    assert tokens.decode(episode.tokens[episode.acted]) == "up<|im_end|>no<|im_end|>"
+    assert tokens.decode(episode.prompt_ids).endswith("go?<|im_end|>\n<|im_start|>assistant\n")
+    assert episode.rewards == (0.0, 1.0)
+    assert not tokens.decode(episode.tokens).endswith("x")
+
+
+def test_what_klent_play_writes_is_read_and_the_best_are_kept(tmp_path):
+    game = Maze()
+    player = POLICIES["early"](game, 1)
+    played = [play_episode(game, player, {}, seed) for seed in range(12)]
+    write_episodes(tmp_path / "log.jsonl", played)
+    kept = task(str(tmp_path / "log.jsonl"), keep=0.25)
+    returns = sorted((p["return"] for p in played), reverse=True)
+    assert len(kept) == 3
+    trained = sorted((sum(kept.train(i).columns["rewards"]) for i in range(3)), reverse=True)
+    assert trained == pytest.approx(returns[:3])
+    episode = engine().generate([kept.train(0)], group_size=1, seed=0)[0]
+    assert sum(episode.rewards) == pytest.approx(episode.prompt.columns["return"])
+    assert len(episode.rewards) == episode.turns > 1
+
+
+def test_the_bounds_are_of_what_can_be_earned_from_any_turn_on(tmp_path):
+    first, second = ({"turns": [TURN | {"reward": r} for r in rewards]} for rewards in ((1, -3, 4), (0, -1)))
+    file = lines(tmp_path / "log.jsonl", first, second)
+    assert task(file).bounds == (-1.0, 4.0)
+    assert task(file, discount=0.5).bounds == (-1.0, 4.0)
+    assert task(file, returns=[-2, 5]).bounds == (-2.0, 5.0)
+    assert task(file, keep=0.5).bounds == (1.0, 4.0)
+
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+WRONG = {
+    "no turns": ({"turn": []}, "log.jsonl:2: no 'turns' and no 'messages'; did you mean `turn`?"),
+    "empty": ({"turns": []}, "log.jsonl:2: 'turns' must be a list"),
+    "no action": (
+        {"turns": [{"observation": "a", "acton": "b", "reward": 0}]},
+        "log.jsonl:2: turn 1: no 'action'",
+    ),
+    "no reward": ({"turns": [TURN, {"observation": "a", "action": "b"}]}, "log.jsonl:2: turn 2: no 'reward'"),
+    "a reward of words": (
+        {"turns": [TURN | {"reward": "1"}]},
+        "turn 1: 'reward' must be a finite number, not '1'",
+    ),
+    "an endless reward": (
+        {"turns": [TURN | {"reward": float("nan")}]},
+        "turn 1: 'reward' must be a finite number",
+    ),
+    "an action of numbers": ({"turns": [TURN | {"action": 3}]}, "turn 1: 'action' must be text, not int"),
+    "an observation of numbers": (
+        {"turns": [TURN | {"observation": 3}]},
+        "turn 1: 'observation' must be text",
+    ),
+    "both": ({"turns": [TURN], "messages": CHAT}, "has 'turns' and 'messages'; keep one"),
+    "messages without rewards": ({"messages": CHAT}, "log.jsonl:2: no 'rewards'"),
+    "a reward too few": (
+        {"messages": [*CHAT, *CHAT], "rewards": [1]},
+        "must have 2 numbers, one for each answer",
+    ),
+    "no answer": ({"messages": CHAT[:1], "rewards": []}, "and hold an answer"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_line_that_is_no_episode_is_refused_with_its_place_and_key(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    row, words = WRONG[case]
+    with pytest.raises(DataError) as caught:
+        task(lines(Path("log.jsonl"), {"turns": [TURN]}, row))
+    assert words in str(caught.value)
+
+
+def test_an_action_of_no_tokens_is_a_turn_all_the_same(tmp_path):
+    episode = replay(lines(tmp_path / "log.jsonl", {"turns": [TURN | {"action": ""}, TURN]}))
+    assert episode.rewards == (-0.5, -0.5)
+    assert int(episode.acted.sum()) == 1 + 3
+
+
+def test_returns_out_of_order_are_refused():
+    with pytest.raises(ConfigError, match=r"task.returns.*must be below the most"):
+        recipe(task={"trajectories": "log.jsonl", "returns": [1, 0]})
+
+
+def recipe(**changes: object):
+    values = {"name": "n", "model": "m", "method": "sft", "task": {"trajectories": "log.jsonl"}, "steps": 1}
+    return make_recipe({**values, **changes})
+
+
+def test_behaviour_cloning_learns_the_actions_alone(tmp_path, monkeypatch):
+    from tiny import tiny_folder
+
+    from klent.io.files import read_jsonl
+    from klent.runs.console import QuietConsole
+    from klent.runs.train import train
+
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "model")
+    turn = {"observation": "a", "action": "bc", "reward": 1}
+    lines(tmp_path / "log.jsonl", *[{"turns": [turn, turn]}] * 4)
+    values = recipe(model="model", prompts_per_step=4, steps=12, optimizer={"lr": 0.02})
+    run = train(values, tmp_path / "run", command="c", console=QuietConsole())
+    rows = list(read_jsonl(run / "metrics.jsonl"))
+    assert rows[-1]["policy/entropy"] < 0.5 < rows[0]["policy/entropy"]
+    assert rows[0]["completion/length"] == 6.0  # two actions of two tokens, each with its end
+    assert torch.isfinite(torch.tensor(rows[-1]["grad/norm"]))
