@@ -180,7 +180,7 @@ ROOTS = {
     f"runs/{name}.py"
     for name in (
         *("api", "build", "critics", "evaluate", "exams", "judges", "objective", "plan", "results"),
-        *("reward_models", "train", "updaters"),
+        *("reward_models", "targets", "train", "updaters"),
     )
 }
 WHOLE_RECIPE = {"config", "studies", "cli"}

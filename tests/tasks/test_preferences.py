@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from klent.errors import DataError
+from klent.errors import ConfigError, DataError
 from klent.tasks import load_task
 from klent.tasks.preferences import split_pair
 
@@ -128,3 +128,13 @@ def test_pairs_of_one_prompt_stay_on_one_side(tmp_path):
     held = {prompt.prompt for prompt in found.heldout(9)}
     trained = {found.train(i).prompt for i in range(len(found))}
     assert (len(held), len(trained), held & trained) == (2, 3, set())
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [({}, "task.pairs"), ({"pairs": "p.jsonl", "heldout_data": "no.jsonl"}, "task.heldout_data")],
+)
+def test_a_file_that_is_not_there_is_named_by_the_key_that_names_it(tmp_path, keys, named):
+    (tmp_path / "p.jsonl").write_text(json.dumps(row("q", "a", "b")) + "\n")
+    with pytest.raises(ConfigError, match=f"{named}: there is no file no.jsonl"):
+        load_task({"pairs": "no.jsonl", **keys}, seed=0, heldout=0, base=tmp_path)

@@ -11,7 +11,7 @@ from typing import cast
 
 from torch import Tensor
 
-from klent.config import MixtureSettings, Recipe, dump_recipe
+from klent.config import Recipe, dump_recipe
 from klent.config.preference_checks import kl_terms
 from klent.control.adaptive_kl import AdaptiveKL
 from klent.control.keeper import Keeper
@@ -25,7 +25,7 @@ from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
 from klent.measure.pairs import measure_pairs
 from klent.measure.roofline import Floor
-from klent.models.adapter import adapters_off, merge_adapter
+from klent.models.adapter import adapters_off
 from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
@@ -39,7 +39,6 @@ from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.source import TaskSource
-from klent.rollout.target import Target
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.console import TrainConsole
 from klent.runs.critics import build_critic
@@ -54,6 +53,7 @@ from klent.runs.recorder import Recorder
 from klent.runs.references import build_compared
 from klent.runs.reward_models import build_reward_model, centre_and_save, load_scoring
 from klent.runs.state import RunState
+from klent.runs.targets import build_target, load_beside
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
@@ -144,7 +144,7 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
     @cache
     def initial() -> LoadedModel:
         """The reference model, loaded once for all that ask for it."""
-        return _load_beside(recipe.reference or recipe.model, recipe, loaded)
+        return load_beside(recipe.reference or recipe.model, recipe, loaded)
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     engine = build_engine(
@@ -180,17 +180,6 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
         ],
         alone=partial(read_alone, policy),
         save=lambda task, folder: save_model(loaded.model, loaded.tokenizer, folder),
-    )
-
-
-def _load_beside(name: str, recipe: Recipe, loaded: LoadedModel) -> LoadedModel:
-    """Another model in the policy's precision, on its device."""
-    return load_policy(
-        name,
-        dtype=recipe.dtype,
-        trust_remote_code=recipe.trust_remote_code,
-        attention=recipe.attention,
-        device=loaded.model.device,
     )
 
 
@@ -321,35 +310,6 @@ def _build_evaluations(
         keep_best=lambda: parts.save(task, folder.best),
         show=console.eval,
     )
-
-
-def build_target(
-    mixture: MixtureSettings, recipe: Recipe, loaded: LoadedModel, initial: Callable[[], LoadedModel]
-) -> Target:
-    """The target that a recipe names.
-
-    Args:
-        mixture: the recipe's ``rollout.mixture``.
-        recipe: what the policy is.
-        loaded: the policy.
-        initial: gives the reference model; loads it where nothing else has.
-    """
-    wanted = mixture.target
-    temperature = wanted.temperature or recipe.rollout.temperature
-    target = Target(loaded, prompt=wanted.prompt, system=wanted.system, temperature=temperature)
-    if wanted.model == "policy":
-        return target
-    if wanted.model == "reference" and wanted.adapter is None:
-        if recipe.lora is not None and recipe.reference is None:
-            return replace(target, active=adapters_off(loaded.model))
-        return replace(target, loaded=initial())
-    name = (recipe.reference or recipe.model) if wanted.model == "reference" else wanted.model
-    other = _load_beside(name, recipe, loaded)
-    if wanted.adapter is not None:
-        merged = merge_adapter(other.model, wanted.adapter, source=other.source)
-        other = replace(other, model=merged)
-    other.model.requires_grad_(False)
-    return replace(target, loaded=other)
 
 
 def _build_organs(

@@ -62,7 +62,8 @@ class DataTask:
         data, other = section.source, section.heldout_data or section.source
         self.name = Path(data).stem if data.endswith((*LINES, ".parquet")) else data
         self._seed = seed
-        self._prompts = prompts = Prompts(data, section.split, section, needed, base, read)
+        key = "task.pairs" if section.paired else "task.data"
+        self._prompts = prompts = Prompts(data, section.split, section, needed, base, read, key)
         chosen = _choose(prompts, section.only, data) if section.only else list(range(len(prompts)))
         if section.heldout_data is None and section.heldout_split is None:
             trained = {prompts.key(index) for index in chosen} if section.only else set()
@@ -77,7 +78,8 @@ class DataTask:
             if section.heldout is not None:
                 raise ConfigError("task: give `heldout` or `heldout_data`/`heldout_split`, not both")
             split = section.heldout_split or "train"
-            apart = Prompts(other, split, section, needed, base, read)
+            key = "task.heldout_data" if section.heldout_data else key
+            apart = Prompts(other, split, section, needed, base, read, key)
             distinct = apart.distinct()
             held_out = {apart.key(index) for index in distinct}
             self._heldout = [apart[index] for index in distinct]
@@ -164,8 +166,9 @@ class Prompts:
         needed: Sequence[str],
         base: Path,
         read: Reader,
+        key: str,
     ) -> None:
-        self._rows = read(open_rows(data, split, section.subset, base))
+        self._rows = read(open_rows(data, split, section.subset, base, key=key))
         self._section, self._needed = section, needed
         self._column, self._plain = section.prompt_column, not (needed or section.system or section.paired)
         keys = bytearray()

@@ -23,15 +23,16 @@ class JsonLines:
     Args:
         path: the file.
         shown: its name in messages.
+        key: of the recipe that names it.
 
     Raises:
         ConfigError: there is no such file.
         DataError: it cannot be read, or is one JSON array.
     """
 
-    def __init__(self, path: Path, shown: str) -> None:
+    def __init__(self, path: Path, shown: str, key: str = "task.data") -> None:
         if not path.is_file():
-            raise ConfigError(f"task.data: there is no file {shown} (looked for {path.absolute()})")
+            raise ConfigError(f"{key}: there is no file {shown} (looked for {path.absolute()})")
         try:
             content = path.read_bytes()
         except OSError as error:

@@ -25,8 +25,8 @@ class Rows(Protocol):
         ...
 
 
-def open_rows(data: str, split: str, subset: str | None, base: Path) -> Rows:
-    """The rows of a file or dataset.
+def open_rows(data: str, split: str, subset: str | None, base: Path, *, key: str = "task.data") -> Rows:
+    """The rows of a file or dataset, which the recipe names under ``key``.
 
     Raises:
         ConfigError: a file, split or library that is missing.
@@ -34,12 +34,12 @@ def open_rows(data: str, split: str, subset: str | None, base: Path) -> Rows:
     """
     path = base / Path(data).expanduser()
     if data.endswith(LINES):
-        return JsonLines(path, data)
+        return JsonLines(path, data, key)
     if data.endswith(".parquet"):
-        return _parquet(path, data)
+        return _parquet(path, data, key)
     if path.is_file():
-        raise ConfigError(f"task.data: {data} is neither .jsonl nor .parquet; convert it to one of these")
-    return _dataset(data, path, split, subset)
+        raise ConfigError(f"{key}: {data} is neither .jsonl nor .parquet; convert it to one of these")
+    return _dataset(data, path, split, subset, key)
 
 
 class _Cells:
@@ -67,14 +67,14 @@ class _Cells:
         return map(_as_json, self._every())
 
 
-def _parquet(path: Path, shown: str) -> Rows:
+def _parquet(path: Path, shown: str, key: str) -> Rows:
     if not path.is_file():
-        raise ConfigError(f"task.data: there is no file {shown} (looked for {path.absolute()})")
+        raise ConfigError(f"{key}: there is no file {shown} (looked for {path.absolute()})")
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ConfigError("task.data: parquet needs: pip install 'klent[data]'") from error
+        raise ConfigError(f"{key}: parquet needs: pip install 'klent[data]'") from error
     try:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
@@ -87,12 +87,12 @@ def _parquet(path: Path, shown: str) -> Rows:
     )
 
 
-def _dataset(data: str, path: Path, split: str, subset: str | None) -> Rows:
+def _dataset(data: str, path: Path, split: str, subset: str | None, key: str) -> Rows:
     try:
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"task.data: {data} is not a .jsonl or .parquet file; a dataset needs: pip install 'klent[data]'"
+            f"{key}: {data} is not a .jsonl or .parquet file; a dataset needs: pip install 'klent[data]'"
         ) from error
     saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     try:
@@ -102,7 +102,7 @@ def _dataset(data: str, path: Path, split: str, subset: str | None) -> Rows:
             loaded = datasets.load_dataset(str(path) if path.is_dir() else data, name=subset, split=split)
     except Exception as error:  # the library raises anything from KeyError to its HTTP client's errors
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"task.data: cannot load {data!r} (split {split!r}): {reason}") from error
+        raise ConfigError(f"{key}: cannot load {data!r} (split {split!r}): {reason}") from error
     if isinstance(loaded, dict):
         if split not in loaded:
             splits = ", ".join(loaded)

@@ -10,30 +10,6 @@ LEARNING: dict[str, Term] = {
         "How much the policy still explores: exp(entropy) is the number of equally likely choices with the "
         "same entropy. At 0 the policy has collapsed and the reward can hardly rise further.",
     ),
-    "preference/accuracy": Term(
-        "fraction",
-        "Pairs whose better answer has the higher score, a tie counting half: the log-probability of the answer, "
-        "less the reference's where the loss reads it, per token where it reads lengths; or a reward model's score.",
-        "Before any training with a reference every pair is a tie: 0.5. On training pairs it says little; compare "
-        "with eval.jsonl.",
-    ),
-    "preference/margin": Term(
-        "nats",
-        "Mean score of the better answers less that of the worse ones.",
-        "Where labels never disagree DPO lets it grow without end; ipo and label_noise bound it.",
-    ),
-    "preference/chosen": Term(
-        "nats",
-        "Mean score of the better answers.",
-        "With a reference 0 at the start. If it falls while the margin grows, the answers lose probability to texts "
-        "that are in no pair (likelihood displacement).",
-    ),
-    "preference/rejected": Term("nats", "Mean score of the worse answers.", "It falls as training goes on."),
-    "preference/tied": Term(
-        "fraction",
-        "Prompts whose sampled answers all have the same reward, so that there is no pair (rollout.pairs).",
-        "Near 1 little is learned: raise group_size, or take harder or easier prompts.",
-    ),
     "policy/entropy_delta": Term(
         "nats per token",
         "Change of entropy that one update caused, measured on the same probe tokens before and after it.",
