@@ -1,6 +1,6 @@
 """PPO with a critic once more: float64, one completion at a time, sums in place of recursions; nothing of klent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,19 +94,27 @@ def before(actor: Actor, episodes: Sequence[Episode], settings: Settings) -> Num
     return numbers
 
 
+def completion_kl(actor: Actor, episodes: Sequence[Episode], numbers: Numbers) -> float:
+    """Mean sum of log-ratios of the policy that sampled to the reference, nats per completion."""
+    with torch.no_grad():
+        sums = [
+            float((logp - actor.logp(actor.reference, one)).sum())
+            for logp, one in zip(numbers.logp, episodes, strict=True)
+        ]
+    return sum(sums) / len(sums)
+
+
 def update(
     actor: Actor,
     episodes: Sequence[Episode],
     plan: Sequence[Sequence[int]],
     settings: Settings,
     optimizer: torch.optim.Optimizer,
-    schedule: Callable[[], None] = lambda: None,
 ) -> Numbers:
     """One step of training; ``plan`` says which completions each optimizer step sees."""
     numbers = before(actor, episodes, settings)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for rows in plan:
-        schedule()
         optimizer.zero_grad()
         total = sum(len(episodes[row].tokens) for row in rows)
         for row in rows:

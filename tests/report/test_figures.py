@@ -119,6 +119,17 @@ def test_a_mixture_has_a_figure_of_its_own_and_no_other_run_has(run: RunData) ->
     assert figures.mixture(run) is None
 
 
+def test_a_critic_has_a_figure_of_its_own_and_no_other_run_has(run: RunData) -> None:
+    assert figures.critic(run) is None
+    rows = [
+        {"step": step, "value/mean": 0.1 * step, "value/explained": -0.1 * step, "value/error": 0.2}
+        for step in (1, 2)
+    ]
+    figure = figures.critic(RunData(Path(), rows=rows))
+    assert figure is not None
+    assert {key.metric for key in figure.keys} == {"value/mean", "value/explained", "value/error"}
+
+
 def test_the_policys_own_reward_stands_beside_the_mixtures() -> None:
     values = {"reward/mean": [0.5, 0.6], "mixture/policy_reward": [0.1, 0.3]}
     drawn = figures.reward(rows(values))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from klent.io.files import read_jsonl
 from klent.models.load import load_policy
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.runs.console import QuietConsole
-from klent.runs.critics import build_critic
+from klent.runs.critics import build_critic, critic_shares
 from klent.runs.export import export_checkpoint
 from klent.runs.fingerprint import take_fingerprint
 from klent.runs.train import train
@@ -44,6 +45,7 @@ VALUES = {
     "loss": {"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2}, "value": {"coef": 0.3, "clip": 0.1}},
     "update": {"epochs": 2, "minibatches": 2},
     "optimizer": {"lr": 0.01, "eps": 1e-3},
+    "adaptive_kl": {"target": 0.01, "horizon": 100},
     "checkpoint": {"every": 1, "keep": 9},
     "eval": None,
 }
@@ -119,7 +121,7 @@ def episodes(batch: Batch) -> list[oracle.Episode]:
 
 
 def test_two_steps_end_where_float64_ends(here: SimpleNamespace) -> None:
-    """GAE, whitening, clipping of ratio and value, KL in the reward, several epochs, unequal and unscorable rows."""
+    """GAE, whitening, clips of ratio and value, an adaptive KL in the reward, epochs, unequal and unscorable rows."""
     head = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in ((1, 32), (1,))]
     actor = oracle.Actor(double(), double().eval(), double(), *head)
     assert actor.trunk is not None
@@ -129,17 +131,26 @@ def test_two_steps_end_where_float64_ends(here: SimpleNamespace) -> None:
     optimizer = torch.optim.AdamW(
         list(named.values()), lr=0.01, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0
     )
+    method, coefs = METHOD, []
     for batch, plan in here.seen:
         asked = episodes(batch)
         lengths = {len(one.tokens) for one in asked}
         assert len(lengths) > 1
-        numbers = oracle.update(actor, asked, plan, METHOD, optimizer)
+        numbers = oracle.update(actor, asked, plan, method, optimizer)
+        kl = oracle.completion_kl(actor, asked, numbers)
+        coefs.append(method.kl)
+        turned = 1 + min(max(kl / 0.01 - 1, -0.2), 0.2) * len(asked) / 100
+        method = replace(method, kl=method.kl * turned)
         for row, one in enumerate(asked):
             for stream, values in (("advantage", numbers.advantage), ("returns", numbers.returns)):
                 found = batch.streams.get(stream)
                 assert found is not None
                 expected = torch.as_tensor(values[row]).float()
                 torch.testing.assert_close(found[row, : len(one.tokens)], expected, atol=2e-4, rtol=1e-3)
+    logged = [row["kl/coef"] for row in read_jsonl(here.path / "metrics.jsonl")]
+    assert (
+        logged == pytest.approx(coefs) == [0.05, 0.05 * (1 - 0.2 * 8 / 100)]
+    )  # no distance yet in the first
     assert any(one.reward != one.reward for batch, _ in here.seen for one in episodes(batch))
     assert moved(trained(here.path), {name: p.detach().float() for name, p in named.items()}) < 2e-3
 
@@ -228,6 +239,8 @@ def test_a_critic_starts_from_a_reward_model(here: SimpleNamespace, tied: bool) 
     assert torch.equal(critic.head.weight, saved["score.weight"])
     layers = dict(critic.trunk.named_parameters())
     assert all(torch.equal(layers[name], saved[name]) for name in saved if name != "score.weight")
+    assert critic_shares(critic, longest=64)
+    assert critic.takes_blocks
     assert tied == layers["model.embed_tokens.weight"].equal(critic.trunk.lm_head.weight)
     assert tied == critic.trunk.lm_head.weight.requires_grad  # a head that nothing reads is not trained
 
