@@ -5,6 +5,8 @@ An objective asks for numbers by the names of its parameters. Those names are th
 step follows from it, and docs/notation.md is printed from it. A stream that a step does not have is None.
 """
 
+# ruff: noqa: RUF009 - `_stream` makes a field of the dataclass
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
