@@ -23,7 +23,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / folder) for folder in (".", "unsupervised", "mixture_world", "small_model")]
 
 from curves import table as worlds_table  # noqa: E402
-from front import at_equal_coefficient  # noqa: E402
+from front import ARMS as FRONT_ARMS  # noqa: E402
+from front import at_equal_coefficient, at_equal_kl  # noqa: E402
 from mixture_tables import (  # noqa: E402
     before_training,
     solver_table,
@@ -168,6 +169,14 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
                 "total, `sequence_kl` less this one",
             ],
             at_equal_coefficient(plain(HERE / "small_model" / "front.csv")),
+        ),
+        "front, equal KL": lambda: markdown(
+            [
+                "KL per completion, nats",
+                *(f"reward, `{arm}`" for arm in FRONT_ARMS),
+                *(f"`sequence_kl` less `{arm}`" for arm in FRONT_ARMS[1:]),
+            ],
+            at_equal_kl(plain(HERE / "small_model" / "front.csv")),
         ),
     },
     "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},

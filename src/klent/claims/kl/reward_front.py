@@ -227,6 +227,7 @@ CLAIM = Claim(
     real_runs=RealRuns(
         "sequences.md#reward-against-kl",
         "cannot tell",
-        "on a small model at one coefficient, after 30 steps, reward and KL of the three terms cannot be told apart",
+        "on a small model the three fronts lie on one another: at equal KL rewards differ by at most 0.006, with "
+        "95 % intervals over 5 seeds that reach 0.039; smaller differences cannot be told",
     ),
 )
