@@ -14,6 +14,7 @@ from klent.io.files import append_line, read_jsonl, write_atomic
 from klent.kit.seeds import derive_seed
 from klent.runs.engines import build_sampler
 from klent.runs.evaluate import load_on_device
+from klent.runs.judges import open_judges
 from klent.streams.episode import Episode
 from klent.tasks import Prompt, Scorer, load_task
 
@@ -92,7 +93,7 @@ def label_pairs(
     rows, position = _resumed(part, _header(recipe, labels))
     progress(len(rows), labels.pairs)
     engine = build_sampler(load_on_device(recipe.model, recipe), recipe.rollout)
-    with Scorer(recipe.reward, task) as scorer:
+    with Scorer(recipe.reward, task, judge=open_judges(recipe)) as scorer:
         scorer.check()
         while len(rows) < labels.pairs:
             if position >= max(AT_ONCE, TRIES * labels.pairs):

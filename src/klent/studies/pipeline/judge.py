@@ -20,9 +20,11 @@ from klent.measure.prose import paragraphs, prose_nats, weight_distance
 from klent.models.load import LoadedModel
 from klent.runs.engines import build_sampler
 from klent.runs.evaluate import load_on_device
+from klent.runs.judges import open_judges
 from klent.streams.episode import Episode
 from klent.studies.pipeline.plan import Block
 from klent.tasks import Scorer, Task, load_task
+from klent.tasks.judge import OpenJudge
 from klent.tasks.returns import Returns
 
 FILE = "judge.json"
@@ -100,8 +102,9 @@ class Judging:
             found.extend(rollouts)
             return {}
 
+        judges = open_judges(self.recipe, sampler=loaded.source)
         with ExitStack() as stack:
-            scorer = stack.enter_context(Scorer(judged.reward, task)) if judged.reward else None
+            scorer = stack.enter_context(Scorer(judged.reward, task, judge=judges)) if judged.reward else None
             row = evaluate(
                 engine,
                 scorer if scorer is not None and task.environments is None else Returns(scorer),
@@ -115,7 +118,7 @@ class Judging:
         passed = f"pass@{judged.samples}"
         if passed in row:
             numbers["pass@k"] = float(str(row[passed]))
-        others = _others(judged, task, found)
+        others = _others(judged, task, found, judges)
         numbers |= {key: _mean(values) for key, values in others.items()}
         rewards = [[math.nan if v is None else float(v) for v in group] for group in row["rewards"]]  # type: ignore[attr-defined]
         for n in judged.best_of:
@@ -145,12 +148,14 @@ def _rollout(judged: Judged) -> TransformersRollout:
     return TransformersRollout(max_tokens=judged.max_tokens, temperature=judged.temperature)
 
 
-def _others(judged: Judged, task: Task, rollouts: Sequence[Episode]) -> dict[str, list[list[float]]]:
+def _others(
+    judged: Judged, task: Task, rollouts: Sequence[Episode], judges: OpenJudge
+) -> dict[str, list[list[float]]]:
     """What each further reward says of the answers, problem by problem; NaN where it cannot score one."""
     found = {}
     names = short_names([*judged.reward, *judged.others])[len(judged.reward) :]
     for name, reward in zip(names, judged.others, strict=True):
-        with Scorer((reward,), task) as scorer:
+        with Scorer((reward,), task, judge=judges) as scorer:
             found[name] = [
                 list(group) for group in by_problem(scorer.score_episodes(rollouts).reward, judged.samples)
             ]
