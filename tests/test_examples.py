@@ -125,7 +125,8 @@ def tables() -> types.ModuleType:
 
 
 @pytest.mark.parametrize(
-    "page", ["unsupervised.md", "entropy.md", "mixture.md", "../examples/small_model/README.md"]
+    "page",
+    ["unsupervised.md", "entropy.md", "mixture.md", "sequences.md", "../examples/small_model/README.md"],
 )
 def test_the_tables_of_results_are_those_of_the_committed_files(tables: types.ModuleType, page: str) -> None:
     written = (tables.DOCS / page).read_text(encoding="utf-8")

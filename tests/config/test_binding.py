@@ -163,7 +163,9 @@ def test_every_stream_has_an_example_of_its_shape():
 
 @pytest.mark.parametrize("kind", ["token_loss", "pair_loss", "token_reward", "advantage", "selector"])
 def test_every_shipped_function_passes_its_trial(kind):
-    unlabelled = {"policy_labeled_preference": {"label": "pseudo"}}  # its default wants the behaviour policy's KL
+    unlabelled = {
+        "policy_labeled_preference": {"label": "pseudo"}
+    }  # its default wants the behaviour policy's KL
     for name, function in shipped(kind).items():
         settings = hyperparameters_of(function).items()
         required = {key: 2 if key == "actions" else 1.0 for key, p in settings if p.default is p.empty}
