@@ -22,7 +22,6 @@ from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
-from klent.policies.causal_lm.beside import add_dummy_action
 from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -45,7 +44,7 @@ from klent.runs.state import RunState
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
-from klent.runs.values import build_values
+from klent.runs.values import build_values, prepare_head
 from klent.tasks import Scorer, Task
 from klent.training.objective import Objective
 from klent.training.update import Updater
@@ -101,8 +100,7 @@ def build_parts(recipe: Recipe, *, progress: Progress, note: Note) -> Parts:
     )
     rollout = recipe.rollout
     objective = build_objective(recipe)
-    if objective.reads("logp_dummy"):
-        add_dummy_action(loaded.model)
+    prepare_head(objective, loaded)
     policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
     if not policy.fused:
         note(

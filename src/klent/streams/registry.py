@@ -5,6 +5,8 @@ An objective asks for numbers by the names of its parameters. Those names are th
 step follows from it, and docs/notation.md is printed from it. A stream that a step does not have is None.
 """
 
+# ruff: noqa: RUF009 (the calls in Streams make its fields)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,323 +30,232 @@ class Stream(NamedTuple):
     when: str
 
 
-def _of(shape: str, unit: str, meaning: str, *, producer: str, when: str) -> dict[str, str]:
-    return {"shape": shape, "unit": unit, "meaning": meaning, "producer": producer, "when": when}
+def _stream(shape: str, unit: str, meaning: str, *, producer: str, when: str) -> Tensor | None:
+    """A field of :class:`Streams`, with what the registry says of it."""
+    said = {"shape": shape, "unit": unit, "meaning": meaning, "producer": producer, "when": when}
+    return field(default=None, metadata=said)
 
 
 @dataclass
 class Streams:
     """The numbers of a step's completions; 0 off the mask, None where the step does not have them."""
 
-    logp: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "log-probability of the action under the policy being trained, now; carries the gradient",
-            producer="policy",
-            when="in every forward pass of the update",
-        ),
+    logp: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "log-probability of the action under the policy being trained, now; carries the gradient",
+        producer="policy",
+        when="in every forward pass of the update",
     )
-    entropy: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "entropy of that policy's distribution at the action; carries the gradient",
-            producer="policy",
-            when="in every forward pass of the update",
-        ),
+    entropy: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "entropy of that policy's distribution at the action; carries the gradient",
+        producer="policy",
+        when="in every forward pass of the update",
     )
-    divergence: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "divergence of that policy from its target at the action; carries the gradient",
-            producer="policy",
-            when="in every forward pass of the update, where the policy has a target",
-        ),
+    divergence: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "divergence of that policy from its target at the action; carries the gradient",
+        producer="policy",
+        when="in every forward pass of the update, where the policy has a target",
     )
-    kl: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "divergence from the reference, `update.kl`, over the whole vocabulary; carries the gradient",
-            producer="policy",
-            when="in every forward pass of the update, where a term reads it",
-        ),
+    kl: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "divergence from the reference, `update.kl`, over the whole vocabulary; carries the gradient",
+        producer="policy",
+        when="in every forward pass of the update, where a term reads it",
     )
-    distance: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "`update.distance`",
-            "from the policy as it was at the start of the step, over the whole vocabulary; no gradient",
-            producer="policy",
-            when="in every forward pass of the update, where `update.distance` asks for it",
-        ),
+    distance: Tensor | None = _stream(
+        "[B, T]",
+        "`update.distance`",
+        "from the policy as it was at the start of the step, over the whole vocabulary; no gradient",
+        producer="policy",
+        when="in every forward pass of the update, where `update.distance` asks for it",
     )
-    collision: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "probability",
-            "sum of squared probabilities of that policy's distribution at the action; no gradient",
-            producer="policy",
-            when="in every forward pass of the update, where a term reads it",
-        ),
+    collision: Tensor | None = _stream(
+        "[B, T]",
+        "probability",
+        "sum of squared probabilities of that policy's distribution at the action; no gradient",
+        producer="policy",
+        when="in every forward pass of the update, where a term reads it",
     )
-    collision_logp: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "sum of its squared probabilities times their logarithms; no gradient",
-            producer="policy",
-            when="in every forward pass of the update, where a term reads it",
-        ),
+    collision_logp: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "sum of its squared probabilities times their logarithms; no gradient",
+        producer="policy",
+        when="in every forward pass of the update, where a term reads it",
     )
-    value: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "reward",
-            "what the critic expects of the reward still to come, before the action; carries the gradient",
-            producer="critic",
-            when="in every forward pass of the update, where a term reads it",
-        ),
+    value: Tensor | None = _stream(
+        "[B, T]",
+        "reward",
+        "what the critic expects of the reward still to come, before the action; carries the gradient",
+        producer="critic",
+        when="in every forward pass of the update, where a term reads it",
     )
-    score: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B]",
-            "reward",
-            "the reward model's score of the text, read at its end; carries the gradient",
-            producer="reward model",
-            when="in every forward pass of the update, where a reward model is trained",
-        ),
+    score: Tensor | None = _stream(
+        "[B]",
+        "reward",
+        "the reward model's score of the text, read at its end; carries the gradient",
+        producer="reward model",
+        when="in every forward pass of the update, where a reward model is trained",
     )
-    logp_dummy: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "log-probability, at the action's state, of an action that no text has; carries the gradient",
-            producer="policy",
-            when="in every forward pass of the update, where a term reads it",
-        ),
+    logp_dummy: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "log-probability, at the action's state, of an action that no text has; carries the gradient",
+        producer="policy",
+        when="in every forward pass of the update, where a term reads it",
     )
-    logp_mean: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "mean over the vocabulary of log-probabilities at the action's state; carries the gradient",
-            producer="policy",
-            when="in every forward pass of the update, where a term reads it",
-        ),
+    logp_mean: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "mean over the vocabulary of log-probabilities at the action's state; carries the gradient",
+        producer="policy",
+        when="in every forward pass of the update, where a term reads it",
     )
-    weight: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "probability",
-            "how good the action is, in [0, 1]: the Bellman target of `bellman`; no gradient",
-            producer="target network",
-            when="before the update, where logged play is learnt from by `bellman`",
-        ),
+    weight: Tensor | None = _stream(
+        "[B, T]",
+        "probability",
+        "how good the action is, in [0, 1]: the Bellman target of `bellman`; no gradient",
+        producer="target network",
+        when="before the update, where logged play is learnt from by `bellman`",
     )
-    logp_old: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "`logp` at the start of the step's update",
-            producer="policy",
-            when="measured before the update, or taken from its only forward pass",
-        ),
+    logp_old: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "`logp` at the start of the step's update",
+        producer="policy",
+        when="measured before the update, or taken from its only forward pass",
     )
-    entropy_old: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "`entropy` at the start of the step's update",
-            producer="policy",
-            when="measured before the update, or taken from its only forward pass",
-        ),
+    entropy_old: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "`entropy` at the start of the step's update",
+        producer="policy",
+        when="measured before the update, or taken from its only forward pass",
     )
-    value_old: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "reward",
-            "`value` at the start of the step's update; no gradient",
-            producer="critic",
-            when="measured before the update, where the advantage or a term reads it",
-        ),
+    value_old: Tensor | None = _stream(
+        "[B, T]",
+        "reward",
+        "`value` at the start of the step's update; no gradient",
+        producer="critic",
+        when="measured before the update, where the advantage or a term reads it",
     )
-    logp_gen: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "log-probability of the action under the distribution that it was drawn from",
-            producer="engine",
-            when="while sampling; absent where a data set is replayed",
-        ),
+    logp_gen: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "log-probability of the action under the distribution that it was drawn from",
+        producer="engine",
+        when="while sampling; absent where a data set is replayed",
     )
-    entropy_gen: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "entropy of the distribution that the action was drawn from",
-            producer="engine",
-            when="while sampling; absent where a data set is replayed",
-        ),
+    entropy_gen: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "entropy of the distribution that the action was drawn from",
+        producer="engine",
+        when="while sampling; absent where a data set is replayed",
     )
-    collision_gen: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "probability",
-            "`collision` of the distribution that the action was drawn from",
-            producer="engine",
-            when="while sampling; absent where a data set is replayed",
-        ),
+    collision_gen: Tensor | None = _stream(
+        "[B, T]",
+        "probability",
+        "`collision` of the distribution that the action was drawn from",
+        producer="engine",
+        when="while sampling; absent where a data set is replayed",
     )
-    collision_logp_gen: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "`collision_logp` of the distribution that the action was drawn from",
-            producer="engine",
-            when="while sampling; absent where a data set is replayed",
-        ),
+    collision_logp_gen: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "`collision_logp` of the distribution that the action was drawn from",
+        producer="engine",
+        when="while sampling; absent where a data set is replayed",
     )
-    logp_policy: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "log-probability of the action under the policy, where another distribution was sampled",
-            producer="engine",
-            when="while sampling from a mixture",
-        ),
+    logp_policy: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "log-probability of the action under the policy, where another distribution was sampled",
+        producer="engine",
+        when="while sampling from a mixture",
     )
-    entropy_policy: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "entropy of the policy's distribution, where another distribution was sampled",
-            producer="engine",
-            when="while sampling from a mixture",
-        ),
+    entropy_policy: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "entropy of the policy's distribution, where another distribution was sampled",
+        producer="engine",
+        when="while sampling from a mixture",
     )
-    logp_target: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "log-probability of the action under the target of the mixture that was sampled",
-            producer="engine",
-            when="while sampling from a mixture",
-        ),
+    logp_target: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "log-probability of the action under the target of the mixture that was sampled",
+        producer="engine",
+        when="while sampling from a mixture",
     )
-    reverse_kl: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "KL(policy ‖ target) at the action, over the whole vocabulary, as the policy sampled; no gradient",
-            producer="engine",
-            when="while sampling from a mixture",
-        ),
+    reverse_kl: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "KL(policy ‖ target) at the action, over the whole vocabulary, as the policy sampled; no gradient",
+        producer="engine",
+        when="while sampling from a mixture",
     )
-    logp_ref: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "nats",
-            "log-probability of the action under the reference policy",
-            producer="reference",
-            when="measured before the update, where a term reads it",
-        ),
+    logp_ref: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "log-probability of the action under the reference policy",
+        producer="reference",
+        when="measured before the update, where a term reads it",
     )
-    advantage: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "reward",
-            "how much better the action was than expected; 0 where the completion is unscorable",
-            producer="objective",
-            when="estimated before the update, where a term reads it",
-        ),
+    advantage: Tensor | None = _stream(
+        "[B, T]",
+        "reward",
+        "how much better the action was than expected; 0 where the completion is unscorable",
+        producer="objective",
+        when="estimated before the update, where a term reads it",
     )
-    returns: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "reward",
-            "what the critic is to expect at the action: `advantage` as estimated, plus `value_old`",
-            producer="objective",
-            when="estimated before the update, where the advantage is a critic's",
-        ),
+    returns: Tensor | None = _stream(
+        "[B, T]",
+        "reward",
+        "what the critic is to expect at the action: `advantage` as estimated, plus `value_old`",
+        producer="objective",
+        when="estimated before the update, where the advantage is a critic's",
     )
-    importance_weight: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "ratio",
-            "probability under the policy over that under the distribution sampled, bounded; multiplies terms",
-            producer="mixture, or mismatch",
-            when="after sampling from a mixture with `weights`, or with `rollout.mismatch`",
-        ),
+    importance_weight: Tensor | None = _stream(
+        "[B, T]",
+        "ratio",
+        "probability under the policy over that under the distribution sampled, bounded; multiplies terms",
+        producer="mixture, or mismatch",
+        when="after sampling from a mixture with `weights`, or with `rollout.mismatch`",
     )
-    mask: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B, T]",
-            "bool",
-            "the actions that the loss sees: those of the policy, or those that `select.mask` chose",
-            producer="batch",
-            when="as the batch is made",
-        ),
+    mask: Tensor | None = _stream(
+        "[B, T]",
+        "bool",
+        "the actions that the loss sees: those of the policy, or those that `select.mask` chose",
+        producer="batch",
+        when="as the batch is made",
     )
-    rewards: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B]",
-            "reward",
-            "reward of the completion; NaN where unscorable",
-            producer="rewards",
-            when="after sampling",
-        ),
+    rewards: Tensor | None = _stream(
+        "[B]",
+        "reward",
+        "reward of the completion; NaN where unscorable",
+        producer="rewards",
+        when="after sampling",
     )
-    group: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B]",
-            "index",
-            "the prompt that the completion answers",
-            producer="batch",
-            when="as the batch is made",
-        ),
+    group: Tensor | None = _stream(
+        "[B]",
+        "index",
+        "the prompt that the completion answers",
+        producer="batch",
+        when="as the batch is made",
     )
-    preferred: Tensor | None = field(
-        default=None,
-        metadata=_of(
-            "[B]",
-            "bool",
-            "whether the completion is the better one of its pair",
-            producer="engine",
-            when="where the data are preferences",
-        ),
+    preferred: Tensor | None = _stream(
+        "[B]",
+        "bool",
+        "whether the completion is the better one of its pair",
+        producer="engine",
+        when="where the data are preferences",
     )
     choices: dict[str, Tensor] = field(default_factory=dict)
     """Actions that each selector chose, by the recipe's name for them, ``[B, T]`` bool."""
