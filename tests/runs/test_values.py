@@ -185,11 +185,11 @@ def test_returns_as_targets_need_no_second_model(world):
 
 
 def test_the_papers_spread_has_no_dummy_and_knows_its_vocabulary(world):
-    loss = {"uniform_cross_entropy": {"actions": len(VOCABULARY)}}
+    loss = {"weighted_cross_entropy": None, "uniform_cross_entropy": {"actions": len(VOCABULARY)}}
     final = run("n", steps=1, loss=loss) / "final"
     assert load_policy(str(final)).rows == len(VOCABULARY)
     with pytest.raises(RunError, match=f"actions is 7, and the model's head has {len(VOCABULARY)} rows"):
-        run("other", loss={"uniform_cross_entropy": {"actions": 7}})
+        run("other", loss={**loss, "uniform_cross_entropy": {"actions": 7}})
 
 
 REFUSED = {
