@@ -137,6 +137,7 @@ def test_halves_are_joined_to_the_exact_optimal_values(tmp_path):
 
 
 def test_returns_do_not_join_halves(tmp_path):
+    """From some start no episode went on as well as its halves would have, and returns know of no other."""
     table, scale, _ = learnt(tmp_path, network=False)
-    for state, value in start_values(table).items():
-        assert value < scale.of(SOLVED.value(state)) - 0.02
+    lost = [scale.of(SOLVED.value(state)) - value for state, value in start_values(table).items()]
+    assert max(lost) > 0.05

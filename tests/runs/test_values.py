@@ -11,7 +11,7 @@ from tiny import END, TURN_END, VOCABULARY, tiny_folder, tiny_model, tiny_tokeni
 
 from klent.config import load_recipe, make_recipe
 from klent.control.bellman import BellmanTargets, Scale
-from klent.errors import ConfigError
+from klent.errors import ConfigError, RunError
 from klent.io.files import read_jsonl
 from klent.models.load import LoadedModel, load_policy
 from klent.objectives import qsft_target
@@ -182,6 +182,14 @@ def test_returns_as_targets_need_no_second_model(world):
     assert row["bellman/target"] == pytest.approx(sum(tokens) / len(tokens))
     assert (row["bellman/least"], row["bellman/most"]) == (least, most)
     assert not (folder / "checkpoints/000001/bellman.safetensors").exists()
+
+
+def test_the_papers_spread_has_no_dummy_and_knows_its_vocabulary(world):
+    loss = {"weighted_cross_entropy": None, "uniform_cross_entropy": {"actions": len(VOCABULARY)}}
+    final = run("n", steps=1, loss=loss) / "final"
+    assert load_policy(str(final)).rows == len(VOCABULARY)
+    with pytest.raises(RunError, match=f"actions is 7, and the model's head has {len(VOCABULARY)} rows"):
+        run("other", loss={**loss, "uniform_cross_entropy": {"actions": 7}})
 
 
 REFUSED = {

@@ -7,8 +7,6 @@ each is an organ.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from klent.streams.batch import Batch
 from klent.tasks import Scores
 from klent.training.update import UpdateResult
@@ -64,13 +62,6 @@ class Organ:
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint must hold for the run to go on as if it had not stopped; JSON-able."""
         return {}
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """What of it a checkpoint keeps as tensors, in a file of the organ's name; none = no file."""
-        return {}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`tensors` gave."""
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Take back what :meth:`state_dict` gave."""

@@ -29,7 +29,6 @@ from klent.models.adapter import adapters_off
 from klent.models.exact import close
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
-from klent.policies.causal_lm.beside import add_dummy_action
 from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -57,7 +56,7 @@ from klent.runs.targets import build_target, load_beside
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
-from klent.runs.values import build_values
+from klent.runs.values import build_values, prepare_head
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
 from klent.tasks import Task
@@ -136,8 +135,7 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
     )
     rollout = recipe.rollout
     objective = build_objective(recipe)
-    if objective.reads("logp_dummy"):
-        add_dummy_action(loaded.model)
+    prepare_head(objective, loaded)
     policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
     _tell(policy, eager=loaded.attention == "eager" and recipe.attention == "auto", note=note)
 

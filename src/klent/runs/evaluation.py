@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from klent.config import EarlyStop
 from klent.control.early_stop import best_row, is_over
 from klent.errors import RunError
@@ -95,13 +93,6 @@ class Evaluations:
     def row_of(self, step: int) -> EvalRow | None:
         """The row of a step."""
         return {row["step"]: row for row in self.rows}.get(step)
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """None."""
-        return {}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """There are none."""
 
     def state_dict(self) -> dict[str, object]:
         """Whether the evaluations have ended the run."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -29,6 +29,11 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, object]: ...
 
     def load_state_dict(self, state: Mapping[str, object]) -> None: ...
+
+
+@runtime_checkable
+class HoldsTensors(Protocol):
+    """Something whose state has tensors too: a checkpoint keeps them in a file of its name."""
 
     def tensors(self) -> Mapping[str, torch.Tensor]: ...
 
@@ -67,14 +72,14 @@ class RunState:
 
     def save(self, step: int) -> None:
         """Write the checkpoint of ``step`` steps done."""
-        of_holders = {name: holder.tensors() for name, holder in self.holders.items()}
+        kept = {name: one.tensors() for name, one in self.holders.items() if isinstance(one, HoldsTensors)}
         save_checkpoint(
             self.folder.path,
             step,
             tensors={
                 "model": {name: p.detach() for name, p in self.trainable.items()},
                 "optimizer": flatten_optimizer(self.updater.optimizer, self.trainable),
-                **{name: tensors for name, tensors in of_holders.items() if tensors},
+                **{name: tensors for name, tensors in kept.items() if tensors},
             },
             state={
                 "step": step,
@@ -105,9 +110,10 @@ class RunState:
             self.on_damage(f"{checkpoint.path} has a state of {name}, which the recipe does not ask for")
             return
         try:
-            self.holders[name].load_state_dict(state)
-            if self.holders[name].tensors():
-                self.holders[name].load_tensors(checkpoint.tensors[name])
+            holder = self.holders[name]
+            holder.load_state_dict(state)
+            if isinstance(holder, HoldsTensors) and holder.tensors():
+                holder.load_tensors(checkpoint.tensors[name])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{checkpoint.path} has a state of {name} that does not fit the recipe: {error!r}. "

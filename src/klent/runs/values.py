@@ -3,11 +3,14 @@
 from klent.config import Bellman
 from klent.control.bellman import BellmanTargets, Scale
 from klent.errors import RunError
+from klent.models.load import LoadedModel
+from klent.policies.causal_lm.beside import add_dummy_action
 from klent.policies.causal_lm.best_next import BestNext
 from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.tasks import Task
 from klent.tasks.trajectories import TrajectoryTask
+from klent.training.objective import Objective
 
 
 def build_values(
@@ -33,3 +36,20 @@ def build_values(
                 raise RunError(f"bellman: the {who} does more to its logits than a head; use target: returns")
         best = BestNext(policy, KeptWeights(policy), behaviour, min_behaviour=settings.min_behaviour)
     return BellmanTargets(scale, best, rate=settings.rate, names=policy.trainable())
+
+
+def prepare_head(objective: Objective, loaded: LoadedModel) -> None:
+    """Give the head a dummy action where a term reads one.
+
+    Raises:
+        RunError: a loss spreads over another number of actions than the head has.
+    """
+    if objective.reads("logp_dummy"):
+        add_dummy_action(loaded.model)
+    rows = loaded.rows
+    for term in objective.named("uniform_cross_entropy"):
+        if term.settings["actions"] != rows:
+            raise RunError(
+                f"loss.{term.name}.actions is {term.settings['actions']}, and the model's head has {rows} rows, over "
+                f"which it spreads. Set it to {rows}."
+            )
