@@ -162,7 +162,10 @@ def test_control_c_stops_with_130():
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert game.stdout is not None
-    assert b"Take the key" in game.stdout.readline()
+    seen = b""
+    while not seen.endswith(b"> "):  # the game waits for a move
+        seen += game.stdout.read(1)
+    assert b"Take the key" in seen
     game.send_signal(signal.SIGINT)
     printed, said = game.communicate(timeout=120)
     assert game.returncode == 130

@@ -17,6 +17,7 @@ from klent.models.load import load_policy
 from klent.objectives import importance_weight
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs import build as parts
+from klent.runs import targets
 from klent.runs.build import build_parts, build_sampler
 from klent.runs.console import QuietConsole
 from klent.runs.plan import describe_plan
@@ -156,6 +157,7 @@ def test_one_reference_serves_the_loss_and_the_mixture(world, monkeypatch):
         return load_policy(name, **options)
 
     monkeypatch.setattr(parts, "load_policy", load)
+    monkeypatch.setattr(targets, "load_policy", load)
     made = built({"target": "reference"}, loss={"kl_in_loss": {"coef": 0.1}})
     assert loads == ["model", "model"]
     assert made.reference.model is made.engine.target.loaded.model

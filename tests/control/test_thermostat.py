@@ -261,7 +261,8 @@ def group_of(entropy: float, rewards: list[float]) -> Batch:
 )
 def test_out_of_its_band_one_sign_alone_is_trained_on(entropy, value, error, kept):
     control, objective = by_sign()
-    objective.estimator = Objective({"reinforce": {}}, {"group_advantage": {"scale": "none"}}, None).estimator
+    group = {"group_advantage": {"scale": "none"}}
+    objective.estimators = Objective({"reinforce": {}}, group, None).estimators
     batch = group_of(entropy, [1.0, 0.0, 0.0, 1.0])
     control.before_step(3)
     control.after_rollout(batch)  # in the step that was measured, and not in the next one

@@ -30,7 +30,7 @@ def test_the_oracle_of_histories_is_the_best_of_all_players():
         assert Solution(Wordle(words=listed, turns=2), gamma=gamma).start() == pytest.approx(every, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", ["maze", "wordle", "guess_who"])
 def test_named_games_are_environments_with_defaults(name):
     module, _, attribute = NAMED[name].partition(":")
     game: Environment = getattr(import_module(module), attribute)()

@@ -233,7 +233,7 @@ MUTANTS = [
     Mutant("the worse preferred", "regret.py", "-logsigmoid(chosen - rejected_weight * rejected)", "-logsigmoid(rejected_weight * rejected - chosen)", regret.test_cpl_of_log_ratios_is_dpo),
     # semantic
     Mutant("count for share", "semantic.py", "share = count.double() / size[home]", "share = count.double()", semantic.test_semantic_table),
-    Mutant("groups pooled", "semantic.py", "torch.stack([group, cluster])", "torch.stack([0 * group, cluster])", semantic.test_semantic_table),
+    Mutant("groups pooled", "semantic.py", "torch.unique(group * width + cluster,", "torch.unique(0 * group + cluster,", semantic.test_semantic_table),
     Mutant("Σ p log p by the share", "semantic.py", "share * count.double().log()", "share * share.log()", semantic.test_semantic_table),
     Mutant("no answer agrees with no answer", "semantic.py", "    cluster = torch.where(cluster < 0, alone, cluster)\n", "", partial(semantic.test_semantic_agrees_with_oracle.hypothesis.inner_test, [(-1, 0), (-2, 0), (-1, 0), (1, 0)], (None, None))),
     Mutant("no answer rewarded", "semantic.py", "rewarded = cluster >= 0", "rewarded = cluster == cluster", semantic.test_semantic_table),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from klent.kit.svg import ROLES
-from klent.report import figures
+from klent.report import figures, rlhf
 from klent.report.curves import DRAWN_AT_MOST, SMOOTH_ABOVE, smooth
 from klent.report.fit import fit_run, reward_entropy
 from klent.report.read import RunData, read_run
@@ -120,12 +120,12 @@ def test_a_mixture_has_a_figure_of_its_own_and_no_other_run_has(run: RunData) ->
 
 
 def test_a_critic_has_a_figure_of_its_own_and_no_other_run_has(run: RunData) -> None:
-    assert figures.critic(run) is None
+    assert rlhf.critic(run) is None
     rows = [
         {"step": step, "value/mean": 0.1 * step, "value/explained": -0.1 * step, "value/error": 0.2}
         for step in (1, 2)
     ]
-    figure = figures.critic(RunData(Path(), rows=rows))
+    figure = rlhf.critic(RunData(Path(), rows=rows))
     assert figure is not None
     assert {key.metric for key in figure.keys} == {"value/mean", "value/explained", "value/error"}
 

@@ -101,6 +101,7 @@ def test_tensorboard_files_are_read_where_it_is_installed(tmp_path: Path) -> Non
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(tmp_path / "runs" / "a")) as writer:
+        writer.add_scalar("step", 1.0, 1)  # a tag of that name is no step
         for step in range(1, 5):
             writer.add_scalar("train/reward", 0.1 * step, step)
             writer.add_scalar("own/thing", 1.0, step)

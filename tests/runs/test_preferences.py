@@ -9,7 +9,7 @@ from tiny import tiny_folder
 from klent.config import make_recipe
 from klent.io.files import read_jsonl
 from klent.report import write_report
-from klent.runs import build
+from klent.runs import build, targets
 from klent.runs.console import QuietConsole
 from klent.runs.train import train
 from klent.training.update import Updater
@@ -52,16 +52,17 @@ def asked(monkeypatch):
     seen = {"rows": 0, "loaded": 0}
     measure, load = Updater.measure, build.load_policy
 
-    def counted(self, batch, rows, policy=None):
+    def counted(self, batch, rows, policy=None, **options):
         seen["rows"] += len(rows) if policy is not None else 0
-        return measure(self, batch, rows, policy)
+        return measure(self, batch, rows, policy, **options)
 
     def loading(*args, **options):
         seen["loaded"] += 1
         return load(*args, **options)
 
     monkeypatch.setattr(Updater, "measure", counted)
-    monkeypatch.setattr(build, "load_policy", loading)
+    for module in (build, targets):
+        monkeypatch.setattr(module, "load_policy", loading)
     return seen
 
 

@@ -216,8 +216,8 @@ def test_a_section_and_a_mapping_give_the_same_task(make: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "task: name one source of problems"),
-        ({"gym": "chain_sum", "data": "x.jsonl"}, "task: name one source of problems"),
+        ({}, "task: name one source: "),
+        ({"gym": "chain_sum", "data": "x.jsonl"}, "task: name one source: "),
         ({"gym": "chain_sum", "confg": {}}, r"task\.confg: unknown key; did you mean `config`\?"),
         (
             {"gym": "chain_sum", "prompt_column": "x"},

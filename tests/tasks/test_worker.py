@@ -13,9 +13,8 @@ import pytest
 
 from klent.config import Limits
 from klent.control.limits import Guard
+from klent.report.glossary import GLOSSARY
 from klent.report.terms.evaluation import EVALUATION
-from klent.report.terms.learning import LEARNING
-from klent.report.terms.sampling import SAMPLING
 from klent.tasks import Prompt, Reward, Scorer, process
 from klent.tasks.calls import BEYOND
 from klent.tasks.process import CallFailed, Worker, bound_log, read_reply
@@ -408,7 +407,7 @@ def test_a_reward_cannot_replace_metrics_of_klent(tmp_path: Path) -> None:
 
 
 def test_every_family_of_metrics_is_reserved() -> None:
-    names = [*SAMPLING, *LEARNING, *EVALUATION]
+    names = [*GLOSSARY, *EVALUATION]
     assert {name.partition("/")[0] for name in names if "/" in name} <= OWN_FAMILIES
 
 

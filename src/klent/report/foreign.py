@@ -177,7 +177,7 @@ def _events(path: Path) -> Log | None:
     log.Reload()
     rows: dict[int, dict[str, object]] = {}
     for tag in log.Tags()["scalars"]:
-        for event in log.Scalars(tag):
+        for event in log.Scalars(tag) if tag not in NOT_METRICS else ():  # a tag may be called "step", too
             rows.setdefault(event.step, {"step": event.step})[tag] = event.value
     in_order = [rows[step] for step in sorted(rows)]
     return Log("TensorBoard's event files", files[-1], in_order) if rows else None

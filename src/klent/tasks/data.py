@@ -234,7 +234,7 @@ class Prompts:
                 raise DataError(f"{where}: no {name!r}{nearest(name, row)}; columns are: {columns}{fix}")
         prompt = checked_prompt(row[column], f"{where}: {column!r}")
         for name in self._needed:
-            row[name] = checked_completion(row[name], f"{where}: {name!r}")
+            row[name] = checked_completion(row[name], f"{where}: {name!r}", silent=name == "trajectory")
         template = dict(section.rendering)
         if row.get("tools"):
             template["tools"] = checked_tools(row["tools"], f"{where}: 'tools'")

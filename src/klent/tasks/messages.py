@@ -26,8 +26,11 @@ def checked_prompt(value: object, where: str) -> str | Messages:
     return [_message(message, f"{where}, message {number}") for number, message in enumerate(value, 1)]
 
 
-def checked_completion(value: object, where: str) -> str | Messages:
-    """What a prompt is answered with: text, or messages of known roles, the last one the assistant's."""
+def checked_completion(value: object, where: str, *, silent: bool = False) -> str | Messages:
+    """What a prompt is answered with: text, or messages of known roles, the last one the assistant's.
+
+    ``silent``: an assistant may say nothing, as a player may who passes a turn.
+    """
     messages = checked_prompt(value, where)
     if isinstance(messages, str):
         return messages
@@ -44,7 +47,7 @@ def checked_completion(value: object, where: str) -> str | Messages:
             "be trained. Remove it"
         )
     for number, message in enumerate(messages, 1):
-        if message["role"] == "assistant" and not _says_something(message):
+        if message["role"] == "assistant" and not silent and not _says_something(message):
             raise DataError(
                 f"{where}, message {number}: the assistant says nothing, so that only the end of its turn would be "
                 "trained. Write its answer, or remove the row"
