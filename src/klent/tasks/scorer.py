@@ -27,9 +27,10 @@ _TOO_MANY = (
 _TAKEN = "is a name that klent uses itself, or that cannot be shown: the metric is"
 _OWN_NAMES = frozenset({"mean", "std", "unscorable"})  # of reward/...
 OWN_FAMILIES = frozenset(
-    "bellman calibration completion covariance entropy episode eval forks grad group kl law "
-    "memory mismatch mixture objective optimizer policy preference rest reward select selected "
-    "semantic sequence skewness sync thermostat time tokens update value".split()
+    {"bellman", "calibration", "completion", "covariance", "entropy", "episode", "eval", "forks", "grad"}
+    | {"group", "kl", "law", "memory", "mismatch", "mixture", "objective", "optimizer", "policy"}
+    | {"preference", "rest", "reward", "select", "selected", "semantic", "sequence", "skewness", "sync"}
+    | {"thermostat", "time", "tokens", "update", "value"}
 )
 """The first parts of names of klent's own metrics, which a reward cannot log."""
 

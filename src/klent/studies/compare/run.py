@@ -10,7 +10,7 @@ from rich.text import Text
 from klent.errors import RunError
 from klent.kit.tables import Row, finite, step_of
 from klent.kit.text import duration
-from klent.measure.score import LABELS, is_scored, kind_of, score_of
+from klent.measure.score import LABELS, is_judged, is_scored, kind_of, score_of
 from klent.runs.console import TrainConsole
 from klent.studies.compare.divergence import FILE, write_divergence
 from klent.studies.compare.page import write_page
@@ -55,13 +55,29 @@ class ShortConsole(TrainConsole):
     ) -> None:
         self.close()
         if before and after:
-            kind = kind_of([row for row in (before, after) if is_scored(row)])
-            scores = [score_of(row, kind) for row in (before, after)]
-            change = " → ".join("not scored" if score is None else f"{score.value:.3f}" for score in scores)
-            entropy = " → ".join(f"{row['entropy']:.3f}" for row in (before, after))
             took = duration(time.monotonic() - self._began)
-            name = "pass@1" if kind == "accuracy" else LABELS[kind]
-            self._print(f"  {name} {change}, entropy {entropy} nats, {took}")
+            self._print(f"  {', '.join([*changes(before, after), took])}")
+
+
+def changes(before: Row, after: Row) -> list[str]:
+    """What evaluations before and after a run have measured, each in a few words.
+
+    >>> changes({"loss": 2.0}, {"loss": 1.5})
+    ['loss 2.000 → 1.500 nats per token']
+    """
+    both = (before, after)
+    said = []
+    if any(is_judged(row) or "preference/accuracy" in row for row in both):
+        kind = kind_of([row for row in both if is_scored(row)])
+        name = "pass@1" if kind == "accuracy" else LABELS[kind]
+        scores = [score_of(row, kind) for row in both]
+        change = " → ".join("not scored" if score is None else f"{score.value:.3f}" for score in scores)
+        said.append(f"{name} {change}")
+    for key, unit in (("loss", "nats per token"), ("entropy", "nats")):
+        values = [finite(row.get(key)) for row in both]
+        if None not in values:
+            said.append(f"{key} {' → '.join(f'{value:.3f}' for value in values)} {unit}")
+    return said
 
 
 class Redraw:
