@@ -153,7 +153,11 @@ def test_finished_episodes_are_kept_where_a_person_leaves(play, tmp_path):
 
 def test_control_c_stops_with_130():
     """A person's game starts without what training needs."""
-    code = "import sys; from klent.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    # A job in the background is born with the signal ignored; a person's is not.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = (
+        f"{heard}import sys; from klent.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    )
     game = subprocess.Popen(
         [sys.executable, "-c", code, "play", "maze"],
         stdin=subprocess.PIPE,
