@@ -118,13 +118,13 @@ class Judging:
         passed = f"pass@{judged.samples}"
         if passed in row:
             numbers["pass@k"] = float(str(row[passed]))
+        if judged.kl:
+            numbers |= self._kl(name, judged, loaded, found)
         others = _others(judged, task, found, judges)
         numbers |= {key: _mean(values) for key, values in others.items()}
         rewards = [[math.nan if v is None else float(v) for v in group] for group in row["rewards"]]  # type: ignore[attr-defined]
         for n in judged.best_of:
             numbers |= _best_of(n, rewards, next(iter(others.items())))
-        if judged.kl:
-            numbers |= self._kl(name, judged, loaded, found)
         return numbers
 
     def _kl(self, name: str, judged: Judged, loaded: LoadedModel, own: Sequence[Episode]) -> Row:
