@@ -60,6 +60,31 @@ def test_pairs_are_right_by_the_reward_and_can_be_continued(recipe, tmp_path, mo
     assert (tmp_path / "part.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
+def test_answers_with_one_text_make_no_pair_whatever_their_rewards(recipe, tmp_path) -> None:
+    (tmp_path / "r.py").write_text(
+        "def size(completions, **k):\n    return [float(i) for i in range(len(completions))]\n"
+    )
+    (tmp_path / "a.jsonl").write_text('{"prompt": "1 + 1 = "}\n' * 4)
+    alike = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"max_tokens": 1})})
+    rows = label_pairs(alike, Labels(12), out=tmp_path / "p.jsonl")
+    assert all(row["chosen"].strip() != row["rejected"].strip() for row in rows)
+
+
+def test_an_environment_makes_no_pairs(tmp_path) -> None:
+    played = make_recipe(
+        {"model": "tiny", "method": "grpo", "task": {"env": "maze"}, "steps": 1, "eval": None}
+    )
+    with pytest.raises(ConfigError, match=r"task.env plays episodes of several turns"):
+        label_pairs(played, Labels(1), out=tmp_path / "p.jsonl")
+
+
+def test_a_small_noise_and_a_large_difference_are_no_error() -> None:
+    """sigmoid(-1000 / 0.001) is 0: float64 does not hold exp(1e6)."""
+    labels = Labels(1, noise=1e-3)
+    assert labels.first_is_better(1000.0, 0.0, random.Random(0))
+    assert not labels.first_is_better(0.0, 1000.0, random.Random(0))
+
+
 def test_a_part_of_other_settings_is_refused(recipe, tmp_path) -> None:
     (tmp_path / "p.jsonl.part").write_text(json.dumps({"noise": 3}) + "\n")
     with pytest.raises(RunError, match="holds pairs of another setting"):

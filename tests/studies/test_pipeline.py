@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,12 @@ stages:
 STAGES = """
   dpo: {model: "{sft}", method: dpo, task: {pairs: "{labels}"}}
   labels:
-    {model: "{sft}", task: {data: sums.jsonl}, reward: "r.py:other", rollout: {max_tokens: 4}, label: {pairs: 6}}
-  sft: {method: sft, task: {data: sums.jsonl}}
+    model: "{sft}"
+    task: {data: sums.jsonl, heldout: 4}
+    reward: r.py:other
+    rollout: {max_tokens: 4}
+    label: {pairs: 6}
+  sft: {method: sft, task: {data: sums.jsonl, heldout: 4}}
 """
 
 
@@ -80,15 +85,22 @@ def test_stages_run_in_the_order_of_what_they_need_and_are_judged_alike(study: P
     before = {file: file.stat().st_mtime_ns for file in plan.folder.rglob("*.json*")}
     run_study(plan_study(study, [], 1, Path("runs")), command="", console=console)
     assert {file: file.stat().st_mtime_ns for file in plan.folder.rglob("*.json*")} == before
+    # A stage that is trained again is judged again, and so is what is compared with it.
+    shutil.rmtree(sft.folder / "final")
+    shutil.copytree("tiny", sft.folder / "final")
+    run_study(plan_study(study, [], 1, Path("runs")), command="", console=console)
+    again = numbers(plan.folder)
+    assert again["sft", "prose/nats"] != found["sft", "prose/nats"]
+    assert again["dpo", "weights/distance"] > found["dpo", "weights/distance"]
 
 
 def test_a_stage_that_fails_takes_those_with_it_that_need_it_and_no_others(study: Path) -> None:
     bad = study.parent / "bad.py"
     bad.write_text("def broken(completions, **k):\n    raise ValueError('no')\n")
     failing = (
-        "  rl: {method: grpo, group_size: 2, rollout: {max_tokens: 2}, task: {data: sums.jsonl},\n"
+        "  rl: {method: grpo, group_size: 2, rollout: {max_tokens: 2}, task: {data: sums.jsonl, heldout: 4},\n"
         '    reward: "bad.py:broken", limits: {unscorable_steps: 1}}\n'
-        '  after: {model: "{rl}", method: sft, task: {data: sums.jsonl}}\n'
+        '  after: {model: "{rl}", method: sft, task: {data: sums.jsonl, heldout: 4}}\n'
     )
     study.write_text(HEAD + failing + STAGES)
     plan = plan_study(study, ["judge.prose=0"], 1, Path("runs"))
@@ -97,6 +109,53 @@ def test_a_stage_that_fails_takes_those_with_it_that_need_it_and_no_others(study
     states = {run.arm: state_of(run) for run in plan.blocks[0].runs}
     assert (states["sft"], states["dpo"], states["after"]) == ("done", "done", "new")
     assert ("after", "sums/reward") not in numbers(plan.folder)
+
+
+def test_a_judge_that_names_a_later_stage_waits_for_it(study: Path) -> None:
+    reward = '  reward: {method: reward_model, task: {pairs: "{labels}"}, judge: false}\n'
+    text = HEAD.replace("others: r.py:other", 'others: {model: "{reward}"}')
+    study.write_text(text + STAGES + reward)
+    plan = plan_study(study, ["judge.prose=0"], 1, Path("runs"))
+    assert plan.study.judge_needs == ("sft", "reward")
+    run_study(plan, command="", console=Console(quiet=True))
+    found = numbers(plan.folder)
+    assert {stage for stage, measure in found if measure == "sums/reward"} == {"sft", "dpo"}
+    assert ("sft", "sums/best_of_2") in found
+
+
+def test_where_the_base_fails_it_is_said_and_nothing_is_judged(study: Path) -> None:
+    (study.parent / "sums.jsonl").write_text('{"prompt": "1 + 1 = "}\n' * 12)  # no completion
+    plan = plan_study(
+        study,
+        [
+            "judge.prose=0",
+            "stages.other={model: tiny, method: grpo, group_size: 2, reward: "
+            "'r.py:ones', rollout: {max_tokens: 2}, task: {gym: chain_sum}}",
+        ],
+        1,
+        Path("runs"),
+    )
+    with pytest.raises(RunError, match=r"3 of 4 runs failed .*; not judged: other-seed0"):
+        run_study(plan, command="", console=Console(quiet=True))
+    page = (plan.folder / "study.html").read_text()
+    assert "judging other-seed0 failed: sft, which the judge needs, failed" in page
+
+
+def test_pairs_that_were_labelled_in_another_way_are_refused(study: Path) -> None:
+    plan = plan_study(study, ["judge.prose=0"], 1, Path("runs"))
+    run_study(plan, command="", console=Console(quiet=True))
+    with pytest.raises(
+        ConfigError, match=r"labels-seed0 .*label.pairs: 6 there, 5 now; label.flip: 0.0 there, 0.4"
+    ):
+        plan_study(study, ["stages.labels.label={pairs: 5, flip: 0.4}"], 1, Path("runs"))
+
+
+@pytest.mark.parametrize("change", ["stages.sft.task.heldout=3", "stages.sft.task.heldout=null"])
+def test_a_stage_is_not_judged_on_what_it_trained_on(study: Path, change: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"stage sft trains on .*sums.jsonl, out of which judge.on.sums holds 4"
+    ):
+        plan_study(study, [change], 1, Path("runs"))
 
 
 def test_a_finished_stage_is_not_taken_for_one_of_other_settings(study: Path) -> None:
@@ -133,6 +192,14 @@ REFUSED = {
         "the stages a, b wait for one another",
     ),
     "a name": (HEAD + "  prompt: {method: sft}\n", "a stage cannot be called `prompt`"),
+    "a stage that is not there": (
+        HEAD + STAGES.replace('"{labels}"', '"{lables}"'),
+        "stages.dpo.task.pairs: no stage is called `lables`; did you mean `labels`?",
+    ),
+    "a judge of a stage that is not there": (
+        HEAD.replace('"{sft}"', '"{sfd}"') + STAGES,
+        "judge.base: no stage is called `sfd`; did you mean `sft`?",
+    ),
     "no judge": ("stages: {a: {method: sft}}\n", "`judge` is missing"),
 }
 
@@ -146,12 +213,37 @@ def test_a_study_that_cannot_run_says_why_and_where(study: Path, text: str, mess
     assert "study.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("judge.on.sums.best_of=[8]", "judge.on.sums: best_of 8 needs as many samples; there are 2"),
+        ("judge.on.sums.sampels=8", "judge.on.sums.sampels: unknown key; did you mean `samples`?"),
+        ("stages.labels.label.flop=0.1", "stages.labels.label.flop: unknown key; did you mean `flip`?"),
+    ],
+)
+def test_a_wrong_value_of_the_judge_is_named_with_its_key(study: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_study(study, [change], 1, Path("runs"))
+    assert message in str(caught.value)
+
+
 def test_a_wrong_key_of_a_stage_is_named_with_its_line(study: Path) -> None:
     study.write_text(HEAD + STAGES.replace("method: sft", "methd: sft"))
     with pytest.raises(ConfigError) as caught:
         plan_study(study, [], 1, Path("runs"))
     assert "stage sft: " in str(caught.value)
-    assert "study.yaml:21" in str(caught.value)
+    assert "study.yaml:25" in str(caught.value)
+
+
+def test_the_study_in_the_docs_can_be_planned(study: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    study.write_text(page.split("```yaml\n")[1].split("```")[0])
+    (study.parent / "gold.py").write_text(
+        "def score(completions, **k):\n    return [1.0 for _ in completions]\n"
+    )
+    (study.parent / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
+    plan = plan_study(study, [], 1, Path("runs"))
+    assert [stage.name for stage in plan.study.stages] == ["labels", "reward", "ppo", "dpo"]
 
 
 def test_the_plan_says_what_follows_what(study: Path) -> None:

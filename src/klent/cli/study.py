@@ -10,12 +10,7 @@ from klent.cli.common import Debug, Overrides, Runs, out
 
 
 def study(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY", help="A study file, or the name of a shipped one.", show_default=False
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file, YAML.", show_default=False)],
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each stage.")] = 1,
     dry_run: Annotated[
@@ -51,7 +46,7 @@ def study(
     if dry_run and report_only:
         raise ConfigError("--dry-run writes nothing and --report-only writes the page; choose one")
     plan = plan_study(file, overrides or [], seeds, runs)
-    words = ["klent", "study", file, *(overrides or []), "--seeds", str(seeds)]
+    words = ["klent", "study", str(file), *(overrides or []), "--seeds", str(seeds)]
     command = shlex.join([*words, "--runs", str(runs)] if runs != Path("runs") else words)
     if report_only:
         out.print(f"page: {write_page(plan, command=command)}", soft_wrap=True)

@@ -45,23 +45,6 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "recipes"
 
 
-def find_study(path_or_name: str | Path) -> Path:
-    """A study by path, or a shipped one by name.
-
-    Raises:
-        ConfigError: neither exists.
-    """
-    path, folder = Path(path_or_name), recipes_folder() / "studies"
-    if path.is_file():
-        return path
-    shipped = folder / f"{path.name.removesuffix('.yaml')}.yaml"
-    if path.parent in (Path(), Path("studies")) and shipped.is_file():
-        return shipped
-    names = [file.stem for file in sorted(folder.glob("*.yaml"))]
-    there = f"; shipped are {', '.join(names)}" if names else ""
-    raise ConfigError(f"{path}: no such study{nearest(path.stem, names)}{there}")
-
-
 def find_recipe(path_or_name: str | Path) -> Path:
     """A recipe by path, or a shipped one by name.
 

@@ -12,7 +12,7 @@ from klent.config.base import Count, NonNegative, Positive, PositiveInt, Setting
 from klent.config.evaluation import Rewards, list_rewards
 from klent.config.layers import KeyPath, Layer, merge
 from klent.config.load import locate_layer, overridden
-from klent.config.shape_checks import shape_problems
+from klent.config.shape_checks import key_path
 from klent.config.task import Task
 from klent.config.yaml_text import parse_overrides
 from klent.errors import ConfigError
@@ -20,11 +20,7 @@ from klent.kit.names import nearest
 
 STAGE = re.compile(r"\{([A-Za-z][A-Za-z0-9_-]*)\}")
 KEYS = ("name", "common", "stages", "judge")
-RESERVED = (
-    "prompt",
-    "answer",
-    "base",
-)  # what braces mean elsewhere in a recipe, and the row that stages start from
+RESERVED = ("prompt", "answer", "base")  # braces elsewhere in a recipe, and the row that stages start from
 
 
 class Judged(Settings):
@@ -118,6 +114,7 @@ class Study:
         stages: in an order in which each comes after those that it needs.
         judge: the section, with ``{STAGE}`` still in it.
         base: the stage or the model that stages are compared with.
+        judge_needs: the stages that the judge names, as its base or in a reward.
     """
 
     name: str
@@ -125,6 +122,7 @@ class Study:
     stages: tuple[StageFile, ...]
     judge: Mapping[str, Yaml]
     base: str
+    judge_needs: tuple[str, ...]
 
 
 def read_study(file: Path, overrides: Iterable[str] = ()) -> Study:
@@ -158,7 +156,11 @@ def read_study(file: Path, overrides: Iterable[str] = ()) -> Study:
         raise ConfigError(
             f"{file}: `judge.base` is missing; name the stage or model that stages are compared with"
         )
-    return Study(str(values.get("name") or file.stem), file, _ordered(read, layer), judge, base)
+    ordered = _ordered(read, layer)
+    _refuse_strangers(judge, ("judge",), layer, read)
+    named = set(STAGE.findall(str([judge, base])))
+    needs = tuple(name for name in read if name in named or name == base)
+    return Study(str(values.get("name") or file.stem), file, ordered, judge, base, needs)
 
 
 def judge_of(study: Study, folders: Mapping[str, Path]) -> Judge:
@@ -170,8 +172,7 @@ def judge_of(study: Study, folders: Mapping[str, Path]) -> Judge:
     try:
         return Judge.model_validate(with_folders(dict(study.judge), folders))
     except ValidationError as error:
-        found = "; ".join(f"judge.{'.'.join(map(str, p.path))}: {p.message}" for p in shape_problems(error))
-        raise ConfigError(f"{study.file}: {found}") from None
+        raise ConfigError(f"{study.file}: {_wrong(error, 'judge')}") from None
 
 
 def with_folders(value: Yaml, folders: Mapping[str, Path]) -> Yaml:
@@ -199,9 +200,10 @@ def _stage(name: str, value: Yaml, common: Layer, whole: Layer, stages: Mapping[
     judged = own.pop("judge", True)
     if not isinstance(judged, bool):
         raise ConfigError(f"{origin}: stages.{name}.judge is true or false")
-    label = _label(own.pop("label", None), f"{origin}: stages.{name}.label")
+    label = _label(own.pop("label", None), f"stages.{name}.label", origin)
     if label is not None:
         own = {"method": "grpo", "steps": 1, **own}  # a recipe has both; neither is used
+    _refuse_strangers(own, ("stages", name), whole, stages)
     layer = Layer(own, _below(whole.origins, ("stages", name)), whole.source)
     merged = merge(common, layer)
     named = set(STAGE.findall(str(merged.values)))
@@ -211,14 +213,48 @@ def _stage(name: str, value: Yaml, common: Layer, whole: Layer, stages: Mapping[
     return StageFile(name, merged, judged, label, tuple(other for other in stages if other in named))
 
 
-def _label(value: Yaml, where: str) -> Label | None:
+def _refuse_strangers(value: Yaml, path: KeyPath, layer: Layer, stages: Iterable[str]) -> None:
+    """Refuse ``{NAME}`` that is a whole value and no stage; within a text, braces are the text's own.
+
+    Raises:
+        ConfigError: with file, line and the nearest stage.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_strangers(item, (*path, key), layer, stages)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_strangers(item, path, layer, stages)
+    elif isinstance(value, str) and (found := STAGE.fullmatch(value)):
+        name = found[1]
+        if name not in stages and name not in RESERVED:
+            there = ", ".join(stages)
+            raise ConfigError(
+                f"{layer.origin(path)}: {'.'.join(path)}: no stage is called `{name}`{nearest(name, stages)}; "
+                f"there are {there}"
+            )
+
+
+def _wrong(error: ValidationError, above: str) -> str:
+    """What does not fit in a section of a study, key by key."""
+    known = [*Judge.model_fields, *Judged.model_fields, *Label.model_fields]
+    said = []
+    for item in error.errors():
+        path = key_path(item)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown key{nearest(str(path[-1]), known)}"
+        said.append(f"{'.'.join(map(str, (above, *path)))}: {message}")
+    return "; ".join(said)
+
+
+def _label(value: Yaml, name: str, where: str) -> Label | None:
     if value is None:
         return None
     try:
         return Label.model_validate(value)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, p.path))}: {p.message}" for p in shape_problems(error))
-        raise ConfigError(f"{where}: {found}") from None
+        raise ConfigError(f"{where}: {_wrong(error, name)}") from None
 
 
 def _below(origins: Mapping[KeyPath, str], path: KeyPath) -> dict[KeyPath, str]:

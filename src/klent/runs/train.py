@@ -90,7 +90,8 @@ def train(
             note=console.warn,
             environments=task.environments,
         )
-        held_out = parts.engine.check if recipe.task.paired else parts.sampler.check
+        answered = judge is not None and not recipe.task.paired  # else held-out completions are replayed
+        held_out = parts.sampler.check if answered else parts.engine.check
         if left_out := task.fit(parts.engine.check, held_out):
             looked_at = "" if isinstance(task, DataTask) else " of those tried"
             console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")

@@ -53,7 +53,7 @@ class Labels:
         """
         better = first > second
         if self.noise:
-            better = drawn.random() < 1 / (1 + math.exp(-(first - second) / self.noise))
+            better = drawn.random() < (1 + math.tanh((first - second) / self.noise / 2)) / 2  # sigmoid
         return better != (drawn.random() < self.flip)
 
 
@@ -81,9 +81,14 @@ def label_pairs(
         progress: called with (pairs made, pairs wanted).
 
     Raises:
-        ConfigError: the recipe has no reward, or samples nothing.
+        ConfigError: the recipe has no reward, samples nothing, or plays episodes.
         RunError: the existing part was made by another recipe; or the answers hardly ever differ in reward.
     """
+    if recipe.task.pays:
+        raise ConfigError(
+            "labels compare two answers to a prompt, and task.env plays episodes of several turns; name a task "
+            "with prompts: gym or data"
+        )
     if recipe.reward is None or not recipe.rollout.sampled:
         raise ConfigError(
             "labels need a reward that says which answer is better, and a rollout that samples answers"
@@ -122,7 +127,8 @@ def _pairs(rollouts: Sequence[Episode], rewards: Sequence[float], labels: Labels
         one, other = rollouts[index], rollouts[index + 1]
         scores = rewards[index], rewards[index + 1]
         known = all(math.isfinite(value) for value in scores)
-        if not known or scores[0] == scores[1] or not one.text.strip() or not other.text.strip():
+        texts = one.text.strip(), other.text.strip()
+        if not known or scores[0] == scores[1] or texts[0] == texts[1] or not all(texts):
             continue
         better = labels.first_is_better(*scores, drawn)
         pair = ((one.text, scores[0]), (other.text, scores[1]))

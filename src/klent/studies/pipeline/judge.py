@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from klent.measure.divergence import measure_divergence
 from klent.measure.evaluate import by_problem, evaluate
 from klent.measure.prose import paragraphs, prose_nats, weight_distance
 from klent.models.load import LoadedModel
+from klent.runs.code import model_folder
 from klent.runs.engines import build_sampler
 from klent.runs.evaluate import load_on_device
 from klent.runs.judges import open_judges
@@ -26,6 +27,7 @@ from klent.studies.pipeline.plan import Block
 from klent.tasks import Scorer, Task, load_task
 from klent.tasks.judge import OpenJudge
 from klent.tasks.returns import Returns
+from klent.training.kept_reference import identity
 
 FILE = "judge.json"
 Row = dict[str, float]
@@ -71,7 +73,10 @@ class Judging:
         return row
 
     def _key(self, model: str) -> str:
-        values = [self.judge.model_dump(mode="json"), model, self.block.base, self.block.seed]
+        """Of all that the numbers depend on: a stage that is trained again is judged again."""
+        judge = self.judge.model_dump(mode="json")
+        weights = [identity(folder) for folder in _folders([model, self.block.base, judge])]
+        values = [judge, model, self.block.base, self.block.seed, weights]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -93,9 +98,16 @@ class Judging:
         return row
 
     def _on(self, name: str, judged: Judged, loaded: LoadedModel) -> Row:
-        task = load_task(judged.task, seed=self.block.seed, heldout=judged.problems)
+        with ExitStack() as stack:
+            task = load_task(judged.task, seed=self.block.seed, heldout=judged.problems)
+            if task.environments is not None:
+                stack.callback(task.environments.close)
+            return self._solved(name, judged, loaded, task)
+
+    def _solved(self, name: str, judged: Judged, loaded: LoadedModel, task: Task) -> Row:
         engine = build_sampler(loaded, _rollout(judged), environments=task.environments)
         task.fit(None, engine.check)
+        prompts = task.heldout(judged.problems)
         found: list[Episode] = []
 
         def keep(rollouts: Sequence[Episode], correct: object) -> dict[str, object]:
@@ -108,7 +120,7 @@ class Judging:
             row = evaluate(
                 engine,
                 scorer if scorer is not None and task.environments is None else Returns(scorer),
-                task.heldout(judged.problems),
+                prompts,
                 samples=judged.samples,
                 seed=derive_seed(self.block.seed, "judge", name),
                 step=0,
@@ -119,7 +131,7 @@ class Judging:
         if passed in row:
             numbers["pass@k"] = float(str(row[passed]))
         if judged.kl:
-            numbers |= self._kl(name, judged, loaded, found)
+            numbers |= self._kl(name, judged, loaded, found, task)
         others = _others(judged, task, found, judges)
         numbers |= {key: _mean(values) for key, values in others.items()}
         rewards = [[math.nan if v is None else float(v) for v in group] for group in row["rewards"]]  # type: ignore[attr-defined]
@@ -127,21 +139,31 @@ class Judging:
             numbers |= _best_of(n, rewards, next(iter(others.items())))
         return numbers
 
-    def _kl(self, name: str, judged: Judged, loaded: LoadedModel, own: Sequence[Episode]) -> Row:
+    def _kl(self, name: str, judged: Judged, loaded: LoadedModel, own: Sequence[Episode], task: Task) -> Row:
         """Exact KL per answer: of the model from the base along its own answers, and the other way round."""
         if loaded is self.base:
             self._answers[name] = list(own)
             return {"kl_reverse": 0.0, "kl_forward": 0.0}
         options = {"samples": judged.samples, "temperature": judged.temperature}
         if name not in self._answers:
-            task = load_task(judged.task, seed=self.block.seed, heldout=judged.problems)
             seed = derive_seed(self.block.seed, "judge", name)
-            prompts = task.heldout(judged.problems)
+            prompts = task.heldout(judged.problems)  # those that fit the model's context
             engine = build_sampler(self.base, _rollout(judged), environments=task.environments)
             self._answers[name] = engine.generate(prompts, group_size=judged.samples, seed=seed)
         reverse = measure_divergence(loaded, self.base, own, **options)  # type: ignore[arg-type]
         forward = measure_divergence(self.base, loaded, self._answers[name], **options)  # type: ignore[arg-type]
         return {"kl_reverse": reverse["kl/base_completion"], "kl_forward": forward["kl/base_completion"]}
+
+
+def _folders(value: object) -> Iterator[Path]:
+    """Every model's folder that is named in the values."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _folders(item)
+    elif isinstance(value, str) and (folder := model_folder(value)) is not None:
+        yield folder
 
 
 def _rollout(judged: Judged) -> TransformersRollout:

@@ -1,17 +1,20 @@
 """The runs of a study, and which of them are already done."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from klent.config import load_recipe
+from klent.config import FileSettings, load_recipe
 from klent.config.layers import Layer
-from klent.config.load import find_study, recipe_of
-from klent.config.study import Judge, Study, judge_of, read_study, values_of
+from klent.config.load import recipe_of
+from klent.config.study import Judge, Label, StageFile, Study, judge_of, read_study, values_of
 from klent.errors import ConfigError
 from klent.kit.text import plural
 from klent.runs.plan import make_plan
 from klent.studies.compare.plan import PlannedRun, State, differences
+
+LABEL = "label.json"  # how the pairs of a stage were labelled
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,11 @@ class StudyPlan:
         return next(one.judged for one in self.study.stages if one.name == stage)
 
 
-def plan_study(study: str | Path, overrides: Sequence[str], seeds: int, runs: Path) -> StudyPlan:
+def plan_study(study: Path, overrides: Sequence[str], seeds: int, runs: Path) -> StudyPlan:
     """Read a study and check every recipe of it; nothing is written.
 
     Args:
-        study: a file, or the name of a shipped study.
+        study: the file.
         overrides: ``KEY=VALUE``, with keys such as ``stages.ppo.steps`` and ``common.model``.
         seeds: runs of each stage, with the seeds 0, 1, ...
         runs: folder that contains the study's folder.
@@ -62,14 +65,16 @@ def plan_study(study: str | Path, overrides: Sequence[str], seeds: int, runs: Pa
     Raises:
         ConfigError: a recipe is invalid, or a run in the folder was made with other settings.
     """
-    read = read_study(find_study(study), overrides)
+    read = read_study(study, overrides)
     folder = runs / read.name
     if (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is a single run; give the study another name: name={read.name}-study")
     plan = StudyPlan(read, folder, tuple(_block(read, folder, seed) for seed in range(seeds)))
     for block in plan.blocks:
-        for run in block.runs:
+        for stage, run in zip(read.stages, block.runs, strict=True):
             _refuse_changed(run)
+            _refuse_changed_labels(run, stage.label)
+            _refuse_judged_prompts(run, stage, block.judge)
     return plan
 
 
@@ -109,6 +114,57 @@ def _refuse_changed(run: PlannedRun) -> None:
             f"{run.folder} was made with other settings ({listed}). Use those settings, give this study another "
             "name=..., or move the folder away"
         )
+
+
+def _refuse_changed_labels(run: PlannedRun, label: Label | None) -> None:
+    """Pairs that are there were made with these settings."""
+    file = run.folder / LABEL
+    if label is None or not file.is_file():
+        return
+    there, now = json.loads(file.read_text(encoding="utf-8")), label.model_dump(mode="json")
+    changed = [
+        f"label.{key}: {there.get(key)} there, {value} now"
+        for key, value in now.items()
+        if there.get(key) != value
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run.folder} was made with other settings ({'; '.join(changed)}). Use those settings, give this study "
+            "another name=..., or move the folder away"
+        )
+
+
+def _refuse_judged_prompts(run: PlannedRun, stage: StageFile, judge: Judge) -> None:
+    """A stage must not train on the prompts that it is judged on.
+
+    Raises:
+        ConfigError: both take them from one file, and do not hold out the same.
+    """
+    task = run.recipe.task
+    if not isinstance(task, FileSettings):
+        return  # a generator, or an environment, holds out problems whatever their number
+    for name, judged in judge.on.items():
+        other = judged.task
+        if not isinstance(other, FileSettings) or _apart(other) or _rows(task) != _rows(other):
+            continue
+        ours = task.heldout or (run.recipe.eval.problems if run.recipe.eval else 0)
+        theirs = other.heldout or judged.problems
+        if _apart(task) or ours != theirs or task.seed != other.seed:
+            raise ConfigError(
+                f"stage {stage.name} trains on {task.source}, out of which judge.on.{name} holds {theirs:g} prompts, "
+                f"and the stage {ours:g}: it would be judged on prompts that it was trained on. Give both the same "
+                "task.heldout, or the judge another file: task.heldout_data"
+            )
+
+
+def _apart(task: FileSettings) -> bool:
+    """Whether its held-out prompts are not those of its own rows."""
+    return bool(task.heldout_data or task.heldout_split)
+
+
+def _rows(task: FileSettings) -> tuple[str | None, ...]:
+    """What decides the rows that prompts are read from."""
+    return task.source, task.subset, task.split, task.prompt_column
 
 
 def describe(plan: StudyPlan) -> list[str]:
