@@ -228,10 +228,9 @@ def _refuse_strangers(value: Yaml, path: KeyPath, layer: Layer, stages: Iterable
     elif isinstance(value, str) and (found := STAGE.fullmatch(value)):
         name = found[1]
         if name not in stages and name not in RESERVED:
-            there = ", ".join(stages)
+            key, there = ".".join(map(str, path)), ", ".join(stages)
             raise ConfigError(
-                f"{layer.origin(path)}: {'.'.join(path)}: no stage is called `{name}`{nearest(name, stages)}; "
-                f"there are {there}"
+                f"{layer.origin(path)}: {key}: no stage is called `{name}`{nearest(name, stages)}; there are {there}"
             )
 
 

@@ -28,6 +28,14 @@ class Rendered(Settings):
         """What a plan says of an episode beside its tokens."""
         return ""
 
+    def split_of(self, count: int) -> tuple[object, ...]:
+        """The rows out of which problems are held out, and which; empty where those held out are others anyway.
+
+        Args:
+            count: how many are held out where the section does not say.
+        """
+        return ()
+
     @property
     def rendering(self) -> dict[str, object]:
         """What a chat template is given beside the messages."""
@@ -68,6 +76,7 @@ class FileSettings(Rendered):
 
     generated: ClassVar[bool] = False
     completions: ClassVar[tuple[str, ...]] = ("completion",)  # columns that hold answers
+    key: ClassVar[str] = "data"  # the key that names the file
 
     split: str = "train"
     """Split of a dataset to train on; a file has none."""
@@ -93,7 +102,12 @@ class FileSettings(Rendered):
     @property
     def source(self) -> str:
         """What a plan calls it: the file or dataset id."""
-        raise NotImplementedError
+        return str(getattr(self, self.key))
+
+    def split_of(self, count: int) -> tuple[object, ...]:
+        """The rows out of which problems are held out, and which; the rows come first."""
+        rows = (self.source, self.subset, self.split, self.prompt_column)
+        return rows, self.heldout or count, self.seed, self.heldout_data, self.heldout_split
 
 
 class DataSettings(FileSettings):
@@ -103,26 +117,17 @@ class DataSettings(FileSettings):
     """A .jsonl or .parquet file, or a dataset id of the hub, with a column `prompt` (text or messages) or
     `messages` (a whole conversation)."""
 
-    @property
-    def source(self) -> str:
-        """The file or dataset id."""
-        return self.data
-
 
 class PairsSettings(FileSettings):
     """Preferences: two answers to each prompt, one of them better."""
 
+    key: ClassVar[str] = "pairs"
     paired: ClassVar[bool] = True
     completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     pairs: str
     """A .jsonl or .parquet file, or a dataset id of the hub, with columns `chosen` and `rejected` (text or
     messages), and `prompt` unless both are conversations that begin alike."""
-
-    @property
-    def source(self) -> str:
-        """The file or dataset id."""
-        return self.pairs
 
 
 class EnvironmentSettings(Rendered):
@@ -174,6 +179,10 @@ class EnvironmentSettings(Rendered):
         """Whether starts are seeds without columns of their own, as many as are asked for."""
         return not isinstance(self.rows, str)
 
+    def split_of(self, count: int) -> tuple[object, ...]:
+        """The rows out of which problems are held out, and which; empty where starts are seeds."""
+        return () if self.generated else (self.rows, self.heldout or count, self.seed, None, None)
+
     @property
     def source(self) -> str:
         """What a plan calls it: the environment's name."""
@@ -189,6 +198,7 @@ class EnvironmentSettings(Rendered):
 class TrajectorySettings(FileSettings):
     """Logged play: episodes of several turns, with what each turn earned."""
 
+    key: ClassVar[str] = "trajectories"
     completions: ClassVar[tuple[str, ...]] = ("trajectory",)
 
     trajectories: str
@@ -207,11 +217,6 @@ class TrajectorySettings(FileSettings):
         if value is not None and value[0] >= value[1]:
             raise ValueError(f"the least, {value[0]:g}, must be below the most, {value[1]:g}")
         return value
-
-    @property
-    def source(self) -> str:
-        """The file or dataset id."""
-        return self.trajectories
 
 
 #: the classes of the union, by tag

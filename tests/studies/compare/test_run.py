@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,3 +169,15 @@ def test_the_divergence_of_a_token_by_hand(temperature):
         by_hand = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
         assert float(found[place]) == pytest.approx(by_hand, rel=1e-4)
     assert float(completion_divergence(policy, policy, rollout, temperature=temperature).abs().max()) < 1e-6
+
+
+def test_what_an_environment_said_is_not_counted_as_the_policys():
+    policy, base = (
+        LoadedModel(tiny_model(seed), tiny_tokenizer(), "tiny", (END, TURN_END)) for seed in (0, 1)
+    )
+    tokens = torch.tensor([30, 41, 52, 33])
+    said = Episode(Prompt("p", "x"), [20, 21], tokens, torch.zeros(4), torch.zeros(4), "", "length")
+    acted = torch.tensor([True, False, False, True])
+    played = replace(said, acted=acted, turn=torch.tensor([0, 0, 1, 1]))
+    every = completion_divergence(policy, base, said, temperature=1.0)
+    assert torch.equal(completion_divergence(policy, base, played, temperature=1.0), every[acted])

@@ -67,10 +67,9 @@ def changes(before: Row, after: Row) -> list[str]:
     """
     both = (before, after)
     said = []
-    if any(is_judged(row) or "preference/accuracy" in row for row in both):
+    if any(map(is_judged, both)):
         kind = kind_of([row for row in both if is_scored(row)])
         name = "pass@1" if kind == "accuracy" else LABELS[kind]
-        name = LABELS["preference"] if "calibration/error" in after else name
         scores = [score_of(row, kind) for row in both]
         change = " → ".join("not scored" if score is None else f"{score.value:.3f}" for score in scores)
         said.append(f"{name} {change}")

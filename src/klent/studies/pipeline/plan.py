@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from klent.config import FileSettings, load_recipe
+from klent.config import load_recipe
 from klent.config.layers import Layer
 from klent.config.load import recipe_of
 from klent.config.study import Judge, Label, StageFile, Study, judge_of, read_study, values_of
@@ -140,31 +140,18 @@ def _refuse_judged_prompts(run: PlannedRun, stage: StageFile, judge: Judge) -> N
     Raises:
         ConfigError: both take them from one file, and do not hold out the same.
     """
-    task = run.recipe.task
-    if not isinstance(task, FileSettings):
-        return  # a generator, or an environment, holds out problems whatever their number
+    task, settings = run.recipe.task, run.recipe.eval
+    ours = task.split_of(settings.problems if settings else 0)
     for name, judged in judge.on.items():
-        other = judged.task
-        if not isinstance(other, FileSettings) or _apart(other) or _rows(task) != _rows(other):
-            continue
-        ours = task.heldout or (run.recipe.eval.problems if run.recipe.eval else 0)
-        theirs = other.heldout or judged.problems
-        if _apart(task) or ours != theirs or task.seed != other.seed:
+        theirs = judged.task.split_of(judged.problems)
+        of_another_file = any(theirs[3:])
+        if ours and theirs and ours[0] == theirs[0] and ours != theirs and not of_another_file:
             raise ConfigError(
-                f"stage {stage.name} trains on {task.source}, out of which judge.on.{name} holds {theirs:g} prompts, "
-                f"and the stage {ours:g}: it would be judged on prompts that it was trained on. Give both the same "
-                "task.heldout, or the judge another file: task.heldout_data"
+                f"stage {stage.name} trains on {task.source}, out of which judge.on.{name} holds {theirs[1]} "
+                "prompts, and does not hold out the same: it would be judged on what it was trained on. Give both "
+                f"the same task.heldout (here {ours[1]} and {theirs[1]}) and task.seed, or the judge a "
+                "task.heldout_data"
             )
-
-
-def _apart(task: FileSettings) -> bool:
-    """Whether its held-out prompts are not those of its own rows."""
-    return bool(task.heldout_data or task.heldout_split)
-
-
-def _rows(task: FileSettings) -> tuple[str | None, ...]:
-    """What decides the rows that prompts are read from."""
-    return task.source, task.subset, task.split, task.prompt_column
 
 
 def describe(plan: StudyPlan) -> list[str]:
