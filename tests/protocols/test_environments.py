@@ -68,11 +68,37 @@ def test_a_call_that_fails_is_told_to_the_policy(tools, action, told):
     assert not step.done
 
 
+def test_the_file_of_a_tool_may_be_any_that_python_imports(tmp_path, monkeypatch):
+    lines = [
+        "from __future__ import annotations",
+        "from dataclasses import dataclass",
+        "@dataclass",
+        "class Pair:",
+        "    a: int",
+        "def first(a: int) -> int:",
+        "    return Pair(a).a",
+    ]
+    (tmp_path / "own.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    assert Tools(["own.py:first"]).step(call("first", '{"a": 3}')).observation[0]["content"] == "3"
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
+    with pytest.raises(ConfigError, match=r"tool leaves.py:f: importing .*leaves.py failed: SystemExit"):
+        Tools(["leaves.py:f"])
+    (tmp_path / "value.py").write_text("class Add: pass\nf = Add\nn = 3")
+    for name, kind in (("f", "type"), ("n", "int")):
+        with pytest.raises(
+            ConfigError, match=rf"tool value.py:{name}: '{name}' .*is of type {kind}, not a function"
+        ):
+            Tools([f"value.py:{name}"])
+
+
 def test_tools_that_cannot_be_had(tmp_path):
     (tmp_path / "own.py").write_text(TOOLS)
     with pytest.raises(ConfigError, match="has no function 'sub'"):
         Tools([f"{tmp_path}/own.py:sub"])
-    with pytest.raises(ConfigError, match=r"importing .*missing.py failed"):
+    with pytest.raises(ConfigError, match=r"has no function 'ad'; did you mean `add`"):
+        Tools([f"{tmp_path}/own.py:ad"])
+    with pytest.raises(ConfigError, match=r"tool .*there is no file .*missing.py"):
         Tools([f"{tmp_path}/missing.py:add"])
     with pytest.raises(ConfigError, match="a column `prompt`"):
         Tools([]).reset({}, 0)

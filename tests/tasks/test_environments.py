@@ -1,6 +1,7 @@
 """Environments in their processes: what fails ends its episode, and nothing else."""
 
 import math
+import random
 import time
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from klent.errors import ConfigError, DataError, TooLong
 from klent.runs.plan import describe_plan
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
-from klent.tasks import Scores, load_task
-from klent.tasks.pool import Play
+from klent.tasks import Scores, load_task, starts
+from klent.tasks.pool import Play, Start
 from klent.tasks.returns import Returns
 from klent.tasks.starts import EnvironmentTask, start_of
 
@@ -59,6 +60,20 @@ class Unopened(Counter):
         if "bad" in row:
             raise KeyError("bad row")
         return super().reset(row, seed)
+
+class Closes(Counter):
+    '''Notes that it was closed, and cannot be.'''
+
+    def reset(self, row, seed):
+        self.seed = seed
+        if seed == 0:
+            raise ValueError("no start")
+        return super().reset(row, seed)
+
+    def close(self):
+        with open("closed.txt", "a") as file:
+            file.write(f"{self.seed} {getattr(self, 'turns', None)}\\n")
+        raise SystemExit(5) if self.seed % 2 else OSError("cannot be closed")
 
 class Empty:
     pass
@@ -207,6 +222,37 @@ def test_a_start_that_cannot_be_opened_is_played_and_unscorable(world):
     made.environments.close()
 
 
+def test_a_close_that_fails_costs_no_episode_and_is_in_the_log(world):
+    made = task("Closes")
+    made.log_to(world / "rewards.log")
+    made.environments.begin()
+    games = [Play("p", Start({}, seed), number) for number, seed in enumerate((1, 2, 3))]
+    answers = say(made, games, "end", "end", "a")
+    assert [(answer.done, answer.problem) for answer in answers] == [(True, ""), (True, ""), (False, "")]
+    assert (world / "closed.txt").read_text() == "1 1\n2 1\n"
+    made.environments.begin()  # what is left of this session is closed
+    (answer,) = say(made, [Play("p", Start({}, 4), 0)], "b")
+    assert (answer.observation, answer.problem) == ("turn 1: b", "")
+    assert (world / "closed.txt").read_text() == "1 1\n2 1\n3 1\n"
+    log = (world / "rewards.log").read_text()
+    assert log.count("SystemExit: 5") == 2
+    assert log.count("OSError: cannot be closed") == 1
+    made.environments.close()
+
+
+def test_an_episode_in_which_something_is_raised_is_closed(world):
+    made = task("Closes")
+    games = plays(made, 1)
+    say(made, games, "a")
+    (answer,) = say(made, games, "raise")
+    assert "raised ValueError: told to" in answer.problem
+    seed = games[0].start.seed
+    assert f"{seed} 2" in (world / "closed.txt").read_text().splitlines()
+    assert "no start" in made.environments.open("world/x", Start({}, 0)).problem
+    assert (world / "closed.txt").read_text().splitlines()[-1] == "0 None"
+    made.environments.close()
+
+
 def test_the_first_start_is_tried_before_a_run(world):
     made = task()
     assert "pays 1 for" in made.check().text
@@ -221,6 +267,64 @@ def test_too_long_openings(world):
     with pytest.raises(TooLong):
         made.fit(refuse, refuse)
     made.environments.close()
+
+
+@pytest.mark.parametrize("rows", [None, 60])
+def test_an_opening_that_does_not_fit_is_dropped_at_any_position(world, rows):
+    def number(prompt):
+        return int(prompt.id.rpartition("/")[2])
+
+    def check(prompt):
+        if number(prompt) % 3 == 2:
+            raise TooLong("too long")
+
+    whole, made, again = task(rows=rows), *(task(rows=rows, too_long="drop") for _ in range(2))
+    assert made.fit(check, lambda prompt: None) > 0
+    again.fit(check, lambda prompt: None)
+    positions = range(150)
+    taken = {position: made.train(position) for position in positions}
+    assert {position: again.train(position) for position in reversed(positions)} == taken
+    for position, prompt in taken.items():
+        there = next(one for one in map(whole.train, range(position, 999)) if number(one) % 3 != 2)
+        assert prompt == there
+    for one in (whole, made, again):
+        one.environments.close()
+
+
+def test_a_run_in_which_hardly_any_opening_fits_is_ended(world, monkeypatch):
+    monkeypatch.setattr(starts, "_ATTEMPTS", 20)
+
+    def check(prompt):
+        if int(prompt.id.rpartition("/")[2]) > 3:
+            raise TooLong("too long")
+
+    made = task(too_long="drop")
+    made.fit(check, lambda prompt: None)
+    assert made.train(3).id == "world/3"
+    with pytest.raises(DataError, match="hardly any opening of world fits"):
+        made.train(4)
+    made.environments.close()
+
+
+def test_the_order_of_an_epoch_is_made_once(world, monkeypatch):
+    shuffle, calls = random.Random.shuffle, []
+    monkeypatch.setattr(random.Random, "shuffle", lambda self, x: (calls.append(len(x)), shuffle(self, x))[1])
+    made = task(rows=50)
+    ids = [made.train(position).id for position in range(100)]
+    made.environments.close()
+    assert calls == [50, 50]
+    for epoch in range(2):
+        order = list(range(50))
+        shuffle(random.Random(f"1/epoch/{epoch}"), order)
+        assert ids[50 * epoch : 50 * epoch + 50] == [f"world/{row}" for row in order]
+
+
+def test_a_row_cannot_have_a_column_called_start(world):
+    (world / "rows.jsonl").write_text('{"number": 1}\n{"number": 2, "start": "left"}\n')
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: a column cannot be called 'start': .*Rename or remove it"
+    ):
+        task(rows="rows.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +355,8 @@ RECIPE = {"model": "m", "method": "grpo", "task": {"env": "world.py:Counter"}, "
         ("task.turn_tokens=999", "is more than rollout.max_tokens"),
         ("task.heldout=3", "is for rows of a file"),
         ("rollout.mixture={target: reference, alpha: 0.5}", "answers prompts of one turn"),
+        ("reward={model: rm}", "a reward model reads a prompt and an answer, and would miss what is said"),
+        ("eval.reward=[gym, {model: rm}]", "a reward model reads a prompt and an answer"),
     ],
 )
 def test_recipes_that_contradict_themselves(override, reason):

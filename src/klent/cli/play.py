@@ -141,7 +141,7 @@ def _loaded(target: str) -> Callable[..., object]:
         found = getattr(import_module(module), attribute, None)
         if callable(found):
             return cast(Callable[..., object], found)
-    from klent.tasks.worker import load
+    from klent.kit.own_code import load
 
     return load(target)
 

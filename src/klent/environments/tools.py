@@ -1,17 +1,15 @@
 """Python functions as tools: the policy calls them through its chat template, and answers when it is done."""
 
-import importlib
-import importlib.util
 import inspect
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from klent.environments.environment import Observation, Step
 from klent.errors import ConfigError
 from klent.kit.names import nearest
+from klent.kit.own_code import load
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", list: "array", dict: "object"}
@@ -125,20 +123,11 @@ def _json(text: str) -> object:
 
 def _load(name: str) -> Callable[..., object]:
     source, _, attribute = name.rpartition(":")
+    path = str(Path(source).expanduser().resolve()) if source.endswith(".py") else source
     try:
-        if source.endswith(".py"):
-            file = Path(source).expanduser().resolve()
-            spec = importlib.util.spec_from_file_location(f"tool_{file.stem}", file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.path.insert(0, str(file.parent))
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-    except Exception as error:  # a user's file may raise anything when imported
-        raise ConfigError(f"tool {name}: importing {source} failed: {error}") from error
-    function = getattr(module, attribute, None)
+        function = load(f"{path}:{attribute}")
+    except ConfigError as error:
+        raise ConfigError(f"tool {name}: {error}") from error
     if not inspect.isfunction(function):
-        raise ConfigError(f"tool {name}: {source} has no function {attribute!r}")
+        raise ConfigError(f"tool {name}: {attribute!r} is of type {type(function).__name__}, not a function")
     return function

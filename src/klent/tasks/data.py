@@ -12,6 +12,7 @@ from klent.config import FileSettings
 from klent.errors import ConfigError, DataError, TooLong
 from klent.kit.names import nearest
 from klent.streams.prompt import Messages, Prompt
+from klent.tasks.epochs import Epochs
 from klent.tasks.lines import Row
 from klent.tasks.messages import checked_completion, checked_prompt, checked_tools
 from klent.tasks.pool import EnvironmentPool
@@ -31,7 +32,8 @@ class DataTask:
 
     Epoch :math:`e` visits the :math:`n` training rows in the order of a permutation that seed and :math:`e`
     decide; position :math:`p` is row :math:`p \\bmod n` of epoch :math:`\\lfloor p / n \\rfloor`. Rows with
-    the same prompt stay on one side of the split, and the held-out side has each prompt once.
+    the same prompt stay on one side of the split, and the held-out side has each prompt once. Of logged play, whose
+    episodes may all begin alike, that is so of rows with the same episode.
 
     Args:
         section: the file or dataset, and how to split and read it. Rows of ``only`` that would be held out
@@ -61,8 +63,7 @@ class DataTask:
         self.environments: EnvironmentPool | None = None
         data, other = section.source, section.heldout_data or section.source
         self.name = Path(data).stem if data.endswith((*LINES, ".parquet")) else data
-        self._seed = seed
-        key = "task.pairs" if section.paired else "task.data"
+        key = f"task.{section.key}"
         self._prompts = prompts = Prompts(data, section.split, section, needed, base, read, key)
         chosen = _choose(prompts, section.only, data) if section.only else list(range(len(prompts)))
         if section.heldout_data is None and section.heldout_split is None:
@@ -92,11 +93,7 @@ class DataTask:
                 f"{len(self._heldout)}); nothing is left to train on"
             )
         self._drop = section.too_long == "drop"
-        self._start_over()
-
-    def _start_over(self) -> None:
-        self._epoch = -1
-        self._order: list[int] = []
+        self._epochs = Epochs(seed)
 
     def fit(self, train: Callable[[Prompt], None] | None, heldout: Callable[[Prompt], None]) -> int:
         """Try every prompt before a run starts; ``task.too_long`` says what happens to those that do not fit.
@@ -118,7 +115,6 @@ class DataTask:
         self._heldout = [prompt for prompt in self._heldout if self._fits(prompt, heldout)]
         if not self._train:
             raise TooLong(f"task.too_long=drop: every training prompt of {self.name} is too long")
-        self._start_over()
         return before - len(self._train) - len(self._heldout)
 
     def _fits(self, prompt: Prompt, check: Callable[[Prompt], None]) -> bool:
@@ -136,12 +132,7 @@ class DataTask:
 
     def train(self, position: int) -> Prompt:
         """The training prompt at a position; every row once per epoch."""
-        epoch, index = divmod(position, len(self._train))
-        if epoch != self._epoch:  # kept for speed; the order is a function of seed and epoch
-            self._order = list(range(len(self._train)))
-            random.Random(f"{self._seed}/epoch/{epoch}").shuffle(self._order)
-            self._epoch = epoch
-        return self._prompts[self._train[self._order[index]]]
+        return self._prompts[self._train[self._epochs.row(position, len(self._train))]]
 
     def heldout(self, count: int) -> list[Prompt]:
         """The first ``count`` held-out prompts, or all where there are fewer."""
@@ -177,7 +168,7 @@ class Prompts:
             if type(text) is str and self._is_plain(row, text):
                 keys += _key(text)
             else:
-                keys += _key(self._prompt(row, self._rows.place(index)).prompt)
+                keys += _key(self._told_apart_by(self._prompt(row, self._rows.place(index))))
         if not keys:
             raise DataError(f"{data}: no rows; every line should be an object with a {self._column!r}")
         self._keys = bytes(keys)
@@ -187,6 +178,11 @@ class Prompts:
 
     def __getitem__(self, index: int) -> Prompt:
         return self._prompt(self._rows[index], self.place(index))
+
+    def _told_apart_by(self, prompt: Prompt) -> object:
+        """The prompt; of logged play the whole episode, as many begin with the same opening."""
+        logged = "trajectory" in self._section.completions
+        return [prompt.prompt, prompt.columns["trajectory"]] if logged else prompt.prompt
 
     def place(self, index: int) -> str:
         """Where a prompt came from."""
@@ -293,7 +289,7 @@ def with_system(prompt: str | Messages, system: str | None) -> str | Messages:
     return [{"role": "system", "content": system}, *messages]
 
 
-def _key(prompt: str | Messages) -> bytes:
+def _key(prompt: object) -> bytes:
     """16 bytes that stand for a prompt: two prompts share theirs once in 10^26 files of a million."""
     text = f'"{prompt}' if isinstance(prompt, str) else json.dumps(prompt)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY).digest()

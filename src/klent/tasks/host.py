@@ -5,12 +5,13 @@ played again, action by action, in the next one.
 """
 
 import json
+import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypedDict, cast
 
 from klent.errors import ConfigError
-from klent.tasks.worker import load
+from klent.kit.own_code import load
 
 Observation = str | list[dict[str, object]]
 
@@ -41,13 +42,18 @@ class Turn(TypedDict):
 
 
 class _Live:
-    """An episode under way."""
+    """An episode under way, once it has begun."""
 
-    def __init__(self, environment: _Environment, row: Mapping[str, object], seed: int) -> None:
+    said: Turn
+
+    def __init__(self, environment: _Environment) -> None:
         self.environment = environment
         self.actions = 0
-        opening = environment.reset(dict(row), seed)
-        template = getattr(environment, "template", None)
+
+    def begin(self, row: Mapping[str, object], seed: int) -> None:
+        """The opening."""
+        opening = self.environment.reset(dict(row), seed)
+        template = getattr(self.environment, "template", None)
         self.said = self._turn(opening, 0.0, False, dict(template) if template else {}, 0)
 
     def step(self, action: str) -> None:
@@ -73,9 +79,13 @@ class _Live:
         }
 
     def close(self) -> None:
-        """Let go of what the environment holds, where it can."""
-        if callable(end := getattr(self.environment, "close", None)):
-            end()
+        """Let go of what the environment holds, where it can; where that fails, the log is told, and no episode
+        suffers."""
+        try:
+            if callable(end := getattr(self.environment, "close", None)):
+                end()
+        except BaseException:  # also one that calls sys.exit()
+            traceback.print_exc()
 
 
 _classes: dict[str, Callable[..., object]] = {}
@@ -105,24 +115,31 @@ def turn(
     key = (episode[0], episode[1])
     for other in [other for other in _live if other[0] != key[0]]:
         _live.pop(other).close()
-    live = _live.pop(key, None)  # put back where nothing is raised
-    if live is None or live.actions != len(actions) - 1:
-        if live is not None:
-            live.close()
-        live = _Live(_made(environment, config), row, seed)
-        for action in actions[:-1]:
-            live.step(action)
-    if actions:
-        if digest is not None and live.said["digest"] != digest:
-            raise ValueError(
-                "played another way when its start and actions were repeated: it must depend on row, seed and "
-                "actions alone"
-            )
-        live.step(actions[-1])
-    if live.said["done"]:
+    live = _live.pop(key, None)
+    if live is not None and live.actions != len(actions) - 1:
         live.close()
-    else:
-        _live[key] = live
+        live = None
+    again = live is None
+    live = live or _Live(_made(environment, config))
+    over = True  # where something is raised
+    try:
+        if again:
+            live.begin(row, seed)
+            for action in actions[:-1]:
+                live.step(action)
+        if actions:
+            if digest is not None and live.said["digest"] != digest:
+                raise ValueError(
+                    "played another way when its start and actions were repeated: it must depend on row, seed and "
+                    "actions alone"
+                )
+            live.step(actions[-1])
+        over = live.said["done"]
+    finally:
+        if over:
+            live.close()
+        else:
+            _live[key] = live
     return live.said
 
 

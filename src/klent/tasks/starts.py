@@ -10,6 +10,7 @@ from klent.errors import DataError, TooLong
 from klent.kit.seeds import derive_seed
 from klent.streams.prompt import Prompt
 from klent.tasks.data import heldout_count, with_system
+from klent.tasks.epochs import Epochs
 from klent.tasks.first_call import Tried
 from klent.tasks.pool import EnvironmentPool, Start
 from klent.tasks.returns import Returns
@@ -17,6 +18,7 @@ from klent.tasks.scorer import Scorer
 from klent.tasks.sources import Rows, open_rows
 
 TRIED = 16  # training starts that are opened before a run starts
+_ATTEMPTS = 1000  # starts for one position before hardly any is taken to fit
 UNOPENED = "(this start could not be opened)"
 
 
@@ -48,7 +50,9 @@ class EnvironmentTask:
         self._count: int | None = None
         self._heldout: list[int] = list(range(heldout))  # of the held-out stream, or of the rows
         self._train: list[int] | None = None
-        self._dropped: set[int] = set()
+        self._epochs = Epochs(seed)
+        self._check: Callable[[Prompt], None] | None = None
+        self._dropped: set[int] = set()  # those found so far
         if isinstance(section.rows, str):
             self._rows = open_rows(section.rows, "train", None, base)
             self._split(self._rows, heldout)
@@ -59,9 +63,20 @@ class EnvironmentTask:
         self._opened: dict[str, Prompt] = {}
 
     def _split(self, rows: Rows, heldout: int) -> None:
-        """Which rows are held out: distinct ones, drawn by the seed."""
+        """Which rows are held out: distinct ones, drawn by the seed.
+
+        Raises:
+            DataError: a column with a reserved name, or nothing to train on.
+        """
         first: dict[str, int] = {}
-        same = [first.setdefault(json.dumps(row, sort_keys=True), index) for index, row in enumerate(rows)]
+        same: list[int] = []
+        for index, row in enumerate(rows):
+            if "start" in row:
+                raise DataError(
+                    f"{rows.place(index)}: a column cannot be called 'start': rewards get what the episode began "
+                    "from under this name. Rename or remove it"
+                )
+            same.append(first.setdefault(json.dumps(row, sort_keys=True), index))
         distinct = list(first.values())
         count = heldout_count(self._section.heldout, heldout, len(distinct))
         random.Random(f"{self._seed}/heldout").shuffle(distinct)
@@ -101,6 +116,10 @@ class EnvironmentTask:
     def fit(self, train: Callable[[Prompt], None] | None, heldout: Callable[[Prompt], None]) -> int:
         """Try the held-out openings and the first ``TRIED`` of training before a run starts.
 
+        With ``task.too_long=drop``, whatever does not fit is left out: of the held-out openings, and at any
+        position of training, where the next one that fits is taken. It stays a function of the position and
+        the model.
+
         Raises:
             TooLong: one does not fit, and is not to be dropped, or none of training fits.
         """
@@ -111,6 +130,7 @@ class EnvironmentTask:
         self._dropped = {i for i in tried if train and not self._fits(self._prompt("train", i), train)}
         if tried and len(self._dropped) == len(tried):
             raise TooLong(f"task.too_long=drop: every opening of {self.name} that was tried is too long")
+        self._check = train if self._section.too_long == "drop" else None
         return before - len(fitting) + len(self._dropped)
 
     def _fits(self, prompt: Prompt, check: Callable[[Prompt], None]) -> bool:
@@ -123,12 +143,21 @@ class EnvironmentTask:
         return True
 
     def train(self, position: int) -> Prompt:
-        """The opening of the start at a position; starts are taken in turns."""
-        index = self._index(position)
-        if index in self._dropped:
-            left = [i for i in map(self._index, range(TRIED)) if i not in self._dropped]
-            index = left[position % len(left)]
-        return self._prompt("train", index)
+        """The opening of the start at a position, or of the next that fits; starts are taken in turns.
+
+        Raises:
+            DataError: hardly any fits.
+        """
+        for index in map(self._index, range(position, position + _ATTEMPTS)):
+            if index not in self._dropped:
+                prompt = self._prompt("train", index)
+                if self._check is None or self._fits(prompt, self._check):
+                    return prompt
+                self._dropped.add(index)
+        raise DataError(
+            f"task.too_long=drop: hardly any opening of {self.name} fits the context; let the environment say "
+            "less, or lower task.turn_tokens or rollout.max_tokens"
+        )
 
     def heldout(self, count: int) -> list[Prompt]:
         """The openings of the first ``count`` held-out starts; rows may be fewer."""
@@ -137,10 +166,7 @@ class EnvironmentTask:
     def _index(self, position: int) -> int:
         if self._train is None:
             return position
-        epoch, place = divmod(position, len(self._train))
-        order = list(range(len(self._train)))
-        random.Random(f"{self._seed}/epoch/{epoch}").shuffle(order)
-        return self._train[order[place]]
+        return self._train[self._epochs.row(position, len(self._train))]
 
     def _start(self, stream: str, index: int) -> tuple[str, Start]:
         """A start and its id."""

@@ -12,27 +12,20 @@ This module imports the standard library and little else, since every reward wai
 import asyncio
 import faulthandler
 import functools
-import importlib
-import importlib.util
 import inspect
 import json
 import os
 import pickle
 import resource
 import sys
-import sysconfig
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import ModuleType
-from typing import NoReturn, TextIO, TypeAlias, TypedDict
+from typing import NoReturn, TextIO, TypedDict
 
 from klent.errors import ConfigError, KlentError
-from klent.kit.names import nearest
+from klent.kit.own_code import Function, last_line, load, place_of
 from klent.tasks.supervisor import STACK_SIGNAL, supervise
-
-Function: TypeAlias = Callable[..., object]
 
 
 class Parameters(TypedDict):
@@ -121,37 +114,7 @@ def unpack(descriptor: int) -> Function:
         try:
             function: Function = pickle.load(file)
         except BaseException as error:
-            raise ConfigError(f"its process cannot import what it refers to: {_line(error)}") from error
-    return function
-
-
-def load(target: str, *, as_script: bool = False, kind: str = "function") -> Function:
-    """The function ``/path/file.py:function`` or ``package.module:function``; or another ``kind`` of thing to call.
-
-    With ``as_script`` its file becomes this process's main module, as if Python had been started with it, and
-    children that are spawned import it.
-    """
-    source, _, name = target.rpartition(":")
-    is_file = source.endswith(".py")
-    if is_file and not Path(source).is_file():
-        raise ConfigError(f"there is no file {source}")
-    try:
-        module = _import_file(Path(source), as_script) if is_file else _import_module(source)
-    except KlentError:
-        raise
-    except BaseException as error:
-        raise ConfigError(f"importing {source} failed: {_line(error)}") from error
-    function: object = getattr(module, name, None)
-    if function is None:
-        names = [
-            key
-            for key, value in vars(module).items()
-            if getattr(value, "__module__", "") == module.__name__ and not key.startswith("_")
-        ]
-        listed = f"; it has {', '.join(names[:8])}" if names else ""
-        raise ConfigError(f"{source} has no {kind} {name!r}{nearest(name, names)}{listed}")
-    if not callable(function):
-        raise ConfigError(f"{name!r} in {source} is of type {type(function).__name__}, not a {kind}")
+            raise ConfigError(f"its process cannot import what it refers to: {last_line(error)}") from error
     return function
 
 
@@ -214,28 +177,6 @@ def _end_fork(error: BaseException | None) -> NoReturn:
     os._exit(status)
 
 
-def _import_file(path: Path, as_script: bool) -> ModuleType:
-    """Import a file. As a script it has the name that Python gives the main module of a spawned process, so
-    that what it pickles is found there, and what stands under ``if __name__ == "__main__"`` does not run."""
-    sys.path.insert(0, str(path.parent))  # a reward file may import its neighbours, as a script may
-    name = "__mp_main__" if as_script else f"reward_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    if as_script:
-        sys.modules["__main__"] = module
-        module.__spec__ = None  # as of a script: children then look for its file and not for its name
-    spec.loader.exec_module(module)
-    return module
-
-
-def _import_module(name: str) -> ModuleType:
-    sys.path.append(os.getcwd())
-    return importlib.import_module(name)
-
-
 def _plain(value: object) -> object:
     """Arrays, tensors and their scalars as lists and numbers."""
     if hasattr(value, "tolist"):
@@ -246,33 +187,14 @@ def _plain(value: object) -> object:
 
 
 def _failure(error: BaseException) -> Failure:
-    file, line = _place(error)
+    file, line = place_of(error)
     if isinstance(error, SystemExit):
         text = f"called sys.exit({error.code!r})"[:300]
     elif isinstance(error, KlentError):
         text = str(error)
     else:
-        text = f"raised {_line(error)}"
+        text = f"raised {last_line(error)}"
     return {"kind": type(error).__name__, "text": text, "file": file, "line": line}
-
-
-def _line(error: BaseException) -> str:
-    """An exception as Python's last line has it, with the file and line of the user's own code."""
-    lines = traceback.format_exception_only(error)
-    text = " ".join(next(line for line in lines if not line.startswith(" ")).split())[:300]
-    file, line = _place(error)
-    return f"{text} ({Path(file).name}, line {line})" if file else text
-
-
-def _place(error: BaseException) -> tuple[str, int]:
-    """The last file and line in the traceback that belong to the user's code; ``("", 0)`` without any."""
-    if isinstance(error, SyntaxError):
-        places = [(error.filename or "", error.lineno or 0)]
-    else:
-        places = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
-    libraries = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
-    skipped = (*libraries, str(Path(__file__).parent), "<frozen")  # also klent.tasks.host
-    return next((place for place in reversed(places) if not place[0].startswith(skipped)), ("", 0))
 
 
 def _write(replies: TextIO, line: str) -> None:
