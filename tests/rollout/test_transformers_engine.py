@@ -1,10 +1,12 @@
 """The engine on a small random model: what it reports is what the model says of what it sampled."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import TURN_END, tiny_model, tiny_tokenizer
 
-from klent.errors import DataError
+from klent.errors import DataError, TooLong
 from klent.models.load import LoadedModel
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.prompt import Prompt
@@ -100,6 +102,9 @@ def test_a_prompt_that_leaves_no_room_is_named():
     engine = TransformersEngine(loaded(), SamplingOptions(max_tokens=64))
     with pytest.raises(DataError, match=r"prompt p/0 has \d+ tokens.*context of 512 leaves 448"):
         engine.generate(chat("x" * 500), group_size=1, seed=0)
+    (prompt,) = chat("x" * 500)
+    with pytest.raises(TooLong, match=r"turns of up to 32 tokens .* leaves 480\. .*lower task\.turn_tokens,"):
+        engine.check(replace(prompt, room=32))
 
 
 def test_training_mode_is_given_back():

@@ -13,8 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from klent.errors import ConfigError, DataError
+from klent.streams.episode import Episode
 from klent.tasks import Prompt, Reward, Scorer, Task, load_task, parse_rewards
 from klent.tasks.process import CallFailed, Worker
 
@@ -454,6 +456,15 @@ def test_completion_ids_are_those_that_were_sampled() -> None:
     assert any(
         "asks for completion_ids, and only texts were given" in problem for problem in unknown.problems
     )
+
+
+def test_tokens_of_an_episode_are_those_of_its_last_turn_as_its_text_is() -> None:
+    (prompt,) = prompts(1)
+    one = Episode(prompt, [9], torch.tensor([1, 2]), "a", "stop")
+    two = one.followed_by([3, 4], Episode(prompt, [9], torch.tensor([5, 6, 7]), "b", "stop"), 0.0)
+    none = Episode(prompt, [9], torch.tensor([], dtype=torch.long), "", "stop")
+    with Scorer([spec("tokens")]) as scorer:
+        assert scorer.score_episodes([one, two, none]).reward == [3.0, 18.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["exact", "last_number", "math_verify"])

@@ -108,6 +108,10 @@ WRONG = {
         {"turns": [TURN | {"observation": 3}]},
         "turn 1: 'observation' must be text",
     ),
+    "an observation of the policy": (
+        {"turns": [TURN, TURN | {"observation": [{"role": "assistant", "content": "I say"}]}]},
+        "log.jsonl:2: turn 2: the environment said a message of role 'assistant', which is the policy's own",
+    ),
     "both": ({"turns": [TURN], "messages": CHAT}, "has 'turns' and 'messages'; keep one"),
     "messages without rewards": ({"messages": CHAT}, "log.jsonl:2: no 'rewards'"),
     "a reward too few": (
@@ -136,6 +140,27 @@ def test_an_action_of_no_tokens_is_a_turn_all_the_same(tmp_path):
 def test_returns_out_of_order_are_refused():
     with pytest.raises(ConfigError, match=r"task.returns.*must be below the most"):
         recipe(task={"trajectories": "log.jsonl", "returns": [1, 0]})
+
+
+def test_returns_and_discount_that_nothing_reads_are_refused():
+    log = {"trajectories": "log.jsonl"}
+    with pytest.raises(ConfigError, match=r"task\.returns: is not used: .*remove it, or use method qsft"):
+        recipe(task={**log, "returns": [0, 1]})
+    with pytest.raises(ConfigError, match=r"task\.discount: is not used: .*remove it, or set task\.keep"):
+        recipe(task={**log, "discount": 0.5})
+    assert recipe(task={**log, "discount": 0.5, "keep": 0.5}).task.discount == 0.5
+    values = recipe(task={**log, "discount": 0.5, "returns": [0, 1]}, method="qsft")
+    assert (values.task.discount, values.task.returns) == (0.5, (0, 1))
+
+
+def test_whole_episodes_are_held_out_also_where_all_begin_alike(tmp_path):
+    rows = [{"turns": [TURN | {"action": f"go {number % 20}"}]} for number in range(40)]  # each twice
+    file = lines(tmp_path / "log.jsonl", *rows)
+    made = load_task({"trajectories": file}, seed=0, heldout=50)
+    held_out = [prompt.columns["trajectory"] for prompt in made.heldout(50)]
+    trained = [made.train(place).columns["trajectory"] for place in range(len(made))]
+    assert (len(held_out), len(trained)) == (2, 36)
+    assert not any(episode in trained for episode in held_out)
 
 
 def recipe(**changes: object):

@@ -9,7 +9,7 @@ from torch import Tensor
 from klent.control.organ import Organ, StepRecord
 from klent.policies.causal_lm.best_next import BestNext
 from klent.streams.batch import Batch
-from klent.tasks.trajectories import to_go
+from klent.tasks.returns import to_go
 
 
 @dataclass(frozen=True)

@@ -84,24 +84,37 @@ class DatasetEngine:
         except ModelError as error:
             raise DataError(f"{prompt.id}: {error}") from error
         end = self._end(opened)
+        stretches = []
+        for piece in pieces:
+            tokens = encode(self.loaded.tokenizer, piece.text)
+            stretches.append((ended(tokens, end) if piece.acted else tokens, piece.acted))
+        episode = self._episode(prompt, column, prompt_ids, stretches, pieces[-1].text)
+        episode.preferred = None if len(self.columns) == 1 else column == "chosen"
+        episode.margin = _margin(prompt) if self.margins else None
+        return episode
+
+    def _episode(
+        self,
+        prompt: Prompt,
+        column: str,
+        prompt_ids: list[int],
+        stretches: Sequence[tuple[list[int], bool]],
+        text: str,
+    ) -> Episode:
+        """The episode of these tokens: of each stretch, whether the policy is to write it."""
         ids: list[int] = []
         acted: list[bool] = []
         turn: list[int] = []
         number = 0
-        for piece in pieces:
-            tokens = encode(self.loaded.tokenizer, piece.text)
-            if piece.acted and tokens[-len(end) :] != end:  # the data may have written it
-                tokens += end
-            number += not piece.acted
+        for tokens, own in stretches:
+            number += not own
             ids += tokens
-            acted += [piece.acted] * len(tokens)
+            acted += [own] * len(tokens)
             turn += [number] * len(tokens)
         self._check_length(prompt, column, len(prompt_ids), len(ids))
         self.loaded.check_ids([*prompt_ids, *ids], f"{prompt.id} with its {column}")
-        episode = Episode(prompt, prompt_ids, torch.tensor(ids), pieces[-1].text, "stop")
+        episode = Episode(prompt, prompt_ids, torch.tensor(ids), text, "stop")
         episode.acted, episode.turn = torch.tensor(acted), torch.tensor(turn)
-        episode.preferred = None if len(self.columns) == 1 else column == "chosen"
-        episode.margin = _margin(prompt) if self.margins else None
         return episode
 
     def _end(self, opened: str | Messages) -> list[int]:
@@ -190,6 +203,11 @@ class DatasetEngine:
                     f"{prompt.id}: a completion holds {self.turn_end!r}, which ends a turn. Remove it; the "
                     "chat template writes it."
                 )
+
+
+def ended(tokens: list[int], end: list[int]) -> list[int]:
+    """An answer with the token that ends it, which the data may have written."""
+    return tokens if tokens[-len(end) :] == end else tokens + end
 
 
 def _margin(prompt: Prompt) -> float:

@@ -139,12 +139,15 @@ class TransformersEngine:
                 ids = render_prompt(self.loaded.tokenizer, prompt.prompt, prompt.template)
             except (ModelError, DataError) as error:
                 raise type(error)(f"{prompt.id}: {error}") from error
-        room = self.limit - self._room(prompt)
+        most = self._room(prompt)
+        room = self.limit - most
         if len(ids) > room:
+            key, longest = "rollout.max_tokens", f"rollout.max_tokens={most}"
+            if prompt.room is not None:
+                key, longest = "task.turn_tokens", f"turns of up to {most} tokens"
             raise TooLong(
-                f"prompt {prompt.id} has {len(ids)} tokens; with rollout.max_tokens="
-                f"{self._room(prompt)} the model's context of {self.limit} leaves {room}. Shorten the "
-                "prompt, lower rollout.max_tokens, or set task.too_long=drop."
+                f"prompt {prompt.id} has {len(ids)} tokens; with {longest} the model's context of {self.limit} "
+                f"leaves {room}. Shorten the prompt, lower {key}, or set task.too_long=drop."
             )
         if not ids:
             raise DataError(f"prompt {prompt.id} is empty once tokenised; remove it from the data.")

@@ -145,9 +145,9 @@ class Scorer:
         return [*begun, *(try_reward(reward, first, first_call(reward, worker)) for reward, worker in pairs)]
 
     def score_episodes(self, episodes: Sequence[Episode]) -> Scores:
-        """Score what each episode says last."""
+        """Score what each episode says last: the actions of its last turn, as text and as tokens."""
         prompts = [episode.prompt for episode in episodes]
-        ids = [episode.tokens[episode.acted].tolist() for episode in episodes]
+        ids = [e.tokens[e.acted & (e.turn == e.turns - 1)].tolist() for e in episodes]
         return self.score(prompts, [e.text for e in episodes], [e.finish for e in episodes], ids)
 
     def score(

@@ -10,7 +10,8 @@ from klent.kit.names import nearest
 from klent.streams.prompt import Messages
 from klent.tasks.data import DataTask
 from klent.tasks.lines import Row
-from klent.tasks.messages import checked_prompt
+from klent.tasks.messages import checked_prompt, checked_said
+from klent.tasks.returns import to_go
 from klent.tasks.sources import Rows
 
 TURN_KEYS = ("observation", "action", "reward")
@@ -131,13 +132,11 @@ def _of_turns(row: Mapping[str, object], where: str) -> tuple[str | Messages, Me
                 )
         if not isinstance(turn["action"], str):
             raise DataError(f"{here}: 'action' must be text, not {type(turn['action']).__name__}")
-        heard = turn["observation"]
+        heard = _heard(turn["observation"], here, opening=number == 1)
         if number == 1:
-            prompt = checked_prompt(heard, f"{here}: 'observation'")
-        elif isinstance(heard, str):
-            said.append({"role": "user", "content": heard})
+            prompt = heard
         else:
-            said += _messages(heard, f"{here}: 'observation'")
+            said += [{"role": "user", "content": heard}] if isinstance(heard, str) else heard
         said.append({"role": "assistant", "content": turn["action"]})
         rewards.append(_reward(turn["reward"], f"{here}: 'reward'"))
     return prompt, said, rewards
@@ -167,6 +166,16 @@ def _of_messages(row: Mapping[str, object], where: str) -> tuple[str | Messages,
     return chat[: acted[0]], chat[acted[0] : acted[-1] + 1], rewards
 
 
+def _heard(value: object, here: str, *, opening: bool) -> str | Messages:
+    """An observation: what an environment may say, and none of it the policy's own."""
+    if opening or not isinstance(value, str):
+        value = checked_prompt(value, f"{here}: 'observation'")
+    try:
+        return checked_said(value, opening=opening)
+    except DataError as error:
+        raise DataError(f"{here}: the environment {error}; 'action' is what the policy says") from error
+
+
 def _messages(value: object, where: str) -> Messages:
     messages = checked_prompt(value, where)
     if isinstance(messages, str):
@@ -178,18 +187,6 @@ def _reward(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(f"{where} must be a finite number, not {value!r}")
     return float(value)
-
-
-def to_go(rewards: Sequence[float], discount: float) -> list[float]:
-    """From each turn on, what was earned, later turns discounted.
-
-    >>> to_go([1.0, 0.0, 4.0], 0.5)
-    [2.0, 2.0, 4.0]
-    """
-    sums: list[float] = []
-    for reward in reversed(rewards):
-        sums.append(reward + discount * sums[-1] if sums else reward)
-    return sums[::-1]
 
 
 def best(indices: Sequence[int], returns: Sequence[float], share: float) -> list[int]:
