@@ -278,7 +278,7 @@ def test_recipes_cp_writes_nothing_outside_its_destination(run, tmp_path):
     (target / "link").symlink_to(tmp_path)
     (source / "link").mkdir()
     (source / "link" / "rows.jsonl").write_text("{}\n")
-    for key in ("data", "heldout_data"):
+    for key in ("data", "pairs", "trajectories", "heldout_data", "rows"):
         for path in ("../.profile", "inside/../../.profile", "link/rows.jsonl"):
             (source / "r.yaml").write_text(f"task: {{{key}: {path}}}\n")
             before = sorted(tmp_path.rglob("*"))

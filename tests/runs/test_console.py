@@ -214,6 +214,18 @@ def test_every_temperature_is_shown():
     assert any(line.startswith("after, at temperature 1 0.100 0.050 to 0.200") for line in rows)
 
 
+def test_pairs_that_were_compared_are_shown_though_nothing_was_rewarded():
+    before = {"step": 0, "preference/accuracy": 0.5, "preference/low": 0.4, "preference/high": 0.6}
+    after = {**before, "step": 3, "preference/accuracy": 0.75, "preference/low": 0.6, "preference/high": 0.9}
+    text = plain(before, after, finish=True)
+    assert "held-out accuracy on pairs after step 3: 0.750 (95% interval 0.600 to 0.900) on 50 pairs" in text
+    lines = [
+        " ".join(line.split()) for line in text[text.rindex("held-out accuracy on pairs") :].splitlines()
+    ]
+    assert "before 0.500 0.400 to 0.600 -" in lines
+    assert "after 0.750 0.600 to 0.900 -" in lines
+
+
 def test_what_could_not_be_scored_is_said_and_has_no_number():
     row = {"step": 3, "reward": None, "unscorable_why": {"f raised ValueError: no (my.py, line 2)": 100}}
     text = plain(row)

@@ -67,9 +67,9 @@ def rows(file: Path) -> list[dict[str, object]]:
 
 def test_it_learns_which_answers_are_better(folder: Path) -> None:
     before, after = rows(folder / "rm" / "eval.jsonl")
-    assert before["accuracy"] == 0.5
+    assert before["preference/accuracy"] == 0.5
     assert before["calibration/log_loss"] == pytest.approx(math.log(2))
-    assert after["accuracy"] >= 0.95
+    assert after["preference/accuracy"] >= 0.95
     assert after["calibration/log_loss"] < 0.3
     assert sum(b["pairs"] for b in after["calibration/bins"]) == 40
 
@@ -130,7 +130,7 @@ def test_its_folder_is_evaluated_on_the_same_pairs(folder: Path) -> None:
     recipe = recipe_of(folder)
     row = evaluate_model(str(folder / "rm" / "final"), recipe)
     after = rows(folder / "rm" / "eval.jsonl")[-1]
-    same = ("accuracy", "calibration/error", "preference/margin")
+    same = ("preference/accuracy", "calibration/error", "preference/margin")
     assert [row[key] for key in same] == pytest.approx([after[key] for key in same], abs=1e-5)
     with pytest.raises(ModelError, match="is a language model and no reward model"):
         evaluate_model(str(folder / "model"), recipe)

@@ -77,12 +77,12 @@ def _show_evaluation(model: str, row: "Row") -> None:
     from klent.measure.score import LABELS, is_scored, kind_of, score_of, temperatures_of
     from klent.runs.console import unscored
 
-    out.print(f"{model}: {row['problems']} problems x {row['samples']} samples", soft_wrap=True)
+    kind = kind_of([row])
+    what = f"problems x {row['samples']} samples" if "samples" in row else "pairs"
+    out.print(f"{model}: {row['problems']} {what}", soft_wrap=True)
     if not is_scored(row):
         out.print("  no completion could be scored")
-    kinds: list[Kind] = ["accuracy", "reward"] if kind_of([row]) == "accuracy" else ["reward"]
-    if "reward" not in row and is_scored(row):  # pairs were compared, and nothing was rewarded
-        kinds = ["accuracy"]
+    kinds: list[Kind] = ["accuracy", "reward"] if kind == "accuracy" else [kind]
     for at, words in temperatures_of(row).items():
         for kind in kinds if is_scored(row) else []:
             score = score_of(row, kind, at)

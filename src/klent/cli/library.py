@@ -159,11 +159,11 @@ def _data_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
     Raises:
         ConfigError: a place outside the folder of the copy, by ``..``, an absolute path or a symbolic link.
     """
+    from klent.config.load import DATA_FILES
     from klent.config.yaml_text import read_layer
 
     task = read_layer(source).values.get("task")
-    keys = ("data", "pairs", "heldout_data", "rows")
-    paths = [task.get(key) for key in keys] if isinstance(task, dict) else []
+    paths = [task.get(key) for key in DATA_FILES] if isinstance(task, dict) else []
     files = []
     for path in dict.fromkeys(path for path in paths if isinstance(path, str)):
         data, copy = source.parent / path, target.parent / path

@@ -26,14 +26,8 @@ from klent.errors import ConfigError
 from klent.kit.names import nearest
 from klent.models.pull import KNOWN
 
-_DATA = (
-    "data",
-    "pairs",
-    "trajectories",
-    "heldout_data",
-    "rows",
-    "centre_on",
-)  # keys that may hold a path, beside functions of files
+DATA_FILES = ("data", "pairs", "trajectories", "heldout_data", "rows")  # keys of `task` that may hold a path
+_DATA = (*DATA_FILES, "centre_on")  # those of a recipe, beside functions of files
 _MODELS = ("model", "reference", "target", "adapter", "method")  # more of them, in a run's config.yaml
 _WORDS = ("reference", "policy")  # that no path is meant by
 

@@ -68,7 +68,10 @@ def measure_divergence(
 def completion_divergence(
     policy: LoadedModel, base: LoadedModel, rollout: Episode, *, temperature: float
 ) -> Tensor:
-    """Reverse KL of the next-token distributions at each token of a completion, nats, ``[L]``."""
+    """Reverse KL of the next-token distributions at each token that the policy wrote, nats, ``[actions]``.
+
+    What an environment said between its turns is read and not counted.
+    """
     ids = torch.tensor([*rollout.prompt_ids, *rollout.tokens.tolist()], device=policy.model.device)[None]
     first = len(rollout.prompt_ids) - 1
     logp, logp_base = (
@@ -77,4 +80,4 @@ def completion_divergence(
         )
         for loaded in (policy, base)
     )
-    return categorical_kl(logp, logp_base).cpu()
+    return categorical_kl(logp, logp_base).cpu()[rollout.acted]

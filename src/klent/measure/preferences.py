@@ -1,7 +1,7 @@
 """Held-out pairs: how often the better answer of a pair scores higher, and by how much."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -19,7 +19,12 @@ Scores = Callable[[Batch], Tensor]
 
 
 def evaluate_pairs(
-    engine: Engine, scores: Scores, prompts: Sequence[Prompt], *, step: int
+    engine: Engine,
+    scores: Scores,
+    prompts: Sequence[Prompt],
+    *,
+    step: int,
+    more: Callable[[Sequence[float]], Mapping[str, object]] = lambda margins: {},
 ) -> dict[str, object]:
     """Score both answers of every held-out pair; one row of ``eval.jsonl``, or part of one.
 
@@ -31,9 +36,10 @@ def evaluate_pairs(
         scores: of completions: a policy's log-probabilities, or a reward model's scores.
         prompts: the held-out ones.
         step: the training step that was evaluated, 0 before training.
+        more: further keys, from score of the better answer less that of the other, pair by pair.
 
     Raises:
-        DataError: there is no pair.
+        DataError: there is no pair, or a score is not finite.
     """
     if not prompts:
         raise DataError(NO_PROBLEMS)
@@ -41,6 +47,12 @@ def evaluate_pairs(
     episodes = engine.generate(prompts, group_size=2, seed=0)
     batch = make_batch(episodes, None, group_size=2, whole_groups=True)
     score = scores(batch).double().cpu()
+    if not score.isfinite().all():
+        row = int((~score.isfinite()).nonzero()[0])
+        raise DataError(
+            f"{batch.episodes[row].prompt.id}: the score of an answer is {float(score[row])}. The model has "
+            "diverged: lower optimizer.lr, or start from another checkpoint"
+        )
     better, worse = (score[rows] for rows in rows_of_pairs(batch.streams))
     right, margins = is_right(better, worse).tolist(), (better - worse).tolist()
     accuracy, margin, error = mean(right), mean(margins), standard_error(margins)
@@ -62,6 +74,7 @@ def evaluate_pairs(
         **interval,
         "preference/chosen": mean(better.tolist()),
         "preference/rejected": mean(worse.tolist()),
+        **more(margins),
         "seconds": time.perf_counter() - started,
         "preference/right": [[value] for value in right],
     }

@@ -133,8 +133,8 @@ def score_of(row: Row, kind: Kind, at: str = "") -> Score | None:
 
 
 def is_judged(row: Row) -> bool:
-    """Whether rewards were asked; an evaluation may measure the loss of held-out completions alone."""
-    return any(key in row for key in ("reward", "accuracy", "unscorable"))
+    """Whether answers were scored or compared; an evaluation may measure the loss of held-out completions alone."""
+    return any(key in row for key in ("reward", "accuracy", "preference/accuracy", "unscorable"))
 
 
 def is_scored(row: Row) -> bool:

@@ -23,7 +23,8 @@ from klent.control.pairing import BestWorst
 from klent.control.shared_trunk import SharedTrunk
 from klent.control.thermostat import build_thermostat
 from klent.control.witness import Witness
-from klent.measure.pairs import measure_pairs
+from klent.measure.calibration import calibration
+from klent.measure.preferences import evaluate_pairs
 from klent.measure.roofline import Floor
 from klent.models.adapter import adapters_off
 from klent.models.exact import close
@@ -199,7 +200,9 @@ def _build_scoring_parts(recipe: Recipe, note: Note) -> Parts:
         organs=[],
         alone=None,
         save=lambda task, folder: centre_and_save(policy, loaded, engine, recipe, task, folder),
-        compare=lambda prompts, step: measure_pairs(engine, policy.scores, prompts, step=step),
+        compare=lambda prompts, step: evaluate_pairs(
+            engine, policy.scores, prompts, step=step, more=calibration
+        ),
     )
 
 

@@ -64,6 +64,8 @@ def open_judge(
     if rewards is None and task.environments is None:
         raise ConfigError("no reward tells right from wrong: set `reward` or `eval.reward`")
     with ExitStack() as stack:
+        if task.environments is not None:
+            stack.callback(task.environments.close)
         judges = open_judges(recipe, sampler=sampler, log=log)
         scorer = stack.enter_context(Scorer(rewards, task, log, functions, judges)) if rewards else None
         tried = scorer.check() if scorer else []
@@ -126,17 +128,9 @@ def pair_scores(updater: Updater, reference: Reference | None) -> Scores:
     @torch.no_grad()
     def scores(batch: Batch) -> Tensor:
         rows = range(len(batch))
-        if "score" not in term.streams:
-            logp = updater.measure(batch, rows).logp
-            logp_ref = None if reference is None else reference.logp(batch)
-            return term.scores(batch.streams.with_(logp=logp, logp_ref=logp_ref))
-        score = torch.zeros(len(batch))
-        updater.policy.train(False)
-        for part in updater.policy.microbatches(batch, rows):
-            found = updater.policy.evaluate(batch, part, also=["score"]).score
-            assert found is not None  # it was asked for
-            score[part] = found.float().cpu()
-        return term.scores(batch.streams.with_(score=score))
+        logp = updater.measure(batch, rows).logp
+        logp_ref = None if reference is None else reference.logp(batch)
+        return term.scores(batch.streams.with_(logp=logp, logp_ref=logp_ref))
 
     return scores
 

@@ -45,10 +45,10 @@ def choose_packing(
             f"the {whose} attention refuses a shared prompt: each completion gets its own row (exact, slower)"
         )
         return Packing(False, budget)
-    own = (
-        policy.critic is not None and policy.critic.trunk is not None
-    )  # its layers are not asked about joined rows
-    if update.packing != "full" or own:
+    if update.packing != "full":
+        return Packing(True, budget)
+    if policy.critic is not None and policy.critic.trunk is not None:
+        note("update.packing=full is as `on` beside a critic with layers of its own: no prompts share a row")
         return Packing(True, budget)
     if not takes_joined_rows(policy, longest=longest):
         note("the model tells prompts in one row not apart: each gets its own row (exact, padded)")

@@ -7,8 +7,9 @@ from typing import cast
 from klent.config import DataSettings, Eval, Recipe
 from klent.errors import DataError, RunError
 from klent.kit.statistics import mean
+from klent.measure.calibration import calibration
 from klent.measure.evaluate import NO_PROBLEMS
-from klent.measure.pairs import measure_pairs
+from klent.measure.preferences import evaluate_pairs
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
 from klent.policies.causal_lm.judge import RewardJudge
@@ -54,8 +55,10 @@ def build_reward_model(recipe: Recipe, loaded: LoadedModel, note: Note) -> Rewar
             f"update.packing=on, but {recipe.model} does not give the same scores when a pair shares its prompt in "
             "one row: its attention refuses such a mask. Use update.packing=auto or off."
         )
-    if recipe.update.packing == "auto" and not shared:
+    if recipe.update.packing in ("auto", "full") and not shared:
         note("the model's attention refuses a shared prompt: each answer gets its own row (exact, slower)")
+    elif recipe.update.packing == "full":
+        note("update.packing=full is as `on` for a reward model: pairs of different prompts share no row")
     policy.packing = Packing(shared, recipe.update.tokens_per_microbatch)
     return policy
 
@@ -80,7 +83,8 @@ def evaluate_scores(model: str, recipe: Recipe) -> dict[str, object]:
     )
     engine = DatasetEngine(judge.loaded, max_tokens=recipe.rollout.max_tokens, columns=columns)
     task.fit(None, engine.check)  # the same pairs as in training
-    return measure_pairs(engine, judge.model.scores, task.heldout(settings.problems), step=0)
+    prompts = task.heldout(settings.problems)
+    return evaluate_pairs(engine, judge.model.scores, prompts, step=0, more=calibration)
 
 
 def centre_and_save(
