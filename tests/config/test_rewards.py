@@ -133,6 +133,7 @@ def test_short_names_are_distinct_and_leave_metric_names_alone() -> None:
         ({"model": "rm", "workers": 2}, "workers is not used by a reward model; remove it"),
         ({"model": "rm", "settings": {"a": 1}}, "settings is not used by a reward model"),
         ({"model": "rm", "memory_gb": 2}, "memory_gb is not used by a reward model; set process: true"),
+        ({"model": "rm", "timeout": 2}, "timeout is not used by a reward model; set process: true"),
         ({"fn": "exact", "process": True}, "process is for reward models; a function always has one"),
     ],
 )

@@ -137,4 +137,6 @@ def _loss(actor: Actor, one: Episode, row: int, numbers: Numbers, settings: Sett
     value, start = actor.value(one), numbers.value[row]
     near = start + (value - start).clamp(-settings.value_clip, settings.value_clip)
     error = torch.maximum((value - target).square(), (near - target).square())
+    if np.isnan(one.reward):  # it was not told what it should have expected
+        error = error.detach() * 0
     return surrogate + settings.value_coef * error

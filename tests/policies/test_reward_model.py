@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.policies.causal_lm.reward_model import RewardModel, require_scores
 from klent.rollout.dataset_engine import DatasetEngine
-from klent.runs.judges import LocalJudge, ProcessJudge
+from klent.runs.judges import LOADING, LocalJudge, ProcessJudge
 from klent.streams.batch import Batch, make_batch
 from klent.streams.prompt import Prompt
 from klent.tasks.arguments import Sample
@@ -264,6 +265,26 @@ def test_a_reward_model_is_no_language_model(folder: Path) -> None:
 def test_a_language_model_is_no_reward_model(folder: Path) -> None:
     with pytest.raises(ModelError, match="is a language model and no reward model"):
         RewardJudge.load(str(folder.parent / "language_model"))
+
+
+def test_its_time_limit_is_for_each_text_once_it_was_loaded(folder: Path, monkeypatch: Any) -> None:
+    batch = replayed(load(folder))
+    given = samples(batch)
+    reward = Reward(fn=f"reward_model:{folder}", process=True, timeout=0.5)
+    judge = ProcessJudge(reward, str(folder), {}, None)
+    limits: list[float] = []
+
+    def call(arguments: dict[str, list[object]], limit: float) -> object:
+        limits.append(limit)
+        return {"verdicts": [[0.0, ""]] * len(arguments["texts"]), "reads_ids": True}
+
+    monkeypatch.setattr(judge.worker, "call", call)
+    judge.begin()
+    judge.score(given)
+    assert limits == [LOADING, 0.5 * len(given)]
+    judge.loaded = False
+    judge.score(given)
+    assert limits[-1] == LOADING + 0.5 * len(given)
 
 
 def test_in_a_process_of_its_own_it_gives_the_same_scores(folder: Path) -> None:

@@ -18,7 +18,9 @@ from klent.config import Recipe, make_recipe
 from klent.errors import ModelError
 from klent.io.files import read_jsonl
 from klent.models.load import load_policy
+from klent.policies.causal_lm.packing import Completion, pack
 from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.reward_model import RewardModel, at_end
 from klent.runs.console import QuietConsole
 from klent.runs.critics import build_critic, critic_shares
 from klent.runs.export import export_checkpoint
@@ -243,6 +245,23 @@ def test_a_critic_starts_from_a_reward_model(here: SimpleNamespace, tied: bool) 
     assert critic.takes_blocks
     assert tied == layers["model.embed_tokens.weight"].equal(critic.trunk.lm_head.weight)
     assert tied == critic.trunk.lm_head.weight.requires_grad  # a head that nothing reads is not trained
+
+
+def test_before_it_has_learnt_it_expects_what_a_centred_reward_model_gives(here: SimpleNamespace) -> None:
+    folder = reward_model(Path("rm-centred"))
+    rm = RewardModel(load_policy(str(folder), scores=True).model)
+    rm.centre(2.5)
+    rm.model.config.save_pretrained(folder)
+    text = [1, 7, 12, 30, 41]
+    centred = RewardModel(load_policy(str(folder), scores=True).model)
+    one = at_end(Completion(0, text[:2], torch.tensor(text[2:]), 0), None)
+    with torch.no_grad():
+        expected = centred(pack([[one]], shared=False)).logp
+        assert expected == pytest.approx(float(rm(pack([[one]], shared=False)).logp))
+        critic = critic_from(folder)
+        found = critic.values(pack([[one]], shared=False), torch.empty(0))
+    assert float(critic.head.bias) == -2.5
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def damaged(folder: Path, change: Any) -> Path:

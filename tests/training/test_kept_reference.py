@@ -2,13 +2,17 @@
 
 import os
 import shutil
+from importlib.metadata import version
 
 import pytest
 import torch
 from helpers_training import pairs
 from safetensors.torch import load_file, save_file
-from tiny import tiny_folder
+from tiny import TURN_END, tiny_folder, tiny_model, tiny_tokenizer
 
+from klent.models.load import LoadedModel
+from klent.runs import references
+from klent.runs.references import build_compared
 from klent.training import kept_reference
 from klent.training.kept_reference import KeptReference, identity, key_of, read_numbers
 
@@ -139,3 +143,30 @@ def test_an_identity_is_of_weights_and_settings_and_not_of_places(tmp_path):
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert identity(tmp_path / "b", dtype="float32") != name
+
+
+def test_numbers_of_other_versions_are_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("KLENT_CACHE", str(tmp_path / "cache"))
+    folder = tiny_folder(tmp_path / "model")
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", (TURN_END,))
+
+    def cache():
+        _, kept = build_compared(
+            name=str(folder),
+            loaded=loaded,
+            replayed=True,
+            build=lambda: pytest.fail("nothing was asked"),
+            measure=lambda *_: pytest.fail("nothing was asked"),
+            wanted=(True, False),
+            note=print,
+        )
+        return kept.folder
+
+    before = cache()
+    assert cache() == before
+    for package in ("klent", "torch", "transformers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                references, "version", lambda name, own=package: version(name) + "x" * (name == own)
+            )
+            assert cache() != before

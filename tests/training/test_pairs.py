@@ -1,13 +1,17 @@
 """Losses of pairs in a step: the two of a pair stay together, and how rows are packed or cut changes nothing."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from helpers_training import batch, gradient, pairs, updater
 
 from klent.control.organ import StepRecord
 from klent.control.pairing import BestWorst
+from klent.objectives import dpo
 from klent.training.objective import Objective
-from klent.training.pairs import PairTerm, is_right, rows_of_pairs
+from klent.training.pairs import PairTerm, is_right, rows_of_pairs, with_pairs
+from klent.training.term import Term
 
 LOSSES = {
     "dpo": {"dpo": {"beta": 0.5}},
@@ -105,6 +109,13 @@ def test_of_sampled_answers_the_best_and_the_worst_are_a_pair_and_the_others_are
     gaps = torch.stack([score[0] - score[1], score[11] - score[9]])
     assert result.loss == pytest.approx(float(-torch.nn.functional.logsigmoid(0.5 * gaps).mean()), rel=1e-4)
     assert organ.after_update(StepRecord(1, made, None, result)) == {"preference/tied": pytest.approx(1 / 3)}
+
+
+def test_a_term_of_pairs_keeps_what_the_term_says():
+    term = Term("mine", dpo, {"beta": 0.5}, frozenset({"logp"}), False, True, {"a": "b"})
+    (made,) = with_pairs([term])
+    assert isinstance(made, PairTerm)
+    assert all(getattr(made, one.name) == getattr(term, one.name) for one in fields(Term))
 
 
 def test_a_step_without_any_pair_leaves_the_weights_alone():

@@ -74,6 +74,22 @@ def test_completions_without_a_coefficient_are_not_computed_and_change_nothing()
     close(found, gradient(updater(Everything(*GRPO)), batch(rewards)))
 
 
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_critic_learns_nothing_from_what_could_not_be_scored(clip):
+    rows = batch([1.0, 0.0, float("nan"), 0.5, 1.0, 1.0, 0.0, float("nan"), 0.0, 0.0, 0.0, 2.0])
+    objective = Objective({"value": {"coef": 1.0, "clip": clip}}, {"gae": {}}, None)
+    rows.streams.value_old = torch.full(rows.mask.shape, 0.5)
+    objective.estimate_advantage(rows)
+    known = ~rows.reward.isnan()
+    assert objective.active_rows(rows) == known.nonzero()[:, 0].tolist()
+    value = torch.full(rows.mask.shape, 3.0, requires_grad=True)  # it has moved away since
+    outcome = objective.token_loss(rows.streams.with_(value=value, mask=rows.mask))
+    outcome.loss.sum().backward()
+    assert not value.grad[~known].any()
+    assert (value.grad[known] != 0).equal(rows.mask[known])
+    assert outcome.metrics["value/error"][1] == rows.mask[known].sum()
+
+
 def test_terms_that_always_push_keep_every_completion():
     rows = batch([0.0] * 12)
     for loss in ({"entropy_loss": {"coef": 0.1}}, {"kl_in_loss": {"coef": 0.1}}):

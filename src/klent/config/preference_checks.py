@@ -11,7 +11,7 @@ from klent.streams.registry import OF_CRITIC, PER_COMPLETION
 
 
 def pair_problems(recipe: Recipe) -> Iterator[Problem]:
-    """A loss of pairs needs pairs, replayed, and a mean over them; and pairs need such a loss."""
+    """A loss of pairs needs whole pairs, and a mean over them; and pairs need such a loss."""
     pairs = [name for name in recipe.loss if binding.sides_of(binding.resolve(name))]
     given, over = recipe.task.paired, recipe.reduce.over
     if pairs and not (given or recipe.rollout.pairs):
@@ -24,6 +24,7 @@ def pair_problems(recipe: Recipe) -> Iterator[Problem]:
             ("loss", "cross_entropy"), f"{reason}; write orpo: {{coef: 0}}, which takes the better ones"
         )
     yield from _sampled_problems(recipe, pairs)
+    yield from _part_problems(recipe, pairs)
     if given and not pairs:
         reason = f"are compared by no term of the loss ({', '.join(recipe.loss)})"
         yield Problem(("task", "pairs"), f"{reason}; add one such as dpo, or set task: {{data: FILE}}")
@@ -56,6 +57,23 @@ def _sampled_problems(recipe: Recipe, pairs: list[str]) -> Iterator[Problem]:
         yield Problem(("select", "mask"), f"{reason}; remove one of the two")
 
 
+def _part_problems(recipe: Recipe, pairs: list[str]) -> Iterator[Problem]:
+    """What chooses or weighs tokens, where two answers are compared whole."""
+    if not pairs or recipe.policy.scores:
+        return
+    compares = f"and {pairs[0]} compares whole answers"
+    if "mask" in (recipe.select or {}) and not recipe.rollout.pairs:
+        yield Problem(("select", "mask"), f"takes tokens out, {compares}; remove it")
+    for name in pairs:
+        if name in (recipe.weigh or {}):
+            yield Problem(("weigh", name), f"weighs tokens, and {name} compares whole answers; remove it")
+    mixture = recipe.rollout.mixture
+    if recipe.rollout.mismatch is not None:
+        yield Problem(("rollout", "mismatch"), f"weighs or drops tokens, {compares}; remove it")
+    if mixture is not None and mixture.weights is not None:
+        yield Problem(("rollout", "mixture", "weights"), f"weighs tokens, {compares}; set weights: null")
+
+
 def critic_problems(recipe: Recipe) -> Iterator[Problem]:
     """What reads a critic needs one, one needs a reader, and learns from nothing but a loss of its own."""
     estimators = [binding.resolve(name) for name in recipe.advantage or {}]
@@ -73,11 +91,23 @@ def critic_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("loss",), "trains no critic, so that its values stay 0; add value: {coef: 0.5}")
     if recipe.critic is not None and recipe.critic.trunk == "shared" and recipe.critic.model is not None:
         yield Problem(("critic", "model"), "is not used with trunk: shared; remove it, or set trunk: own")
-    per_token = [name for name in recipe.advantage or {} if binding.is_per_token(binding.resolve(name))]
-    if per_token and getattr(recipe.task, "credit", "episode") == "turn":
-        reason = f"gives credit by turn, and {per_token[0]} gives it token by token"
+    yield from _estimator_problems(recipe)
+
+
+def _estimator_problems(recipe: Recipe) -> Iterator[Problem]:
+    """The first estimator rates what happened, and each other one changes what it gives."""
+    if not recipe.advantage:
+        return
+    first, *others = recipe.advantage
+    function = binding.resolve(first)
+    if "advantage" in binding.streams_of(function):
+        reason = "changes advantages, and nothing before it gives any"
+        example = f"{{group_advantage: {{}}, {first}: {{}}}}"
+        yield Problem(("advantage", first), f"{reason}; put an estimator before {first}, e.g. {example}")
+        return
+    if binding.is_per_token(function) and getattr(recipe.task, "credit", "episode") == "turn":
+        reason = f"gives credit by turn, and {first} gives it token by token"
         yield Problem(("task", "credit"), f"{reason}; set credit: episode")
-    first, *others = list(recipe.advantage or {}) or [""]
     for name in others:
         if "advantage" not in binding.streams_of(binding.resolve(name)):
             yield Problem(("advantage", name), f"does not change what {first} gives; keep one of the two")
@@ -144,6 +174,7 @@ def score_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(kind, f"{reason}; set policy: {{kind: reward_model}}")
         if policy.centre_on is not None:
             yield Problem(("policy", "centre_on"), "is not used: causal_lm gives texts no score; remove it")
+        yield from _unanswered_problems(recipe)
         return
     if "score" not in reads:
         reason = f"reward_model is trained by a loss of scores, and there is none ({', '.join(recipe.loss)})"
@@ -169,3 +200,17 @@ def _eval_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(
                 ("eval", key), "is not used: a reward model is measured on held-out pairs; remove it"
             )
+
+
+def _unanswered_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Keys about the answers to held-out problems, where no reward judges any and so none is sampled."""
+    settings = recipe.eval
+    if settings is None or recipe.rollout.sampled:  # then a missing reward is refused, see `_reward_problems`
+        return
+    if recipe.reward is not None or settings.reward is not None or recipe.task.pays:
+        return
+    plain: Settings = type(settings)()
+    for key in ("samples", "temperatures", "same", "logits"):
+        if getattr(settings, key) != getattr(plain, key):
+            reason = "is not used: without a reward no held-out problem is answered"
+            yield Problem(("eval", key), f"{reason}; set eval.reward, or remove it")

@@ -199,10 +199,11 @@ def _process(fields: Mapping[object, object], fn: str) -> bool:
     if process and not of_model:
         raise ConfigError(f"reward {fn}: process is for reward models; a function always has one. Remove it")
     unread = [*(["settings", "workers"] if of_model else [])]
-    unread += [] if process or not of_model else ["memory_gb"]
-    for key in unread:
-        if fields.get(key):
-            fix = "set process: true, or remove it" if key == "memory_gb" else "remove it"
+    limits = [] if process or not of_model else ["timeout", "memory_gb"]
+    for key in [*unread, *limits]:
+        value = fields.get(key)
+        if value and value != Reward.model_fields[key].default:
+            fix = "set process: true, or remove it" if key in limits else "remove it"
             raise ConfigError(f"reward {fn}: {key} is not used by a reward model; {fix}")
     return process
 

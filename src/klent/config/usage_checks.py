@@ -48,6 +48,11 @@ def _environment_problems(recipe: Recipe, task: EnvironmentSettings) -> Iterator
         yield Problem(("rollout", "mixture"), reason)
     if recipe.update.released_code:
         yield Problem(("update", "released_code"), "knows episodes of one turn only; remove it")
+    measured = recipe.eval.reward if recipe.eval else None
+    for path, rewards in ((("reward",), recipe.reward), (("eval", "reward"), measured)):
+        if any(reward.model_folder for reward in rewards or ()):
+            reason = "a reward model reads a prompt and an answer, and would miss what is said between turns"
+            yield Problem(path, f"{reason}; name a function, or remove it: the environment pays")
     if task.heldout is not None and task.generated:
         reason = "is for rows of a file; seeds are held out as eval.problems says"
         yield Problem(("task", "heldout"), f"{reason}; remove it")

@@ -15,6 +15,8 @@ def value_problems(recipe: Recipe) -> Iterator[Problem]:
     if logged and recipe.rollout.sampled:
         reason = "transformers would sample, and trajectories are replayed"
         yield Problem(("rollout", "engine"), f"{reason}; set engine: dataset")
+    if isinstance(recipe.task, TrajectorySettings) and recipe.bellman is None:
+        yield from _unread_problems(recipe.task)
     reads = sorted(OF_BELLMAN & streams(recipe))
     if recipe.bellman is None:
         if reads:
@@ -31,3 +33,13 @@ def value_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("lora",), f"{reason}; remove it")
     if recipe.bellman.target == "returns" and recipe.reference is not None:
         yield Problem(("reference",), "is not used with bellman.target: returns; remove it")
+
+
+def _unread_problems(task: TrajectorySettings) -> Iterator[Problem]:
+    """What a task says of returns, where no values are learnt from them."""
+    if task.returns is not None:
+        reason = "is not used: the bounds are of values, and there is no bellman that learns any"
+        yield Problem(("task", "returns"), f"{reason}; remove it, or use method qsft")
+    if task.discount != 1 and task.keep is None:
+        reason = "is not used: no values are learnt, and no episodes chosen by their return"
+        yield Problem(("task", "discount"), f"{reason}; remove it, or set task.keep")

@@ -1,5 +1,6 @@
 """The critic that a recipe describes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from klent.config import Critic as Settings
 from klent.config import Recipe
 from klent.errors import ModelError, RunError
 from klent.models.load import LoadedModel, load_policy
+from klent.models.score_head import OFFSET
 from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import takes_shared_prompt
@@ -61,8 +63,9 @@ def build_critic(
         trunk.model, temperature=1.0
     )  # refuses a model whose numbers depend on the rows beside a row
     critic = Critic(int(trunk.model.config.get_text_config().hidden_size), trunk.model, device=model.device)
-    if (weight := read_score(Path(trunk.source), critic.head.in_features)) is not None:
-        critic.start_from(weight)
+    folder = Path(trunk.source)
+    if (weight := read_score(folder, critic.head.in_features)) is not None:
+        critic.start_from(weight, read_offset(folder))
         note(f"the critic starts from the reward model {name}: its layers and its head")
     return critic
 
@@ -129,3 +132,9 @@ def read_score(folder: Path, width: int) -> Tensor | None:
             f"{folder} has a {SCORE} with numbers that are not finite. Train the reward model again"
         )
     return weight
+
+
+def read_offset(folder: Path) -> float:
+    """What klent adds to every score of a reward model's folder; 0 where it was not centred."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return float(config.get(OFFSET) or 0.0)

@@ -88,6 +88,7 @@ class ProcessJudge:
         self.folder = folder
         self.options = options
         self.worker = Worker(TARGET, log, None, reward.memory_gb)
+        self.loaded = False  # once it was, the worker knows what loading it anew takes
 
     def begin(self) -> Tried:
         """Start the process and load the model there.
@@ -97,7 +98,7 @@ class ProcessJudge:
         """
         locate_model(self.folder)
         try:
-            answer = self._call([], LOADING)
+            answer = self._call([])
         except CallFailed as error:
             raise ConfigError(f"reward {self.folder}: {error}") from None
         return _said(self.folder, bool(answer["reads_ids"]))
@@ -105,13 +106,14 @@ class ProcessJudge:
     def score(self, samples: Sequence[Sample]) -> list[tuple[float, str]]:
         """The score of each sample; none of any where the call fails."""
         try:
-            answer = self._call(samples, max(LOADING, self.reward.timeout * len(samples)))
+            answer = self._call(samples)
         except CallFailed as error:
             return [(math.nan, first_line(error))] * len(samples)
         verdicts = cast("list[tuple[float | None, str]]", answer["verdicts"])
         return [(math.nan if value is None else value, why) for value, why in verdicts]
 
-    def _call(self, samples: Sequence[Sample], limit: float) -> dict[str, object]:
+    def _call(self, samples: Sequence[Sample]) -> dict[str, object]:
+        limit = self.reward.timeout * len(samples) + (0.0 if self.loaded else LOADING)
         arguments: dict[str, object] = {
             "prompts": [s.prompt.prompt for s in samples],
             "texts": [s.completion for s in samples],
@@ -124,6 +126,7 @@ class ProcessJudge:
         answer = self.worker.call(arguments, limit)
         if not isinstance(answer, dict):
             raise CallFailed("raised", f"returned {type(answer).__name__}")
+        self.loaded = True
         return answer
 
     def close(self) -> None:

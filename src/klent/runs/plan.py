@@ -39,13 +39,12 @@ class Plan:
 
 def make_plan(recipe: Recipe) -> Plan:
     """The plan of a recipe."""
-    judged = recipe.eval is not None and (recipe.eval.reward or recipe.reward)
     return Plan(
         completions=recipe.prompts_per_step * recipe.group_size,
         updates=recipe.update.epochs * recipe.update.minibatches,
         terms=tuple(_terms(recipe)),
         needs=step_requirements(recipe),
-        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval and judged else 0,
+        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval and _judged(recipe) else 0,
     )
 
 
@@ -251,7 +250,8 @@ def describe_plan(recipe: Recipe) -> list[str]:
     if recipe.eval is not None:
         when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
         size = _evaluated(recipe)
-        others = [f"at temperature {t:g}" if t else "greedily" for t in recipe.eval.temperatures]
+        temperatures = recipe.eval.temperatures if _judged(recipe) else ()
+        others = [f"at temperature {t:g}" if t else "greedily" for t in temperatures]
         also = f"; also {', '.join(others)}" if others else ""
         lines.append(f"evaluation: {size}, before, after{when}{also}")
     lines.append(f"in total: {recipe.steps} steps, {recipe.steps * plan.completions} completions")
@@ -263,11 +263,17 @@ def _evaluated(recipe: Recipe) -> str:
     settings = recipe.eval
     assert settings is not None
     pairs = [f"{settings.problems} held-out pairs"] if recipe.task.paired else []
-    judged = recipe.reward is not None or settings.reward is not None or recipe.task.pays
-    answered = [f"{settings.problems} held-out problems x {settings.samples}"] if judged else []
+    answered = [f"{settings.problems} held-out problems x {settings.samples}"] if _judged(recipe) else []
     replayed = not recipe.rollout.sampled and not recipe.task.paired
     losses = [f"the loss of at most {settings.problems} held-out completions"] if replayed else []
     return ", ".join([*pairs, *answered, *losses])
+
+
+def _judged(recipe: Recipe) -> bool:
+    """Whether an evaluation has answers to held-out problems sampled, which something has to judge."""
+    if recipe.eval is None or recipe.policy.scores:
+        return False
+    return recipe.reward is not None or recipe.eval.reward is not None or recipe.task.pays
 
 
 def _count(number: int, noun: str) -> str:

@@ -53,7 +53,7 @@ def _settings(loaded: LoadedModel) -> dict[str, object]:
     model = loaded.model
     return {
         "format": FORMAT,
-        "klent": version("klent"),
+        "versions": {name: version(name) for name in ("klent", "torch", "transformers")},
         "dtype": str(model.dtype),
         "device": model.device.type,
         "attention": loaded.attention,

@@ -82,8 +82,8 @@ class Objective:
         One that estimates for each token (``gae``) is given the completion's reward at its last action, with what
         ``token_reward`` pays; any other rates completions, and what tokens are paid from an action on is added to
         that. With a critic's ``value_old`` the stream ``returns`` is filled too; it is ``value_old`` itself where
-        unscorable.
-        Where the batch has sums ``to_go``, each turn of an episode has an advantage of its own.
+        unscorable, from which a critic learns nothing: see :meth:`token_loss`. Where the batch has sums ``to_go``,
+        each turn of an episode has an advantage of its own.
 
         Args:
             batch: the step's episodes, or this rank's part of them.
@@ -145,9 +145,13 @@ class Objective:
         Where the step has an ``importance_weight``, it multiplies every term but those that are exact
         whatever was sampled (``Term.weighted``); of those that hold the ratio to the sampler already
         (``Term.weighs_itself``) it leaves out what it drops. A term's own weights (``weigh``) multiply it too. A
-        metric that several terms report has its term's name in front: ``ppo_clip.ratio``.
+        metric that several terms report has its term's name in front: ``ppo_clip.ratio``. A term that reads
+        ``returns`` is 0 on completions without any, the unscorable ones; they count in the divisor all the same.
         """
-        outcomes = [(term, self._weighted(term, term.loss(streams), streams)) for term in self.terms]
+        outcomes = [
+            (term, self._weighted(term, term.loss(_learnt_from(term, streams)), streams))
+            for term in self.terms
+        ]
         losses = [outcome.loss for _, outcome in outcomes]
         total = torch.stack(losses).sum(dim=0) if len(losses) > 1 else losses[0]
         reported = Counter(metric for _, outcome in outcomes for metric in outcome.metrics)
@@ -186,8 +190,23 @@ class Objective:
                 silent = silent | (streams.importance_weight == 0)
             if term.name in streams.weights:
                 silent = silent | (streams.weights[term.name] == 0)
+            if (unknown := _without_returns(term, streams)) is not None:
+                silent = silent | unknown
             idle &= silent
         return (batch.trained & ~idle).any(dim=1).nonzero()[:, 0].tolist()
+
+
+def _without_returns(term: Term, streams: Streams) -> Tensor | None:
+    """The completions that tell a critic nothing, ``[B, 1]``: unscorable ones; None for a term of something else."""
+    if "returns" not in term.streams or streams.rewards is None:
+        return None
+    return streams.rewards.isnan()[:, None]
+
+
+def _learnt_from(term: Term, streams: Streams) -> Streams:
+    """The streams as a term sees them: without the actions that it has nothing to learn from."""
+    unknown, mask = _without_returns(term, streams), streams.get("mask")
+    return streams if unknown is None or mask is None else streams.choosing({"mask": mask & ~unknown})
 
 
 def _over_ranks(term: Term, world: World | None) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -1,7 +1,7 @@
 """A loss of pairs as a term of a step: two completions of a prompt go in, and its gradient lands on their tokens."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -116,7 +116,8 @@ def with_pairs(terms: Iterable[Term]) -> list[Term]:
     for term in terms:
         if sides := sides_of(term.function):
             first = not any(isinstance(other, PairTerm) for other in made)
-            term = PairTerm(term.name, term.function, term.settings, term.streams, sides=sides, reports=first)
+            same = {one.name: getattr(term, one.name) for one in fields(Term)}
+            term = PairTerm(**same, sides=sides, reports=first)
         made.append(term)
     return made
 

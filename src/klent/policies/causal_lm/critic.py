@@ -37,9 +37,10 @@ class Critic(nn.Module):
             _freeze_head(trunk)
 
     @torch.no_grad()
-    def start_from(self, weight: Tensor) -> None:
-        """Take over a reward model's head, ``[1, H]``."""
+    def start_from(self, weight: Tensor, offset: float) -> None:
+        """Take over a reward model's head, ``[1, H]``, and what is added to each of its scores."""
         self.head.weight.copy_(weight)
+        self.head.bias.fill_(offset)
 
     def parted(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states twice: for the policy's head and for this one, so that each one's gradient is told apart.
