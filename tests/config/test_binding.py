@@ -151,7 +151,18 @@ def test_streams_that_share_a_name_with_a_setting():
 
 
 def test_the_streams_that_carry_a_gradient():
-    assert {"logp", "entropy", "divergence", "kl", "value", "score", "logp_dummy", "logp_mean"} == TRAINED
+    named = {
+        "logp",
+        "entropy",
+        "divergence",
+        "kl",
+        "value",
+        "score",
+        "logp_dummy",
+        "logp_mean",
+        "logp_observed",
+    }
+    assert named == TRAINED
 
 
 def test_every_stream_has_an_example_of_its_shape():

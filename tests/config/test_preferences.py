@@ -102,7 +102,7 @@ def test_advantages_of_turns_may_be_whitened():
     assert not list(critic_problems(by_turn))
     token_by_token = {"advantage": {"gae": {}, "whiten": {}}, "critic": Critic()}
     (problem,) = critic_problems(by_turn.model_copy(update={**token_by_token, "loss": {"value": {}}}))
-    assert "gae gives it token by token" in problem.reason
+    assert "gae gives it token by token" in problem.message
 
 
 def test_sampled_pairs_are_in_the_plan():

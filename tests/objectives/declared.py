@@ -30,6 +30,16 @@ OWNERS = ("test_laws", "test_mutants", "test_refusals", "test_rules", "test_addi
 Settings = Mapping[str, Any]
 
 
+MASKS = ("mask", "observed")
+"""What a function may call the tokens that it is about: the policy's, or the environment's."""
+
+
+def named(function: Callable[..., Any], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch under the names of a function's parameters: its ``mask`` is whatever tokens it is about."""
+    mask = next((name for name in MASKS if name in inspect.signature(function).parameters), "mask")
+    return {mask if name == "mask" else name: value for name, value in batch.items()}
+
+
 class Case(NamedTuple):
     """A function with settings under which it is tested."""
 
@@ -47,12 +57,12 @@ class Case(NamedTuple):
         """The function's answer to ``batch``; a draw starts from the same seed each time."""
         drawn = "generator" in inspect.signature(self.function).parameters
         generator = {"generator": torch.Generator().manual_seed(0)} if drawn else {}
-        return self.function(**batch, **generator, **self.settings)
+        return self.function(**named(self.function, batch), **generator, **self.settings)
 
     def batch(self, seed: int, rows: int = 4, columns: int = 6) -> dict[str, Tensor]:
         """Random numbers for each tensor that it reads; of several rows the last is off the mask."""
         optional = optional_of(self.function) & PER_COMPLETION  # it joins rows, which no law of tokens allows
-        names = [name for name in tensors_of(self.function) if name != "mask" and name not in optional]
+        names = [name for name in tensors_of(self.function) if name not in {*MASKS, *optional}]
         values = {name: _random(self.function, name, seed, rows, columns) for name in names}
         mask = torch.rand(rows, columns, generator=_generator("mask", seed)) < 0.7
         if rows > 1:
@@ -91,7 +101,8 @@ def cases(names: Iterable[str]) -> list[Case]:
 
 def with_mask(*kinds: Kind) -> list[str]:
     """Functions of these kinds that read numbers per token."""
-    return [name for name in functions(*kinds) if "mask" in inspect.signature(getattr(O, name)).parameters]
+    read = {name: inspect.signature(getattr(O, name)).parameters for name in functions(*kinds)}
+    return [name for name, parameters in read.items() if any(mask in parameters for mask in MASKS)]
 
 
 def tensors_of(function: Callable[..., Any]) -> list[str]:

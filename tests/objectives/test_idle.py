@@ -15,7 +15,7 @@ from torch import Tensor
 from klent import objectives as O
 from klent.config.binding import choices_of, hyperparameters_of
 from klent.objectives.kinds import Idle, declaration, token_loss, without_advantage, without_coef
-from objectives.declared import Case, cases, functions, trained_by
+from objectives.declared import Case, cases, functions, named, trained_by
 
 NUMBERS = (0, 0.0, 1e-3, 0.05, 0.3, 0.9, 1, 1.3, 2, 7.5, 100, math.inf, -0.2)
 LOSSES = functions("token_loss")
@@ -63,7 +63,7 @@ def idle_at(case: Case, idle: Idle | None, batch: Mapping[str, Tensor]) -> Tenso
     """Where ``idle`` says so, on the mask."""
     if idle is None:
         return torch.zeros_like(batch["mask"])
-    claimed = idle(**batch, **case.settings)
+    claimed = idle(**named(case.function, batch), **case.settings)
     assert claimed.dtype == torch.bool
     assert claimed.shape == batch["mask"].shape
     return claimed & batch["mask"]

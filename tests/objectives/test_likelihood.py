@@ -12,7 +12,7 @@ from torch import Tensor
 from klent import objectives as O
 from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
-CASES = {"uniform_cross_entropy": [{"actions": 5}]}
+CASES = {"uniform_cross_entropy": [{"actions": 5}], "observation_loss": [{"coef": 0.1}, {"coef": 2.0}]}
 
 NAN = math.nan
 
@@ -50,6 +50,26 @@ def test_weighted_cross_entropy_table() -> None:
     assert_close(slope(out.loss, x), table([-1.0, 0.0, -0.25, 0.0]))
     assert_close(slope(out.loss, dummy), table([0.0, -1.0, -0.75, 0.0]))
     assert [float(v) for v in out.metrics["weight"]] == [1.25, 3.0]
+
+
+def test_observation_loss_table() -> None:
+    # 0.1 times -log of 1/2 and of 1/4; nothing where the policy acted, whatever stands there
+    x = table([0.5, NAN, 0.25, 1.0]).log().requires_grad_()
+    out = O.observation_loss(x, mask_of("x.x."), coef=0.1)
+    assert_close(out.loss, table([0.1 * math.log(2), 0.0, 0.2 * math.log(2), 0.0]))
+    assert_close(slope(out.loss, x), table([-0.1, 0.0, -0.1, 0.0]))
+    assert [float(v) for v in out.metrics["observation/loss"]] == pytest.approx([3 * math.log(2), 2.0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_observation_loss_agrees_with_oracle_and_has_its_gradient(seed: int) -> None:
+    tokens = random_tokens(seed)
+    x, mask = tokens["logp"].requires_grad_(), tokens["mask"]
+    out = O.observation_loss(x, mask, coef=0.7)
+    expected = oracle.observation(x.detach().numpy(), mask.numpy(), 0.7)
+    assert_close(out.loss, expected[0])
+    assert_close(slope(out.loss, x), expected[1])
+    assert torch.autograd.gradcheck(lambda x: O.observation_loss(x, mask, coef=0.7).loss, (x,))
 
 
 def test_uniform_cross_entropy_table() -> None:

@@ -151,6 +151,8 @@ MUTANTS = [
     Mutant("weight carries gradient", "likelihood.py", "on_mask(mask, logp, logp_dummy, weight.detach())", "on_mask(mask, logp, logp_dummy, weight)", trains("weighted_cross_entropy")),
     Mutant("spread over the token itself too", "likelihood.py", "(actions * logp_mean - logp) / (actions - 1)", "logp_mean", likelihood.test_uniform_cross_entropy_table),
     Mutant("divided by K", "likelihood.py", "(actions * logp_mean - logp) / (actions - 1)", "(actions * logp_mean - logp) / actions", likelihood.test_training_with_the_uniform_spread_ends_elsewhere),
+    Mutant("observations without their weight", "likelihood.py", "TokenLoss(coef * loss", "TokenLoss(loss", likelihood.test_observation_loss_table),
+    Mutant("metric of observations with the weight", "likelihood.py", "metric(loss, observed)", "metric(coef * loss, observed)", likelihood.test_observation_loss_table),
     # qsft
     Mutant("value not divided by the data", "qsft.py", "torch.where(supported, logp_value, -math.inf) - torch.where(supported, logp_behaviour, 0.0)", "torch.where(supported, logp_value, -math.inf)", partial(qsft.test_with_the_dummy_the_ratio_is_the_optimal_value, 0)),
     Mutant("mean for maximum", "qsft.py", "min_behaviour).amax(dim=-1)", "min_behaviour).mean(dim=-1)", qsft.test_qsft_target_table),

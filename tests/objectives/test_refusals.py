@@ -11,7 +11,7 @@ import torch
 
 from klent import objectives as O
 from klent.config.binding import hyperparameters_of
-from objectives.declared import Case, cases, functions, provided, with_mask
+from objectives.declared import MASKS, Case, cases, functions, named, provided, with_mask
 
 X, MASK = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
 R, G = torch.zeros(4), torch.zeros(4, dtype=torch.int64)
@@ -144,6 +144,7 @@ SHAPES: list[tuple[Call, str]] = [
     (lambda: O.weighted_cross_entropy(X, X[:1], X, MASK), "logp_dummy has shape [1, 3]"),
     (lambda: O.weighted_cross_entropy(X, X, X[:, 0], MASK), "write weight[:, None].expand(mask.shape)"),
     (lambda: O.uniform_cross_entropy(X, X[:1], X, MASK, actions=3), "logp_mean has shape [1, 3]"),
+    (lambda: O.observation_loss(X[:1], MASK, coef=0.1), "logp_observed has shape [1, 3]"),
     (lambda: O.clip_cov_tokens(X, X[:1], MASK), "advantage has shape [1, 3]"),
     (lambda: O.kl_cov_tokens(X[:1], X, MASK), "logp has shape [1, 3]"),
     (
@@ -286,7 +287,7 @@ PLACEMENTS: list[tuple[Call, list[str]]] = [
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_every_tensor_is_checked(name: str) -> None:
     case = PER_TOKEN[name]
-    batch = case.batch(0)
+    batch = named(case.function, case.batch(0))
     parameters = inspect.signature(case.function).parameters
     for tensor, value in batch.items():
         others = set(batch) - {tensor}
@@ -294,7 +295,7 @@ def test_every_tensor_is_checked(name: str) -> None:
         for wrong in (value.long(),) if optional else (None, value.long()):
             with pytest.raises(TypeError, match=rf"{tensor} (is of type|has dtype)"):
                 case.call({**batch, tensor: wrong})
-        if value.ndim == 2 and "mask" in others:
+        if value.ndim == 2 and others & set(MASKS):
             with pytest.raises(ValueError, match=r"has shape \[3, 6\], expected \[4, 6\]"):
                 case.call({**batch, tensor: value[:3]})
 

@@ -17,6 +17,14 @@ def weighted(logp: Array, dummy: Array, weight: Array, mask: Mask) -> tuple[Arra
     return loss, by_token, by_dummy
 
 
+def observation(logp: Array, observed: Mask, coef: float) -> tuple[Array, Array]:
+    """(loss, dloss/dlogp) of what was said between turns."""
+    loss, slope = np.zeros(logp.shape), np.zeros(logp.shape)
+    for i, t in zip(*np.nonzero(observed), strict=True):
+        loss[i, t], slope[i, t] = -coef * logp[i, t], -coef
+    return loss, slope
+
+
 def uniform(logp: Array, action: int, weight: float) -> float:
     """Equation 3 for one token, from the log-probabilities of all actions."""
     spread = (1 - weight) / (len(logp) - 1)

@@ -100,6 +100,9 @@ def _term_problems(recipe: Recipe) -> Iterator[Problem]:
             ("reference",),
             "is not used: no term reads logp_ref, kl or weight; remove it, or add e.g. kl_in_loss",
         )
+    if "observed" in reads and recipe.rollout.sampled and not recipe.task.pays:
+        reason = "is of what is said between turns, and an answer to a prompt is one turn"
+        yield Problem(("loss",), f"observation {reason}; remove it, or play an environment: task.env")
     yield from _mixture_problems(recipe, reads)
     yield from _sequence_problems(recipe)
     yield from _unsure_problems(recipe)

@@ -5,7 +5,7 @@ looked at: reading a tensor's values would make the host wait for the device.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import torch
@@ -14,18 +14,27 @@ from torch import Tensor
 
 def check_tokens(mask: Tensor, **values: Tensor) -> None:
     """``mask`` is bool ``[B, T]``; every other tensor is floating point and has its shape."""
-    _check_tensor("mask", mask)
+    _check_grid("mask", mask, values)
+
+
+def check_observed(observed: Tensor, **values: Tensor) -> None:
+    """The same of the tokens that an environment said."""
+    _check_grid("observed", observed, values)
+
+
+def _check_grid(called: str, mask: Tensor, values: Mapping[str, Tensor]) -> None:
+    _check_tensor(called, mask)
     if mask.dtype != torch.bool:
-        raise TypeError(f"mask has dtype {mask.dtype}, expected torch.bool: write mask.bool()")
+        raise TypeError(f"{called} has dtype {mask.dtype}, expected torch.bool: write {called}.bool()")
     if mask.ndim != 2:
-        raise ValueError(f"mask has shape {list(mask.shape)}, expected [B, T]: a row per sequence")
+        raise ValueError(f"{called} has shape {list(mask.shape)}, expected [B, T]: a row per sequence")
     for name, value in values.items():
         check_floating(name, value)
         if value.shape != mask.shape:
             per_sequence = value.ndim == 1 and value.shape[0] == mask.shape[0]
-            hint = f"; to repeat it along the tokens write {name}[:, None].expand(mask.shape)"
+            hint = f"; to repeat it along the tokens write {name}[:, None].expand({called}.shape)"
             raise ValueError(
-                f"{name} has shape {list(value.shape)}, expected {list(mask.shape)} as mask has"
+                f"{name} has shape {list(value.shape)}, expected {list(mask.shape)} as {called} has"
                 f"{hint if per_sequence else ''}"
             )
 

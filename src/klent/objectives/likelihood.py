@@ -2,14 +2,15 @@
 
 import math
 
+import torch
 from torch import Tensor
 
-from klent.objectives.checks import check_number, check_tokens
+from klent.objectives.checks import check_number, check_observed, check_tokens
 from klent.objectives.kinds import token_loss
 from klent.objectives.masking import metric, on_mask
 from klent.objectives.types import TokenLoss
 
-__all__ = ["cross_entropy", "uniform_cross_entropy", "weighted_cross_entropy"]
+__all__ = ["cross_entropy", "observation_loss", "uniform_cross_entropy", "weighted_cross_entropy"]
 
 
 @token_loss()
@@ -46,6 +47,52 @@ def cross_entropy(logp: Tensor, mask: Tensor) -> TokenLoss:
     check_tokens(mask, logp=logp)
     (loss,) = on_mask(mask, -logp)
     return TokenLoss(loss, {})
+
+
+def _without_weight(observed: Tensor, coef: float, **_: object) -> Tensor:
+    """``idle`` of a loss of observations: everywhere or nowhere."""
+    return torch.full_like(observed, coef == 0)
+
+
+@token_loss(idle=_without_weight)
+def observation_loss(logp_observed: Tensor, observed: Tensor, *, coef: float) -> TokenLoss:
+    """Negative log-likelihood of what an environment said: the policy learns to foresee it.
+
+        Lₜ = -coef·logp_observedₜ,   on the tokens that the policy read between its turns
+
+    Args:
+        logp_observed: log-probability of each of those tokens under the policy being trained, nats, ``[B, T]``.
+            Receives the gradient.
+        observed: True where the environment said the token, ``[B, T]`` bool. Disjoint from the policy's actions.
+        coef: weight of the term, in [0, inf).
+
+    Returns:
+        ``TokenLoss``: ``loss`` in nats, ``[B, T]``, 0 where nothing was observed, not averaged. Metric
+        ``observation/loss``: nats per token observed, without ``coef``.
+
+    Raises:
+        TypeError: ``observed`` is not bool, ``logp_observed`` not floating point or ``coef`` not a number.
+        ValueError: shapes differ or ``coef`` is out of range.
+
+    Note:
+        *In a recipe* an episode's sum joins the loss of its first trained action, so that every average stays
+        one over actions: with ``reduce.over: tokens`` the term is coef·(Σ over observed tokens)/(actions).
+        No importance weight multiplies it: the environment drew these tokens, whatever policy played.
+
+        *Tokens.* The first ones of an observation are the chat template's, certain to follow; they are learnt in a
+        few steps and then add nothing to the gradient, but to the mean.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import observation_loss
+        >>> logp = torch.tensor([[0.0, 0.5, 0.25, 0.0]]).log()
+        >>> observation_loss(logp, torch.tensor([[False, True, True, False]]), coef=0.1).loss
+        tensor([[0.0000, 0.0693, 0.1386, 0.0000]])
+    """
+    check_observed(observed, logp_observed=logp_observed)
+    check_number("coef", coef, 0, math.inf, ends="[)")
+    (loss,) = on_mask(observed, -logp_observed)
+    return TokenLoss(coef * loss, {"observation/loss": metric(loss, observed)})
 
 
 @token_loss()

@@ -22,6 +22,7 @@ class Stats(NamedTuple):
         value: of a critic, in units of reward, where the policy has one and was asked.
         logp_dummy: log-probability of the dummy action, nats, where it was asked for.
         logp_mean: mean log-probability of the whole vocabulary, nats, likewise.
+        logp_observed: log-probability of each token that the environment said, nats, 0 elsewhere, likewise.
         score: of a reward model, ``[rows]``, where the policy is one and was asked.
         divergence: from the policy's target, nats, where it has one and was asked.
         kl: divergence from the reference, nats, where it has one and was asked.
@@ -37,6 +38,7 @@ class Stats(NamedTuple):
     value: Tensor | None = None
     logp_dummy: Tensor | None = None
     logp_mean: Tensor | None = None
+    logp_observed: Tensor | None = None
     score: Tensor | None = None
     divergence: Tensor | None = None
     kl: Tensor | None = None
@@ -168,6 +170,7 @@ def make_batch(
         preferred=_preferred(episodes),
         pair_margin=_margins(episodes),
         mask=mask,
+        observed=pad_sequence([~episode.acted for episode in episodes], batch_first=True),
     )
     return Batch(
         episodes=list(episodes),

@@ -118,6 +118,13 @@ class Streams:
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
+    logp_observed: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "log-probability of each token that the environment said between turns; carries the gradient",
+        producer="policy",
+        when="in every forward pass of the update, where a term reads it",
+    )
     weight: Tensor | None = _stream(
         "[B, T]",
         "probability",
@@ -234,6 +241,13 @@ class Streams:
         "[B, T]",
         "bool",
         "the actions that the loss sees: those of the policy, or those that `select.mask` chose",
+        producer="batch",
+        when="as the batch is made",
+    )
+    observed: Tensor | None = _stream(
+        "[B, T]",
+        "bool",
+        "the tokens that the environment said between turns; never among `mask`",
         producer="batch",
         when="as the batch is made",
     )

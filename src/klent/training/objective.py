@@ -16,6 +16,7 @@ from klent.objectives import TokenLoss, reward_to_go
 from klent.objectives.masking import metric
 from klent.streams.batch import Batch
 from klent.streams.registry import Streams
+from klent.training.observations import with_observations
 from klent.training.pairs import with_pairs
 from klent.training.selection import Select, Selection
 from klent.training.term import Term
@@ -48,7 +49,8 @@ class Objective:
         weigh: Select | None = None,
         more: Sequence[Term] = (),
     ) -> None:
-        self.terms = [*with_pairs(Term.named(name, settings) for name, settings in loss.items()), *more]
+        named = [Term.named(name, settings) for name, settings in loss.items()]
+        self.terms = [*with_observations(with_pairs(named)), *more]
         self.estimators = [Term.named(name, settings) for name, settings in (advantage or {}).items()]
         self.token_rewards = [Term.named(name, settings) for name, settings in (token_reward or {}).items()]
         self.selection = Selection(select, weigh)

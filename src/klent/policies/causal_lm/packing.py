@@ -21,7 +21,7 @@ at 0, so that hardly anything is padded::
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -201,6 +201,15 @@ def _cells(groups: Sequence[Group]) -> list[list[Group]]:
 
 def _longest(groups: Sequence[Group]) -> int:
     return max(map(row_length, groups))
+
+
+def observations(groups: Iterable[Group]) -> list[Group]:
+    """The same rows with what was said between actions in place of the actions."""
+    return [[replace(item, acted=~_acted(item)) for item in group] for group in groups]
+
+
+def _acted(item: Completion) -> Tensor:
+    return torch.ones(len(item.tokens), dtype=torch.bool) if item.acted is None else item.acted
 
 
 def pack(groups: Sequence[Group], *, shared: bool) -> Pack:

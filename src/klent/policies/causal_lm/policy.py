@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from klent.policies.causal_lm.packing import (
     join_groups,
     make_groups,
     make_microbatches,
+    observations,
     pack,
     row_length,
 )
@@ -86,8 +88,10 @@ class CausalPolicy(nn.Module):
     def evaluate(self, batch: Batch, rows: Sequence[int], *, also: Collection[str] = ()) -> Stats:
         """Pack, compute, and lay the numbers out on the grid; see :class:`klent.policies.Policy`."""
         groups, packed = self._packed(batch, rows)
+        heard = self._heard(groups) if "logp_observed" in also else None
         with self.active():
-            states = of_critic = self.states(packed)
+            states, of_heard = self._states(packed, heard)
+            of_critic = states
             critic = self.critic if "value" in also else None
             if critic is not None:
                 states, of_critic = critic.parted(states)
@@ -105,20 +109,39 @@ class CausalPolicy(nn.Module):
         place = torch.empty(len(batch), dtype=torch.long)
         place[list(rows)] = torch.arange(len(rows))
         device = numbers.logp.device
-        where = (place[packed.row].to(device), packed.column.to(device))
 
-        def on_grid(values: Tensor) -> Tensor:
+        def on_grid(values: Tensor, at: Pack = packed) -> Tensor:
+            where = (place[at.row].to(device), at.column.to(device))
             return torch.zeros(len(rows), batch.mask.shape[1], device=device).index_put(where, values)
 
+        of_observed = None
+        if heard is not None:
+            said = self.stats(of_heard, heard, entropy=False).logp if len(heard.target) else numbers.logp[:0]
+            of_observed = on_grid(said, heard)
         return Stats(
             on_grid(numbers.logp),
             on_grid(numbers.entropy),
             **{name: on_grid(values) for name, values in apart.items()},
+            logp_observed=of_observed,
             collision=None if numbers.collision is None else on_grid(numbers.collision),
             collision_logp=None if numbers.collision_logp is None else on_grid(numbers.collision_logp),
             tokens=packed.tokens,
             targets=len(packed.target),
         )
+
+    def _heard(self, groups: list[Group]) -> Pack:
+        """Where what was said between actions stands, in the rows that hold the actions."""
+        return pack(observations(groups), shared=self.packing.shared)
+
+    def _states(self, packed: Pack, heard: Pack | None) -> tuple[Tensor, Tensor]:
+        """What predicts the actions, and what predicts the tokens heard between them, of one forward pass."""
+        if heard is None:
+            states = self.states(packed)
+            return states, states[:0]
+        sources = [packed.source, heard.source]
+        both = self.states(replace(packed, source=torch.cat(sources)))
+        ours, theirs = both.split([len(source) for source in sources])
+        return ours, theirs
 
     def _compare(
         self,
