@@ -139,6 +139,18 @@ def test_two_ranks_share_a_critic_and_whiten_over_both():
     torch.testing.assert_close(found, whole.streams.advantage[whole.mask], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["reinforce_pp", "reinforce_pp_baseline"])
+def test_two_ranks_compare_with_the_rewards_of_both(name):
+    made = [rows_of([0]), rows_of([1, 2])]
+    whole = rows_of([0, 1, 2])
+    made[0].streams.rewards[1] = made[1].streams.rewards[1] = whole.streams.rewards[[1, 5]] = torch.nan
+    Objective(GRPO[0], {name: {}}, None).estimate_advantage(whole, None)
+    together(lambda seat: (updater(Objective(GRPO[0], {name: {}}, None), world=seat), made[seat.rank]))
+    found = torch.cat([rows.streams.advantage[rows.mask] for rows in made])
+    torch.testing.assert_close(found, whole.streams.advantage[whole.mask], atol=1e-6, rtol=1e-5)
+    assert found.abs().max() > 0.5
+
+
 def test_a_rank_whose_completions_are_all_idle_still_takes_the_step():
     def make(seat):
         rows = rows_of([seat.rank])

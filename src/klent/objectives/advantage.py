@@ -1,12 +1,13 @@
 """From rewards to advantages: how much better than expected each completion, or token, was."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from klent.objectives import kinds
-from klent.objectives.checks import check_choice, check_floating, check_groups, check_number, check_tokens
+from klent.objectives.checks import check_choice, check_groups, check_number, check_tokens
 from klent.objectives.masking import on_mask
 
 __all__ = [
@@ -123,7 +124,7 @@ def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
 
 
 @kinds.advantage
-def reinforce_pp(rewards: Tensor) -> Tensor:
+def reinforce_pp(rewards: Tensor, *, add_up: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
     """Rewards compared with those of the whole batch: REINFORCE++'s advantage.
 
         Aᵢ = (rᵢ - mean(r)) / std(r),  over all prompts
@@ -132,6 +133,7 @@ def reinforce_pp(rewards: Tensor) -> Tensor:
 
     Args:
         rewards: one per completion of the step, ``[n]``. NaN (or infinite) means unscorable.
+        add_up: adds numbers up over the ranks that share the step; the trainer gives it.
 
     Returns:
         ``[n]``, without gradient, not yet repeated along its tokens. Exactly 0 for an unscorable completion,
@@ -158,12 +160,18 @@ def reinforce_pp(rewards: Tensor) -> Tensor:
     References:
         Hu et al., REINFORCE++, 2025, arXiv:2501.03262.
     """
-    check_floating("rewards", rewards)
-    return group_advantage(rewards, torch.zeros(rewards.shape, dtype=torch.long, device=rewards.device))
+    check_groups(rewards, torch.zeros(rewards.shape, dtype=torch.long, device=rewards.device))
+    scorable = rewards.isfinite()
+    (known,) = on_mask(scorable, rewards.detach())
+    count, size, total = add_up(torch.stack([scorable.sum().to(known.dtype), known.abs().sum(), known.sum()]))
+    (centred,) = on_mask(scorable, known - total / count.clamp(min=1))
+    return _of_one_scale(centred, count, size, add_up)
 
 
 @kinds.advantage
-def reinforce_pp_baseline(rewards: Tensor, group: Tensor) -> Tensor:
+def reinforce_pp_baseline(
+    rewards: Tensor, group: Tensor, *, add_up: Callable[[Tensor], Tensor] = lambda value: value
+) -> Tensor:
     """Rewards compared with their group and scaled over the whole batch: REINFORCE++-baseline's advantage.
 
         Aᵢ = (rᵢ - mean of its group) / std of these differences over all prompts
@@ -174,6 +182,7 @@ def reinforce_pp_baseline(rewards: Tensor, group: Tensor) -> Tensor:
     Args:
         rewards: one per completion of the step, ``[n]``. NaN (or infinite) means unscorable.
         group: which completions belong together, ``[n]`` integers, in any order and with gaps.
+        add_up: adds numbers up over the ranks that share the step, whose groups are whole; the trainer gives it.
 
     Returns:
         ``[n]``, without gradient, not yet repeated along its tokens. Exactly 0 where ``group_advantage`` is.
@@ -200,10 +209,9 @@ def reinforce_pp_baseline(rewards: Tensor, group: Tensor) -> Tensor:
         Hu et al., REINFORCE++, 2025, arXiv:2501.03262.
     """
     check_groups(rewards, group)
-    centred, _, differ, _ = _centre(rewards, group)
-    count = rewards.isfinite().sum()
-    variance = centred.square().sum() / (count - 1).clamp(min=1)
-    return centred / torch.where(differ.any(), variance, 1.0).sqrt()
+    centred, *_ = _centre(rewards, group)
+    count = add_up(rewards.isfinite().sum().to(centred.dtype))
+    return _of_one_scale(centred, count, torch.zeros_like(count), add_up)
 
 
 @kinds.advantage
@@ -306,6 +314,21 @@ def _centre(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     differ = highest - lowest > rounding
     (centred,) = on_mask(scorable & differ, known - mean)
     return centred, count, differ, member
+
+
+def _of_one_scale(centred: Tensor, count: Tensor, size: Tensor, add_up: Callable[[Tensor], Tensor]) -> Tensor:
+    """Differences over their deviation; 0 where that is rounding.
+
+    Args:
+        centred: differences from a mean, ``[n]``, 0 where unscorable.
+        count: scorable ones, over all ranks.
+        size: their absolute values added up, whose rounding is left in the differences; 0 = none is.
+        add_up: adds a number up over ranks.
+    """
+    std = (add_up(centred.square().sum()) / (count - 1).clamp(min=1)).sqrt()
+    rounding = 4 * torch.finfo(centred.dtype).eps * size / count.clamp(min=1)
+    differ = std > rounding
+    return torch.where(differ, centred / torch.where(differ, std, 1.0), 0.0)
 
 
 def _group_mean(rewards: Tensor, count: Tensor, member: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class Objective:
             rewards = sum(paid, at_last(reward.nan_to_num(nan=0.0), mask))
             advantage = first(at_start.with_(rewards=torch.where(scorable, rewards, 0.0)))
         else:
-            advantage = torch.where(mask, self._credit(batch, reward), 0.0)
+            advantage = torch.where(mask, self._credit(batch, reward, world), 0.0)
             for tokens in paid:
                 advantage = advantage + torch.where(scorable, reward_to_go(tokens, mask), 0.0)
         advantage = torch.where(scorable, advantage, 0.0)
@@ -122,7 +122,7 @@ class Objective:
         kept = advantage if self.sign == 0 else torch.where(self.sign * advantage > 0, advantage, 0.0)
         batch.streams.advantage = kept
 
-    def _credit(self, batch: Batch, reward: Tensor) -> Tensor:
+    def _credit(self, batch: Batch, reward: Tensor, world: World | None) -> Tensor:
         """What each action is credited with, ``[B, 1]``; ``[B, T]`` where each turn has its own advantage.
 
         The estimator then compares, turn by turn, what the rewards add up to from there on, among the episodes
@@ -132,7 +132,8 @@ class Objective:
         def estimate(rewards: Tensor) -> Tensor:
             if not self.estimators:
                 return rewards.nan_to_num(nan=0.0)
-            value: Tensor = self.estimators[0](batch.streams.with_(rewards=rewards))
+            first = self.estimators[0]
+            value: Tensor = first(batch.streams.with_(rewards=rewards), **_over_ranks(first, world))
             return value
 
         if batch.to_go is None:
