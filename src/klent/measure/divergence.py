@@ -6,9 +6,14 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from klent.head.divergence import token_divergence
 from klent.kit.statistics import standard_error
 from klent.models.load import LoadedModel
 from klent.objectives import categorical_kl
+from klent.policies.causal_lm.packing import Packing
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.probe import takes_shared_prompt
+from klent.streams.batch import make_batch
 from klent.streams.episode import Episode
 
 Divergence = TypedDict(
@@ -48,9 +53,7 @@ def measure_divergence(
         samples: completions per problem.
         temperature: the sampling temperature, applied to both models.
     """
-    by_completion = [
-        completion_divergence(policy, base, rollout, temperature=temperature) for rollout in rollouts
-    ]
+    by_completion = action_divergences(policy, base, rollouts, samples=samples, temperature=temperature)
     starts = range(0, len(by_completion), samples)
     by_problem = [float(torch.cat(by_completion[start : start + samples]).mean()) for start in starts]
     tokens = torch.cat(by_completion)
@@ -62,6 +65,32 @@ def measure_divergence(
         "kl/base_error": standard_error(by_problem),
         "kl/base_completion": float(tokens.sum()) / len(rollouts),
     }
+
+
+@torch.no_grad()
+def action_divergences(
+    policy: LoadedModel, base: LoadedModel, rollouts: Sequence[Episode], *, samples: int, temperature: float
+) -> list[Tensor]:
+    """:func:`completion_divergence` of each completion, with a problem's prompt read once for all of them.
+
+    Models that do more to their logits than a head does are asked one completion at a time.
+    """
+    pair = [CausalPolicy(loaded.model, temperature=temperature) for loaded in (policy, base)]
+    if not all(one.fused for one in pair):
+        return [completion_divergence(policy, base, one, temperature=temperature) for one in rollouts]
+    batch = make_batch(rollouts, None, group_size=samples)
+    longest = max(len(one.prompt_ids) + len(one.tokens) for one in rollouts)
+    shared = all(takes_shared_prompt(one, longest=longest) for one in pair)
+    for one in pair:
+        one.train(False)
+        one.packing = Packing(shared)
+    grid = torch.zeros(batch.mask.shape)
+    for rows in pair[0].microbatches(batch, range(len(batch))):
+        (packed, mine), (_, other) = (one.predictions(batch, rows) for one in pair)
+        common = min(len(mine.weight), len(other.weight))  # rows beyond pad an embedding
+        found = token_divergence(mine.first(common), other.first(common), divergence="reverse")
+        grid[packed.row, packed.column] = found.float().cpu()
+    return [grid[number][acted] for number, acted in enumerate(batch.mask)]
 
 
 @torch.no_grad()

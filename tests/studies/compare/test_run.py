@@ -13,7 +13,7 @@ from tiny import END, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
 
 from klent.errors import RunError
 from klent.io.files import read_jsonl
-from klent.measure.divergence import completion_divergence
+from klent.measure.divergence import action_divergences, completion_divergence
 from klent.models.load import LoadedModel
 from klent.streams.episode import Episode
 from klent.studies.compare import run as running
@@ -169,6 +169,23 @@ def test_the_divergence_of_a_token_by_hand(temperature):
         by_hand = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
         assert float(found[place]) == pytest.approx(by_hand, rel=1e-4)
     assert float(completion_divergence(policy, policy, rollout, temperature=temperature).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_completions_behind_a_shared_prompt_have_the_divergence_of_each_alone(temperature):
+    loaded = [LoadedModel(tiny_model(seed), tiny_tokenizer(), "tiny", (END, TURN_END)) for seed in (0, 1)]
+    rollouts = []
+    for number, length in enumerate((3, 9, 1, 5, 7, 2)):
+        prompt = [20 + number // 3, 21, 22][: 2 + number // 3]
+        drawn = torch.Generator().manual_seed(number)
+        tokens = torch.randint(20, 60, (length,), generator=drawn)
+        one = Episode(Prompt(f"p/{number // 3}", "x"), prompt, tokens, "", "length")
+        one.acted = torch.arange(length) % 4 != 2
+        rollouts.append(one)
+    found = action_divergences(*loaded, rollouts, samples=3, temperature=temperature)
+    for one, values in zip(rollouts, found, strict=True):
+        alone = completion_divergence(*loaded, one, temperature=temperature)
+        torch.testing.assert_close(values, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_what_an_environment_said_is_not_counted_as_the_policys():
