@@ -161,6 +161,7 @@ def test_the_streams_that_carry_a_gradient():
         "logp_dummy",
         "logp_mean",
         "logp_observed",
+        "logit",
     }
     assert named == TRAINED
 

@@ -9,7 +9,7 @@ from oracles import qsft as oracle
 from oracles.likelihood import uniform_optimum
 
 from klent import objectives as O
-from objectives.helpers import assert_close, table
+from objectives.helpers import assert_close, mask_of, random_tokens, slope, table
 
 
 def test_qsft_target_table() -> None:
@@ -49,6 +49,58 @@ def test_qsft_target_agrees_with_oracle(seed: int, least: float) -> None:
         for i in range(3)
     ]
     assert_close(target, expected)
+
+
+NAN = math.nan
+
+
+def test_ilql_loss_table() -> None:
+    # squares 0.25, 1; u = 0.5 (times 0.8) and -1 (times 0.2); 0.1 times -log of 1/2 and 1/4; then off the mask
+    q = table([1.0, 0.0, NAN]).requires_grad_()
+    v = table([0.5, 2.0, NAN]).requires_grad_()
+    x = table([0.5, 0.25, NAN]).log().requires_grad_()
+    target, weight = table([1.0, 1.0, NAN]), table([0.5, 1.0, NAN])
+    out = O.ilql_loss(q, x, v, weight, target, mask_of("xx."), tau=0.8, conservative=0.1)
+    two = math.log(2)
+    assert_close(out.loss, table([0.25 + 0.8 * 0.25 + 0.1 * two, 1.0 + 0.2 + 0.2 * two, 0.0]))
+    assert_close(slope(out.loss, q), table([1.0, -2.0, 0.0]))
+    assert_close(slope(out.loss, v), table([-0.8, 0.4, 0.0]))
+    assert_close(slope(out.loss, x), table([-0.1, -0.1, 0.0]))
+    assert [float(n) for n in out.metrics["bellman/error"]] == [1.25, 2.0]
+    assert [float(n) for n in out.metrics["bellman/advantage"]] == [-0.5, 2.0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ilql_loss_agrees_with_oracle_and_has_its_gradient(seed: int) -> None:
+    tokens = random_tokens(seed)
+    q, x, v = (tokens[name].requires_grad_() for name in ("advantage", "logp", "entropy"))
+    weight, target, mask = tokens["weight"], tokens["logp_other"], tokens["mask"]
+    out = O.ilql_loss(q, x, v, weight, target, mask, tau=0.7, conservative=0.3)
+    arrays = (one.detach().numpy() for one in (q, x, v, weight, target, mask))
+    assert_close(out.loss, oracle.ilql(*arrays, 0.7, 0.3))
+    assert torch.autograd.gradcheck(
+        lambda q, x, v: O.ilql_loss(q, x, v, weight, target, mask, tau=0.7, conservative=0.3).loss, (q, x, v)
+    )
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.9, 0.99])
+def test_a_state_is_worth_the_expectile_of_its_actions(tau: float) -> None:
+    # trained to the end on values 0 and 1, equally often: tau
+    values, mask = table([0.0, 1.0]), mask_of("xx")
+    zeros = torch.zeros_like(values)
+    v = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([v], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = O.ilql_loss(
+            zeros, zeros, v.expand(1, 2), zeros, values, mask, tau=tau, conservative=0.0
+        ).loss.sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    assert float(v.detach()) == pytest.approx(tau, abs=1e-6)
 
 
 def test_qsft_policy_table() -> None:

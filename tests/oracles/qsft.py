@@ -21,6 +21,25 @@ def policy(value: Array, behaviour: Array, beta: float, form: str) -> Array:
     return weights / weights.sum()
 
 
+def ilql(
+    q: Array,
+    logp: Array,
+    v: Array,
+    weight: Array,
+    target: Array,
+    mask: Array,
+    tau: float,
+    conservative: float,
+) -> Array:
+    """Implicit Q-learning's loss (arXiv:2206.11871) with one Q, one token at a time."""
+    loss = np.zeros(q.shape)
+    for i, t in zip(*np.nonzero(mask), strict=True):
+        u = target[i, t] - v[i, t]
+        side = tau if u > 0 else 1 - tau
+        loss[i, t] = (q[i, t] - weight[i, t]) ** 2 + side * u * u - conservative * logp[i, t]
+    return loss
+
+
 class Problem:
     """Random states, actions, rewards and transitions, with returns in [0, 1] and a policy of the data."""
 

@@ -2,19 +2,26 @@
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model
+from helpers_training import batch
+from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 from klent.errors import ModelError
 from klent.head import token_stats
 from klent.head.stats import Head, LogitTransform
-from klent.policies.causal_lm.beside import add_dummy_action, beside
+from klent.models.load import load_policy
+from klent.models.save import save_model
+from klent.policies.causal_lm.beside import add_dummy_action, beside, start_logits_at_zero
+from klent.policies.causal_lm.critic import Critic
+from klent.policies.causal_lm.expected_next import ExpectedNext
+from klent.policies.causal_lm.kept import KeptWeights
+from klent.policies.causal_lm.policy import CausalPolicy
 
 
 def draw(*size: int) -> torch.Tensor:
     return torch.randn(*size, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(size)))
 
 
-@pytest.mark.parametrize("name", ["logp_dummy", "logp_mean"])
+@pytest.mark.parametrize("name", ["logit", "logp_dummy", "logp_mean"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     "transform", [LogitTransform(), LogitTransform(0.7, 1.3), LogitTransform(1.4, 1.0, 2.0)]
@@ -33,7 +40,8 @@ def test_values_and_gradients_are_those_of_full_logits(name, bias, transform):
     if transform.softcap is not None:
         raw = transform.softcap * torch.tanh(raw / transform.softcap)
     full = (raw / transform.temperature).log_softmax(-1)
-    expected = full[:, -1] if name == "logp_dummy" else full.mean(-1)
+    own = (raw / transform.temperature)[torch.arange(5), action]
+    expected = {"logit": own, "logp_dummy": full[:, -1], "logp_mean": full.mean(-1)}[name]
     got = beside(name, head, action, logp)
     torch.testing.assert_close(got, expected)
     upstream = draw(5)
@@ -56,3 +64,37 @@ def test_a_dummy_action_is_one_more_row_and_changes_no_ratio_of_the_others():
     assert after.shape[-1] == len(VOCABULARY) + 1
     torch.testing.assert_close(after[..., :-1], before)
     assert (after[..., -1] == 0).all()
+
+
+def test_a_head_of_zeros_is_the_models_own_and_is_saved(tmp_path):
+    model = tiny_model()
+    embedded = model.get_input_embeddings().weight.clone()
+    state = torch.get_rng_state()
+    start_logits_at_zero(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    ids = torch.tensor([[7, 8, 9]])
+    assert not model(input_ids=ids).logits.any()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3] = 1.0
+    assert torch.equal(model.get_input_embeddings().weight, embedded)
+    expected = model(input_ids=ids).logits
+    assert expected[..., 3].any()
+    save_model(model, tiny_tokenizer(), tmp_path / "values")
+    torch.testing.assert_close(load_policy(str(tmp_path / "values")).model(input_ids=ids).logits, expected)
+
+
+def test_before_an_update_a_state_is_worth_what_the_critic_says_and_an_action_its_kept_logit():
+    policy = CausalPolicy(tiny_model(), temperature=1.0)
+    policy.critic = Critic(32)
+    torch.nn.init.normal_(policy.critic.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    kept, made = KeptWeights(policy), batch()
+    before = policy.evaluate(made, range(len(made)), also=["logit", "value"])
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.mul_(1.1)
+    values = ExpectedNext(policy, kept).values(made)
+    after = policy.evaluate(made, range(len(made)), also=["logit", "value"])
+    torch.testing.assert_close(values, after.value.detach().clamp(0, 1))
+    torch.testing.assert_close(made.streams.logit_target, before.logit.detach())
+    assert (after.logit - before.logit).abs().max() > 0.01
+    assert 0 < float(values.max()) <= 1

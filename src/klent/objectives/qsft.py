@@ -1,6 +1,7 @@
-"""Q-learning with probabilities for values: the Bellman target of Q-SFT, and the policy it ends in.
+"""Values of tokens from logged play: Q-SFT, whose values are probabilities, and ILQL, whose values are logits.
 
-A model trained by ``weighted_cross_entropy`` with the target as weight has p = πᵦ·Q, so that p/πᵦ is Q.
+A model trained by ``weighted_cross_entropy`` with ``qsft_target`` as weight has p = πᵦ·Q, so that p/πᵦ is Q. A model
+trained by ``ilql_loss`` has Q for a logit, and a critic beside it that holds what good actions are worth.
 """
 
 import math
@@ -9,10 +10,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from klent.objectives.checks import check_choice, check_floating, check_number, check_same_shape
-from klent.objectives.kinds import estimator
+from klent.objectives.checks import (
+    check_choice,
+    check_floating,
+    check_number,
+    check_same_shape,
+    check_tokens,
+)
+from klent.objectives.kinds import estimator, token_loss
+from klent.objectives.masking import metric, on_mask
+from klent.objectives.types import TokenLoss
 
-__all__ = ["qsft_policy", "qsft_target"]
+__all__ = ["ilql_loss", "qsft_policy", "qsft_target"]
 
 
 @estimator
@@ -75,6 +84,78 @@ def qsft_target(
     check_number("min_behaviour", min_behaviour, 0, 1, ends="[)")
     value = _value(logp_value.detach(), logp_behaviour.detach(), min_behaviour).amax(dim=-1)
     return (reward.detach() + gamma * value).clamp(0, 1)
+
+
+@token_loss()
+def ilql_loss(
+    logit: Tensor,
+    logp: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    logit_target: Tensor,
+    mask: Tensor,
+    *,
+    tau: float = 0.7,
+    conservative: float = 0.01,
+) -> TokenLoss:
+    """Implicit Q-learning for language models: a logit is a token's value, and no maximum is ever taken.
+
+        Lₜ = (logitₜ - wₜ)² + |tau - 1[u < 0]|·u² - conservative·logpₜ,   u = logit_targetₜ - valueₜ
+
+    The first term moves Q(s, a) to what was earned and the value of the state that followed; the second one moves
+    the value of a state to an expectile of its actions' values, above their mean for tau > 1/2, so that it tends to
+    the best of the actions *in the data* as tau tends to 1; the third holds down the values of tokens that the data
+    never has.
+
+    Args:
+        logit: Q of the data's token, its logit before any softmax, ``[B, T]``. Receives the gradient.
+        logp: log-probability of the token under softmax(Q), nats, ``[B, T]``. Receives the gradient.
+        value: of the state before the token, from a head of its own, ``[B, T]``. Receives the gradient.
+        weight: what was earned for the token and the value of the state after it, ``[B, T]``; in [0, 1] where the
+            trainer makes it.
+        logit_target: ``logit`` under the target network, ``[B, T]``.
+        mask: True where a token is trained on, ``[B, T]`` bool.
+        tau: the expectile, in (0, 1).
+        conservative: weight of the third term, in [0, inf).
+
+    Returns:
+        ``TokenLoss``: ``loss``, ``[B, T]``, 0 off the mask, not averaged. Metrics ``bellman/error``, the mean of
+        the first term, and ``bellman/advantage``, that of u.
+
+    Raises:
+        TypeError: ``mask`` is not bool, another tensor not floating point, or a setting not a number.
+        ValueError: shapes differ or a setting is out of range.
+
+    Note:
+        *Fixed point.* With values 0 and 1 equally often among the data's actions, the value of a state is tau: above
+        the mean of 0.5, and below the best, 1. Where what follows a token is chance and not choice, the expectile is
+        just as optimistic about the chance.
+
+        *Against the paper.* It has two Q-heads and takes the smaller one; here there is one.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import ilql_loss
+        >>> q, p, v = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.0, 1.0]])
+        >>> w, mask = torch.tensor([[1.0, 0.5]]), torch.tensor([[True, True]])
+        >>> ilql_loss(q, p, v, w, q, mask, tau=0.9, conservative=0.0).loss
+        tensor([[0.4750, 0.0250]])
+
+    References:
+        Snell et al., Offline RL for Natural Language Generation with Implicit Language Q Learning, 2022,
+        arXiv:2206.11871.
+    """
+    check_tokens(mask, logit=logit, logp=logp, value=value, weight=weight, logit_target=logit_target)
+    check_number("tau", tau, 0, 1, ends="()")
+    check_number("conservative", conservative, 0, math.inf, ends="[)")
+    logit, logp, value, weight, target = on_mask(
+        mask, logit, logp, value, weight.detach(), logit_target.detach()
+    )
+    advantage = target - value
+    error = (logit - weight).square()
+    expectile = (tau - (advantage < 0).to(advantage.dtype)).abs() * advantage.square()
+    metrics = {"bellman/error": metric(error, mask), "bellman/advantage": metric(advantage, mask)}
+    return TokenLoss(error + expectile - conservative * logp, metrics)
 
 
 @estimator

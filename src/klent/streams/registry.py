@@ -118,6 +118,13 @@ class Streams:
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
+    logit: Tensor | None = _stream(
+        "[B, T]",
+        "reward",
+        "the action's logit, where logits are values of actions; carries the gradient",
+        producer="policy",
+        when="in every forward pass of the update, where a term reads it",
+    )
     logp_observed: Tensor | None = _stream(
         "[B, T]",
         "nats",
@@ -131,6 +138,13 @@ class Streams:
         "how good the action is, in [0, 1]: the Bellman target of `bellman`; no gradient",
         producer="target network",
         when="before the update, where logged play is learnt from by `bellman`",
+    )
+    logit_target: Tensor | None = _stream(
+        "[B, T]",
+        "reward",
+        "`logit` under the target network of `bellman`; no gradient",
+        producer="target network",
+        when="before the update, where `bellman.target` is `value`",
     )
     logp_old: Tensor | None = _stream(
         "[B, T]",
@@ -346,7 +360,7 @@ OF_MIXTURES = frozenset(name for name, stream in REGISTRY.items() if "sampling f
 OF_CRITIC = frozenset(name for name, stream in REGISTRY.items() if stream.producer == "critic") | {"returns"}
 """What there is only where a critic is."""
 
-OF_BELLMAN = frozenset({"weight"})
+OF_BELLMAN = frozenset({"weight", "logit_target"})
 """What there is only where values are learnt from logged play."""
 
 PER_ACTION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B, T]")

@@ -22,7 +22,7 @@ COLLISION = frozenset({"collision", "collision_logp"})
 OF_HEADS = frozenset({"value", "score"})
 """The streams that a head of its own gives: a critic's, or a reward model's."""
 
-BESIDE = frozenset({"logp_dummy", "logp_mean", "logp_observed"})
+BESIDE = frozenset({"logit", "logp_dummy", "logp_mean", "logp_observed"})
 """The streams that the policy's own head gives beside the action's log-probability."""
 
 

@@ -1,14 +1,14 @@
-"""Log-probabilities beside that of the action: of a dummy action, and the mean over the vocabulary."""
+"""Numbers beside the action's log-probability: its logit, a dummy action's, and the mean over the vocabulary."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from klent.errors import ModelError
 from klent.head.products import use_onednn_linears
 from klent.head.stats import Head, accumulation_dtype
 from klent.policies.causal_lm.model import CausalModel
 
-BESIDE = ("logp_dummy", "logp_mean")
+BESIDE = ("logit", "logp_dummy", "logp_mean")
 """The streams that :func:`beside` gives."""
 
 
@@ -35,11 +35,31 @@ def add_dummy_action(model: CausalModel) -> None:
     use_onednn_linears(model)  # type: ignore[arg-type]
 
 
-def beside(name: str, head: Head, action: Tensor, logp: Tensor) -> Tensor:
-    """``logp_dummy``, that of the last row's action; or ``logp_mean``, the mean over all of them.
+def start_logits_at_zero(model: CausalModel) -> None:
+    """Give a model a head of its own, of zeros: no action is worth anything until something was learnt.
 
-    Both follow from the action's own, as normalisers cancel: ``log p(b) = log p(a) + z_b - z_a``. The mean of the
-    logits is one product with the mean of the rows.
+    Raises:
+        ModelError: the head is no matrix of a row for each token.
+    """
+    before = model.get_output_embeddings()
+    replace = getattr(model, "set_output_embeddings", None)
+    if before is None or replace is None or hasattr(model, "peft_config"):
+        raise ModelError("values are learnt by a head of their own, and this model's head cannot be replaced")
+    rows, width = before.weight.shape
+    weight = before.weight
+    with torch.random.fork_rng(devices=[]):
+        head = nn.Linear(width, rows, bias=False, dtype=weight.dtype, device=weight.device)
+    nn.init.zeros_(head.weight)
+    replace(head)
+    model.config.tie_word_embeddings = False  # type: ignore[attr-defined]
+    use_onednn_linears(model)  # type: ignore[arg-type]
+
+
+def beside(name: str, head: Head, action: Tensor, logp: Tensor) -> Tensor:
+    """``logit``, the action's; ``logp_dummy``, that of the last row's action; or ``logp_mean``, the mean over all.
+
+    The last two follow from the action's own, as normalisers cancel: ``log p(b) = log p(a) + z_b - z_a``. The mean
+    of the logits is one product with the mean of the rows.
 
     Args:
         name: of the stream.
@@ -51,18 +71,21 @@ def beside(name: str, head: Head, action: Tensor, logp: Tensor) -> Tensor:
         ModelError: ``logp_mean`` of a head that caps its logits, whose mean is not a product.
     """
     dtype = accumulation_dtype(head.hidden, head.weight)
+    hidden = head.hidden.to(dtype)
+    # index_select, because the backward of indexing adds equal rows in whatever order threads arrive
+    own = (hidden * head.weight.index_select(0, action).to(dtype)).sum(-1)
+    if head.bias is not None:
+        own = own + head.bias.index_select(0, action)
+    if name == "logit":
+        return _logit(own, head)
     if name == "logp_dummy":
         row, bias = head.weight[-1], None if head.bias is None else head.bias[-1]
     else:
         if head.transform.softcap is not None:
             raise ModelError("logp_mean: the model caps its logits; use weighted_cross_entropy, with a dummy")
         row, bias = head.weight.to(dtype).mean(0), None if head.bias is None else head.bias.mean()
-    hidden = head.hidden.to(dtype)
     theirs = hidden @ row.to(dtype)
-    # index_select, because the backward of indexing adds equal rows in whatever order threads arrive
-    own = (hidden * head.weight.index_select(0, action).to(dtype)).sum(-1)
-    if head.bias is not None and bias is not None:
-        theirs, own = theirs + bias, own + head.bias.index_select(0, action)
+    theirs = theirs if bias is None else theirs + bias
     return logp + _logit(theirs, head) - _logit(own, head)
 
 
