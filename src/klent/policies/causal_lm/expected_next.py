@@ -1,4 +1,4 @@
-"""What implicit Q-learning reads before an update: what a state is worth to the critic, and an action to its target."""
+"""What implicit Q-learning reads before an update: a state's value by the critic, an action's by its target."""
 
 import torch
 from torch import Tensor
