@@ -28,7 +28,7 @@ def engine(**options: object) -> ValueEngine:
     return ValueEngine(value, behaviour, SamplingOptions(max_tokens=6), **{"beta": 3.0, **options})
 
 
-@pytest.mark.parametrize("form", ["ratio", "probability"])
+@pytest.mark.parametrize("form", ["ratio", "probability", "logit"])
 @pytest.mark.parametrize("least", [0.0, 0.01])
 def test_every_token_is_drawn_from_the_tilted_distribution(form, least):
     sampler = engine(form=form, min_behaviour=least)
@@ -38,13 +38,17 @@ def test_every_token_is_drawn_from_the_tilted_distribution(form, least):
     assert len({tuple(episode.tokens.tolist()) for episode in episodes}) > 3
     for episode in episodes:
         ids = torch.tensor([[*episode.prompt_ids, *episode.tokens.tolist()]])
-        log_p, log_b = (
-            m.model(input_ids=ids).logits[0].detach().log_softmax(-1)[:, : len(VOCABULARY)]
-            for m in (sampler.loaded, sampler.target.loaded)
+        logits, of_data = (
+            m.model(input_ids=ids).logits[0].detach() for m in (sampler.loaded, sampler.target.loaded)
         )
+        log_p, log_b = (one.log_softmax(-1)[:, : len(VOCABULARY)] for one in (logits, of_data))
         if least:
             log_b = log_b.masked_fill(log_b < math.log(least), -math.inf)
-        tilted = qsft_policy(log_p, log_b, beta=3.0, form=form)
+        if form == "logit":
+            tilted = (log_b.exp() * (3.0 * logits[:, : len(VOCABULARY)]).exp()).log()
+            tilted = tilted - tilted.logsumexp(-1, keepdim=True)
+        else:
+            tilted = qsft_policy(log_p, log_b, beta=3.0, form=form)
         at = torch.arange(len(episode.tokens)) + len(episode.prompt_ids) - 1
         expected = tilted[at, episode.tokens]
         assert episode.logp is not None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -17,18 +17,23 @@ from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 
 
+Form: TypeAlias = Literal["ratio", "probability", "logit"]
+
+
 class ValueEngine(MixtureEngine):
-    """An :class:`klent.rollout.engine.Engine` that samples what Q-SFT has learnt; both models decode side by side.
+    """An :class:`klent.rollout.engine.Engine` that samples what was learnt from a log; both models decode side by side.
 
         ratio         π(a) ∝ πᵦ(a)·exp(beta·p(a)/πᵦ(a))
         probability   π(a) ∝ πᵦ(a)·exp(beta·p(a))
+        logit         π(a) ∝ πᵦ(a)·exp(beta·z(a))
 
     Args:
-        loaded: the model that Q-SFT trained, ``p``, with the dummy's row, which is never drawn.
+        loaded: the model that Q-SFT trained, ``p``, with the dummy's row, which is never drawn; or the one whose
+            logits ``z`` implicit Q-learning trained.
         behaviour: the model of the data, ``πᵦ``; its token ids must mean the same.
         options: how to sample. ``logp`` and ``entropy`` of an episode are those of the tilted distribution.
         beta: how far to tilt; 0 is the data's policy.
-        form: see :func:`klent.objectives.qsft_policy`.
+        form: which of the three; see :func:`klent.objectives.qsft_policy` for the first two.
         min_behaviour: actions less likely than this in the data are never drawn: their ratio means nothing.
         rows, progress: as of :class:`TransformersEngine`.
 
@@ -44,7 +49,7 @@ class ValueEngine(MixtureEngine):
         options: SamplingOptions,
         *,
         beta: float,
-        form: Literal["ratio", "probability"] = "ratio",
+        form: Form = "ratio",
         min_behaviour: float = 0.01,
         rows: int = 64,
         progress: Callable[[int, int], None] | None = None,
@@ -53,7 +58,7 @@ class ValueEngine(MixtureEngine):
             raise ConfigError(f"temperature is {options.temperature:g}: values are read at 1; beta sharpens")
         super().__init__(loaded, Target(behaviour), options, alpha=1.0, rows=rows, progress=progress)
         self.beta = beta
-        self.form: Literal["ratio", "probability"] = form
+        self.form: Form = form
         self.floor = math.log(min_behaviour) if min_behaviour > 0 else -math.inf
 
     def _encode_target(self, prompt: Prompt) -> list[int]:
@@ -79,7 +84,7 @@ class ValueDecoder(MixtureDecoder):
     Args:
         value, behaviour: decoders of one kind over the same rows.
         settings: of the behaviour.
-        beta, form: see :func:`klent.objectives.qsft_policy`.
+        beta, form: see :class:`ValueEngine`.
         floor: the least log-probability in the data of an action that may be drawn, nats.
     """
 
@@ -90,12 +95,12 @@ class ValueDecoder(MixtureDecoder):
         settings: Target,
         *,
         beta: float,
-        form: Literal["ratio", "probability"],
+        form: Form,
         floor: float,
     ) -> None:
         super().__init__(value, behaviour, settings, temperature=1.0, alpha=1.0, value=None)
         self.beta = beta
-        self.form: Literal["ratio", "probability"] = form
+        self.form: Form = form
         self.floor = floor
 
     def _mix(self, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -104,4 +109,6 @@ class ValueDecoder(MixtureDecoder):
         log_b = theirs.float().log_softmax(-1)[:, :width]
         least = log_b.amax(-1, keepdim=True).clamp(max=self.floor)  # the likeliest is always left
         log_b = log_b.masked_fill(log_b < least, -math.inf)
+        if self.form == "logit":
+            return (log_b + self.beta * ours.float()[:, :width]).log_softmax(-1)
         return qsft_policy(log_p, log_b, beta=self.beta, form=self.form)
