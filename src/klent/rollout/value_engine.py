@@ -16,12 +16,11 @@ from klent.rollout.transformers_engine import SamplingOptions, TransformersEngin
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 
-
 Form: TypeAlias = Literal["ratio", "probability", "logit"]
 
 
 class ValueEngine(MixtureEngine):
-    """An :class:`klent.rollout.engine.Engine` that samples what was learnt from a log; both models decode side by side.
+    """An :class:`klent.rollout.engine.Engine` that samples what a log has taught; both models decode side by side.
 
         ratio         π(a) ∝ πᵦ(a)·exp(beta·p(a)/πᵦ(a))
         probability   π(a) ∝ πᵦ(a)·exp(beta·p(a))
