@@ -2,7 +2,6 @@
 
     python benchmarks/environment_rollout.py --peer-python ../trl/bin/python
     python benchmarks/environment_rollout.py --games maze --starts 4 --turns 8 --repetitions 5
-    python benchmarks/environment_rollout.py --model random --peer-python ...    # counts on a busy machine
 
 SmolLM2-135M-Instruct in float32 plays a game of klent's, `maze` or `guess_who`: a group of 4 episodes of 4 turns of
 8 tokens. The token that ends a turn is put off in both, so that each samples the same number of tokens in the same
@@ -31,16 +30,12 @@ of the last minute, the worker's own among them. Figures are ratios within a rep
     again      what a rollout reads that begins each turn with the whole episode so far
     fed        positions that went through the model, padding and sampled tokens included
 
-`--model random` takes SmolLM2's tokenizer and two narrow layers of random weights. What is counted is the same, as
-turns have a fixed length; the seconds are then those of everything but the model, and no measure of speed.
-
 The first rollout warms a worker up and is not kept. The peer needs `pip install trl==1.16.0` and klent importable.
 """
 
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -104,35 +99,6 @@ def task_of(recipe: Any) -> Any:
     from klent.tasks import load_task
 
     return load_task(recipe.task, seed=0, heldout=0, needed=())
-
-
-def random_model(folder: Path) -> Path:
-    """A Llama of two layers, 64 wide, with SmolLM2's tokenizer and random weights."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    from klent.models.locate import locate_model
-
-    source = locate_model("smollm2-135m")
-    for file in source.glob("*"):
-        if "model" not in file.name and file.is_file():
-            shutil.copy(file, folder)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
-    config = json.loads((source / "config.json").read_text()) | shape
-    (folder / "config.json").write_text(json.dumps(config))
-    sizes = {"model.embed_tokens": (config["vocab_size"], 64), "model.norm": (64,)}
-    for i in range(2):
-        layer = f"model.layers.{i}"
-        sizes |= {f"{layer}.self_attn.{name}_proj": (64, 64) for name in "qkvo"}
-        sizes |= {f"{layer}.mlp.{name}_proj": (128, 64) for name in ("gate", "up")}
-        sizes |= {f"{layer}.mlp.down_proj": (64, 128)}
-        sizes |= {f"{layer}.{name}_layernorm": (64,) for name in ("input", "post_attention")}
-    random = np.random.default_rng(0)
-    weights = {name: random.normal(0, 0.02, size).astype(np.float32) for name, size in sizes.items()}
-    weights |= {name: weight + 1 for name, weight in weights.items() if weight.ndim == 1}
-    save_file({f"{name}.weight": weight for name, weight in weights.items()}, folder / "model.safetensors")
-    return folder
 
 
 def watch(model: Any) -> list[int]:
@@ -349,7 +315,7 @@ def measure(game: str, options: argparse.Namespace) -> Rows:
                 record = ask(name, workers[name], repetition)
                 row = {"game": game, "contender": name, "repetition": repetition} | record
                 row["load"] = round(os.getloadavg()[0], 2)
-                row |= {"model": options.named, "device": device_name(), "date": today()}
+                row |= {"model": options.model, "device": device_name(), "date": today()}
                 print(json.dumps(row), flush=True)
                 if repetition:
                     rows.append(row)
@@ -389,17 +355,12 @@ def main() -> None:
     sys.path.insert(0, str(HERE))
     from common import show, write
 
-    options.named = options.model
-
     names = ["game", "contender", "repetition", "version", "seconds", "episodes", "turns", "sampled", "read"]
     names += ["once", "again", "fed", "load", "threads", "model", "device", "torch", "date"]
     rows: Rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        if options.model == "random":
-            options.model = str(random_model(Path(folder)))
-        for game in options.games:
-            rows += measure(game, options)
-            write(options.out, [{name: row.get(name, "") for name in names} for row in rows])
+    for game in options.games:
+        rows += measure(game, options)
+        write(options.out, [{name: row.get(name, "") for name in names} for row in rows])
     table = []
     for game in options.games:
         for peer in options.contenders:
