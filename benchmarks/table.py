@@ -7,6 +7,7 @@ rate of the faster library on that machine; the docstring of each benchmark says
 """
 
 import csv
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from common import show  # noqa: E402
+from environment_rollout import ratios  # noqa: E402
 
 RESULTS = HERE / "results"
 Row = dict[str, str]
@@ -108,8 +110,22 @@ def step() -> Iterator[Row]:
         }
 
 
+def environment_rollout() -> Iterator[Row]:
+    """Medians over repetitions of their ratio, since all contenders of one are slowed alike."""
+    rows = read("environment_rollout_cpu.csv")
+    for game in dict.fromkeys(row["game"] for row in rows):
+        ours = [row for row in rows if (row["game"], row["contender"]) == (game, "klent")]
+        found = ratios(rows, game, "trl")
+        if ours and found:
+            seconds = statistics.median(float(row["seconds"]) for row in ours)
+            one = ours[0]
+            peer = next(f"TRL {row['version']}" for row in rows if row["contender"] == "trl")
+            what = f"{game}, {one['episodes']} episodes, {one['turns']} turns ({one['model']}, load {one['load']})"
+            yield line(what, peer, seconds, seconds * statistics.median(found), "1.5", "", one)
+
+
 def main() -> None:
-    table = [*head(), *train_pass(), *decode(), *step()]
+    table = [*head(), *train_pass(), *decode(), *step(), *environment_rollout()]
     if not table:
         sys.exit("nothing has been measured yet: run `make bench`")
     show(table, list(table[0]))

@@ -11,6 +11,7 @@ NAMED: dict[str, str] = {
     "gymnasium": "klent.environments.adapters:Gymnasium",
     "textarena": "klent.environments.adapters:TextArena",
     "textworld": "klent.environments.adapters:TextWorld",
+    "verifiers": "klent.environments.verifiers:Verifiers",
 }
 """What a recipe may name short, and the class that it stands for."""
 

@@ -9,12 +9,12 @@ from typing import Any
 from klent.environments.environment import Step
 from klent.errors import ConfigError
 
-EXTRAS = ("gymnasium", "textarena", "textworld")
+EXTRAS = ("gymnasium", "textarena", "textworld", "verifiers")
 """Of klent, one for each of these libraries."""
 
 
-def _library(name: str) -> Any:
-    """A library that is not klent's own.
+def library(name: str) -> Any:
+    """A library that is not klent's own, or a module of it.
 
     Raises:
         ConfigError: it is not installed.
@@ -22,7 +22,8 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        extra = f"pip install 'klent[{name}]'" if name in EXTRAS else f"install {name}"
+        whole = name.partition(".")[0]
+        extra = f"pip install 'klent[{whole}]'" if whole in EXTRAS else f"install {name}"
         raise ConfigError(f"needs {name}: {extra} ({error})") from error
 
 
@@ -39,9 +40,9 @@ class Gymnasium:
     """
 
     def __init__(self, id: str, imports: str | None = None, **options: object) -> None:
-        gymnasium = _library("gymnasium")
+        gymnasium = library("gymnasium")
         if imports is not None:
-            _library(imports)
+            library(imports)
         self.world = gymnasium.make(id, **options)
         self.discrete = hasattr(self.world.action_space, "n")
 
@@ -75,7 +76,7 @@ class TextArena:
     """
 
     def __init__(self, id: str) -> None:
-        self.world = _library("textarena").make(env_id=id)
+        self.world = library("textarena").make(env_id=id)
 
     def reset(self, row: Mapping[str, object], seed: int) -> str:
         self.world.reset(num_players=1, seed=seed)
@@ -104,7 +105,7 @@ class TextWorld:
     """
 
     def __init__(self, rooms: int = 2, objects: int = 4, length: int = 3) -> None:
-        self.library = _library("textworld")
+        self.library = library("textworld")
         self.rooms, self.objects, self.length = rooms, objects, length
         self.folder = tempfile.TemporaryDirectory(prefix="klent-textworld-")
 
