@@ -199,7 +199,7 @@ def one_seed(seed: int, arguments: argparse.Namespace, say: Say) -> list[dict[st
         ).task
         scale = Scale(*TrajectoryTask(task, seed=seed).bounds, 1.0)  # type: ignore[arg-type]
         for arm, target in (("returns as values", "returns"), ("Q-SFT", "bellman")):
-            bellman = {"target": target, "rate": 0.05}
+            bellman = {"target": target, **({"rate": 0.05} if target == "bellman" else {})}
             final = fit(folder, target, seed, 2 * steps, method="qsft", model=str(cloned), bellman=bellman)
             value = load_policy(str(final))
             error = q_error(value, behaviour, scale)

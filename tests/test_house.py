@@ -179,7 +179,7 @@ def test_nobody_asks_for_the_class_of_a_section():
 ROOTS = {
     f"runs/{name}.py"
     for name in (
-        *("api", "build", "critics", "evaluate", "exams", "judges", "objective", "plan", "results"),
+        *("api", "build", "critics", "evaluate", "exams", "judges", "objective", "plan", "play", "results"),
         *("reward_models", "targets", "train", "updaters"),
     )
 }

@@ -103,7 +103,9 @@ def test_a_prompt_that_leaves_no_room_is_named():
     with pytest.raises(DataError, match=r"prompt p/0 has \d+ tokens.*context of 512 leaves 448"):
         engine.generate(chat("x" * 500), group_size=1, seed=0)
     (prompt,) = chat("x" * 500)
-    with pytest.raises(TooLong, match=r"turns of up to 32 tokens .* leaves 480\. .*lower task\.turn_tokens,"):
+    with pytest.raises(
+        TooLong, match=r"turns of up to 32 tokens .* leaves 480\. .*lower turn_tokens of the game"
+    ):
         engine.check(replace(prompt, room=32))
 
 

@@ -199,10 +199,6 @@ REFUSED = {
     "no log": ({"task": {"data": "d.jsonl"}}, "needs logged play to learn from"),
     "adapters": ({"lora": {}}, "which adapters do not train"),
     "a sampler": ({"rollout": {"engine": "transformers"}}, "trajectories are replayed; set engine: dataset"),
-    "an idle reference": (
-        {"bellman": {"target": "returns"}, "reference": "m"},
-        "is not used with bellman.target",
-    ),
 }
 
 

@@ -15,6 +15,7 @@ from klent.errors import ConfigError, DataError
 from klent.models.load import LoadedModel
 from klent.rollout.trajectory_engine import TrajectoryEngine
 from klent.tasks import load_task
+from klent.tasks.trajectories import as_episode
 
 TURN = {"observation": "go?", "action": "up", "reward": -0.5}
 
@@ -185,3 +186,64 @@ def test_behaviour_cloning_learns_the_actions_alone(tmp_path, monkeypatch):
     assert rows[-1]["policy/entropy"] < 0.5 < rows[0]["policy/entropy"]
     assert rows[0]["completion/length"] == 6.0  # two actions of two tokens, each with its end
     assert torch.isfinite(torch.tensor(rows[-1]["grad/norm"]))
+
+
+WORDLE = {
+    "sequence": [
+        ["Wordle:\n", 0.0],
+        ["s t a r e\n", 1.0],
+        ["b y b b g\n", 0.0],
+        ["t r u c e\n", 1.0],
+        ["g\n", 0.0],
+    ],
+    "reward": [-1.0, 0.0, 0.0, 0.0],
+    "done": True,
+}
+PATHS = {
+    "text_history": ["at 1, 2", "move up", "at 1, 1", "move left", "Success"],
+    "rewards": [0, -1, 0, 0, 0],
+    "dones": [0, 0, 0, 1, 1],
+    "maze": "T",
+}
+
+
+def test_the_layouts_of_lmrl_gym_are_read():
+    wordle, maze = as_episode(WORDLE, "w.jsonl:1"), as_episode(PATHS, "m.jsonl:1")
+    assert wordle == {
+        "prompt": "Wordle:\n",
+        "trajectory": [
+            {"role": "assistant", "content": "s t a r e\n"},
+            {"role": "user", "content": "b y b b g\n"},
+            {"role": "assistant", "content": "t r u c e\n"},
+        ],
+        "rewards": [-1.0, 0.0],
+    }
+    assert (maze["prompt"], maze["rewards"], maze["maze"]) == ("at 1, 2", [-1.0, 0.0], "T")
+    assert [message["content"] for message in maze["trajectory"]] == ["move up", "at 1, 1", "move left"]
+    each = {**WORDLE, "reward": [0.0, *WORDLE["reward"]]}
+    assert as_episode(each, "w.jsonl:1") == wordle
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**WORDLE, "reward": [1.0]}, "'reward' must have 5 numbers, one for each text; it has 1"),
+        ({**WORDLE, "reward": [-1.0, 2.0, 0.0, 0.0]}, "text 3 is no action and earns 2.0; it must be 0"),
+        ({"sequence": WORDLE["sequence"], "rewards": []}, "no 'reward'; did you mean `rewards`?"),
+        (
+            {**WORDLE, "sequence": [["a", 1.0], ["b", 0.0]], "reward": [0.0]},
+            "an action without a word before it",
+        ),
+        (
+            {**WORDLE, "sequence": ["a", "b"]},
+            "must be [text, 1 for an action and 0 for what is read], not 'a'",
+        ),
+        ({**PATHS, "text_history": ["a"], "rewards": [0]}, "'text_history' has no action"),
+        ({**PATHS, "text_history": [["a", 0]]}, "must be text, not ['a', 0]"),
+    ],
+)
+def test_what_is_wrong_with_a_log_of_lmrl_gym_is_said(row, message):
+    with pytest.raises(DataError) as error:
+        as_episode(row, "w.jsonl:1")
+    assert str(error.value).startswith("w.jsonl:1: ")
+    assert message in str(error.value)

@@ -1,10 +1,11 @@
 """What every verb shares: consoles, common options, and errors shown as messages."""
 
 import errno
+import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.panel import Panel
@@ -14,6 +15,9 @@ from typer.core import TyperGroup
 
 from klent.errors import ConfigError, KlentError, RunError
 from klent.kit.terminal import SafeConsole, visible
+
+if TYPE_CHECKING:
+    from klent.config import Recipe
 
 out = SafeConsole(highlight=False, markup=False)
 err = SafeConsole(stderr=True, highlight=False, markup=False)
@@ -98,6 +102,16 @@ Yes = Annotated[
     bool, typer.Option("--yes", help="Run code of the run also where it is not what it was started with.")
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that contains the runs.")]
+Beta = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Of a run that learnt values: how far its player tilts; default: its bellman.beta."
+    ),
+]
+Behaviour = Annotated[
+    str | None,
+    typer.Option(help="Of a run that learnt values: where the model of the data is now.", show_default=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -147,6 +161,43 @@ def confirm_code(run: Path, yes: bool) -> None:
         )
     if not typer.confirm("Run it?"):
         raise ConfigError(f"the code of {run} was not confirmed; nothing was run")
+
+
+def refuse_tilt(name: str, run: Path | None, beta: float | None, behaviour: str | None) -> None:
+    """Refuse settings of a player where there is none.
+
+    Raises:
+        ConfigError: ``name`` is no run that learnt values.
+    """
+    for option, value in (("--beta", beta), ("--behaviour", behaviour)):
+        if value is not None and not learnt_values(run):
+            has = "is no run" if run is None else "learnt none"
+            raise ConfigError(
+                f"{option} is for a run that learnt values (method qsft), and {name} {has}; remove it"
+            )
+
+
+def recipe_of_run(
+    run: Path, *, yes: bool, beta: float | None = None, behaviour: str | None = None
+) -> "Recipe":
+    """The recipe of a run whose model is sampled; where it learnt values, with what their player is told here.
+
+    Raises:
+        ConfigError: code that was not confirmed.
+    """
+    from klent.config import load_recipe
+
+    confirm_code(run, yes)
+    given = [] if beta is None else [f"bellman.beta={beta}"]
+    given += [] if behaviour is None else [f"reference={json.dumps(behaviour)}"]
+    return load_recipe(run / "config.yaml", given)
+
+
+def learnt_values(run: Path | None) -> bool:
+    """Whether a run learnt values, which are played and not sampled; nothing that it names is loaded."""
+    from klent.config.load import read_values
+
+    return run is not None and read_values(run / "config.yaml").get("bellman") is not None
 
 
 def run_folder(path: Path, runs: Path) -> Path:

@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from klent.cli.common import Debug, Overrides, Runs, Yes, confirm_code, err, model_and_run, out, show
+from klent.cli.common import (
+    Behaviour,
+    Beta,
+    Debug,
+    Overrides,
+    Runs,
+    Yes,
+    confirm_code,
+    err,
+    learnt_values,
+    model_and_run,
+    out,
+    recipe_of_run,
+    refuse_tilt,
+    show,
+)
 from klent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +61,11 @@ def evaluate(
     klent eval runs/quickstart/step-20
     klent eval smollm2-135m --recipe quickstart
     klent eval runs/quickstart task.config.max_terms=4
+    klent eval runs/values bellman.beta=32 eval.play.env=maze
     ```
     """
     from klent.config import load_recipe
+    from klent.config.load import read_values
 
     model, folder = model_and_run(target, runs)
     source = recipe or (folder / "config.yaml" if folder else None)
@@ -58,7 +75,8 @@ def evaluate(
         )
     if folder:
         confirm_code(folder, yes)
-    settings = load_recipe(source, [f"model={json.dumps(model)}", *(overrides or [])])
+    named = "model" in read_values(source)  # which may be the model of the data
+    settings = load_recipe(source, [*([] if named else [f"model={json.dumps(model)}"]), *(overrides or [])])
     if settings.eval is None:
         raise ConfigError("the recipe has eval: null; set the number of problems: eval.problems=64")
     if folder:
@@ -173,6 +191,9 @@ def sample(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    beta: Beta = None,
+    behaviour: Behaviour = None,
+    yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -185,10 +206,13 @@ def sample(
     klent sample smollm2-135m "What is 4 + 7?" --target-prompt "{prompt} (it is 11)" --alpha 0.5
     ```
 
+    Of a run that learnt values (method qsft) their player writes, at temperature 1; --beta says how far it tilts.
+
     With a target, the text is followed by alpha and KL per token, green where the mixture equals the model.
     """
     name, text = _model_and_prompt([*([policy] if policy else []), *arguments])
-    model = _model(name, runs)
+    model, run = model_and_run(name, runs)
+    refuse_tilt(name, run, beta, behaviour)
     options: _Options = {
         "count": count,
         "max_tokens": max_tokens,
@@ -201,10 +225,17 @@ def sample(
     if target is None and target_prompt is None and target_temperature is None:
         from klent.runs.sample import sample as complete
 
-        for number, written in enumerate(complete(model, text, **options), start=1):
+        opened = None
+        if run is not None and learnt_values(run):
+            from klent.runs.targets import open_model
+
+            opened = open_model(model, recipe_of_run(run, yes=yes, beta=beta, behaviour=behaviour))
+        for number, written in enumerate(complete(model, text, opened=opened, **options), start=1):
             _heading(number, count)
             show(written)
         return
+    if learnt_values(run):
+        raise ConfigError(f"--target: {name} learnt values, whose player is mixed with nothing; remove it")
     from klent.runs.sample import sample_mixture
 
     mixed = sample_mixture(

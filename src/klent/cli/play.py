@@ -1,20 +1,34 @@
-"""``klent play``: a game at the keyboard, or logs of scripted players."""
+"""``klent play``: a game at the keyboard, or logs of scripted players and of trained models."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 import typer
 
-from klent.cli.common import Debug, out, show
+from klent.cli.common import (
+    Behaviour,
+    Beta,
+    Debug,
+    Runs,
+    Yes,
+    err,
+    model_and_run,
+    out,
+    recipe_of_run,
+    refuse_tilt,
+    show,
+)
 from klent.errors import ConfigError, KlentError, RunError, first_line
 
 if TYPE_CHECKING:
+    from klent.config import Recipe
     from klent.environments import Environment
-    from klent.environments.episode_log import Played
+    from klent.environments.episode_log import Played, Turn
     from klent.environments.games.players import Player
+    from klent.runs.play import PlayedTogether
 
 HUMAN = "human"
 
@@ -25,7 +39,9 @@ def play(
     ],
     policy: Annotated[
         str,
-        typer.Option(help="Who plays: human, optimal, random, or one good at one half: early, late."),
+        typer.Option(
+            help="Who plays: human, optimal, random, one good at one half (early, late), a run or a model folder."
+        ),
     ] = HUMAN,
     config: Annotated[
         list[str] | None,
@@ -36,18 +52,34 @@ def play(
     record: Annotated[
         Path | None, typer.Option(help="JSON Lines file to write, one episode a line.", show_default=False)
     ] = None,
+    turn_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Longest turn of a model, in tokens; default: its run's, or 64.", show_default=False
+        ),
+    ] = None,
+    max_turns: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most turns of a model; default: its run's, or 100.", show_default=False),
+    ] = None,
+    beta: Beta = None,
+    behaviour: Behaviour = None,
+    yes: Yes = False,
+    runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Play a game, at the keyboard or by a scripted player, and record what happens.
+    """Play a game, at the keyboard, by a scripted player or by a model, and record what happens.
 
     A line of the record has `start` and `seed`, which begin the episode again, `turns` with `observation`,
     `action` and `reward`, and `return`. The file is written at the end, whole; episodes that were finished
-    before Ctrl-C are in it.
+    before Ctrl-C are in it. A model plays many episodes side by side, from the same starts as a scripted player
+    with this seed; of a run that learnt values (method qsft) their player does.
 
     ```
     klent play maze
     klent play wordle --config words=32 --seed 7
     klent play maze --policy random --episodes 500 --record random.jsonl
+    klent play maze --policy runs/values --beta 32 --episodes 500 --record values.jsonl
     klent play my_game.py:Nim
     ```
     """
@@ -57,19 +89,116 @@ def play(
     if record is not None:
         _refuse(record)
     environment = _environment(name, config or [])
-    player = _player(policy, environment, name, derive_seed(seed, "player"))
-    said = show if policy == HUMAN or record is None else None
+    starts = [
+        derive_seed(seed, "play", number) >> 32 for number in range(episodes)
+    ]  # 31 bits, as NumPy takes
+    options = ModelOptions(turn_tokens, max_turns, beta, behaviour, yes)
     played: list[Played] = []
+    if (model := _model(policy, runs)) is not None:
+        game = (name, _settings(config or []))
+        playing = _play_model(*model, game, environment, starts, seed, options, shown=record is None)
+    else:
+        options.refuse(policy)
+        player = _player(policy, environment, name, derive_seed(seed, "player"))
+        said = show if policy == HUMAN or record is None else None
+        playing = ([_episode(environment, player, name, start, said, policy)] for start in starts)
     try:
-        for number in range(episodes):
-            start = derive_seed(seed, "play", number) >> 32  # 31 bits: environments may hand it to NumPy
-            played.append(_episode(environment, player, name, start, said, policy))
+        for some in playing:
+            played += some
     finally:
         if record is not None and played:
             write_episodes(record, played)
             out.print(f"wrote {record}: {_count(len(played))}", soft_wrap=True)
+    if not played:
+        raise RunError(f"no episode of {name} could be played to an end")
     mean = sum(episode["return"] for episode in played) / len(played)
     out.print(f"return {mean:.3f}" + (f", mean of {_count(len(played))}" if len(played) > 1 else ""))
+
+
+class ModelOptions(NamedTuple):
+    """What is asked of a model, and of no other player."""
+
+    turn_tokens: int | None
+    max_turns: int | None
+    beta: float | None
+    behaviour: str | None
+    yes: bool
+
+    def refuse(self, policy: str) -> None:
+        """Refuse what a player other than a model does not read."""
+        for option, value in self._asdict().items():
+            if value is not None and value is not False:
+                shown = f"--{option.replace('_', '-')}"
+                raise ConfigError(f"{shown} is for a run or a model, and --policy is {policy}; remove it")
+
+
+def _model(policy: str, runs: Path) -> tuple[str, Path | None] | None:
+    """The model that a policy names, and the run that made it; None for a player that is no model."""
+    if policy == HUMAN:  # what reads the others takes seconds to import, and a person waits
+        return None
+    from klent.environments.games.players import POLICIES
+
+    if policy in POLICIES:
+        return None
+    from klent.models.pull import KNOWN
+
+    model, run = model_and_run(policy, runs)
+    return (model, run) if run is not None or Path(model).is_dir() or model in KNOWN else None
+
+
+def _play_model(
+    model: str,
+    run: Path | None,
+    game: tuple[str, Mapping[str, object]],
+    environment: "Environment",
+    starts: Sequence[int],
+    seed: int,
+    options: ModelOptions,
+    *,
+    shown: bool,
+) -> Iterator[list["Played"]]:
+    """The episodes of a model, as they are finished; those that fail, and those that are cut, are told."""
+    from klent.environments.games import Game
+    from klent.runs.play import play_model, set_table
+
+    opened, rollout, section = set_table(model, _recipe(model, run, options), game, options[:2])
+    for together in play_model(opened, rollout, section, starts, seed=seed):
+        _tell(together, section.max_turns)
+        for episode in together.episodes:
+            if isinstance(environment, Game):  # it says the whole of its start, also what the seed drew
+                environment.reset({}, episode["seed"])
+                episode["start"] = dict(environment.row)
+            for turn in episode["turns"] if shown else ():
+                _show_turn(turn)
+        yield together.episodes
+
+
+def _recipe(model: str, run: Path | None, options: ModelOptions) -> "Recipe | None":
+    """The recipe that trained a model; None where no run did.
+
+    Raises:
+        ConfigError: a setting of the player of values, and there is none.
+    """
+    refuse_tilt(model, run, options.beta, options.behaviour)
+    if run is None:
+        return None
+    return recipe_of_run(run, yes=options.yes, beta=options.beta, behaviour=options.behaviour)
+
+
+def _show_turn(turn: "Turn") -> None:
+    from klent.environments.episode_log import as_text
+
+    show(as_text(turn["observation"]))
+    show(f"> {turn['action']}")
+
+
+def _tell(together: "PlayedTogether", max_turns: int) -> None:
+    for problem in dict.fromkeys(together.problems):
+        count = together.problems.count(problem)
+        err.print(f"warning: {_count(count)} left out: {problem}", soft_wrap=True)
+    if together.cut:
+        reason = f"of {max_turns} turns (--max-turns) or the model's context"
+        err.print(f"warning: {_count(together.cut)} cut at the limit {reason}", soft_wrap=True)
 
 
 def _episode(
@@ -165,7 +294,8 @@ def _player(policy: str, environment: "Environment", name: str, seed: int) -> "P
     if policy not in POLICIES:
         known = [HUMAN, *POLICIES]
         raise ConfigError(
-            f"--policy {policy}: no such player{nearest(policy, known)}; there are {', '.join(known)}"
+            f"--policy {policy}: no such player{nearest(policy, known)}; there are {', '.join(known)}, and runs and "
+            "model folders"
         )
     if not isinstance(environment, Game):
         raise ConfigError(

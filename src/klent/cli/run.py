@@ -216,6 +216,7 @@ def _try_rewards(settings: "Recipe", task: "Task") -> "list[Tried]":
 
 def _show_plan(settings: "Recipe", run: Path) -> None:
     from klent.config import dump_recipe
+    from klent.runs.evaluate import examined_task
     from klent.runs.plan import describe_plan
     from klent.tasks import load_task
 
@@ -224,7 +225,7 @@ def _show_plan(settings: "Recipe", run: Path) -> None:
     print_yaml(dump_recipe(settings))
     for line in describe_plan(settings):
         out.print(f"# {line}", soft_wrap=True)
-    for tried in _try_rewards(settings, task):
+    for tried in _try_rewards(settings, examined_task(settings, task)):
         out.print(f"# {'warning' if tried.doubt else 'tried'}: {tried.text}", soft_wrap=True)
     out.print(f"# first prompt: {json.dumps(task.train(0).prompt, ensure_ascii=False)}", soft_wrap=True)
     exists = " (it exists)" if run.exists() else ""

@@ -15,6 +15,7 @@ from klent.config.task import (
     FileSettings,
     GymSettings,
     PairsSettings,
+    PlaySettings,
     TrajectorySettings,
 )
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
@@ -41,6 +42,7 @@ __all__ = [
     "MixtureSettings",
     "Optimizer",
     "PairsSettings",
+    "PlaySettings",
     "PolicySettings",
     "Recipe",
     "Reduce",

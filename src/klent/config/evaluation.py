@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from klent.config.base import Count, NonNegative, PositiveInt, Settings
 from klent.config.rewards import Reward, parse_rewards
+from klent.config.task import PlaySettings
 
 Rewards = Annotated[tuple[Reward, ...], Field(strict=False)]
 
@@ -37,6 +38,8 @@ class Eval(Settings):
     """Steps between evaluations during training; 0 = none."""
     reward: Rewards | None = None
     """What scores held-out answers, where the recipe's own reward should not; null = the recipe's reward."""
+    play: PlaySettings | None = None
+    """Game in which the policy of task.trajectories is judged, by its return on held-out starts; null = none."""
     temperatures: Annotated[tuple[NonNegative, ...], Field(strict=False)] = ()
     """Measure the reward at these sampling temperatures too; 0 = greedy."""
     same: str | None = None

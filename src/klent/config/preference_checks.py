@@ -203,11 +203,11 @@ def _eval_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _unanswered_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Keys about the answers to held-out problems, where no reward judges any and so none is sampled."""
+    """Keys about the answers to held-out problems, where nothing judges any and so none is sampled."""
     settings = recipe.eval
     if settings is None or recipe.rollout.sampled:  # then a missing reward is refused, see `_reward_problems`
         return
-    if recipe.reward is not None or settings.reward is not None or recipe.task.pays:
+    if recipe.judged:
         return
     plain: Settings = type(settings)()
     for key in ("samples", "temperatures", "same", "logits"):

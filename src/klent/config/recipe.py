@@ -9,7 +9,7 @@ from klent.config.base import Choices, Count, PositiveInt, Settings, Terms
 from klent.config.evaluation import Eval, Limits, Rewards, list_rewards
 from klent.config.policy import PolicySettings
 from klent.config.rollout import ROLLOUTS, Rollout, TransformersRollout
-from klent.config.task import TASKS, Task
+from klent.config.task import TASKS, EnvironmentSettings, Task
 from klent.config.thermostat import Thermostat
 from klent.config.training import AdaptiveKL, Bellman, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 
@@ -89,6 +89,21 @@ class Recipe(Settings):
     @classmethod
     def _list_rewards(cls, value: object) -> object:
         return list_rewards(value)
+
+    @property
+    def judged(self) -> bool:
+        """Whether an evaluation has held-out problems answered, which something has to judge."""
+        if self.eval is None or self.policy.scores:
+            return False
+        rewarded = self.reward is not None or self.eval.reward is not None
+        return rewarded or self.task.pays or self.eval.play is not None
+
+    @property
+    def game(self) -> EnvironmentSettings | None:
+        """The game that held-out episodes are played in; None where problems are answered once."""
+        if self.eval is not None and self.eval.play is not None:
+            return self.eval.play.as_task(self.task)
+        return self.task if isinstance(self.task, EnvironmentSettings) else None
 
     def dated(self, clock: datetime.date | None) -> Self:
         """The recipe with the day that chat templates take for today, where it names none."""

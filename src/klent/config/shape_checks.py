@@ -155,6 +155,8 @@ def _unknown_key(path: KeyPath, tags: list[str]) -> str:
     for tag, sibling in TAGS.items():
         if tags and tag not in tags and section in _union_of(sibling) and key in sibling.model_fields:
             return f"is not used by a {tags[0]}, only by a {tag}; remove it"
+    if key in SYNONYMS and len(path) == 1:  # what another trainer means by it, and not a key of some section
+        return f"unknown key; klent calls it `{SYNONYMS[key]}`"
     homonyms = [dotted for dotted, _ in field_paths() if dotted.rpartition(".")[2] == key]
     if homonyms:
         return f"unknown key here; did you mean `{homonyms[0]}`?"

@@ -17,6 +17,7 @@ class Rendered(Settings):
 
     pays: ClassVar[bool] = False  # whether it rewards what is done there, so that a recipe needs no `reward`
     paired: ClassVar[bool] = False  # two answers to each prompt, one of them better
+    logged: ClassVar[bool] = False  # episodes that somebody else has played
 
     template: Arguments = Field(default_factory=dict)
     """Arguments of the model's chat template, e.g. `{enable_thinking: false}`."""
@@ -130,49 +131,54 @@ class PairsSettings(FileSettings):
     messages), and `prompt` unless both are conversations that begin alike."""
 
 
-class EnvironmentSettings(Rendered):
-    """Episodes of several turns, played in an environment."""
-
-    pays: ClassVar[bool] = True
-    completions: ClassVar[tuple[str, ...]] = ()
-    heldout_data: ClassVar[None] = None
+class Game(Settings):
+    """An environment, and how an episode is played in it."""
 
     env: str
     """A name (maze, wordle, ...), `path/to/file.py:Class` or `package.module:Class`."""
     config: Arguments = Field(default_factory=dict)
     """Arguments of the class."""
-    rows: str | PositiveInt | None = None
-    """What episodes begin from: the rows of a .jsonl or .parquet file, or so many seeds; null = ever new seeds."""
-    heldout: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None = None
-    """Rows of the file kept out of training for evaluation: a fraction below 1, or a count; null = a tenth."""
-    only: Numbers | None = None
-    """Train on these starts only, by the number in their id: `maze/17` is 17; null = all."""
     max_turns: PositiveInt = 8
     """An episode that is not over after so many turns is cut."""
     turn_tokens: PositiveInt | None = None
     """Longest turn, in tokens; rollout.max_tokens is for all turns of an episode together; null = only that."""
-    discount: Fraction = 1.0
-    """What a reward is worth one turn earlier."""
-    credit: Literal["episode", "turn"] = "episode"
-    """Whose advantage an action gets: of the episode's return, or of the rewards from its own turn on."""
     timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] = 10.0
     """Seconds allowed for each step of the environment."""
     workers: PositiveInt = 1
     """Processes that the environments of a step are spread over."""
     memory_gb: Annotated[float, Field(ge=LEAST_MEMORY)] | None = None
     """Limit of the memory of each of these processes; null = none."""
-    system: str | None = None
-    """System prompt placed before every opening, which then is a message of the user."""
-    too_long: Literal["refuse", "drop"] = "refuse"
-    """What happens to openings that the model's context does not hold: the run does not start, or goes without."""
-    seed: Count | None = None
-    """Decides the starts; null = the recipe's seed."""
 
     @field_validator("env")
     @classmethod
     def _known(cls, value: str) -> str:
         find_environment(value)
         return value
+
+
+class EnvironmentSettings(Game, Rendered):
+    """Episodes of several turns, played in an environment."""
+
+    pays: ClassVar[bool] = True
+    completions: ClassVar[tuple[str, ...]] = ()
+    heldout_data: ClassVar[None] = None
+
+    rows: str | PositiveInt | None = None
+    """What episodes begin from: the rows of a .jsonl or .parquet file, or so many seeds; null = ever new seeds."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None = None
+    """Rows of the file kept out of training for evaluation: a fraction below 1, or a count; null = a tenth."""
+    only: Numbers | None = None
+    """Train on these starts only, by the number in their id: `maze/17` is 17; null = all."""
+    discount: Fraction = 1.0
+    """What a reward is worth one turn earlier."""
+    credit: Literal["episode", "turn"] = "episode"
+    """Whose advantage an action gets: of the episode's return, or of the rewards from its own turn on."""
+    system: str | None = None
+    """System prompt placed before every opening, which then is a message of the user."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What happens to openings that the model's context does not hold: the run does not start, or goes without."""
+    seed: Count | None = None
+    """Decides the starts; null = the recipe's seed."""
 
     @property
     def generated(self) -> bool:
@@ -199,11 +205,12 @@ class TrajectorySettings(FileSettings):
     """Logged play: episodes of several turns, with what each turn earned."""
 
     key: ClassVar[str] = "trajectories"
+    logged: ClassVar[bool] = True
     completions: ClassVar[tuple[str, ...]] = ("trajectory",)
 
     trajectories: str
-    """A .jsonl or .parquet file, or a dataset id of the hub: lines of `klent play --record`, or `messages` with
-    `rewards`, one for each answer of the assistant."""
+    """A .jsonl or .parquet file, or a dataset id of the hub: lines of `klent play --record`, `messages` with
+    `rewards`, one for each answer of the assistant, or the Wordle or maze logs of LMRL-Gym."""
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     """Train on this share of the episodes, those with the largest returns; null = on all."""
     discount: Fraction = 1.0
@@ -217,6 +224,24 @@ class TrajectorySettings(FileSettings):
         if value is not None and value[0] >= value[1]:
             raise ValueError(f"the least, {value[0]:g}, must be below the most, {value[1]:g}")
         return value
+
+
+class PlaySettings(Game):
+    """The game in which a policy is judged that learns from logged play; it begins, and reads, as `task` says."""
+
+    rows: str | None = None
+    """What held-out episodes begin from: the rows of a .jsonl or .parquet file; null = held-out seeds."""
+
+    def as_task(self, task: GymSettings | FileSettings | EnvironmentSettings) -> EnvironmentSettings:
+        """The starts as a task, with the template, the system prompt and the seed of the task that is trained on."""
+        return EnvironmentSettings(
+            **{name: getattr(self, name) for name in type(self).model_fields},
+            template=task.template,
+            clock=task.clock,
+            system=task.system,
+            too_long=task.too_long,
+            seed=task.seed,
+        )
 
 
 #: the classes of the union, by tag

@@ -103,13 +103,20 @@ class AdaptiveKL(Settings):
 class Bellman(Settings):
     """Values learnt from logged play: what terms that read `weight` are told of each action."""
 
-    target: Literal["bellman", "returns"] = "bellman"
+    target: Literal["bellman", "returns", "constant"] = "bellman"
     """`bellman`: the turn's reward and the best supported ratio that follows, p(a)/reference(a), p the target
-    network; `returns`: what was earned from the turn on."""
+    network; `returns`: what was earned from the turn on; `constant`: `weight`, the same for every action."""
+    weight: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What `target: constant` gives every action; the mean of another run is `bellman/target` of its metrics."""
     rate: Fraction = 0.005
     """Share of the policy's weights that joins the target network after each step; 1 = it is the policy itself."""
     min_behaviour: Decay = 0.01
-    """Actions less likely than this under the reference, the model of the data, are not among what can follow."""
+    """Actions less likely than this under the reference, the model of the data, are not among what can follow, and
+    are never played."""
+    beta: NonNegative = 8.0
+    """How far the player tilts the reference towards what is valuable; 0 = it plays the reference itself."""
+    form: Literal["ratio", "probability"] = "ratio"
+    """The player: reference(a) exp(beta p(a)/reference(a)), or the paper's, reference(a) exp(beta p(a))."""
 
 
 class Checkpoint(Settings):

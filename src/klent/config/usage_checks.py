@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from klent.config import binding
 from klent.config.checks import streams
+from klent.config.layers import KeyPath
 from klent.config.preference_checks import (
     adaptive_problems,
     critic_problems,
@@ -13,7 +14,7 @@ from klent.config.preference_checks import (
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.rewards import WITHOUT_ANSWER
-from klent.config.task import EnvironmentSettings, FileSettings
+from klent.config.task import EnvironmentSettings, FileSettings, Game, PlaySettings, TrajectorySettings
 from klent.config.training import ExactKL
 from klent.config.value_checks import value_problems
 from klent.objectives.kinds import whole_sequences
@@ -36,6 +37,8 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("task", "heldout"), "is not used beside heldout_data or heldout_split; remove one")
     if isinstance(task, EnvironmentSettings):
         yield from _environment_problems(recipe, task)
+    if recipe.eval is not None and recipe.eval.play is not None:
+        yield from _play_problems(recipe, recipe.eval.play)
 
 
 def _environment_problems(recipe: Recipe, task: EnvironmentSettings) -> Iterator[Problem]:
@@ -48,22 +51,35 @@ def _environment_problems(recipe: Recipe, task: EnvironmentSettings) -> Iterator
         yield Problem(("rollout", "mixture"), reason)
     if recipe.update.released_code:
         yield Problem(("update", "released_code"), "knows episodes of one turn only; remove it")
-    measured = recipe.eval.reward if recipe.eval else None
-    for path, rewards in ((("reward",), recipe.reward), (("eval", "reward"), measured)):
-        if any(reward.model_folder for reward in rewards or ()):
-            reason = "a reward model reads a prompt and an answer, and would miss what is said between turns"
-            yield Problem(path, f"{reason}; name a function, or remove it: the environment pays")
+    yield from _played_problems(recipe, task, ("task",))
     if task.heldout is not None and task.generated:
         reason = "is for rows of a file; seeds are held out as eval.problems says"
         yield Problem(("task", "heldout"), f"{reason}; remove it")
-    most = recipe.rollout.max_tokens
-    if task.turn_tokens is not None and task.turn_tokens > most:
-        reason = (
-            f"{task.turn_tokens} is more than rollout.max_tokens ({most}), which is for all turns together"
-        )
-        yield Problem(("task", "turn_tokens"), f"{reason}; raise that, or lower this")
     if task.credit == "turn" and "advantage" not in streams(recipe):
         yield Problem(("task", "credit"), "is not used: no term of the loss reads an advantage; remove it")
+
+
+def _play_problems(recipe: Recipe, play: PlaySettings) -> Iterator[Problem]:
+    """A game to be judged in, where there is another or nothing that plays."""
+    if not isinstance(recipe.task, TrajectorySettings):
+        reason = "is for task: {trajectories: FILE}; this task has held-out problems of its own"
+        yield Problem(("eval", "play"), f"{reason}; remove it")
+    yield from _played_problems(recipe, play, ("eval", "play"))
+
+
+def _played_problems(recipe: Recipe, game: Game, path: KeyPath) -> Iterator[Problem]:
+    """What holds of every game, in training or in evaluation alone."""
+    measured = recipe.eval.reward if recipe.eval else None
+    for key, rewards in ((("reward",), recipe.reward), (("eval", "reward"), measured)):
+        if any(reward.model_folder for reward in rewards or ()):
+            reason = "a reward model reads a prompt and an answer, and would miss what is said between turns"
+            yield Problem(key, f"{reason}; name a function, or remove it: the environment pays")
+    most = recipe.rollout.max_tokens
+    if game.turn_tokens is not None and game.turn_tokens > most:
+        reason = (
+            f"{game.turn_tokens} is more than rollout.max_tokens ({most}), which is for all turns together"
+        )
+        yield Problem((*path, "turn_tokens"), f"{reason}; raise that, or lower this")
 
 
 def _update_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -174,7 +190,7 @@ def _early_stop_problems(recipe: Recipe) -> Iterator[Problem]:
     if signal == "loss" and recipe.rollout.sampled:
         reason = "loss is that of held-out completions, which only rollout.engine=dataset has"
         yield Problem(("eval", "early_stop", "signal"), f"{reason}; use kept, agreement or entropy")
-    if signal != "loss" and recipe.reward is None and recipe.eval.reward is None:
+    if signal != "loss" and not recipe.judged:
         reason = f"{signal} is measured on answers that a reward judges, and there is none"
         yield Problem(("eval", "early_stop", "signal"), f"{reason}; use loss, or set eval.reward")
     if not recipe.eval.every:

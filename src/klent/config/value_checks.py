@@ -6,6 +6,7 @@ from klent.config.checks import streams
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.task import TrajectorySettings
+from klent.config.training import Bellman
 from klent.streams.registry import OF_BELLMAN
 
 
@@ -15,7 +16,8 @@ def value_problems(recipe: Recipe) -> Iterator[Problem]:
     if logged and recipe.rollout.sampled:
         reason = "transformers would sample, and trajectories are replayed"
         yield Problem(("rollout", "engine"), f"{reason}; set engine: dataset")
-    if isinstance(recipe.task, TrajectorySettings) and recipe.bellman is None:
+    learns = recipe.bellman is not None and recipe.bellman.target != "constant"
+    if isinstance(recipe.task, TrajectorySettings) and not learns:
         yield from _unread_problems(recipe.task)
     reads = sorted(OF_BELLMAN & streams(recipe))
     if recipe.bellman is None:
@@ -31,8 +33,26 @@ def value_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.lora is not None:
         reason = "trains adapters, and a dummy action is a row of the head, which adapters do not train"
         yield Problem(("lora",), f"{reason}; remove it")
-    if recipe.bellman.target == "returns" and recipe.reference is not None:
-        yield Problem(("reference",), "is not used with bellman.target: returns; remove it")
+    yield from _target_problems(recipe.bellman)
+    if recipe.eval is not None and recipe.eval.temperatures:
+        reason = "values are read at temperature 1, and bellman.beta sharpens the player"
+        yield Problem(("eval", "temperatures"), f"is not used: {reason}; remove it")
+
+
+def _target_problems(bellman: Bellman) -> Iterator[Problem]:
+    """Keys of ``bellman`` that its target needs, or does not read."""
+    target, path = bellman.target, ("bellman",)
+    if target == "constant" and bellman.weight is None:
+        reason = "is missing: target constant gives it to every action"
+        yield Problem((*path, "weight"), f"{reason}; set it, e.g. 0.5")
+    if target != "constant" and bellman.weight is not None:
+        yield Problem(
+            (*path, "weight"), f"is not used with target: {target}; remove it, or set target: constant"
+        )
+    if target != "bellman" and bellman.rate != Bellman().rate:
+        yield Problem(
+            (*path, "rate"), f"is not used with target: {target}, which has no target network; remove it"
+        )
 
 
 def _unread_problems(task: TrajectorySettings) -> Iterator[Problem]:

@@ -119,6 +119,30 @@ class BellmanTargets(Organ):
             mine.copy_(tensors[name])
 
 
+class ConstantWeights(Organ):
+    """Fills the stream ``weight`` with one number: the control of values, as it knows nothing of rewards.
+
+    Trained to the end, p is weight times what the data's model says, and the dummy has the rest; without a dummy it
+    is label smoothing of that strength.
+
+    Args:
+        weight: of every action, in (0, 1].
+    """
+
+    name = "bellman"
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def after_rollout(self, batch: Batch) -> None:
+        """Fill ``weight``, ``[B, T]``."""
+        batch.streams.weight = self.weight * batch.mask.float()
+
+    def after_update(self, step: StepRecord) -> dict[str, float]:
+        """Tell of the step's targets: ``bellman/target``."""
+        return {"bellman/target": self.weight}
+
+
 def turn_targets(
     scale: Scale, rewards: Sequence[float], turns: Sequence[int], values: Sequence[float]
 ) -> list[float]:

@@ -144,7 +144,8 @@ class TransformersEngine:
         if len(ids) > room:
             key, longest = "rollout.max_tokens", f"rollout.max_tokens={most}"
             if prompt.room is not None:
-                key, longest = "task.turn_tokens", f"turns of up to {most} tokens"
+                key = "turn_tokens of the game (in task or eval.play, or --turn-tokens)"
+                longest = f"turns of up to {most} tokens"
             raise TooLong(
                 f"prompt {prompt.id} has {len(ids)} tokens; with {longest} the model's context of {self.limit} "
                 f"leaves {room}. Shorten the prompt, lower {key}, or set task.too_long=drop."

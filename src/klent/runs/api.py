@@ -275,12 +275,15 @@ def _measure(
     model: str, recipe: Recipe, functions: Mapping[str, Function], problems: int | None, *, every_row: bool
 ) -> Row:
     """Solve the problems of a recipe's task: the held-out ones, or every row up to ``problems``."""
-    from klent.runs.evaluate import eval_rewards, evaluate_policy, load_on_device, open_judge
+    from klent.runs.engines import build_sampler
+    from klent.runs.evaluate import evaluate_policy, examined_task, open_judge
+    from klent.runs.targets import open_model
 
     recipe = recipe.model_copy(update={"eval": recipe.eval or Eval()})
-    if recipe.eval is None or (eval_rewards(recipe) is None and not recipe.task.pays):
+    if recipe.eval is None or not recipe.judged:
         raise ConfigError("klent.evaluate: no reward tells right from wrong; pass reward=...")
-    task = load_task(recipe.task, seed=recipe.seed, heldout=0 if every_row else recipe.eval.problems)
+    every = load_task(recipe.task, seed=recipe.seed, heldout=0) if every_row else None
+    task = examined_task(recipe, every)
     if every_row and isinstance(task, DataTask):
         prompts = [task.train(index) for index in range(min(problems or len(task), len(task)))]
     else:
@@ -290,13 +293,15 @@ def _measure(
             "klent.evaluate: the task has no held-out problems; pass its rows or its file as task"
         )
     with open_judge(recipe, task, functions, sampler=model) as (judge, _):
+        loaded, player = open_model(model, recipe)
         return evaluate_policy(
-            load_on_device(model, recipe),
+            loaded,
             recipe.rollout,
             recipe.eval,
             scorer=judge,
             prompts=prompts,
             seed=recipe.seed,
+            engine=build_sampler(loaded, recipe.rollout, environments=task.environments, player=player),
             environments=task.environments,
         )
 

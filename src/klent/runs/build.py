@@ -53,7 +53,7 @@ from klent.runs.recorder import Recorder
 from klent.runs.references import build_compared
 from klent.runs.reward_models import build_reward_model, centre_and_save, load_scoring
 from klent.runs.state import RunState
-from klent.runs.targets import build_target, load_beside
+from klent.runs.targets import build_player, build_target, load_beside
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
@@ -107,7 +107,12 @@ class Parts:
 
 
 def build_parts(
-    recipe: Recipe, *, progress: Progress, note: Note, environments: EnvironmentPool | None = None
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    note: Note,
+    environments: EnvironmentPool | None = None,
+    played: EnvironmentPool | None = None,
 ) -> Parts:
     """Load the model and build everything that a step needs of it.
 
@@ -116,13 +121,20 @@ def build_parts(
         progress: told of (completions done, completions asked for) during a rollout.
         note: told in words of anything that a user should know, such as a model that cannot share prompts.
         environments: what the task's prompts are the openings of; None where they are answered once.
+        played: the same of the held-out problems that are answered.
     """
     if recipe.policy.scores:
         return _build_scoring_parts(recipe, note)
-    return _build(recipe, progress, note, environments)
+    return _build(recipe, progress, note, environments, played)
 
 
-def _build(recipe: Recipe, progress: Progress, note: Note, environments: EnvironmentPool | None) -> Parts:
+def _build(
+    recipe: Recipe,
+    progress: Progress,
+    note: Note,
+    environments: EnvironmentPool | None,
+    played: EnvironmentPool | None,
+) -> Parts:
     """The parts of a run that trains a model that writes."""
     loaded = load_policy(
         recipe.model,
@@ -168,7 +180,7 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
     return Parts(
         loaded=loaded,
         engine=engine,
-        sampler=build_sampler(loaded, rollout, progress=progress, environments=environments),
+        sampler=_build_sampler(recipe, loaded, initial, progress, played),
         policy=policy,
         updater=updater,
         reference=reference,
@@ -180,6 +192,18 @@ def _build(recipe: Recipe, progress: Progress, note: Note, environments: Environ
         alone=partial(read_alone, policy),
         save=lambda task, folder: save_model(loaded.model, loaded.tokenizer, folder),
     )
+
+
+def _build_sampler(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    initial: Callable[[], LoadedModel],
+    progress: Progress,
+    played: EnvironmentPool | None,
+) -> Engine:
+    """What answers held-out problems: the policy, or where values are learnt their player."""
+    player = build_player(recipe, loaded, initial) if recipe.judged else None
+    return build_sampler(loaded, recipe.rollout, progress=progress, environments=played, player=player)
 
 
 def _build_scoring_parts(recipe: Recipe, note: Note) -> Parts:
@@ -226,6 +250,7 @@ def build_loop(
     parts: Parts,
     folder: RunFolder,
     task: Task,
+    examined: Task,
     scorer: Judge | None,
     judge: Judge | None,
     console: TrainConsole,
@@ -239,6 +264,7 @@ def build_loop(
         parts: as of :func:`build_parts`.
         folder: the run's.
         task: gives the problems.
+        examined: gives the held-out problems that are answered.
         scorer: rewards completions.
         judge: tells right from wrong on held-out problems; None = none is answered.
         console: shows the run.
@@ -259,9 +285,15 @@ def build_loop(
         organs.append(build_values(recipe.bellman, cast(CausalPolicy, parts.policy), behaviour, task))
     exams = []
     if evaluate:
-        examined = (parts.loaded, parts.engine, parts.sampler, parts.updater, parts.compared)
+        measured = (parts.loaded, parts.engine, parts.sampler, parts.updater, parts.compared)
         exams = build_exams(
-            recipe, *examined, task=task, judge=judge, note=console.warn, compare=parts.compare
+            recipe,
+            *measured,
+            task=task,
+            examined=examined,
+            judge=judge,
+            note=console.warn,
+            compare=parts.compare,
         )
     evaluations = _build_evaluations(recipe, parts, folder, task, exams, console)
     return Loop(

@@ -1,8 +1,9 @@
 """The engines that a recipe's ``rollout`` section describes."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from klent.config import DatasetRollout, TransformersRollout
+from klent.config import Bellman, DatasetRollout, TransformersRollout
 from klent.control.mixing import alpha_at
 from klent.models.load import LoadedModel
 from klent.rollout.dataset_engine import DatasetEngine
@@ -12,10 +13,43 @@ from klent.rollout.play import PlayEngine
 from klent.rollout.target import Target
 from klent.rollout.trajectory_engine import TrajectoryEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.rollout.value_engine import ValueEngine
 from klent.tasks.pool import EnvironmentPool
 
 Progress = Callable[[int, int], None]
 RolloutSection = TransformersRollout | DatasetRollout
+
+
+class Player(NamedTuple):
+    """How values are played: tilting the model of the data, as a recipe's ``bellman`` says."""
+
+    behaviour: LoadedModel
+    settings: Bellman
+
+
+class Opened(NamedTuple):
+    """A model to sample from: a policy, or values with who plays them."""
+
+    loaded: LoadedModel
+    player: Player | None = None
+
+
+def plain_sampler(
+    opened: Opened, options: SamplingOptions, progress: Progress | None = None
+) -> TransformersEngine:
+    """The engine that answers one turn: with the model's own distribution, or with its player's."""
+    loaded, player = opened
+    if player is None:
+        return TransformersEngine(loaded, options, progress=progress)
+    return ValueEngine(
+        loaded,
+        player.behaviour,
+        options,
+        beta=player.settings.beta,
+        form=player.settings.form,
+        min_behaviour=player.settings.min_behaviour,
+        progress=progress,
+    )
 
 
 def build_engine(
@@ -26,6 +60,7 @@ def build_engine(
     progress: Progress | None = None,
     target: Target | None = None,
     environments: EnvironmentPool | None = None,
+    player: Player | None = None,
 ) -> Engine:
     """The engine that a recipe's ``rollout`` section describes.
 
@@ -36,11 +71,13 @@ def build_engine(
         progress: told of (completions done, completions asked for).
         target: where the section has a ``mixture``.
         environments: play what the engine answers; None = an answer is the whole episode.
+        player: where ``loaded`` has values, and is not a policy itself.
     """
     if environments is not None:
         task, most = environments.section, rollout.max_tokens
         longest = task.turn_tokens or most
-        turn = build_engine(loaded, rollout.model_copy(update={"max_tokens": longest}), progress=progress)
+        one_turn = rollout.model_copy(update={"max_tokens": longest})
+        turn = build_engine(loaded, one_turn, progress=progress, player=player)
         return PlayEngine(
             turn,
             environments,
@@ -61,7 +98,7 @@ def build_engine(
     )
     settings = rollout.mixture
     if target is None or settings is None:
-        return TransformersEngine(loaded, options, progress=progress)
+        return plain_sampler(Opened(loaded, player), options, progress)
     alpha = alpha_at(settings, 1, reward=0.0)
     return MixtureEngine(loaded, target, options, alpha=alpha, value=settings.alpha.value, progress=progress)
 
@@ -72,11 +109,13 @@ def build_sampler(
     *,
     progress: Progress | None = None,
     environments: EnvironmentPool | None = None,
+    player: Player | None = None,
 ) -> Engine:
     """The engine of evaluation: it samples from the policy as training does, never from a mixture, and
-    plainly where training replays a dataset.
+    plainly where training replays a dataset; where that taught values, it is their player.
     """
-    return build_engine(loaded, rollout.for_evaluation(), progress=progress, environments=environments)
+    sampled = rollout.for_evaluation()
+    return build_engine(loaded, sampled, progress=progress, environments=environments, player=player)
 
 
 def turn_engine(engine: Engine) -> Engine:

@@ -18,6 +18,7 @@ from klent.rollout.engine import Engine
 from klent.runs.engines import RolloutSection, build_sampler
 from klent.runs.judges import open_judges
 from klent.runs.reward_models import evaluate_scores
+from klent.runs.targets import open_model
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
 from klent.tasks import Scorer, Task, load_task
@@ -25,6 +26,7 @@ from klent.tasks.callables import Function
 from klent.tasks.first_call import Tried
 from klent.tasks.pool import EnvironmentPool
 from klent.tasks.returns import Judge, Returns
+from klent.tasks.starts import EnvironmentTask
 from klent.training.pairs import PairTerm
 from klent.training.reference import Reference
 from klent.training.update import Updater
@@ -33,6 +35,21 @@ from klent.training.update import Updater
 def eval_rewards(recipe: Recipe) -> tuple[Reward, ...] | None:
     """What tells right from wrong in evaluation: ``eval.reward``, else the recipe's own reward."""
     return (recipe.eval.reward if recipe.eval else None) or recipe.reward
+
+
+def examined_task(recipe: Recipe, task: Task | None = None) -> Task:
+    """Whose held-out problems are answered: the starts of ``eval.play`` where there is such a game, else the task's.
+
+    Args:
+        recipe: with an ``eval`` section, or a task.
+        task: the recipe's, where it has been loaded.
+    """
+    problems = recipe.eval.problems if recipe.eval else 0
+    if recipe.eval is None or recipe.eval.play is None:
+        return task or load_task(recipe.task, seed=recipe.seed, heldout=problems)
+    section = recipe.eval.play.as_task(recipe.task)
+    seed = recipe.seed if section.seed is None else section.seed
+    return EnvironmentTask(section, seed=seed, heldout=problems, trained=False)
 
 
 def sampler_at(
@@ -153,21 +170,21 @@ def evaluate_model(
     """
     if recipe.eval is not None and recipe.policy.scores:
         return evaluate_scores(model, recipe)
-    rewarded = eval_rewards(recipe) is not None or recipe.task.pays
-    if recipe.eval is None or not rewarded:
+    if recipe.eval is None or not recipe.judged:
         missing = "eval" if recipe.eval is None else "reward"
+        game = ", or the game that the log is of: eval.play.env=NAME" if recipe.task.logged else ""
         raise ConfigError(
-            f"recipe {recipe.name} has no `{missing}`: there is nothing to measure. Set `{missing}`."
+            f"recipe {recipe.name} has no `{missing}`: there is nothing to measure. Set `{missing}`{game}."
         )
-    task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
+    task = examined_task(recipe)
     if not task.heldout(recipe.eval.problems):  # before a model is loaded
         raise DataError(NO_PROBLEMS)
     with open_judge(recipe, task, sampler=model) as (judge, tried):
         for one in tried:
             if one.doubt:
                 note(one.text)
-        loaded = load_on_device(model, recipe)
-        sampler = build_sampler(loaded, recipe.rollout, environments=task.environments)
+        loaded, player = open_model(model, recipe)
+        sampler = build_sampler(loaded, recipe.rollout, environments=task.environments, player=player)
         task.fit(None, sampler.check)  # the same problems as in training
         return evaluate_policy(
             loaded,

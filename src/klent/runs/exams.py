@@ -26,6 +26,7 @@ def build_exams(
     compared: Reference | None,
     *,
     task: Task,
+    examined: Task,
     judge: Judge | None,
     note: Callable[[str], None],
     compare: Callable[[Sequence[Prompt], int], EvalRow] | None = None,
@@ -39,7 +40,8 @@ def build_exams(
         sampler: answers held-out problems.
         updater: measures the policy.
         compared: gives ``logp_ref`` of pairs.
-        task: has the held-out problems.
+        task: has the held-out problems, pairs and completions.
+        examined: has those that are answered: the task, or the starts of the game that it is judged in.
         judge: tells right from wrong; None = no problem is answered.
         note: told what a user should know.
         compare: measures held-out pairs after so many steps, where the policy scores texts and writes none.
@@ -48,7 +50,8 @@ def build_exams(
     if settings is None or (judge is None and recipe.rollout.sampled):
         return []
     prompts = task.heldout(settings.problems)
-    if not prompts:
+    asked = examined.heldout(settings.problems)
+    if not (prompts or asked):
         note(NO_PROBLEMS)
         return []
 
@@ -66,12 +69,12 @@ def build_exams(
             recipe.rollout,
             settings,
             scorer=judge,
-            prompts=prompts,
+            prompts=asked,
             seed=recipe.seed,
             step=step,
             start=votes,
             engine=sampler,
-            environments=task.environments,
+            environments=examined.environments,
         )
 
     def pairs(step: int, votes: Sequence[str | None] | None) -> EvalRow:
@@ -80,4 +83,4 @@ def build_exams(
     drop = recipe.task.too_long == "drop"
     completions = [] if paired else heldout_completions(engine, prompts, drop=drop, note=note)
     wanted = ((losses, bool(completions)), (answers, judge is not None), (pairs, paired))
-    return [exam for exam, asked in wanted if asked]
+    return [exam for exam, is_wanted in wanted if is_wanted]

@@ -16,8 +16,8 @@ from klent.runs.code import MODELS, code_hashes, hash_file, model_folder, value_
 FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits")
 """Sections of a recipe that may change between two parts of a run; the change is written to run.json."""
 _CALLS = re.compile(
-    r"(reward\.\d+|task)\.(timeout|memory_gb|workers|process)"
-)  # how it is called, not what it says
+    r"(reward\.\d+|task)\.(timeout|memory_gb|workers|process)|bellman\.(beta|form)"
+)  # how it is called, not what it says; and how values are played, which nothing trains on
 _FILES = (
     *("task.data", "task.pairs", "task.trajectories", "task.heldout_data", "task.rows"),
     *("policy.centre_on", "rollout.mixture.target.adapter"),
@@ -134,8 +134,8 @@ def refuse_other_inputs(
         raise ConfigError(
             f"{run} cannot go on from step {step}: it was trained with another recipe, data or model:{listed}\n"
             f"Put back what it was in {run / 'config.yaml'} or in the files, or start another run with "
-            f"name=... What may change in a run: {', '.join(FREE)}, a reward's or an environment's timeout "
-            "and memory_gb, and how many workers it has."
+            f"name=... What may change in a run: {', '.join(FREE)}, bellman.beta and bellman.form, a reward's or an "
+            "environment's timeout and memory_gb, and how many workers it has."
         )
 
 

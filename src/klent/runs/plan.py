@@ -44,7 +44,7 @@ def make_plan(recipe: Recipe) -> Plan:
         updates=recipe.update.epochs * recipe.update.minibatches,
         terms=tuple(_terms(recipe)),
         needs=step_requirements(recipe),
-        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval and _judged(recipe) else 0,
+        eval_completions=recipe.eval.problems * recipe.eval.samples if recipe.eval and recipe.judged else 0,
     )
 
 
@@ -140,6 +140,8 @@ def _distance(kind: str, updates: int) -> str:
 
 
 def _bellman(bellman: Bellman) -> str:
+    if bellman.target == "constant":
+        return f"weight: {bellman.weight:g} for every action, whatever it earned"
     if bellman.target == "returns":
         return "weight: what was earned from the turn on, as a value in [0, 1]"
     return (
@@ -250,7 +252,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
     if recipe.eval is not None:
         when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
         size = _evaluated(recipe)
-        temperatures = recipe.eval.temperatures if _judged(recipe) else ()
+        temperatures = recipe.eval.temperatures if recipe.judged else ()
         others = [f"at temperature {t:g}" if t else "greedily" for t in temperatures]
         also = f"; also {', '.join(others)}" if others else ""
         lines.append(f"evaluation: {size}, before, after{when}{also}")
@@ -263,17 +265,14 @@ def _evaluated(recipe: Recipe) -> str:
     settings = recipe.eval
     assert settings is not None
     pairs = [f"{settings.problems} held-out pairs"] if recipe.task.paired else []
-    answered = [f"{settings.problems} held-out problems x {settings.samples}"] if _judged(recipe) else []
+    asked = f"held-out starts of {settings.play.env}" if settings.play else "held-out problems"
+    answered = [f"{settings.problems} {asked} x {settings.samples}"] if recipe.judged else []
+    if recipe.bellman is not None and answered:
+        form = "" if recipe.bellman.form == "ratio" else f", form {recipe.bellman.form}"
+        answered[0] += f" by the player of beta {recipe.bellman.beta:g}{form}"
     replayed = not recipe.rollout.sampled and not recipe.task.paired
     losses = [f"the loss of at most {settings.problems} held-out completions"] if replayed else []
     return ", ".join([*pairs, *answered, *losses])
-
-
-def _judged(recipe: Recipe) -> bool:
-    """Whether an evaluation has answers to held-out problems sampled, which something has to judge."""
-    if recipe.eval is None or recipe.policy.scores:
-        return False
-    return recipe.reward is not None or recipe.eval.reward is not None or recipe.task.pays
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,7 +9,8 @@ from klent.mixture.criteria import CRITERIA, Criterion
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.target import Target
-from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.rollout.transformers_engine import SamplingOptions
+from klent.runs.engines import Opened, plain_sampler
 from klent.tasks import Prompt
 
 _RANGES = {"kl_budget": "be more than 0 nats", "ess": "lie in (0, 1]"}
@@ -26,6 +27,7 @@ def sample(
     top_k: int = 0,
     seed: int = 0,
     system: str | None = None,
+    opened: Opened | None = None,
 ) -> list[str]:
     """Sample completions; a model with a chat template gets the prompt as a user message.
 
@@ -38,11 +40,15 @@ def sample(
         top_p, top_k: see :func:`klent.rollout.sampling.sample_tokens`.
         seed: same seed, same text.
         system: system prompt; needs a chat template.
+        opened: the model, where it is loaded already; or values, whose player then writes.
+
+    Raises:
+        ConfigError: a player at a temperature other than 1.
     """
-    loaded = load_policy(model, device="auto")
+    opened = opened or Opened(load_policy(model, device="auto"))
     options = SamplingOptions(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
-    engine = TransformersEngine(loaded, options)
-    prompts = [_as_prompt(loaded, prompt, system)]
+    engine = plain_sampler(opened, options)
+    prompts = [_as_prompt(opened.loaded, prompt, system)]
     return [rollout.text for rollout in engine.generate(prompts, group_size=count, seed=seed)]
 
 

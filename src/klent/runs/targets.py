@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from klent.config import MixtureSettings, Recipe
+from klent.errors import ModelError
 from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.target import Target
+from klent.runs.engines import Opened, Player
 
 
 def load_beside(name: str, recipe: Recipe, loaded: LoadedModel) -> LoadedModel:
@@ -47,3 +49,47 @@ def build_target(
         other = replace(other, model=merged)
     other.model.requires_grad_(False)
     return replace(target, loaded=other)
+
+
+def build_player(
+    recipe: Recipe, loaded: LoadedModel, behaviour: Callable[[], LoadedModel] | None = None
+) -> Player | None:
+    """Who plays what a recipe's ``bellman`` taught; None where a model is played as it is.
+
+    Args:
+        recipe: whose ``reference``, or ``model``, is the model of the data.
+        loaded: the values, whose precision and device the model of the data shares.
+        behaviour: gives the model of the data; None = it is loaded.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    if recipe.bellman is None:
+        return None
+    name = recipe.reference or recipe.model
+    try:
+        data = behaviour() if behaviour is not None else load_beside(name, recipe, loaded)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}. It is the model of the data, which the player of {recipe.name} tilts: values alone play "
+            "nothing. Put it back, or say where it is now: reference=FOLDER (klent eval), --behaviour FOLDER"
+        ) from error
+    data.model.requires_grad_(False)
+    data.model.eval()
+    return Player(data, recipe.bellman)
+
+
+def open_model(model: str, recipe: Recipe) -> Opened:
+    """A model that a recipe trained, in its precision on the accelerator if there is one, with who plays it.
+
+    Raises:
+        ModelError: the model, or the model of the data, cannot be loaded.
+    """
+    loaded = load_policy(
+        model,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        device="auto",
+    )
+    return Opened(loaded, build_player(recipe, loaded))

@@ -19,7 +19,7 @@ from klent.runs.build import Parts, build_loop, build_parts
 from klent.runs.checkpoint import peek_newest
 from klent.runs.console import TrainConsole
 from klent.runs.engines import turn_engine
-from klent.runs.evaluate import eval_rewards
+from klent.runs.evaluate import eval_rewards, examined_task
 from klent.runs.fingerprint import (
     Fingerprint,
     defaults_of,
@@ -77,11 +77,12 @@ def train(
         heldout=recipe.eval.problems if recipe.eval else 0,
         needed=() if recipe.rollout.sampled else recipe.task.completions,
     )
+    examined = examined_task(recipe, task)
     check_alpha(recipe.rollout.mixture, task)
     fingerprint = _fingerprint(undated)
     with _claimed(run, resume) as folder, ExitStack() as stack:
         changes = _changes(recipe, folder, fingerprint, console) if resume else []
-        scorer, judge, tried = stack.enter_context(_scorers(recipe, task, folder, rewards))
+        scorer, judge, tried = stack.enter_context(_scorers(recipe, task, examined, folder, rewards))
         for doubt in (one.text for one in tried if one.doubt):
             console.warn(doubt)
         parts = build_parts(
@@ -89,13 +90,16 @@ def train(
             progress=lambda done, of: console.phase("rollout", done, of),
             note=console.warn,
             environments=task.environments,
+            played=examined.environments,
         )
-        answered = judge is not None and not recipe.task.paired  # else held-out completions are replayed
+        apart = examined is not task
+        answered = judge is not None and not recipe.task.paired and not apart  # else they are replayed
         held_out = parts.sampler.check if answered else parts.engine.check
-        if left_out := task.fit(parts.engine.check, held_out):
+        left_out = task.fit(parts.engine.check, held_out)
+        if left_out := left_out + (examined.fit(None, parts.sampler.check) if apart else 0):
             looked_at = "" if isinstance(task, DataTask) else " of those tried"
             console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
-        loop = build_loop(recipe, parts, folder, task, scorer, judge, console, evaluate=evaluate)
+        loop = build_loop(recipe, parts, folder, task, examined, scorer, judge, console, evaluate=evaluate)
         loop.state.fingerprint = fingerprint.state()
         done = loop.restore()
         recorded = recipe if _reads_clock(parts) else undated
@@ -188,14 +192,18 @@ def _changes(
 
 @contextmanager
 def _scorers(
-    recipe: Recipe, task: Task, folder: RunFolder, functions: Mapping[str, Function] | None
+    recipe: Recipe,
+    task: Task,
+    examined: Task,
+    folder: RunFolder,
+    functions: Mapping[str, Function] | None,
 ) -> Iterator[tuple[Judge | None, Judge | None, list[Tried]]]:
     """What rewards completions, what judges held-out answers (the same unless ``eval.reward`` says), and what
     each of their rewards, or the environment, said of the first problem."""
 
     def scorer_of(rewards: Sequence[Reward] | None) -> Scorer | None:
         judge_of = open_judges(recipe, log=folder.rewards_log)
-        return Scorer(rewards, task, folder.rewards_log, functions, judge_of) if rewards else None
+        return Scorer(rewards, examined, folder.rewards_log, functions, judge_of) if rewards else None
 
     scorer = scorer_of(recipe.reward)
     apart = recipe.eval is not None and recipe.eval.reward is not None
@@ -204,18 +212,18 @@ def _scorers(
     rewards: Judge | None = scorer
     judge: Judge | None = own
     tried = []
-    if isinstance(task, EnvironmentTask):
-        task.log_to(folder.rewards_log)
-        tried = [task.check()]
-        rewards = task.returns(scorer)
+    if isinstance(examined, EnvironmentTask):
+        examined.log_to(folder.rewards_log)
+        tried = [examined.check()]
+        rewards = examined.returns(scorer) if examined is task else scorer
         judge = own if apart else Returns(scorer)
     try:
         yield rewards, judge, [*tried, *(tried for one in scorers for tried in one.check())]
     finally:
         for one in scorers:
             one.close()
-        if task.environments is not None:
-            task.environments.close()
+        if examined.environments is not None:
+            examined.environments.close()
 
 
 def _finish(loop: Loop, folder: RunFolder, parts: Parts, task: Task, console: TrainConsole) -> None:

@@ -1,7 +1,8 @@
 """What learns values from logged play, as a recipe's ``bellman`` describes it."""
 
 from klent.config import Bellman
-from klent.control.bellman import BellmanTargets, Scale
+from klent.control.bellman import BellmanTargets, ConstantWeights, Scale
+from klent.control.organ import Organ
 from klent.errors import RunError
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.beside import add_dummy_action
@@ -15,19 +16,22 @@ from klent.training.objective import Objective
 
 def build_values(
     settings: Bellman, policy: CausalPolicy, behaviour: CausalPolicy | None, task: Task
-) -> BellmanTargets:
+) -> Organ:
     """The organ that fills ``weight``.
 
     Args:
         settings: the recipe's ``bellman``.
         policy: what is trained.
-        behaviour: the model of the data; None where targets are returns.
+        behaviour: the model of the data; None where targets are not read from values.
         task: whose discount and returns are the scale.
 
     Raises:
         RunError: one of the two models has no fused head, whose logits could be compared in tiles.
     """
-    assert isinstance(task, TrajectoryTask)  # the recipe was checked
+    if settings.target == "constant":
+        assert settings.weight is not None  # the recipe was checked
+        return ConstantWeights(settings.weight)
+    assert isinstance(task, TrajectoryTask)  # likewise
     scale = Scale(*task.bounds, task.discount)
     best = None
     if behaviour is not None:

@@ -33,13 +33,20 @@ class EnvironmentTask:
         seed: decides every start.
         heldout: how many rows to hold out where ``section`` does not say, at most a tenth of them.
         base: folder from which relative paths are looked up.
+        trained: False = nothing is trained on here, so that every row is held out.
 
     Raises:
         ConfigError, DataError: rows that cannot be read, or a start that ``only`` names and that is not there.
     """
 
     def __init__(
-        self, section: EnvironmentSettings, *, seed: int = 0, heldout: int = 0, base: Path = Path()
+        self,
+        section: EnvironmentSettings,
+        *,
+        seed: int = 0,
+        heldout: int = 0,
+        base: Path = Path(),
+        trained: bool = True,
     ) -> None:
         self.name = Path(section.env.rpartition(":")[0]).stem if ":" in section.env else section.env
         self._pool = EnvironmentPool(section, base)
@@ -55,15 +62,15 @@ class EnvironmentTask:
         self._dropped: set[int] = set()  # those found so far
         if isinstance(section.rows, str):
             self._rows = open_rows(section.rows, "train", None, base)
-            self._split(self._rows, heldout)
+            self._split(self._rows, heldout, trained)
         elif section.rows is not None:
             self._train = list(range(section.rows))
         if section.only is not None:
             self._train = self._only(section.only)
         self._opened: dict[str, Prompt] = {}
 
-    def _split(self, rows: Rows, heldout: int) -> None:
-        """Which rows are held out: distinct ones, drawn by the seed.
+    def _split(self, rows: Rows, heldout: int, trained: bool) -> None:
+        """Which rows are held out: distinct ones, drawn by the seed; all where nothing is trained on.
 
         Raises:
             DataError: a column with a reserved name, or nothing to train on.
@@ -78,10 +85,10 @@ class EnvironmentTask:
                 )
             same.append(first.setdefault(json.dumps(row, sort_keys=True), index))
         distinct = list(first.values())
-        count = heldout_count(self._section.heldout, heldout, len(distinct))
+        count = heldout_count(self._section.heldout, heldout, len(distinct)) if trained else len(distinct)
         random.Random(f"{self._seed}/heldout").shuffle(distinct)
         self._heldout = distinct[:count]
-        held_out = set(self._heldout)
+        held_out = set(self._heldout) if trained else set()
         self._train = [index for index, one in enumerate(same) if one not in held_out]
         if not self._train:
             raise DataError(f"task.rows: {self._section.rows} has no rows to begin an episode from")

@@ -8,6 +8,7 @@ from klent.config import TrajectorySettings
 from klent.errors import DataError
 from klent.kit.names import nearest
 from klent.streams.prompt import Messages
+from klent.tasks import lmrl
 from klent.tasks.data import DataTask
 from klent.tasks.lines import Row
 from klent.tasks.messages import checked_prompt, checked_said
@@ -65,8 +66,8 @@ class TrajectoryTask(DataTask):
 class Episodes:
     """Rows of a log as rows of data: ``prompt``, ``trajectory`` (messages from the first action on), ``rewards``.
 
-    Two layouts are read: ``turns`` as ``klent play --record`` writes them, and ``messages`` with ``rewards``, one
-    for each message of the assistant.
+    Read are ``turns`` as ``klent play --record`` writes them, ``messages`` with ``rewards``, one for each message of
+    the assistant, and the layouts of :mod:`klent.tasks.lmrl`.
 
     Args:
         rows: of the file.
@@ -99,6 +100,9 @@ def as_episode(row: Mapping[str, object], where: str) -> Row:
     >>> as_episode(row, "log.jsonl:1")["trajectory"], as_episode(row, "log.jsonl:1")["rewards"]
     ([{'role': 'assistant', 'content': 'left'}], [1.0])
     """
+    layout = lmrl.layout_of(row)
+    if layout is not None and not row.keys() & {"turns", "messages"}:
+        row = lmrl.as_turns(row, layout, where)
     both = "turns" in row, "messages" in row
     if both == (False, False):
         columns = ", ".join(row) or "none"
