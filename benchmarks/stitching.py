@@ -23,7 +23,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -33,6 +35,7 @@ from klent.environments.episode_log import Played, play_episode, write_episodes
 from klent.environments.games.maze import Maze
 from klent.environments.games.players import POLICIES
 from klent.environments.games.solve import Solution, states
+from klent.kit.student import t_bound
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
@@ -209,26 +212,42 @@ def one_seed(seed: int, arguments: argparse.Namespace, say: Say) -> list[dict[st
 
 
 def summary(rows: Sequence[dict[str, object]]) -> str:
-    """A table: mean over seeds and, over seeds, the sample standard deviation."""
-    lines = ["| arm | beta | return | q_error | seeds |", "|---|---|---|---|---|"]
-    arms = dict.fromkeys((str(row["arm"]), row.get("beta")) for row in rows)
-    for arm, beta in arms:
+    """A table: means over seeds with 95 % intervals, and the return less that of cloning, paired by seed."""
+    lines = ["| arm | beta | return | less `cloning` | `q_error` |", "|---|---|---|---|---|"]
+    found = {(str(row["arm"]), row.get("beta"), row["seed"]): row for row in rows}
+    for arm, beta in dict.fromkeys((arm, beta) for arm, beta, _ in found):
         mine = [row for row in rows if (row["arm"], row.get("beta")) == (arm, beta)]
-        cells = [
-            _spread([float(str(row[key])) for row in mine if key in row]) for key in ("return", "q_error")
-        ]
-        lines.append(f"| {arm} | {'' if beta is None else beta} | {' | '.join(cells)} | {len(mine)} |")
+        earned = [_number(row["return"]) for row in mine]
+        cloned = [_number(found["cloning", None, row["seed"]]["return"]) for row in mine]
+        less = "" if arm in ("cloning", "the log") else interval(np.subtract(earned, cloned))
+        errors = [_number(row["q_error"]) for row in mine if "q_error" in row]
+        cells = [interval(np.array(earned)), less, interval(np.array(errors)) if errors else ""]
+        lines.append(f"| {arm} | {'' if beta is None else f'{beta:g}'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ends(rows: Sequence[dict[str, object]]) -> str:
+    """What there was to gain: the best episode that any log holds, and the optimal player."""
     known = [row for row in rows if "optimal" in row]
-    best, optimal = (max(float(str(row[key])) for row in known) for key in ("best", "optimal"))
-    return "\n".join([*lines, "", f"best episode of any log {best:.3f}, optimal player {optimal:.3f}"])
+    best, optimal = (max(_number(row[key]) for row in known) for key in ("best", "optimal"))
+    return f"best episode of any log {best:.3f}, optimal player {optimal:.3f}, {len(known)} seeds"
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.3f}" + (
-        f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    )
+def committed(file: Path = RESULTS) -> list[dict[str, object]]:
+    """The rows of a file of results."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def interval(values: NDArray[np.float64]) -> str:
+    """Mean with its 95 % interval over seeds."""
+    if len(values) < 2:
+        return f"{values.mean():.3f}"
+    half = t_bound(0.05, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():.3f} [{values.mean() - half:.3f}, {values.mean() + half:.3f}]"
+
+
+def _number(value: object) -> float:
+    return float(str(value))
 
 
 def main() -> None:
@@ -245,7 +264,8 @@ def main() -> None:
     if not arguments.summary:
         rows = [row for seed in range(arguments.seeds) for row in one_seed(seed, arguments, print)]
         arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(summary([json.loads(line) for line in arguments.out.read_text().splitlines()]))
+    rows = committed(arguments.out)
+    print(f"{summary(rows)}\n\n{ends(rows)}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from klent.studies.controls import Rows, read_csv
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / folder) for folder in (".", "unsupervised", "mixture_world", "small_model")]
+sys.path.append(str(HERE.parent / "benchmarks"))
 
 from curves import table as worlds_table  # noqa: E402
 from front import ARMS as FRONT_ARMS  # noqa: E402
@@ -34,6 +35,7 @@ from mixture_tables import (  # noqa: E402
     two_models_table,
     writers_table,
 )
+from stitching import committed, summary  # noqa: E402
 from table import arms_table, baselines_table, differences_table, markdown, spread, steps_table  # noqa: E402
 from texts import NOTATIONS, SLIP  # noqa: E402
 
@@ -179,6 +181,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
             at_equal_kl(plain(HERE / "small_model" / "front.csv")),
         ),
     },
+    "offline.md": {"stitching": lambda: summary(committed())},
     "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},
 }
 """Page, from docs/ -> name of a table -> what makes it."""

@@ -22,7 +22,7 @@ PAIRS = {**DATA, "task": {"pairs": "pairs.jsonl"}}
 NEEDS = {
     "sft": DATA,
     **dict.fromkeys(("dpo", "ipo", "cdpo", "simpo", "orpo", "reward_model"), PAIRS),
-    "qsft": {**DATA, "task": {"trajectories": "log.jsonl"}},
+    **dict.fromkeys(("qsft", "ilql"), {**DATA, "task": {"trajectories": "log.jsonl"}}),
     "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}},
 }  # more than GYM
 
@@ -44,6 +44,7 @@ EXPECTED = {
     "sft": ({"cross_entropy": {}}, None, "tokens"),
     "distill": ({}, None, "tokens"),
     "qsft": ({"weighted_cross_entropy": {}}, None, "tokens"),
+    "ilql": ({"ilql": {"tau": 0.7, "conservative": 0.01}}, None, "tokens"),
     "reinforce": ({"reinforce": {}}, None, "constant"),
     "rloo": ({"reinforce": {}}, {"leave_one_out": {}}, "constant"),
     "grpo": (clip(0.2, 0.2), group("std"), "sequences"),

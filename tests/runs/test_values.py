@@ -118,6 +118,42 @@ def test_the_dummy_takes_what_bad_actions_lose_and_good_ones_keep(world):
     assert (last["bellman/least"], last["bellman/most"], last["bellman/clipped"]) == (0.0, 1.0, 0.0)
 
 
+def test_implicit_q_learning_gives_each_action_its_value_as_a_logit(world):
+    """One state, two actions, each half of the data: logits are 1 and 0, and the state their expectile."""
+    rows = [{"turns": [{"observation": "s", "action": a, "reward": r}]} for a, r in (("a", 1.0), ("b", 0.0))]
+    Path("log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    loss = {"ilql": {"tau": 0.9, "conservative": 0.0}}
+    bellman = {"target": "value", "rate": 0.2, "form": "logit"}
+    folder = run("q", method="ilql", loss=loss, bellman=bellman, steps=80, optimizer={"lr": 0.02})
+    ids = torch.tensor([tiny_tokenizer()("s", add_special_tokens=False).input_ids])
+    logits = load_policy(str(folder / "final")).model(input_ids=ids).logits[0, -1].detach()
+    good, bad = (float(logits[tiny_tokenizer().convert_tokens_to_ids(token)]) for token in "ab")
+    assert good == pytest.approx(1.0, abs=0.1)
+    assert bad == pytest.approx(0.0, abs=0.1)
+    first, last = rows_of(folder)[0], rows_of(folder)[-1]
+    assert first["bellman/error"] > 0.2 > 0.01 > last["bellman/error"]
+    # at the action logits are 1 and 0 and the state is worth their expectile, 0.9; behind it nothing is open
+    assert last["bellman/advantage"] == pytest.approx(((0.5 - 0.9) + 0.0) / 2, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"bellman": {"target": "bellman", "form": "ratio"}},
+            "a term of the loss learns logits that are values",
+        ),
+        ({"bellman": {"form": "ratio"}}, r"form: is ratio with target: value; set form: logit"),
+        ({"critic": None}, "critic: is missing"),
+        ({"method": "qsft", "bellman": {"target": "value", "form": "logit"}}, "use method ilql"),
+        ({"method": "qsft", "bellman": {"form": "logit"}}, r"is logit with target: bellman; set form: ratio"),
+    ],
+)
+def test_logits_that_are_values_need_their_target_and_player(world, changes, problem):
+    with pytest.raises(ConfigError, match=problem):
+        recipe(**{"method": "ilql", "bellman": {}, **changes})
+
+
 @pytest.mark.parametrize("least", [0.0, 0.006])
 def test_each_target_is_that_of_full_logits(world, least):
     """In float64, from the models' own logits: the turn's reward at its last token, and the best that follows."""

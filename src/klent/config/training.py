@@ -103,9 +103,10 @@ class AdaptiveKL(Settings):
 class Bellman(Settings):
     """Values learnt from logged play: what terms that read `weight` are told of each action."""
 
-    target: Literal["bellman", "returns", "constant"] = "bellman"
+    target: Literal["bellman", "value", "returns", "constant"] = "bellman"
     """`bellman`: the turn's reward and the best supported ratio that follows, p(a)/reference(a), p the target
-    network; `returns`: what was earned from the turn on; `constant`: `weight`, the same for every action."""
+    network; `value`: the turn's reward and the critic's value of what follows; `returns`: what was earned from the
+    turn on; `constant`: `weight`, the same for every action."""
     weight: Annotated[float, Field(gt=0, le=1)] | None = None
     """What `target: constant` gives every action; the mean of another run is `bellman/target` of its metrics."""
     rate: Fraction = 0.005
@@ -115,8 +116,9 @@ class Bellman(Settings):
     are never played."""
     beta: NonNegative = 8.0
     """How far the player tilts the reference towards what is valuable; 0 = it plays the reference itself."""
-    form: Literal["ratio", "probability"] = "ratio"
-    """The player: reference(a) exp(beta p(a)/reference(a)), or the paper's, reference(a) exp(beta p(a))."""
+    form: Literal["ratio", "probability", "logit"] = "ratio"
+    """The player: reference(a) exp(beta p(a)/reference(a)), or Q-SFT's paper's, reference(a) exp(beta p(a)); where
+    logits are values (`target: value`), reference(a) exp(beta logit(a))."""
 
 
 class Checkpoint(Settings):

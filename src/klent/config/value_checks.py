@@ -34,6 +34,7 @@ def value_problems(recipe: Recipe) -> Iterator[Problem]:
         reason = "trains adapters, and a dummy action is a row of the head, which adapters do not train"
         yield Problem(("lora",), f"{reason}; remove it")
     yield from _target_problems(recipe.bellman)
+    yield from _logit_problems(recipe, recipe.bellman)
     if recipe.eval is not None and recipe.eval.temperatures:
         reason = "values are read at temperature 1, and bellman.beta sharpens the player"
         yield Problem(("eval", "temperatures"), f"is not used: {reason}; remove it")
@@ -49,10 +50,26 @@ def _target_problems(bellman: Bellman) -> Iterator[Problem]:
         yield Problem(
             (*path, "weight"), f"is not used with target: {target}; remove it, or set target: constant"
         )
-    if target != "bellman" and bellman.rate != Bellman().rate:
+    if target not in ("bellman", "value") and bellman.rate != Bellman().rate:
         yield Problem(
             (*path, "rate"), f"is not used with target: {target}, which has no target network; remove it"
         )
+
+
+def _logit_problems(recipe: Recipe, bellman: Bellman) -> Iterator[Problem]:
+    """Logits are values, and played as such, exactly where a term learns them."""
+    by_value, learnt = bellman.target == "value", "logit" in streams(recipe)
+    if by_value and not learnt:
+        reason = f"gives values of logits, and no term of the loss ({', '.join(recipe.loss)}) learns any"
+        yield Problem(("bellman", "target"), f"value {reason}; use method ilql, or another target")
+    if learnt and not by_value:
+        reason = f"is {bellman.target}, and a term of the loss learns logits that are values"
+        yield Problem(("bellman", "target"), f"{reason}; set target: value")
+    if by_value and recipe.critic is None:
+        yield Problem(("critic",), "is missing: bellman.target: value reads it; set critic: {trunk: shared}")
+    if by_value != (bellman.form == "logit"):
+        wanted = "form: logit" if by_value else "form: ratio"
+        yield Problem(("bellman", "form"), f"is {bellman.form} with target: {bellman.target}; set {wanted}")
 
 
 def _unread_problems(task: TrajectorySettings) -> Iterator[Problem]:

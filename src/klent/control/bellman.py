@@ -8,6 +8,7 @@ from torch import Tensor
 
 from klent.control.organ import Organ, StepRecord
 from klent.policies.causal_lm.best_next import BestNext
+from klent.policies.causal_lm.expected_next import ExpectedNext
 from klent.streams.batch import Batch
 from klent.tasks.returns import to_go
 
@@ -49,7 +50,8 @@ class BellmanTargets(Organ):
 
     Args:
         scale: of the values.
-        best: the largest ratio at each state; None = no network: the weight is what was earned from the turn on.
+        best: the largest ratio at each state, or the critic's value of it, in place of the maximum; None = no
+            network: the weight is what was earned from the turn on.
         rate: of the policy's weights that joins the target network after each step.
         names: the trained parameters by name, for the checkpoint.
     """
@@ -57,7 +59,12 @@ class BellmanTargets(Organ):
     name = "bellman"
 
     def __init__(
-        self, scale: Scale, best: BestNext | None, *, rate: float, names: Mapping[str, torch.nn.Parameter]
+        self,
+        scale: Scale,
+        best: BestNext | ExpectedNext | None,
+        *,
+        rate: float,
+        names: Mapping[str, torch.nn.Parameter],
     ) -> None:
         self.scale = scale
         self.best = best

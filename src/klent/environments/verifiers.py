@@ -66,7 +66,8 @@ class Verifiers:
         """What is said until the policy is asked again, or what it all paid."""
         assert self.play is not None
         loop, seat = self.world.loop, self.seat
-        loop.run_until_complete(asyncio.wait([self.play, seat.asked], return_when=asyncio.FIRST_COMPLETED))
+        waiting: list[asyncio.Future[Any]] = [self.play, seat.asked]
+        loop.run_until_complete(asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED))
         if self.play.done():
             return Step(reward=self.play.result(), done=True)
         said, seat.asked = seat.asked.result(), loop.create_future()

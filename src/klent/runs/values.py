@@ -5,10 +5,12 @@ from klent.control.bellman import BellmanTargets, ConstantWeights, Scale
 from klent.control.organ import Organ
 from klent.errors import RunError
 from klent.models.load import LoadedModel
-from klent.policies.causal_lm.beside import add_dummy_action
+from klent.policies.causal_lm.beside import add_dummy_action, start_logits_at_zero
 from klent.policies.causal_lm.best_next import BestNext
+from klent.policies.causal_lm.expected_next import ExpectedNext
 from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.probe import head_options
 from klent.tasks import Task
 from klent.tasks.trajectories import TrajectoryTask
 from klent.training.objective import Objective
@@ -33,7 +35,9 @@ def build_values(
         return ConstantWeights(settings.weight)
     assert isinstance(task, TrajectoryTask)  # likewise
     scale = Scale(*task.bounds, task.discount)
-    best = None
+    best: BestNext | ExpectedNext | None = None
+    if settings.target == "value":
+        best = ExpectedNext(policy, KeptWeights(policy))
     if behaviour is not None:
         for who, model in (("policy", policy), ("reference", behaviour)):
             if not model.fused:
@@ -43,13 +47,17 @@ def build_values(
 
 
 def prepare_head(objective: Objective, loaded: LoadedModel) -> None:
-    """Give the head a dummy action where a term reads one.
+    """Give the head a dummy action where a term reads one; where one reads logits as values, start them at 0.
 
     Raises:
-        RunError: a loss spreads over another number of actions than the head has.
+        RunError: a loss spreads over another number of actions than the head has, or logits are no product.
     """
     if objective.reads("logp_dummy"):
         add_dummy_action(loaded.model)
+    if objective.reads("logit"):
+        if head_options(loaded.model) is None:  # asked before the head is 0, where all is alike
+            raise RunError("the model does more to its logits than a head, so that no logit is a value")
+        start_logits_at_zero(loaded.model)
     rows = loaded.rows
     for term in objective.named("uniform_cross_entropy"):
         if term.settings["actions"] != rows:
