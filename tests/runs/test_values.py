@@ -101,7 +101,14 @@ def test_the_dummy_takes_what_bad_actions_lose_and_good_ones_keep(world):
     """One state, two actions, each half of the data: p is their value times what the data's model says."""
     rows = [{"turns": [{"observation": "s", "action": a, "reward": r}]} for a, r in (("a", 1.0), ("b", 0.0))]
     Path("log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
-    run("data", method="sft", bellman=None, steps=40, optimizer={"lr": 0.02})
+    run(
+        "data",
+        method="sft",
+        task={"trajectories": "log.jsonl"},
+        bellman=None,
+        steps=40,
+        optimizer={"lr": 0.02},
+    )
     folder = run("values", model="runs/data/final", steps=40, optimizer={"lr": 0.02}, bellman={"rate": 0.2})
     ids = torch.tensor([tiny_tokenizer()("s", add_special_tokens=False).input_ids])
     behaviour, value = (
