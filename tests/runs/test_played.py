@@ -48,7 +48,7 @@ def recipe(*overrides: str, **changes: object):
     values = {
         "name": "n",
         "model": "model",
-        "task": {"trajectories": "log.jsonl"},
+        "task": {"trajectories": "log.jsonl", "heldout_data": "heldout.jsonl"},
         "steps": 40,
         "prompts_per_step": 16,
         "optimizer": OPTIMIZER,
@@ -81,6 +81,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for action in "ab"
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    apart = {
+        "turns": [{"observation": "s9", "action": "a", "reward": 1.0}]
+    }  # so that no opening lacks an action
+    (folder / "heldout.jsonl").write_text(json.dumps(apart) + "\n")
     run("data", method="sft")
     values("values")
     yield folder
