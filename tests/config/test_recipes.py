@@ -22,7 +22,7 @@ PAIRS = {**DATA, "task": {"pairs": "pairs.jsonl"}}
 NEEDS = {
     "sft": DATA,
     **dict.fromkeys(("dpo", "ipo", "cdpo", "simpo", "orpo", "reward_model"), PAIRS),
-    **dict.fromkeys(("qsft", "ilql"), {**DATA, "task": {"trajectories": "log.jsonl"}}),
+    **{key: {**DATA, "task": {"trajectories": "log.jsonl"}} for key in ("qsft", "ilql")},
     "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}},
 }  # more than GYM
 
