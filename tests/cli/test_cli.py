@@ -391,7 +391,7 @@ def test_eval_of_a_run_uses_its_final_model_and_recipe(run, trained, workdir, mo
     result = run("eval", "my", "eval.problems=9")
     assert result.exit_code == 0, result.output
     (model, recipe) = seen[-1]
-    assert (model, recipe.model, recipe.eval.problems) == ("runs/my/final", "runs/my/final", 9)
+    assert (model, recipe.model, recipe.eval.problems) == ("runs/my/final", "some/model", 9)
     assert "9 problems x 2 samples" in result.output
     assert "accuracy at temperature 1: 0.500 (95% interval 0.400 to 0.600)" in result.output
     assert "accuracy greedily (one sample): 0.750 (95% interval 0.700 to 0.800)" in result.output
@@ -470,12 +470,13 @@ def test_sample_between_two_models(run, monkeypatch):
 
 
 def test_temperature_0_is_greedy(run, monkeypatch):
+    from klent.runs import engines
     from klent.runs import sample as module
 
     seen = {}
 
     class Engine:
-        def __init__(self, loaded, options):
+        def __init__(self, loaded, options, *, progress):
             seen["temperature"] = options.temperature
 
         def generate(self, prompts, *, group_size, seed):
@@ -486,7 +487,7 @@ def test_temperature_0_is_greedy(run, monkeypatch):
         "load_policy",
         lambda name, device: types.SimpleNamespace(tokenizer=types.SimpleNamespace(chat_template=None)),
     )
-    monkeypatch.setattr(module, "TransformersEngine", Engine)
+    monkeypatch.setattr(engines, "TransformersEngine", Engine)
     assert run("sample", "a/b", "Hi", "--temperature", "0").exit_code == 0
     assert seen == {"temperature": 0.0}
     assert "0 is greedy" in run("sample", "--help").output

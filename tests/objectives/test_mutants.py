@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant("own reward in the baseline", "advantage.py", "return centred * count / (count - 1).clamp(min=1)", "return centred", advantage.test_leave_one_out_table),
     Mutant("biased baseline", "advantage.py", "return centred * count / (count - 1).clamp(min=1)", "return centred", surrogate.test_leave_one_out_keeps_reinforce_unbiased),
     Mutant("unscorable counted", "advantage.py", "count = _group_sum(scorable.to(rewards.dtype), member)", "count = _group_sum(torch.ones_like(rewards), member)", advantage.test_unscorable_rewards_leave_the_baseline_alone),
-    Mutant("unscorable as reward 0", "advantage.py", "scorable = rewards.isfinite()", "rewards = rewards.nan_to_num(0.0, 0.0)\n    scorable = rewards.isfinite()", advantage.test_unscorable_rewards_leave_the_baseline_alone),
+    Mutant("unscorable as reward 0", "advantage.py", "scorable = rewards.isfinite()\n    _, member", "rewards = rewards.nan_to_num(0.0, 0.0)\n    scorable = rewards.isfinite()\n    _, member", advantage.test_unscorable_rewards_leave_the_baseline_alone),
     Mutant("rounding taken for a difference", "advantage.py", "differ = highest - lowest > rounding", "differ = highest > lowest", partial(advantage.test_groups_that_tell_nothing_get_exactly_zero, [0.1 + 0.2, 0.3, 0.3], advantage.torch.float64)),
     Mutant("equal rewards not exactly 0", "advantage.py", "on_mask(scorable & differ, known - mean)", "on_mask(scorable, known - mean)", partial(advantage.test_groups_that_tell_nothing_get_exactly_zero, [0.1, 0.1, 0.1], advantage.torch.float64)),
     Mutant("one group for all", "advantage.py", "_, member = torch.unique(group, return_inverse=True)", "member = torch.zeros_like(group)", advantage.test_group_advantage_table),

@@ -30,6 +30,7 @@ DATA_FILES = ("data", "pairs", "trajectories", "heldout_data", "rows")  # keys o
 _DATA = (*DATA_FILES, "centre_on")  # those of a recipe, beside functions of files
 _MODELS = ("model", "reference", "target", "adapter", "method")  # more of them, in a run's config.yaml
 _WORDS = ("reference", "policy")  # that no path is meant by
+_WITHOUT_PATHS = ("bellman",)  # sections whose keys are called like one of these, and name no file
 
 
 def recipes_folder() -> Path:
@@ -185,6 +186,8 @@ def _folders(file: Path) -> _Folders:
 
 def _beside(value: Yaml, folders: _Folders, key: str = "") -> Yaml:
     """Relative paths made such that they are found from the working folder."""
+    if key in _WITHOUT_PATHS:
+        return value
     if isinstance(value, dict):
         return {_locate(name, folders): _beside(item, folders, name) for name, item in value.items()}
     if isinstance(value, list):
