@@ -24,8 +24,8 @@ sys.path[:0] = [str(HERE / folder) for folder in (".", "unsupervised", "mixture_
 sys.path.append(str(HERE.parent / "benchmarks"))
 
 from curves import table as worlds_table  # noqa: E402
-from front import ARMS as FRONT_ARMS  # noqa: E402
-from front import at_equal_coefficient, at_equal_kl  # noqa: E402
+from front import SETTINGS as FRONTS  # noqa: E402
+from front import arms_of, at_equal_coefficient, at_equal_kl, read  # noqa: E402
 from mixture_tables import (  # noqa: E402
     before_training,
     solver_table,
@@ -125,6 +125,28 @@ def cost_table(rows: list[dict[str, str]]) -> str:
     return markdown(["term", "step", "of which the update", "step over `kl_in_loss`"], body)
 
 
+def front_by_coefficient(setting: str) -> str:
+    """Reward, KL and what both add up to, of every term and coefficient."""
+    head = [
+        "coef",
+        "term",
+        "reward",
+        "KL per completion, nats",
+        "total",
+        "total, `sequence_kl` less this one",
+    ]
+    return markdown(head, at_equal_coefficient(read(FRONTS[setting].file)))
+
+
+def front_by_kl(setting: str) -> str:
+    """Reward of every term at the same KL."""
+    rows = read(FRONTS[setting].file)
+    arms = arms_of(rows)
+    rewards = [f"reward, `{arm}`" for arm in arms]
+    apart = [f"`{arms[0]}` less `{arm}`" for arm in arms[1:]]
+    return markdown(["KL per completion, nats", *rewards, *apart], at_equal_kl(rows))
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "unsupervised.md": {
         "before training": lambda: baselines_table(
@@ -161,25 +183,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "sequences.md": {
         "cost": lambda: cost_table(plain(TIMINGS / "step_terms_cpu.csv")),
-        "front, equal coefficient": lambda: markdown(
-            [
-                "coef",
-                "term",
-                "reward",
-                "KL per completion, nats",
-                "total",
-                "total, `sequence_kl` less this one",
-            ],
-            at_equal_coefficient(plain(HERE / "small_model" / "front.csv")),
-        ),
-        "front, equal KL": lambda: markdown(
-            [
-                "KL per completion, nats",
-                *(f"reward, `{arm}`" for arm in FRONT_ARMS),
-                *(f"`sequence_kl` less `{arm}`" for arm in FRONT_ARMS[1:]),
-            ],
-            at_equal_kl(plain(HERE / "small_model" / "front.csv")),
-        ),
+        "front, equal coefficient": lambda: front_by_coefficient("small"),
+        "front, equal KL": lambda: front_by_kl("small"),
+        "front of SmolLM2, equal coefficient": lambda: front_by_coefficient("smollm2"),
     },
     "offline.md": {"stitching": lambda: summary(committed())},
     "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},
