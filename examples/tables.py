@@ -186,6 +186,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "front, equal coefficient": lambda: front_by_coefficient("small"),
         "front, equal KL": lambda: front_by_kl("small"),
         "front of SmolLM2, equal coefficient": lambda: front_by_coefficient("smollm2"),
+        "front of SmolLM2, equal KL": lambda: front_by_kl("smollm2"),
     },
     "offline.md": {"stitching": lambda: summary(committed())},
     "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},
