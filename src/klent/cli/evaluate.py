@@ -206,7 +206,7 @@ def sample(
     klent sample smollm2-135m "What is 4 + 7?" --target-prompt "{prompt} (it is 11)" --alpha 0.5
     ```
 
-    Of a run that learnt values (method qsft) their player writes, at temperature 1; --beta says how far it tilts.
+    Of a run that learnt values (qsft, ilql) their player writes, at temperature 1; --beta says how far it tilts.
 
     With a target, the text is followed by alpha and KL per token, green where the mixture equals the model.
     """

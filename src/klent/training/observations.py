@@ -1,7 +1,7 @@
 """A loss of what an environment said as a term of a step, whose averages are over actions."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,10 +34,8 @@ class ObservationTerm(Term):
 
 
 def with_observations(terms: Iterable[Term]) -> list[Term]:
-    """The terms, those of observations where their function reads what was observed."""
-    return [_of_observations(term) if "observed" in term.streams else term for term in terms]
-
-
-def _of_observations(term: Term) -> Term:
-    same = {one.name: getattr(term, one.name) for one in fields(Term)}
-    return replace(ObservationTerm(**same), weighted=False)
+    """The terms, those of observations where their function reads what was observed; no ratio weighs these."""
+    return [
+        ObservationTerm.made_of(term, weighted=False) if "observed" in term.streams else term
+        for term in terms
+    ]

@@ -1,7 +1,7 @@
 """A loss of pairs as a term of a step: two completions of a prompt go in, and its gradient lands on their tokens."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -116,8 +116,7 @@ def with_pairs(terms: Iterable[Term]) -> list[Term]:
     for term in terms:
         if sides := sides_of(term.function):
             first = not any(isinstance(other, PairTerm) for other in made)
-            same = {one.name: getattr(term, one.name) for one in fields(Term)}
-            term = PairTerm(**same, sides=sides, reports=first)
+            term = PairTerm.made_of(term, sides=sides, reports=first)
         made.append(term)
     return made
 

@@ -1,8 +1,8 @@
 """One function of a recipe, ready to be called."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -48,6 +48,11 @@ class Term:
             weighs_itself=weighs_itself(function),
             renamed={name: stream for name, stream in parameters_of(function).items() if name != stream},
         )
+
+    @classmethod
+    def made_of(cls, term: "Term", **changes: Any) -> Self:
+        """A term of this kind out of a plain one: all that it has, with these fields set or changed."""
+        return cls(**{one.name: getattr(term, one.name) for one in fields(Term)} | changes)
 
     @property
     def required(self) -> frozenset[str]:
