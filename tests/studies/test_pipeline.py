@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tiny import tiny_folder
 
 from klent.config.study import read_study
-from klent.errors import ConfigError, RunError
-from klent.measure.prose import paragraphs
+from klent.errors import ConfigError, DataError, RunError
+from klent.measure.prose import paragraphs, text_nats, texts_of
+from klent.models.load import load_policy
 from klent.studies.pipeline.page import write_page
 from klent.studies.pipeline.plan import describe, plan_study, state_of
 from klent.studies.pipeline.run import run_study
@@ -30,6 +32,7 @@ judge:
       samples: 2
       max_tokens: 4
   prose: 2
+  texts: {known: {data: known.jsonl}}
   distance: true
 stages:
 """
@@ -51,6 +54,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_folder(tmp_path / "tiny")
     rows = [{"prompt": f"{i} + 1 = ", "completion": str(i + 1), "answer": str(i + 1)} for i in range(12)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "known.jsonl").write_text('{"text": "2 + 2 = 4"}\n{"text": "3 + 30 = 33"}\n')
     (tmp_path / "r.py").write_text(
         "def ones(completions, **k):\n    return [1.0 for _ in completions]\n"
         "def other(completions, **k):\n    return [float(len(c)) for c in completions]\n"
@@ -85,6 +89,15 @@ def test_stages_run_in_the_order_of_what_they_need_and_are_judged_alike(study: P
     before = {file: file.stat().st_mtime_ns for file in plan.folder.rglob("*.json*")}
     run_study(plan_study(study, [], 1, Path("runs")), command="", console=console)
     assert {file: file.stat().st_mtime_ns for file in plan.folder.rglob("*.json*")} == before
+    assert found["sft", "sums/pass@2"] == 1.0
+    # Texts: each alone, from its second token on.
+    loaded, nats = load_policy(str(sft.folder / "final")), []
+    for text in ("2 + 2 = 4", "3 + 30 = 33"):
+        ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        logits = loaded.model(input_ids=ids).logits[0, :-1].float()
+        nats.append(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])))
+    assert found["sft", "known/nats"] == pytest.approx(sum(nats) / 2, rel=1e-5)
+    assert abs(nats[0] - nats[1]) > 1e-4
     # A stage that is trained again is judged again, and so is what is compared with it.
     shutil.rmtree(sft.folder / "final")
     shutil.copytree("tiny", sft.folder / "final")
@@ -232,7 +245,7 @@ def test_a_wrong_key_of_a_stage_is_named_with_its_line(study: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_study(study, [], 1, Path("runs"))
     assert "stage sft: " in str(caught.value)
-    assert "study.yaml:25" in str(caught.value)
+    assert "study.yaml:26" in str(caught.value)
 
 
 def test_the_study_in_the_docs_can_be_planned(study: Path) -> None:
@@ -258,3 +271,15 @@ def test_prose_is_the_same_every_time_and_is_prose() -> None:
     assert texts == paragraphs(50)
     assert len(set(texts)) == 50
     assert all(len(text) >= 200 and text.endswith(".") for text in texts)
+
+
+def test_texts_that_cannot_be_read_are_refused_with_their_line(study: Path) -> None:
+    Path("bad.jsonl").write_text('{"text": "2 + 2"}\n\n{"txt": "3"}\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl:3: no `text`"):
+        texts_of("bad.jsonl")
+    with pytest.raises(ConfigError, match="no file gone"):
+        texts_of("gone.jsonl")
+    with pytest.raises(DataError, match="is one token"):
+        text_nats(load_policy("tiny"), "known", ["2"])
+    with pytest.raises(ConfigError, match=r"texts\.prose: the name is taken"):
+        plan_study(study, ["judge.texts.prose.data=known.jsonl"], 1, Path("runs"))

@@ -61,6 +61,13 @@ class Judged(Settings):
         return () if value in (None, []) else list_rewards(value)
 
 
+class Texts(Settings):
+    """Texts that every stage reads."""
+
+    data: str
+    """A .jsonl file, each line with a `text`."""
+
+
 class Judge(Settings):
     """What every stage is measured by, after its last step."""
 
@@ -70,8 +77,19 @@ class Judge(Settings):
     """The stage or model that stages are compared with; null = `common.model`."""
     prose: Count = 0
     """Paragraphs of English prose whose nats per token are measured: those of Python's own help; 0 = none."""
+    texts: Annotated[dict[str, Texts], Field(default_factory=dict)]
+    """Texts by name, whose nats per token are measured: what the models knew before."""
     distance: bool = False
     """Measure how far the weights are from the base's, relative to their size."""
+
+    @model_validator(mode="after")
+    def _has_names_of_its_own(self) -> Self:
+        taken = {*self.on, "prose", "weights"}
+        if twice := sorted(taken & self.texts.keys()):
+            raise ValueError(
+                f"texts.{twice[0]}: the name is taken by other measures; give these texts another"
+            )
+        return self
 
 
 class Label(Settings):
@@ -236,7 +254,7 @@ def _refuse_strangers(value: Yaml, path: KeyPath, layer: Layer, stages: Iterable
 
 def _wrong(error: ValidationError, above: str) -> str:
     """What does not fit in a section of a study, key by key."""
-    known = [*Judge.model_fields, *Judged.model_fields, *Label.model_fields]
+    known = [*Judge.model_fields, *Judged.model_fields, *Texts.model_fields, *Label.model_fields]
     said = []
     for item in error.errors():
         path = key_path(item)

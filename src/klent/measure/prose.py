@@ -1,7 +1,8 @@
-"""How well a model still predicts English prose that every Python carries: the help texts of ``pydoc_data``."""
+"""How well a model still predicts texts: English prose that every Python carries (``pydoc_data``), or the user's."""
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,7 @@ from klent.errors import DataError
 from klent.kit.statistics import mean, standard_error
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
+from klent.tasks.lines import JsonLines
 
 SHORTEST = 200  # characters of a paragraph
 LONGEST_TOKENS = 256
@@ -39,21 +41,45 @@ def _is_running_text(block: str) -> bool:
     return block[:1].isupper() and block.endswith(".") and letters > 0.9 * len(block)
 
 
+def texts_of(file: str) -> list[str]:
+    """The column ``text`` of a JSON Lines file.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: it is empty, or a line has no text.
+    """
+    lines = JsonLines(Path(file), file, "judge.texts")
+    texts = []
+    for index, row in enumerate(lines):
+        text = row.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f'{lines.place(index)}: no `text`; every line of judge.texts is {{"text": ...}}')
+        texts.append(text)
+    if not texts:
+        raise DataError(f'{file}: judge.texts has no line; every line is {{"text": ...}}')
+    return texts
+
+
 @torch.no_grad()
-def prose_nats(loaded: LoadedModel, texts: Sequence[str]) -> dict[str, float]:
+def text_nats(loaded: LoadedModel, name: str, texts: Sequence[str]) -> dict[str, float]:
     """Mean negative log-likelihood of texts, nats per token, with its standard error over texts.
 
     Args:
         loaded: the model; its own distribution, at temperature 1.
+        name: of the texts; the measures are ``NAME/nats`` and ``NAME/nats_error``.
         texts: each is read alone, from its second token on, up to ``LONGEST_TOKENS``.
     """
     values, length = [], min(LONGEST_TOKENS, context_length(loaded.model))
     for text in texts:
         cut = {"add_special_tokens": False, "truncation": True, "max_length": length}
         ids = torch.tensor([loaded.tokenizer(text, **cut).input_ids], device=loaded.model.device)
+        if ids.shape[1] < 2:
+            raise DataError(
+                f"{name}: the text {text!r} is one token, of which nothing is predicted: remove it"
+            )
         logp = loaded.model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
         values.append(float(-logp.gather(1, ids[0, 1:, None]).mean()))
-    return {"prose/nats": mean(values), "prose/nats_error": standard_error(values)}
+    return {f"{name}/nats": mean(values), f"{name}/nats_error": standard_error(values)}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from klent.kit.seeds import derive_seed
 from klent.measure.best_of import best_of
 from klent.measure.divergence import measure_divergence
 from klent.measure.evaluate import by_problem, evaluate
-from klent.measure.prose import paragraphs, prose_nats, weight_distance
+from klent.measure.prose import paragraphs, text_nats, texts_of, weight_distance
 from klent.models.load import LoadedModel
 from klent.runs.code import model_folder
 from klent.runs.engines import build_sampler
@@ -76,7 +76,8 @@ class Judging:
         """Of all that the numbers depend on: a stage that is trained again is judged again."""
         judge = self.judge.model_dump(mode="json")
         weights = [identity(folder) for folder in _folders([model, self.block.base, judge])]
-        values = [judge, model, self.block.base, self.block.seed, weights]
+        texts = [texts_of(texts.data) for texts in self.judge.texts.values()]
+        values = [judge, model, self.block.base, self.block.seed, weights, texts]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -92,7 +93,9 @@ class Judging:
         for name, judged in self.judge.on.items():
             row |= {f"{name}/{key}": value for key, value in self._on(name, judged, loaded).items()}
         if self.judge.prose:
-            row |= prose_nats(loaded, paragraphs(self.judge.prose))
+            row |= text_nats(loaded, "prose", paragraphs(self.judge.prose))
+        for name, texts in self.judge.texts.items():
+            row |= text_nats(loaded, name, texts_of(texts.data))
         if self.judge.distance:
             row["weights/distance"] = weight_distance(loaded, self.base)
         return row
@@ -127,9 +130,8 @@ class Judging:
                 more=keep,
             )
         numbers = {key: float(str(row[key])) for key in ("reward", "entropy", "length", "unscorable")}
-        passed = f"pass@{judged.samples}"
-        if passed in row:
-            numbers["pass@k"] = float(str(row[passed]))
+        if f"pass@{judged.samples}" in row:
+            numbers |= {f"pass@{k}": float(str(row[f"pass@{k}"])) for k in _doubling(judged.samples)}
         if judged.kl:
             numbers |= self._kl(name, judged, loaded, found, task)
         others = _others(judged, task, found, judges)
@@ -182,6 +184,11 @@ def _others(
                 list(group) for group in by_problem(scorer.score_episodes(rollouts).reward, judged.samples)
             ]
     return found
+
+
+def _doubling(most: int) -> list[int]:
+    """2, 4, 8, ... and the most itself."""
+    return sorted({2**power for power in range(1, most.bit_length())} - {most} | {most})
 
 
 def _mean(values: Sequence[Sequence[float]]) -> float:

@@ -28,7 +28,6 @@ Numbers = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 TITLES = {
     "reward": "reward",
-    "pass@k": "pass@k",
     "kl_reverse": "KL from the base",
     "kl_forward": "KL to the base",
     "entropy": "entropy",
@@ -36,7 +35,7 @@ TITLES = {
 }
 """Of the judge's measures on problems; further rewards have their own names."""
 
-HIDDEN = ("unscorable", "prose/nats_error")
+HIDDEN = ("unscorable", "nats_error")
 
 
 class Cell(NamedTuple):
@@ -114,7 +113,7 @@ def page(plan: StudyPlan, numbers: Numbers, command: str, failed: Mapping[str, s
         notes=[f"{name} failed: {reason}" for name, reason in failed.items()],
         base=plan.study.base.strip("{}"),
         several=len(plan.blocks) > 1,
-        panels=[*_problems(plan, numbers), *_of_models(numbers)],
+        panels=[*_problems(plan, numbers), *_of_models(plan, numbers)],
         runs=list(_runs(plan)),
     )
 
@@ -127,10 +126,11 @@ def _problems(plan: StudyPlan, numbers: Numbers) -> Iterator[Panel]:
             yield Panel(name, heads, rows, _scatter(numbers, name, f"against-{index}"))
 
 
-def _of_models(numbers: Numbers) -> Iterator[Panel]:
-    """What is of the model and of no problems: prose and distance."""
+def _of_models(plan: StudyPlan, numbers: Numbers) -> Iterator[Panel]:
+    """What is of the model and of no problems: texts and distance."""
     for prefix, title in (
         ("prose/", "English prose, nats per token"),
+        *((f"{name}/", f"Texts {name}, nats per token") for name in plan.blocks[0].judge.texts),
         ("weights/", "Distance of the weights"),
     ):
         table = _table(numbers, prefix)
@@ -143,7 +143,7 @@ def _table(numbers: Numbers, prefix: str) -> tuple[list[str], list[tuple[str, li
     names = list(
         dict.fromkeys(n for s in numbers.values() for row in s.values() for n in row if n.startswith(prefix))
     )
-    names = [name for name in names if name not in HIDDEN and name.removeprefix(prefix) not in HIDDEN]
+    names = [name for name in names if name.removeprefix(prefix) not in HIDDEN]
     if not names:
         return None
     heads = [TITLES.get(name.removeprefix(prefix), name.removeprefix(prefix)) for name in names]

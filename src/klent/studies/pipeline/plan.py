@@ -169,6 +169,7 @@ def describe(plan: StudyPlan) -> list[str]:
     judge = plan.blocks[0].judge
     on = ", ".join(f"{name} ({one.problems} x {one.samples})" for name, one in judge.on.items())
     extra = [f"{judge.prose} paragraphs of prose"] if judge.prose else []
+    extra += [f"the texts {name}" for name in judge.texts]
     extra += ["distance of the weights"] if judge.distance else []
     lines.append(f"judged, against {plan.study.base.strip('{}')}: {', '.join([on, *extra])}")
     states = [state_of(run) for block in plan.blocks for run in block.runs]
