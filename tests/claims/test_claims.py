@@ -189,6 +189,48 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "reward after, all with five times the step (control)": (0.8, 1),
         },
     ),
+    "sft-forgets-more": (
+        "holds when",
+        {
+            "old reward lost, policy gradient": (0.02, 0.06),
+            "lost more than policy gradient, imitation of one right answer": (0.02, 0.06),
+            "lost more than policy gradient, imitation of its first right answers": (0.02, 0.06),
+            "lost more than policy gradient, imitation of its right answers, drawn anew (control)": (
+                -0.01,
+                0.005,
+            ),
+        },
+    ),
+    "kl-predicts-forgetting": (
+        "holds when",
+        {
+            "share of pairs in order along one way to learn, KL(before ‖ after) on the new task": (0.99, 1),
+            "share of pairs in order at one score, KL(before ‖ after) on the new task": (0.4, 0.75),
+            "share of pairs in order at one score, distance of the weights (control)": (0.8, 1),
+            "imitation of its first right answers less policy gradient, KL(before ‖ after) on the new task": (
+                -0.8,
+                -0.1,
+            ),
+        },
+    ),
+    "rl-only-sharpens": (
+        "holds when",
+        {
+            "pass@1 gained, held out, shared weights": (0.08, 0.25),
+            "pass@256 gained, held out, shared weights": (-0.4, -0.12),
+            "pass@256 gained, trained on, separate weights (control)": (0.25, 0.35),
+            "pass@1 of the model before at its best temperature, trained on, shared weights": (0.03, 0.06),
+        },
+    ),
+    "ppo-clips-swings": (
+        "refuted",
+        {
+            "reward at its best rate, PPO": (0.955, 0.98),
+            "reward at its best rate, without the clip (control)": (0.93, 0.96),
+            "reward at its best rate, without the clip, the fifth of largest |advantage| left out": (0.89, 0.93),
+            "rates of 10 that reach 0.9, PPO": (6, 9),
+        },
+    ),
     "empo-objective": (
         "holds when",
         {

@@ -334,6 +334,25 @@ def test_recipes_cp_gives_a_recipe_that_loads(run, workdir):
     assert run("recipes", "cp", "sft", "own", "--force").exit_code == 0
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in (recipes_folder() / "studies").glob("*.yaml")))
+def test_a_shipped_study_is_planned_listed_and_copied_with_its_data(run, workdir, name):
+    planned = run("study", name, "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert f"would write runs/{name}" in planned.output
+    assert name in run("recipes", "ls").output
+    (workdir / "own").mkdir()
+    copied = run("recipes", "cp", name, "own")
+    assert copied.exit_code == 0, copied.stderr
+    assert f"train it with: klent study own/{name}.yaml" in copied.output
+    assert "own/data/sums.jsonl" in run("study", f"own/{name}.yaml", "--dry-run").output
+    as_recipe = run("train", name)
+    assert as_recipe.exit_code == 2
+    assert f"klent study {name}" in as_recipe.stderr
+    wrong = run("study", f"{name}x")
+    assert wrong.exit_code == 2
+    assert f"did you mean `{name}`" in wrong.stderr
+
+
 def test_models_ls(run):
     assert "smollm2-135m" in run("models", "ls").output
 

@@ -11,6 +11,7 @@ from klent.claims.entropy import (
     rare_actions,
     reward_entropy_law,
 )
+from klent.claims.forgetting import imitation, ppo_clip, sharpening
 from klent.claims.kl import (
     cross_entropy,
     gaussian,
@@ -52,6 +53,10 @@ CLAIMS: tuple[Claim, ...] = (
     control_budget.CLAIM,
     eighty_twenty.CLAIM,
     collision.CLAIM,
+    imitation.FORGETTING,
+    imitation.PREDICTION,
+    sharpening.CLAIM,
+    ppo_clip.CLAIM,
     majority_vote.CLAIM,
     semantic_thresholds.CLAIM,
     entropy_minimisation.PEAK,
@@ -73,6 +78,7 @@ SUBJECTS: dict[Subject, str] = {
     "preference": "Learning from preferences",
     "qsft": "Q-SFT",
     "entropy": "Entropy",
+    "forgetting": "Forgetting, and what reinforcement adds",
     "unlabeled": "Training without labels",
     "mixture": "Sampling from a mixture of policy and teacher",
 }

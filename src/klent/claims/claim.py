@@ -10,7 +10,7 @@ from klent.kit.student import t_bound
 from klent.kit.threads import one_thread
 
 Word = Literal["holds", "holds when", "refuted"]
-Subject = Literal["kl", "preference", "qsft", "entropy", "unlabeled", "mixture"]
+Subject = Literal["kl", "preference", "qsft", "entropy", "forgetting", "unlabeled", "mixture"]
 
 #: an error below this is the rounding of float64
 ROUNDING = 1e-9

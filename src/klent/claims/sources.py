@@ -56,6 +56,18 @@ EIGHTY_TWENTY = (
     "Wang et al., Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement Learning "
     "for LLM Reasoning, 2025, arXiv:2506.01939"
 )
+RAZOR = (
+    "Shenfeld, Pari and Agrawal, RL's Razor: Why Online Reinforcement Learning Forgets Less, 2025, "
+    "arXiv:2509.04259"
+)
+BEYOND_BASE = (
+    "Yue et al., Does Reinforcement Learning Really Incentivize Reasoning Capacity in LLMs Beyond the Base "
+    "Model?, 2025, arXiv:2504.13837"
+)
+RETAINING = (
+    "Chen et al., Retaining by Doing: The Role of On-Policy Data in Mitigating Forgetting, 2025, "
+    "arXiv:2510.18874"
+)
 EMPO = (
     "Zhang et al., Right Question is Already Half the Answer: Fully Unsupervised LLM Reasoning "
     "Incentivization (EMPO), 2025, arXiv:2504.05812"

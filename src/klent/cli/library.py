@@ -18,17 +18,19 @@ models = typer.Typer(no_args_is_help=True, help="List and download models with a
 
 @recipes.command("ls")
 def recipes_ls(debug: Debug = False) -> None:
-    """List the shipped recipes and the methods they can name.
+    """List the shipped recipes and studies, and the methods that they can name.
 
     ```
     klent recipes ls
     ```
     """
     from klent.config import recipes_folder
+    from klent.config.load import STUDIES
 
     folder = recipes_folder()
     for title, files in (
         ("recipes", folder.glob("*.yaml")),
+        ("studies", (folder / STUDIES).glob("*.yaml")),
         ("methods", (folder / "methods").glob("*.yaml")),
     ):
         table = Table(
@@ -41,7 +43,7 @@ def recipes_ls(debug: Debug = False) -> None:
 
 @recipes.command("show")
 def recipes_show(
-    name: Annotated[str | None, typer.Argument(help="A recipe or a method.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe, study or method.", show_default=False)] = None,
     fields: Annotated[bool, typer.Option("--fields", help="Print every key of a recipe.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -63,7 +65,7 @@ def recipes_show(
 
 @recipes.command("cp")
 def recipes_cp(
-    name: Annotated[str, typer.Argument(help="A recipe or a method.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="A recipe, study or method.", show_default=False)],
     destination: Annotated[
         Path | None, typer.Argument(help="File or folder; default NAME.yaml in the working folder.")
     ] = None,
@@ -76,6 +78,8 @@ def recipes_cp(
     klent recipes cp quickstart mine.yaml
     ```
     """
+    from klent.config.load import STUDIES
+
     source = _recipe_or_method(name)
     target = destination or Path(source.name)
     target = target / source.name if target.is_dir() else target
@@ -90,7 +94,8 @@ def recipes_cp(
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, copy)
         out.print(f"wrote {copy}", soft_wrap=True)
-    out.print(f"wrote {target}; train it with: klent train {target}", soft_wrap=True)
+    verb = "study" if source.parent.name == STUDIES else "train"
+    out.print(f"wrote {target}; train it with: klent {verb} {target}", soft_wrap=True)
 
 
 @models.command("ls")
@@ -159,14 +164,12 @@ def _data_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
     Raises:
         ConfigError: a place outside the folder of the copy, by ``..``, an absolute path or a symbolic link.
     """
-    from klent.config.load import DATA_FILES
+    from klent.config.load import data_folder, data_paths
     from klent.config.yaml_text import read_layer
 
-    task = read_layer(source).values.get("task")
-    paths = [task.get(key) for key in DATA_FILES] if isinstance(task, dict) else []
     files = []
-    for path in dict.fromkeys(path for path in paths if isinstance(path, str)):
-        data, copy = source.parent / path, target.parent / path
+    for path in data_paths(read_layer(source).values):
+        data, copy = data_folder(source) / path, target.parent / path
         if not data.is_file() or copy.exists():
             continue
         if not copy.resolve().is_relative_to(target.parent.resolve()):
@@ -179,11 +182,13 @@ def _data_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 
 def _recipe_or_method(name: str) -> Path:
-    """A recipe, or else a method; where both have the name, ``methods/NAME`` is the method."""
+    """A recipe, a study, or else a method; where both have the name, ``methods/NAME`` is the method."""
     from klent.config import find_recipe, recipes_folder
+    from klent.config.load import STUDIES
 
     file = f"{name.removesuffix('.yaml')}.yaml"
-    shipped = (recipes_folder() / file, recipes_folder() / "methods" / file)
+    folders = ("", STUDIES, "methods")
+    shipped = tuple(recipes_folder() / folder / file for folder in folders)
     return next((path for path in shipped if path.is_file()), None) or find_recipe(name)
 
 

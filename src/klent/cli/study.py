@@ -10,7 +10,10 @@ from klent.cli.common import Debug, Overrides, Runs, out
 
 
 def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file, YAML.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="STUDY", help="A shipped study, or a file (YAML).", show_default=False),
+    ],
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each stage.")] = 1,
     dry_run: Annotated[
@@ -34,10 +37,11 @@ def study(
     of the file: `stages.ppo.steps=20`, `common.model=./mine`.
 
     ```
-    klent study my_study.yaml --dry-run
+    klent study rlhf --dry-run
     klent study my_study.yaml --seeds 3
     ```
     """
+    from klent.config.load import find_study
     from klent.errors import ConfigError
     from klent.studies.pipeline.page import write_page
     from klent.studies.pipeline.plan import describe, plan_study
@@ -45,7 +49,7 @@ def study(
 
     if dry_run and report_only:
         raise ConfigError("--dry-run writes nothing and --report-only writes the page; choose one")
-    plan = plan_study(file, overrides or [], seeds, runs)
+    plan = plan_study(find_study(file), overrides or [], seeds, runs)
     words = ["klent", "study", str(file), *(overrides or []), "--seeds", str(seeds)]
     command = shlex.join([*words, "--runs", str(runs)] if runs != Path("runs") else words)
     if report_only:

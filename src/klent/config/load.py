@@ -26,6 +26,7 @@ from klent.errors import ConfigError
 from klent.kit.names import nearest
 from klent.models.pull import KNOWN
 
+STUDIES = "studies"  # folder of the shipped studies, beside the recipes
 DATA_FILES = ("data", "pairs", "trajectories", "heldout_data", "rows")  # keys of `task` that may hold a path
 _DATA = (*DATA_FILES, "centre_on")  # those of a recipe, beside functions of files
 _MODELS = ("model", "reference", "target", "adapter", "method")  # more of them, in a run's config.yaml
@@ -38,6 +39,43 @@ def recipes_folder() -> Path:
     package = Path(klent.__file__).parent
     installed = package / "_recipes"
     return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
+def data_paths(values: Yaml, key: str = "") -> list[str]:
+    """The data files that a recipe or study names, as written, each once.
+
+    >>> data_paths({"stages": {"sft": {"task": {"data": "a.jsonl"}}, "dpo": {"task": {"pairs": "{labels}"}}}})
+    ['a.jsonl', '{labels}']
+    """
+    if isinstance(values, dict):
+        return list(dict.fromkeys(path for name, item in values.items() for path in data_paths(item, name)))
+    return [values] if isinstance(values, str) and key in DATA_FILES else []
+
+
+def find_study(path_or_name: str | Path) -> Path:
+    """A study by path, or a shipped one by name.
+
+    Raises:
+        ConfigError: neither exists; the message names the nearest shipped study.
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    shipped = recipes_folder() / STUDIES
+    if (
+        path.parent in (Path(), Path(STUDIES))
+        and (file := shipped / f"{path.name.removesuffix('.yaml')}.yaml").is_file()
+    ):
+        return file
+    near = nearest(path.stem, [file.stem for file in shipped.glob("*.yaml")])
+    raise ConfigError(
+        f"{path}: no such study{near}; it is a .yaml file, and `klent recipes ls` lists the shipped ones"
+    )
+
+
+def data_folder(file: Path) -> Path:
+    """Where the relative paths of a recipe or study begin: beside it; a shipped study shares the recipes' data."""
+    return recipes_folder() if file.parent == recipes_folder() / STUDIES else file.parent
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
@@ -60,6 +98,8 @@ def find_recipe(path_or_name: str | Path) -> Path:
         shipped = recipes_folder() / f"{name}.yaml"
         if shipped.is_file():
             return shipped
+    if path.parent in (Path(), Path(STUDIES)) and (recipes_folder() / STUDIES / f"{name}.yaml").is_file():
+        raise ConfigError(f"{name} is a study of several stages, not a recipe: klent study {name}")
     if path.parent in (Path(), Path("methods")) and name in _methods():
         raise ConfigError(f"{name} is a method, not a recipe: klent train quickstart method={name}")
     near = nearest(path.stem, [file.stem for file in recipes_folder().glob("*.yaml")])
@@ -174,7 +214,7 @@ class _Folders:
 def _folders(file: Path) -> _Folders:
     """The recipe's own folder; of a run's config.yaml, where the run was started, and what its folder is in."""
     if file.name != "config.yaml":
-        return _Folders(None, (file.parent,))
+        return _Folders(None, (data_folder(file),))
     try:
         start = json.loads((file.parent / "run.json").read_bytes())["folder"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it informs, and may be damaged
