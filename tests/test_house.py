@@ -179,8 +179,19 @@ def test_nobody_asks_for_the_class_of_a_section():
 ROOTS = {
     f"runs/{name}.py"
     for name in (
-        *("api", "build", "critics", "evaluate", "exams", "judges", "objective", "plan", "play", "results"),
-        *("reward_models", "targets", "train", "updaters"),
+        *(
+            "api",
+            "build",
+            "critics",
+            "denoisers",
+            "evaluate",
+            "exams",
+            "judges",
+            "language",
+            "objective",
+            "parts",
+        ),
+        *("plan", "play", "results", "reward_models", "targets", "train", "updaters"),
     )
 }
 WHOLE_RECIPE = {"config", "studies", "cli"}

@@ -695,7 +695,10 @@ def test_a_reward_model_is_evaluated_without_a_reward():
     recipe = make_recipe(SCORES)
     assert recipe.policy.scores
     assert recipe.eval is not None
-    with pytest.raises(ConfigError, match=r"policy.centre_on: is not used: causal_lm gives texts no score"):
+    with pytest.raises(
+        ConfigError,
+        match=r"policy.centre_on: is not used by a causal_lm policy, only by",
+    ):
         make_recipe({**SCORES, "method": "dpo", "policy": {"centre_on": "a.jsonl"}})
 
 

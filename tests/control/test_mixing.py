@@ -18,8 +18,10 @@ from klent.objectives import importance_weight
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs import build as parts
 from klent.runs import targets
-from klent.runs.build import build_parts, build_sampler
+from klent.runs.build import build_parts
 from klent.runs.console import QuietConsole
+from klent.runs.engines import build_sampler
+from klent.runs.parts import Around
 from klent.runs.plan import describe_plan
 from klent.runs.train import train
 from klent.streams.batch import make_batch
@@ -69,7 +71,8 @@ def run(world: Path, mixture: dict | None, name: str = "run", **changes) -> tupl
 
 
 def built(mixture: dict, **changes):
-    return build_parts(recipe(mixture, **changes), progress=lambda done, of: None, note=lambda text: None)
+    around = Around(progress=lambda done, of: None, note=lambda text: None)
+    return build_parts(recipe(mixture, **changes), around)
 
 
 def task_prompts() -> list[Prompt]:

@@ -6,14 +6,15 @@ from klent.config.fields import describe_fields
 from klent.config.load import dump_recipe, find_recipe, load_recipe, make_recipe, recipes_folder
 from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
-from klent.config.policy import PolicySettings
+from klent.config.policy import CausalSettings, DenoiserSettings, RewardModelSettings
 from klent.config.recipe import Recipe
-from klent.config.rollout import DatasetRollout, TransformersRollout
+from klent.config.rollout import DatasetRollout, PolicyRollout, TransformersRollout
 from klent.config.task import (
     DataSettings,
     EnvironmentSettings,
     FileSettings,
     GymSettings,
+    NoiseSettings,
     PairsSettings,
     PlaySettings,
     TrajectorySettings,
@@ -24,10 +25,12 @@ from klent.config.training import AdaptiveKL, Bellman, Checkpoint, Critic, Lora,
 __all__ = [
     "AdaptiveKL",
     "Bellman",
+    "CausalSettings",
     "Checkpoint",
     "Critic",
     "DataSettings",
     "DatasetRollout",
+    "DenoiserSettings",
     "Distill",
     "EarlyStop",
     "EntropyBand",
@@ -40,13 +43,15 @@ __all__ = [
     "Lora",
     "Mismatch",
     "MixtureSettings",
+    "NoiseSettings",
     "Optimizer",
     "PairsSettings",
     "PlaySettings",
-    "PolicySettings",
+    "PolicyRollout",
     "Recipe",
     "Reduce",
     "Reward",
+    "RewardModelSettings",
     "Thermostat",
     "TrajectorySettings",
     "TransformersRollout",

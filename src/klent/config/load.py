@@ -15,6 +15,7 @@ from klent.config.checks import bind_terms
 from klent.config.control_checks import control_problems
 from klent.config.layers import Layer, merge
 from klent.config.mixture_checks import mixture_problems
+from klent.config.policy_checks import policy_problems
 from klent.config.problems import Problem, refuse
 from klent.config.recipe import Recipe
 from klent.config.rewards import REWARD_MODEL
@@ -291,6 +292,7 @@ def _check(layer: Layer) -> Recipe:
         problems.extend(control_problems(recipe))
         problems.extend(mixture_problems(recipe))
         problems.extend(sampler_problems(recipe))
+        problems.extend(policy_problems(recipe))
     refuse(problems, layer)
     assert recipe is not None
     return recipe

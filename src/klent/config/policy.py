@@ -1,20 +1,102 @@
 """The section `policy`: what is trained."""
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from klent.config.base import Settings
 
 
 class PolicySettings(Settings):
-    """What the model is trained to be."""
+    """What every kind of policy says of itself; no key of a recipe."""
 
-    kind: Literal["causal_lm", "reward_model"] = "causal_lm"
-    """`causal_lm` writes text; `reward_model` gives each text one number, for loss: {bradley_terry: {}}."""
+    scores: ClassVar[bool] = False  # whether it gives texts a score, and no action a probability
+    language: ClassVar[bool] = True  # whether it reads and writes tokens of a vocabulary
+    task: ClassVar[str] = "text"  # what it begins from, as `Task.begins`
+    engine: ClassVar[str] = ""  # the rollout that it needs; empty = either of those for texts
+    gives: ClassVar[frozenset[str]] = frozenset()  # streams of its passes; a language model's are not listed
+
+
+class CausalSettings(PolicySettings):
+    """A causal language model, which writes text."""
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    """`causal_lm` writes text; `reward_model` gives each text one number, for loss: {bradley_terry: {}}; `denoiser`
+    turns noise into an image step by step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_before(cls, value: object) -> object:
+        """A config.yaml of when all kinds had the keys of all: one that says nothing is left out."""
+        if isinstance(value, dict) and value.get("centre_on", ...) is None:
+            return {key: item for key, item in value.items() if key != "centre_on"}
+        return value
+
+
+class RewardModelSettings(PolicySettings):
+    """A reward model, which gives each text one number."""
+
+    scores: ClassVar[bool] = True
+
+    kind: Literal["reward_model"]
+    """`reward_model` gives each text one number, for loss: {bradley_terry: {}}."""
     centre_on: str | None = None
     """Of a reward model: a file with `prompt` and `completion` whose mean score is set to 0 at the end, such as the
     SFT policy's answers; null = the held-out pairs."""
 
-    @property
-    def scores(self) -> bool:
-        """Whether it gives texts a score, and no action a probability."""
-        return self.kind == "reward_model"
+
+class DenoiserSettings(PolicySettings):
+    """A denoiser, whose actions are the steps from noise to an image."""
+
+    language: ClassVar[bool] = False
+    task: ClassVar[str] = "noise"
+    engine: ClassVar[str] = "policy"
+    gives: ClassVar[frozenset[str]] = frozenset({"logp", "entropy", "kl"})
+
+    kind: Literal["denoiser"]
+    """`denoiser` turns noise into an image, in `rollout.actions` steps."""
+    sampler: Literal["ddpm", "ddim"] = "ddim"
+    """`ddpm`: the posterior's mean with the forward process' variance; `ddim`: with `eta` times the posterior's
+    standard deviation."""
+    eta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of `ddim`: how much of the posterior's noise a step draws; 1 = all of it."""
+    penalty: Literal["kl", "noise"] = "kl"
+    """What terms read as `kl`: `kl`, the step's exact divergence from the reference, `update.kl`; `noise`, the mean
+    squared difference of the predicted noise, which DPOK's released code penalises."""
+
+    @field_validator("eta")
+    @classmethod
+    def _random(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError(
+                "0 draws no noise, so that a step has no density and nothing to learn from; set it above 0, such as 1"
+            )
+        return value
+
+
+#: the classes of the union, by tag
+POLICIES: dict[str, type[Settings]] = {
+    "causal_lm policy": CausalSettings,
+    "reward_model policy": RewardModelSettings,
+    "denoiser policy": DenoiserSettings,
+}
+
+
+def _tag(value: object) -> str | None:
+    if isinstance(value, Settings):
+        return next((tag for tag, section in POLICIES.items() if isinstance(value, section)), None)
+    tag = f"{value.get('kind', 'causal_lm')} policy" if isinstance(value, dict) else ""
+    return tag if tag in POLICIES else None
+
+
+Policy = Annotated[
+    Annotated[CausalSettings, Tag("causal_lm policy")]
+    | Annotated[RewardModelSettings, Tag("reward_model policy")]
+    | Annotated[DenoiserSettings, Tag("denoiser policy")],
+    Discriminator(
+        _tag,
+        custom_error_type="policy_kind",
+        custom_error_message="`kind` is causal_lm (writes text), reward_model (scores text) or denoiser (turns noise "
+        "into images)",
+    ),
+]

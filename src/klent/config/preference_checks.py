@@ -170,10 +170,8 @@ def score_problems(recipe: Recipe) -> Iterator[Problem]:
     if not policy.scores:
         if "score" in reads:
             reader = next(n for n in recipe.loss if "score" in binding.streams_of(binding.resolve(n)))
-            reason = f"causal_lm gives texts no score, and the loss ({reader}) reads one"
+            reason = f"{policy.kind} gives texts no score, and the loss ({reader}) reads one"
             yield Problem(kind, f"{reason}; set policy: {{kind: reward_model}}")
-        if policy.centre_on is not None:
-            yield Problem(("policy", "centre_on"), "is not used: causal_lm gives texts no score; remove it")
         yield from _unanswered_problems(recipe)
         return
     if "score" not in reads:

@@ -7,14 +7,15 @@ from pydantic import Field, field_validator
 
 from klent.config.base import Choices, Count, PositiveInt, Settings, Terms
 from klent.config.evaluation import Eval, Limits, Rewards, list_rewards
-from klent.config.policy import PolicySettings
-from klent.config.rollout import ROLLOUTS, Rollout, TransformersRollout
-from klent.config.task import TASKS, EnvironmentSettings, Task
+from klent.config.policy import POLICIES, CausalSettings, Policy
+from klent.config.rollout import ROLLOUTS, DatasetRollout, PolicyRollout, Rollout, TransformersRollout
+from klent.config.task import TASKS, EnvironmentSettings, NoiseSettings, Task
 from klent.config.thermostat import Thermostat
 from klent.config.training import AdaptiveKL, Bellman, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
+from klent.errors import ConfigError
 
 #: the classes behind each tag of a union
-TAGS: dict[str, type[Settings]] = {**TASKS, **ROLLOUTS}
+TAGS: dict[str, type[Settings]] = {**TASKS, **ROLLOUTS, **POLICIES}
 
 
 class Recipe(Settings):
@@ -34,8 +35,8 @@ class Recipe(Settings):
     """Train low-rank adapters; null = all weights."""
     method: str | None = None
     """Preset below this recipe: a name from recipes/methods/, or the path of your own."""
-    policy: PolicySettings = PolicySettings()
-    """What is trained: a model that writes, or one that scores."""
+    policy: Policy = CausalSettings()
+    """What is trained: a model that writes, one that scores, or one that turns noise into images."""
     task: Task
     """Where problems come from."""
     reward: Rewards | None = None
@@ -101,9 +102,20 @@ class Recipe(Settings):
     @property
     def game(self) -> EnvironmentSettings | None:
         """The game that held-out episodes are played in; None where problems are answered once."""
-        if self.eval is not None and self.eval.play is not None:
+        if self.eval is not None and self.eval.play is not None and not isinstance(self.task, NoiseSettings):
             return self.eval.play.as_task(self.task)
         return self.task if isinstance(self.task, EnvironmentSettings) else None
+
+    @property
+    def text_rollout(self) -> TransformersRollout | DatasetRollout:
+        """How texts are made or read.
+
+        Raises:
+            ConfigError: the policy has none.
+        """
+        if isinstance(self.rollout, PolicyRollout):
+            raise ConfigError(f"{self.name} trains a {self.policy.kind}, which reads and writes no text")
+        return self.rollout
 
     def dated(self, clock: datetime.date | None) -> Self:
         """The recipe with the day that chat templates take for today, where it names none."""

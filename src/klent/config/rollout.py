@@ -63,15 +63,41 @@ class DatasetRollout(Settings):
         return TransformersRollout(max_tokens=self.max_tokens)
 
 
+class PolicyRollout(Settings):
+    """Episodes of a policy whose actions are vectors, drawn from its own distribution."""
+
+    sampled: ClassVar[bool] = True
+    temperature: ClassVar[float] = 1.0
+    mixture: ClassVar[None] = None
+    mismatch: ClassVar[None] = None
+
+    engine: Literal["policy"]
+    """What makes the episodes."""
+    actions: PositiveInt = 20
+    """Actions of an episode at most: of a denoiser the steps from noise to image."""
+    pairs: Literal["best_worst"] | None = None
+    """Of each group of episodes, train on a pair: the best by reward against the worst; null = on all."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest episode, in actions."""
+        return self.actions
+
+    def for_evaluation(self) -> "PolicyRollout":
+        """As in training."""
+        return self
+
+
 #: the classes of the union, by tag
 ROLLOUTS: dict[str, type[Settings]] = {
     "transformers engine": TransformersRollout,
     "dataset engine": DatasetRollout,
+    "policy engine": PolicyRollout,
 }
 
 
 def _tag(value: object) -> str | None:
-    if isinstance(value, TransformersRollout | DatasetRollout):
+    if isinstance(value, TransformersRollout | DatasetRollout | PolicyRollout):
         return f"{value.engine} engine"
     if not isinstance(value, dict):
         return None
@@ -81,10 +107,12 @@ def _tag(value: object) -> str | None:
 
 Rollout = Annotated[
     Annotated[TransformersRollout, Tag("transformers engine")]
-    | Annotated[DatasetRollout, Tag("dataset engine")],
+    | Annotated[DatasetRollout, Tag("dataset engine")]
+    | Annotated[PolicyRollout, Tag("policy engine")],
     Discriminator(
         _tag,
         custom_error_type="rollout_engine",
-        custom_error_message="`engine` is transformers (sample) or dataset (replay completions)",
+        custom_error_message="`engine` is transformers (sample) or dataset (replay completions); policy where "
+        "actions are vectors",
     ),
 ]

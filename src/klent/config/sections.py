@@ -18,8 +18,7 @@ def read_task(values: Mapping[str, object]) -> Task:
     """The ``task`` section that a mapping describes, defaults filled in.
 
     Raises:
-        ConfigError: not one of ``gym``, ``data``, ``pairs``, ``trajectories`` and ``env``, an unknown key, or a value
-            out of range.
+        ConfigError: names no source, such as ``gym``, ``data`` or ``env``, an unknown key, or a value out of range.
 
     Examples:
         >>> read_task({"gym": "chain_sum"}).config

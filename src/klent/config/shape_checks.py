@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from klent.config.base import Settings, Yaml
 from klent.config.fields import field_paths, section_at, sections_in, up_to_field
 from klent.config.layers import KeyPath
+from klent.config.policy import POLICIES
 from klent.config.problems import Problem
 from klent.config.recipe import TAGS
 from klent.config.rollout import ROLLOUTS
@@ -152,9 +153,10 @@ def _choices(annotation: object) -> tuple[str, ...]:
 def _unknown_key(path: KeyPath, tags: list[str]) -> str:
     key = str(path[-1])
     section = section_at(path[:-1], tags)
+    mine = next((tag for tag in tags if TAGS[tag] is section), None)
     for tag, sibling in TAGS.items():
-        if tags and tag not in tags and section in _union_of(sibling) and key in sibling.model_fields:
-            return f"is not used by a {tags[0]}, only by a {tag}; remove it"
+        if mine and tag != mine and section in _union_of(sibling) and key in sibling.model_fields:
+            return f"is not used by a {mine}, only by a {tag}; remove it"
     if key in SYNONYMS and len(path) == 1:  # what another trainer means by it, and not a key of some section
         return f"unknown key; klent calls it `{SYNONYMS[key]}`"
     homonyms = [dotted for dotted, _ in field_paths() if dotted.rpartition(".")[2] == key]
@@ -174,4 +176,5 @@ def _unknown_key(path: KeyPath, tags: list[str]) -> str:
 
 def _union_of(section: type[Settings]) -> list[type[Settings]]:
     """The members of the union that a tagged section belongs to."""
-    return list((TASKS if section in TASKS.values() else ROLLOUTS).values())
+    unions = (TASKS, ROLLOUTS, POLICIES)
+    return next((list(union.values()) for union in unions if section in union.values()), [])

@@ -12,17 +12,13 @@ from klent.environments import find_environment
 Numbers = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
 
-class Rendered(Settings):
-    """How the chat template renders the problems' messages."""
+class TaskSettings(Settings):
+    """What every kind of task says of itself; no key of a recipe."""
 
     pays: ClassVar[bool] = False  # whether it rewards what is done there, so that a recipe needs no `reward`
     paired: ClassVar[bool] = False  # two answers to each prompt, one of them better
     logged: ClassVar[bool] = False  # episodes that somebody else has played
-
-    template: Arguments = Field(default_factory=dict)
-    """Arguments of the model's chat template, e.g. `{enable_thinking: false}`."""
-    clock: Annotated[datetime.date, Field(strict=False)] | None = None
-    """The day that a chat template takes for today; null = the day of the run's first start."""
+    begins: ClassVar[str] = "text"  # what the policy begins from
 
     @property
     def extent(self) -> str:
@@ -36,6 +32,15 @@ class Rendered(Settings):
             count: how many are held out where the section does not say.
         """
         return ()
+
+
+class Rendered(TaskSettings):
+    """How the chat template renders the problems' messages."""
+
+    template: Arguments = Field(default_factory=dict)
+    """Arguments of the model's chat template, e.g. `{enable_thinking: false}`."""
+    clock: Annotated[datetime.date, Field(strict=False)] | None = None
+    """The day that a chat template takes for today; null = the day of the run's first start."""
 
     @property
     def rendering(self) -> dict[str, object]:
@@ -226,6 +231,31 @@ class TrajectorySettings(FileSettings):
         return value
 
 
+class NoiseSettings(TaskSettings):
+    """Noise that a denoiser turns into images: ever new draws, and others held out."""
+
+    begins: ClassVar[str] = "noise"
+    generated: ClassVar[bool] = True
+    completions: ClassVar[tuple[str, ...]] = ()
+    clock: ClassVar[None] = None
+    only: ClassVar[None] = None
+    too_long: ClassVar[Literal["refuse"]] = "refuse"
+    heldout_data: ClassVar[None] = None
+    seed: ClassVar[None] = None
+
+    noise: PositiveInt
+    """Coordinates of an image, drawn from the recipe's seed."""
+
+    @property
+    def source(self) -> str:
+        """What a plan calls it."""
+        return f"noise of {self.noise} coordinates"
+
+    def dated(self, clock: datetime.date | None) -> Self:
+        """Noise reads the same on every day."""
+        return self
+
+
 class PlaySettings(Game):
     """The game in which a policy is judged that learns from logged play; it begins, and reads, as `task` says."""
 
@@ -251,6 +281,7 @@ TASKS: dict[str, type[Settings]] = {
     "pairs task": PairsSettings,
     "environment task": EnvironmentSettings,
     "trajectories task": TrajectorySettings,
+    "noise task": NoiseSettings,
 }
 #: the key that tells each of them
 KEYS = {
@@ -259,6 +290,7 @@ KEYS = {
     "pairs": "pairs task",
     "env": "environment task",
     "trajectories": "trajectories task",
+    "noise": "noise task",
 }
 
 
@@ -274,11 +306,13 @@ Task = Annotated[
     | Annotated[DataSettings, Tag("data task")]
     | Annotated[PairsSettings, Tag("pairs task")]
     | Annotated[EnvironmentSettings, Tag("environment task")]
-    | Annotated[TrajectorySettings, Tag("trajectories task")],
+    | Annotated[TrajectorySettings, Tag("trajectories task")]
+    | Annotated[NoiseSettings, Tag("noise task")],
     Discriminator(
         _tag,
         custom_error_type="task_kind",
         custom_error_message="name one source: {gym: GENERATOR}, {data: FILE or dataset id}, "
-        "{env: NAME or path/to/file.py:Class}, {pairs: FILE} of preferences, or {trajectories: FILE} of logged play",
+        "{env: NAME or path/to/file.py:Class}, {pairs: FILE} of preferences, {trajectories: FILE} of logged play, or "
+        "{noise: COORDINATES} for a denoiser",
     ),
 ]

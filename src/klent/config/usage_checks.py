@@ -111,7 +111,8 @@ def _term_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("group_size",), f"{recipe.group_size} {reason}; {fix}")
     reads = streams(recipe)
     mixed = mixture is not None and mixture.target.model == "reference"
-    if recipe.reference is not None and not reads & {"logp_ref", "kl", "weight"} and not mixed:
+    measured = not recipe.policy.language  # then its divergence is measured at every step
+    if recipe.reference is not None and not reads & {"logp_ref", "kl", "weight"} and not (mixed or measured):
         yield Problem(
             ("reference",),
             "is not used: no term reads logp_ref, kl or weight; remove it, or add e.g. kl_in_loss",

@@ -45,8 +45,8 @@ def rollout_metrics(batch: Batch, scores: Scores | None) -> Row:
         row |= {name if "/" in name else f"reward/{name}": v for name, v in scores.metrics.items()}
     row["completion/length"] = float(lengths.mean())
     row["completion/truncated"] = sum(e.finish == "length" for e in batch.episodes) / len(batch)
-    repeated = repetition([episode.tokens[episode.acted] for episode in batch.episodes])
-    if repeated is not None:
+    ids = [episode.tokens[episode.acted] for episode in batch.episodes if episode.actions is None]
+    if (repeated := repetition(ids)) is not None:
         row["completion/repetition"] = repeated
     return row | _episode_metrics(batch)
 
@@ -81,9 +81,9 @@ def update_metrics(batch: Batch, result: UpdateResult) -> Row:
         row["policy/covariance"] = float(covariance[batch.mask].mean())
         row |= covariance_tails(covariance, batch.mask)
         row |= effect_metrics(sampling, batch.streams.advantage, batch.mask)
-    row |= collision_metrics(batch)
+    row |= {} if batch.of_vectors else collision_metrics(batch)  # of probabilities, and a density is none
     row |= critic_metrics(batch)
-    row |= fork_share(entropy, result.coefficient, batch.mask)
+    row |= {} if batch.of_vectors else fork_share(entropy, result.coefficient, batch.mask)
     row |= selected_and_rest(entropy, covariance, selected(result), batch.mask)
     return row | _distances(batch, before)
 

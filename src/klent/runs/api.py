@@ -296,12 +296,12 @@ def _measure(
         loaded, player = open_model(model, recipe)
         return evaluate_policy(
             loaded,
-            recipe.rollout,
+            recipe.text_rollout,
             recipe.eval,
             scorer=judge,
             prompts=prompts,
             seed=recipe.seed,
-            engine=build_sampler(loaded, recipe.rollout, environments=task.environments, player=player),
+            engine=build_sampler(loaded, recipe.text_rollout, environments=task.environments, player=player),
             environments=task.environments,
         )
 

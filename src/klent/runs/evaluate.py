@@ -45,9 +45,9 @@ def examined_task(recipe: Recipe, task: Task | None = None) -> Task:
         task: the recipe's, where it has been loaded.
     """
     problems = recipe.eval.problems if recipe.eval else 0
-    if recipe.eval is None or recipe.eval.play is None:
+    section = recipe.game
+    if recipe.eval is None or recipe.eval.play is None or section is None:
         return task or load_task(recipe.task, seed=recipe.seed, heldout=problems)
-    section = recipe.eval.play.as_task(recipe.task)
     seed = recipe.seed if section.seed is None else section.seed
     return EnvironmentTask(section, seed=seed, heldout=problems, trained=False)
 
@@ -184,11 +184,11 @@ def evaluate_model(
             if one.doubt:
                 note(one.text)
         loaded, player = open_model(model, recipe)
-        sampler = build_sampler(loaded, recipe.rollout, environments=task.environments, player=player)
+        sampler = build_sampler(loaded, recipe.text_rollout, environments=task.environments, player=player)
         task.fit(None, sampler.check)  # the same problems as in training
         return evaluate_policy(
             loaded,
-            recipe.rollout,
+            recipe.text_rollout,
             recipe.eval,
             scorer=judge,
             prompts=task.heldout(recipe.eval.problems),

@@ -43,7 +43,7 @@ def set_table(
         ModelError: a model cannot be loaded.
     """
     opened = Opened(load_policy(model, device="auto")) if recipe is None else open_model(model, recipe)
-    rollout = TransformersRollout() if recipe is None else recipe.rollout.for_evaluation()
+    rollout = TransformersRollout() if recipe is None else recipe.text_rollout.for_evaluation()
     known = None if recipe is None else recipe.game
     most = rollout.max_tokens if known else TURN_TOKENS
     turn_tokens = limits[0] or (known and known.turn_tokens) or most

@@ -1,18 +1,13 @@
 """What a step leaves on disk and on the screen: metrics, samples, fork tokens, findings, trackers."""
 
-from typing import TYPE_CHECKING
-
 from klent.control.organ import StepRecord
 from klent.io.files import append_line, read_steps
 from klent.measure.diagnostics import fork_words
 from klent.measure.watch import Watch
 from klent.runs.console import TrainConsole
 from klent.runs.folder import RunFolder
-from klent.runs.samples import sample_rows
+from klent.runs.samples import Decoder, sample_rows
 from klent.runs.trackers import Trackers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class Recorder:
@@ -20,7 +15,7 @@ class Recorder:
 
     Args:
         folder: the run's.
-        tokenizer: turns ids into the text that samples show.
+        decoder: turns ids into the text that samples show.
         trackers: get each row too.
         console: gets each row and each new finding.
     """
@@ -28,12 +23,12 @@ class Recorder:
     def __init__(
         self,
         folder: RunFolder,
-        tokenizer: "PreTrainedTokenizerBase",
+        decoder: Decoder,
         trackers: Trackers,
         console: TrainConsole,
     ) -> None:
         self.folder = folder
-        self.tokenizer = tokenizer
+        self.decoder = decoder
         self.trackers = trackers
         self.console = console
         self.watch = Watch()
@@ -48,12 +43,12 @@ class Recorder:
         """Write the step down; from here on it has happened."""
         step.row |= self.watch.see(step.row)
         append_line(self.folder.metrics, step.row)
-        forks = fork_words(step.batch, self.tokenizer)
+        forks = fork_words(step.batch, self.decoder)
         append_line(self.folder.forks, {"step": step.number, "forks": forks})
         result, chosen = step.result, step.result.chosen
         coefficient = None if result.before is None else result.coefficient
         before = None if result.before is None else result.before.logp
-        rows = sample_rows(step.number, step.batch, coefficient, self.tokenizer, chosen=chosen, logp=before)
+        rows = sample_rows(step.number, step.batch, coefficient, self.decoder, chosen=chosen, logp=before)
         for sample in rows:
             append_line(self.folder.samples, sample)
         self.trackers.log(step.row)

@@ -1,10 +1,10 @@
 """A reward model as a recipe describes it: loaded, trained, measured on held-out pairs, centred, saved."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from klent.config import DataSettings, Eval, Recipe
+from klent.config import DataSettings, Eval, Recipe, RewardModelSettings
 from klent.errors import DataError, RunError
 from klent.kit.statistics import mean
 from klent.measure.calibration import calibration
@@ -17,11 +17,13 @@ from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.policies.causal_lm.reward_model import RewardModel, ScoringModel, require_scores
 from klent.rollout.dataset_engine import DatasetEngine
+from klent.runs.objective import build_objective
+from klent.runs.parts import Around, Note, Parts
+from klent.runs.updaters import build_updater
 from klent.streams.batch import make_batch
 from klent.streams.prompt import Prompt
 from klent.tasks import DataTask, Task, load_task
 
-Note = Callable[[str], None]
 MOST = 512  # texts that a mean is taken over
 
 
@@ -63,6 +65,30 @@ def build_reward_model(recipe: Recipe, loaded: LoadedModel, note: Note) -> Rewar
     return policy
 
 
+def build_scoring_parts(recipe: Recipe, around: Around) -> Parts:
+    """The parts of a run that trains a reward model: it replays pairs, and samples nothing."""
+    loaded = load_scoring(recipe)
+    policy = build_reward_model(recipe, loaded, around.note)
+    columns = recipe.task.completions
+    engine = DatasetEngine(loaded, max_tokens=recipe.rollout.max_tokens, columns=columns, margins=True)
+    filler = loaded.tokenizer.pad_token_id
+    return Parts(
+        model=loaded.model,
+        decoder=loaded.tokenizer,
+        loaded=loaded,
+        engine=engine,
+        sampler=engine,
+        policy=policy,
+        updater=build_updater(recipe, policy, build_objective(recipe), filler=filler),
+        compared=None,
+        organs=[],
+        save=lambda task, folder: centre_and_save(policy, loaded, engine, recipe, task, folder),
+        compare=lambda prompts, step: evaluate_pairs(
+            engine, policy.scores, prompts, step=step, more=calibration
+        ),
+    )
+
+
 def evaluate_scores(model: str, recipe: Recipe) -> dict[str, object]:
     """Accuracy and calibration of any reward model on a recipe's held-out pairs: a row of ``eval.jsonl``, step 0.
 
@@ -99,7 +125,7 @@ def _mean_score(
     policy: RewardModel, loaded: LoadedModel, engine: DatasetEngine, recipe: Recipe, task: Task
 ) -> float:
     """Of the answers of ``policy.centre_on``; else of both answers of the held-out pairs, or of those trained on."""
-    file = recipe.policy.centre_on
+    file = cast(RewardModelSettings, recipe.policy).centre_on
     if file is None:
         prompts = task.heldout(MOST // 2) or [task.train(index) for index in range(MOST // 8)]
         return _mean_of(policy, engine, prompts)

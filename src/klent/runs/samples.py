@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,15 +11,32 @@ from klent.streams.batch import Batch
 from klent.streams.episode import Episode
 from klent.streams.prompt import text_of
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+
+class Decoder(Protocol):
+    """What an action is called: a tokenizer, or what stands for one."""
+
+    def decode(self, token_ids: list[int]) -> str | list[str]:
+        """The text of these tokens; a list only of tokenizers that are asked for several texts."""
+        ...
+
+
+class Places:
+    """Names actions that are vectors by their places in the episode, from 1."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        """``1``, ``2``, ..., each with a space behind it.
+
+        >>> Places().decode([0, 1])
+        '1 2 '
+        """
+        return "".join(f"{place + 1} " for place in token_ids)
 
 
 def sample_rows(
     step: int,
     batch: Batch,
     coefficient: Tensor | None,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Decoder,
     *,
     chosen: Mapping[str, Tensor] | None = None,
     logp: Tensor | None = None,
@@ -64,6 +81,7 @@ def sample_rows(
                 | _positions(chosen, b)
                 | _of_pair(batch, b, logp)
                 | _values(batch, b, count)
+                | _vector(rollout)
             )
     return rows
 
@@ -115,6 +133,13 @@ def _values(batch: Batch, row: int, count: int) -> dict[str, object]:
     """What a critic expected before each token, where there is one."""
     values = batch.streams.value_old
     return {} if values is None else {"value": _rounded(values[row, :count], count)}
+
+
+def _vector(rollout: Episode) -> dict[str, object]:
+    """The last action, where actions are vectors: what a denoiser made."""
+    if rollout.actions is None:
+        return {}
+    return {"vector": [round(value, 4) for value in rollout.actions[-1].tolist()]}
 
 
 def _rounded(values: Tensor | None, count: int) -> list[float | None]:

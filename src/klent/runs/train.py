@@ -15,7 +15,7 @@ from klent.io.folders import replace_folder
 from klent.models.chat import reads_clock
 from klent.report import write_report
 from klent.rollout.mixture_engine import MixtureEngine
-from klent.runs.build import Parts, build_loop, build_parts
+from klent.runs.build import build_loop, build_parts
 from klent.runs.checkpoint import peek_newest
 from klent.runs.console import TrainConsole
 from klent.runs.engines import turn_engine
@@ -30,6 +30,7 @@ from klent.runs.fingerprint import (
 from klent.runs.folder import RunFolder
 from klent.runs.judges import open_judges
 from klent.runs.loop import Loop
+from klent.runs.parts import Around, Parts
 from klent.runs.plan import describe_plan, title_of
 from klent.runs.record import finish_record, start_record
 from klent.tasks import DataTask, Scorer, Task, load_task
@@ -85,13 +86,13 @@ def train(
         scorer, judge, tried = stack.enter_context(_scorers(recipe, task, examined, folder, rewards))
         for doubt in (one.text for one in tried if one.doubt):
             console.warn(doubt)
-        parts = build_parts(
-            recipe,
+        around = Around(
             progress=lambda done, of: console.phase("rollout", done, of),
             note=console.warn,
             environments=task.environments,
             played=examined.environments,
         )
+        parts = build_parts(recipe, around)
         apart = examined is not task
         answered = judge is not None and not recipe.task.paired and not apart  # else they are replayed
         held_out = parts.sampler.check if answered else parts.engine.check
@@ -144,7 +145,10 @@ def _fingerprint(recipe: Recipe) -> Fingerprint:
 def _reads_clock(parts: Parts) -> bool:
     """Whether what is asked depends on the day; only then is it part of the record."""
     engine = turn_engine(parts.engine)
-    models = [parts.loaded, *([engine.target.loaded] if isinstance(engine, MixtureEngine) else [])]
+    models = [
+        *([parts.loaded] if parts.loaded else []),
+        *([engine.target.loaded] if isinstance(engine, MixtureEngine) else []),
+    ]
     return any(reads_clock(loaded.tokenizer) for loaded in models)
 
 
@@ -237,7 +241,7 @@ def _finish(loop: Loop, folder: RunFolder, parts: Parts, task: Task, console: Tr
     loop.recorder.close()
     for organ in loop.organs:
         organ.close()
-    finish_record(folder.path, parts.loaded.model)
+    finish_record(folder.path, parts.model)
     write_report(folder.path)
     before, after = loop.evaluations.row_of(0), loop.evaluations.row_of(best)
     console.finish(folder.path, before, after, early=loop.evaluations.over)

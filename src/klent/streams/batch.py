@@ -98,6 +98,11 @@ class Batch:
         return self.streams.logp_gen is not None
 
     @property
+    def of_vectors(self) -> bool:
+        """Whether actions are vectors, so that probabilities are densities and no action comes twice."""
+        return any(episode.actions is not None for episode in self.episodes)
+
+    @property
     def mixed(self) -> bool:
         """Whether actions were drawn from a mixture, so that means over them are not the policy's."""
         return self.streams.logp_policy is not None

@@ -60,6 +60,8 @@ class Episode:
         preferred: of two answers to one prompt, whether it is the better one; None where it is not of a pair.
         margin: by how much it, or the other of its pair, should win; None where nothing asks.
         policy_version: optimizer steps that the policy had taken when it sampled.
+        states: what the policy read before each action, ``[L, S]``, where actions are vectors (:meth:`of_actions`).
+        actions: what it chose, ``[L, A]``, likewise: motor commands, or the states that denoising steps drew.
     """
 
     prompt: Prompt
@@ -78,6 +80,8 @@ class Episode:
     prefill: int = 0
     margin: float | None = None
     policy_version: int = 0
+    states: Tensor | None = None
+    actions: Tensor | None = None
     acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     turn: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
@@ -86,6 +90,41 @@ class Episode:
             self.acted = torch.ones(len(self.tokens), dtype=torch.bool)
         if len(self.turn) != len(self.tokens):
             self.turn = torch.zeros(len(self.tokens), dtype=torch.long)
+
+    @classmethod
+    def of_actions(
+        cls,
+        prompt: Prompt,
+        states: Tensor,
+        actions: Tensor,
+        *,
+        text: str,
+        finish: Literal["stop", "length"] = "stop",
+        logp: Tensor | None = None,
+        entropy: Tensor | None = None,
+        rewards: tuple[float, ...] = (),
+    ) -> "Episode":
+        """An episode whose actions are vectors; its ``tokens`` are their places, 0 to L - 1.
+
+        Args:
+            prompt: what it began from.
+            states: what the policy read before each action, ``[L, S]``.
+            actions: what it chose, ``[L, A]``.
+            text: a line that a person can read.
+            finish: ``length`` where it was cut.
+            logp: log-density of each action under the distribution that it was drawn from, nats, ``[L]``.
+            entropy: differential entropy of that distribution, nats, ``[L]``.
+            rewards: as of :class:`Episode`: one per turn. Give ``turn`` with ``dataclasses.replace`` where actions
+                are turns.
+
+        >>> episode = Episode.of_actions(Prompt("noise/0", ""), torch.zeros(3, 2), torch.ones(3, 2), text="an image")
+        >>> episode.tokens, episode.acted
+        (tensor([0, 1, 2]), tensor([True, True, True]))
+        """
+        places = torch.arange(len(actions))
+        return cls(
+            prompt, [], places, text, finish, logp, entropy, rewards=rewards, states=states, actions=actions
+        )
 
     @property
     def action_entropy(self) -> Tensor:

@@ -92,7 +92,7 @@ def run_controls(
     trained_at = recipe.rollout.temperature
     with Scorer(eval_rewards(recipe) or (), task, judge=open_judges(recipe)) as scorer:
         scorer.check()
-        exam = Exam(recipe.rollout.for_evaluation(), recipe.eval, task, scorer, recipe.seed)
+        exam = Exam(recipe.text_rollout.for_evaluation(), recipe.eval, task, scorer, recipe.seed)
         say(f"measuring {recipe.model}")
         rows = exam.measure(load_on_device(recipe.model, recipe), {*TEMPERATURES, trained_at})
         rows = [{"arm": BEFORE, "seed": "", **row} for row in rows]

@@ -97,7 +97,7 @@ def label_pairs(
     part = out.with_name(out.name + ".part")
     rows, position = _resumed(part, _header(recipe, labels))
     progress(len(rows), labels.pairs)
-    engine = build_sampler(load_on_device(recipe.model, recipe), recipe.rollout)
+    engine = build_sampler(load_on_device(recipe.model, recipe), recipe.text_rollout)
     with Scorer(recipe.reward, task, judge=open_judges(recipe)) as scorer:
         scorer.check()
         while len(rows) < labels.pairs:

@@ -93,7 +93,7 @@ def rank_prompts(
     progress(len(scores), len(chosen))
     if chunks:
         relation = load_equivalence(same)
-        engine = build_sampler(load_on_device(recipe.model, recipe), recipe.rollout)
+        engine = build_sampler(load_on_device(recipe.model, recipe), recipe.text_rollout)
         with Scorer(rewards or (), task, judge=open_judges(recipe)) as scorer:
             scorer.check()
             for chunk in chunks:

@@ -7,26 +7,34 @@ from klent.config.rewards import Reward
 from klent.streams.prompt import Prompt
 from klent.tasks.process import CallFailed, Worker
 
-ALWAYS = ("prompts", "completions", "finish", "completion_ids")  # what every reward can ask for
+ALWAYS = ("prompts", "completions", "finish", "completion_ids", "vectors")  # what every reward can ask for
 
 
 class Sample(NamedTuple):
-    """A prompt, its completion, how that ended, and its tokens where they are known."""
+    """A prompt, its completion, how that ended, and its tokens where they are known.
+
+    Where actions are vectors, ``vector`` is the last one in place of ``ids``: what a denoiser has made.
+    """
 
     prompt: Prompt
     completion: str
     finish: str
     ids: Sequence[int] | None = None
+    vector: Sequence[float] | None = None
 
 
 def given(worker: Worker, reward: Reward, samples: Sequence[Sample]) -> dict[str, object]:
     """A call's arguments; tokens, which are many numbers, only where they are asked for by name."""
     arguments: dict[str, object] = {**arguments_of(samples), **reward.settings}
-    if "completion_ids" in worker.parameters()["named"] and "completion_ids" not in arguments:
-        ids = [sample.ids for sample in samples]
-        if None in ids:
-            raise CallFailed("raised", "asks for completion_ids, and only texts were given to be scored")
-        arguments["completion_ids"] = [list(tokens) for tokens in ids if tokens is not None]
+    known: dict[str, list[Sequence[float] | None]] = {
+        "completion_ids": [sample.ids for sample in samples],
+        "vectors": [sample.vector for sample in samples],
+    }
+    for name in set(worker.parameters()["named"]) & known.keys() - arguments.keys():
+        numbers = [given for given in known[name] if given is not None]
+        if len(numbers) < len(samples):
+            raise CallFailed("raised", f"asks for {name}, and there are none of what was given to be scored")
+        arguments[name] = list(map(list, numbers))
     return arguments
 
 

@@ -53,7 +53,12 @@ def first_call(reward: Reward, worker: Worker) -> Call:
     limit = max(60.0, reward.timeout) if reward.fn in SHIPPED else reward.timeout
 
     def call(prompt: Prompt, completions: list[str]) -> object:
-        samples = [Sample(prompt, text, "stop", range(len(text))) for text in completions]
+        size = prompt.columns.get("noise")  # of a denoiser: then an image of zeros stands in
+        vector = [0.0] * size if isinstance(size, int) else None
+        samples = [
+            Sample(prompt, text, "stop", range(len(text)) if vector is None else None, vector)
+            for text in completions
+        ]
         return worker.call(given(worker, reward, samples), limit)
 
     return call

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
-from klent.config import EnvironmentSettings, FileSettings, GymSettings, TrajectorySettings
+from klent.config import EnvironmentSettings, FileSettings, GymSettings, NoiseSettings, TrajectorySettings
 from klent.config.sections import read_task
 from klent.errors import ConfigError
 from klent.tasks.data import DataTask
 from klent.tasks.gym import GymTask
+from klent.tasks.noise import NoiseTask
 from klent.tasks.starts import EnvironmentTask
 from klent.tasks.task import Task
 from klent.tasks.trajectories import TrajectoryTask
@@ -26,7 +27,7 @@ class _Wanted:
 
 
 def load_task(
-    section: GymSettings | FileSettings | EnvironmentSettings | Mapping[str, object],
+    section: GymSettings | FileSettings | EnvironmentSettings | NoiseSettings | Mapping[str, object],
     *,
     seed: int,
     heldout: int,
@@ -44,8 +45,7 @@ def load_task(
         base: folder from which relative data paths are looked up.
 
     Raises:
-        ConfigError: not one of ``gym``, ``data``, ``pairs``, ``trajectories`` and ``env``, an unknown key, or a value
-            out of range.
+        ConfigError: names no source, such as ``gym``, ``data`` or ``env``, an unknown key, or a value out of range.
         DataError: data that cannot be used.
 
     Examples:
@@ -92,3 +92,8 @@ def _(section: TrajectorySettings, wanted: _Wanted) -> Task:
     return TrajectoryTask(
         section, seed=wanted.seed, heldout=wanted.heldout, needed=wanted.needed, base=wanted.base
     )
+
+
+@_open.register
+def _(section: NoiseSettings, wanted: _Wanted) -> Task:
+    return NoiseTask(section)

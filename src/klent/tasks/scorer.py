@@ -145,17 +145,28 @@ class Scorer:
         return [*begun, *(try_reward(reward, first, first_call(reward, worker)) for reward, worker in pairs)]
 
     def score_episodes(self, episodes: Sequence[Episode]) -> Scores:
-        """Score what each episode says last: the actions of its last turn, as text and as tokens."""
+        """Score what each episode says last: the actions of its last turn, as text and as tokens.
+
+        Where actions are vectors, rewards get the last one in place of tokens.
+        """
         prompts = [episode.prompt for episode in episodes]
-        ids = [e.tokens[e.acted & (e.turn == e.turns - 1)].tolist() for e in episodes]
-        return self.score(prompts, [e.text for e in episodes], [e.finish for e in episodes], ids)
+        ids = [
+            e.tokens[e.acted & (e.turn == e.turns - 1)].tolist() if e.actions is None else None
+            for e in episodes
+        ]
+        vectors = [None if e.actions is None else e.actions[-1].tolist() for e in episodes]
+        return self.score(
+            prompts, [e.text for e in episodes], [e.finish for e in episodes], ids, vectors=vectors
+        )
 
     def score(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         finish: Sequence[str] | None = None,
-        ids: Sequence[Sequence[int]] | None = None,
+        ids: Sequence[Sequence[int] | None] | None = None,
+        *,
+        vectors: Sequence[Sequence[float] | None] | None = None,
     ) -> Scores:
         """Score one completion per prompt (a prompt is repeated for each completion of its group).
 
@@ -165,6 +176,7 @@ class Scorer:
             finish: ``length`` for each that the token budget cut, else ``stop``; rewards get it as a column
                 of this name, unless the task has one. None = all ended by themselves.
             ids: the tokens of each, for rewards that ask for ``completion_ids``.
+            vectors: the last action of each, for rewards that ask for ``vectors``.
 
         Returns:
             The scores; nothing that a reward does raises here.
@@ -175,9 +187,8 @@ class Scorer:
         finish = ["stop"] * len(completions) if finish is None else finish
         if not len(prompts) == len(completions) == len(finish):
             raise ValueError(f"{len(prompts)} prompts, {len(completions)} completions, {len(finish)} ends")
-        samples = list(
-            map(Sample, prompts, completions, finish, [None] * len(completions) if ids is None else ids)
-        )
+        unknown = [None] * len(completions)
+        samples = list(map(Sample, prompts, completions, finish, ids or unknown, vectors or unknown))
         if not samples:
             return Scores([], {name: [] for name in self.names}, {})
         problems = [Problems(*pair) for pair in zip(self.names, self._texts, strict=True)]

@@ -160,14 +160,16 @@ LEARNING: dict[str, Term] = {
     ),
     "kl/reference": Term(
         "nats per token",
-        "KL divergence of the policy from the reference, by the k3 estimator on sampled tokens.",
+        "KL divergence of the policy from the reference, by the k3 estimator on sampled tokens; exact at every "
+        "action where actions are vectors.",
         "How far the policy has moved in total. Absent if the run keeps no reference in memory.",
     ),
     "kl/sequence": Term(
         "nats per sequence",
         "KL(policy ‖ reference) between distributions over whole completions, exact at every token and weighted "
         "to the policy as it is in the update; mean over completions.",
-        "What `sequence_kl` holds down. Per token it is this over the mean length; absent without that term.",
+        "What `sequence_kl` holds down. Per token it is this over the mean length; absent without that term, but "
+        "where actions are vectors: of a denoiser it bounds the KL between images from above.",
     ),
     "policy/sequence_entropy": Term(
         "nats per sequence",

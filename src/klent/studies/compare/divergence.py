@@ -32,7 +32,7 @@ def write_divergence(recipe: Recipe, run: Path, *, problems: int = PROBLEMS, sam
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     prompts = task.heldout(min(problems, recipe.eval.problems))
     seed = derive_seed(recipe.seed, "compare")
-    sampler = build_sampler(policy, recipe.rollout, environments=task.environments)
+    sampler = build_sampler(policy, recipe.text_rollout, environments=task.environments)
     rollouts = sampler.generate(prompts, group_size=samples, seed=seed)
     divergence = measure_divergence(
         policy, base, rollouts, samples=samples, temperature=recipe.rollout.temperature

@@ -1,0 +1,74 @@
+"""What a kind of policy needs of the other sections, and keys of theirs that it does not read."""
+
+from collections.abc import Iterator
+
+from klent.config import binding
+from klent.config.checks import streams
+from klent.config.layers import KeyPath
+from klent.config.problems import Problem
+from klent.config.recipe import Recipe
+from klent.streams.registry import REGISTRY
+
+_BEGINS = {"text": "prompts", "noise": "noise, e.g. task: {noise: 64}"}
+_OF_LANGUAGE: tuple[KeyPath, ...] = (
+    *((key,) for key in ("dtype", "attention", "trust_remote_code", "lora", "critic", "bellman")),
+    *((key,) for key in ("thermostat", "adaptive_kl")),
+    *(("update", key) for key in ("packing", "gradient_checkpointing", "released_code", "distance")),
+    *(("eval", key) for key in ("play", "temperatures", "same", "logits", "early_stop")),
+)
+"""Keys about tokens, or about models of text."""
+
+
+def policy_problems(recipe: Recipe) -> Iterator[Problem]:
+    """A task that it cannot begin from, an engine that is not its own, keys and streams that it has not."""
+    policy, begins = recipe.policy, recipe.task.begins
+    if begins != policy.task:
+        reason = f"a {policy.kind} begins from {_BEGINS[policy.task]}"
+        yield Problem(("task",), f"gives {begins}, and {reason}; choose another task or policy.kind")
+    yield from _engine_problems(recipe)
+    if not policy.language:
+        yield from _unread_problems(recipe)
+        yield from _stream_problems(recipe)
+
+
+def _engine_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Vectors are drawn by the policy itself, texts by an engine."""
+    policy, engine = recipe.policy, recipe.rollout.engine
+    if policy.engine and engine != policy.engine:
+        reason = f"{engine} is not the engine of a {policy.kind}"
+        yield Problem(("rollout", "engine"), f"{reason}; set rollout: {{engine: {policy.engine}}}")
+    if not policy.engine and engine == "policy":
+        reason = f"policy draws actions that are vectors, and a {policy.kind} reads texts"
+        yield Problem(("rollout", "engine"), f"{reason}; set transformers or dataset")
+
+
+def _unread_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Keys that are about tokens, set to something."""
+    for path in _OF_LANGUAGE:
+        section: object = recipe
+        for key in path[:-1]:
+            section = getattr(section, str(key))
+        if section is None:
+            continue
+        field = type(section).model_fields[str(path[-1])]  # type: ignore[attr-defined]
+        if getattr(section, str(path[-1])) != field.get_default(call_default_factory=True):
+            yield Problem(path, f"is not used: a {recipe.policy.kind} has no tokens; remove it")
+    if recipe.update.kl.skew:
+        yield Problem(
+            ("update", "kl", "skew"), "mixes distributions, and a mixture of Gaussians is none; remove it"
+        )
+
+
+def _stream_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Terms that read numbers of a vocabulary, or of models beside the policy."""
+    nested = [*(recipe.select or {}).values(), *(recipe.weigh or {}).values()]
+    terms = [*recipe.loss, *(recipe.token_reward or {}), *(name for choice in nested for name in choice)]
+    measured = {name for name, stream in REGISTRY.items() if stream.when.startswith("in every forward pass")}
+    for name in terms:
+        function = binding.resolve(name)
+        reads = binding.streams_of(function) - binding.optional_of(function)
+        if lacking := sorted(reads & (measured - recipe.policy.gives)):
+            reason = f"reads {lacking[0]}, which a {recipe.policy.kind} does not give"
+            yield Problem(("loss", name) if name in recipe.loss else (), f"{reason}; remove {name}")
+    if not streams(recipe) & recipe.policy.gives:
+        yield Problem(("loss",), f"reads none of {', '.join(sorted(recipe.policy.gives))}; add a term")

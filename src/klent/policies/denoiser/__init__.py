@@ -1,0 +1,1 @@
+"""Denoisers: policies that turn noise into an image step by step."""

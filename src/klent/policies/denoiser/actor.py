@@ -1,0 +1,60 @@
+"""A denoiser as the actor of a policy: the state is the image so far, the action the next one."""
+
+from torch import Tensor, nn
+
+from klent.policies.denoiser.network import Denoiser
+from klent.policies.denoiser.sampler import Steps
+from klent.policies.vectors.gaussian import ActionDistribution, Gaussian
+from klent.policies.vectors.policy import Compare
+
+
+class DenoisingActor(nn.Module):
+    """N(a_i x + b_i ε(x, λ_i), s_i²) at step ``i`` of a sampler, which is the action's place in its episode.
+
+    Args:
+        net: predicts the noise.
+        steps: the sampler.
+    """
+
+    log_snr: Tensor
+    a: Tensor
+    b: Tensor
+    std: Tensor
+
+    def __init__(self, net: Denoiser, steps: Steps) -> None:
+        super().__init__()
+        self.net = net
+        for name in ("log_snr", "a", "b", "std"):
+            self.register_buffer(name, getattr(steps, name), persistent=False)
+
+    @property
+    def size(self) -> int:
+        """Coordinates of an image."""
+        return self.net.config.size
+
+    @property
+    def count(self) -> int:
+        """Steps of an episode."""
+        return len(self.std)
+
+    def forward(self, states: Tensor, place: Tensor) -> Gaussian:
+        """The distribution of each step's result, of states ``[N, D]`` at steps ``[N]``."""
+        noise = self.net(states, self.log_snr[place])
+        mean = self.a[place, None] * states + self.b[place, None] * noise
+        return Gaussian(mean, self.std[place, None])
+
+
+def noise_difference(actor: DenoisingActor) -> Compare:
+    """``‖ε - ε_ref‖²/D`` of a step: what DPOK's released code penalises, which is no divergence.
+
+    With equal means of all but the predicted noise, ``KL = b²/(2 s²)·‖ε - ε_ref‖²``: the factor that is left out
+    differs from step to step.
+    """
+
+    def compare(policy: ActionDistribution, reference: ActionDistribution, place: Tensor) -> Tensor:
+        assert isinstance(policy, Gaussian)
+        factor = actor.b[place].square() / (2 * actor.std[place].square())
+        kl = policy.kl(reference)  # type: ignore[arg-type]
+        return kl / factor / policy.mean.shape[-1]
+
+    return compare

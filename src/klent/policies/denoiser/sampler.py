@@ -1,0 +1,79 @@
+"""The steps from noise to an image: each a Gaussian whose mean is linear in the state and in the predicted noise."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["ddpm", "ddim"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A sampler as a table; step ``i`` of L draws from N(a_i x + b_i ε(x, λ_i), s_i²).
+
+    Attributes:
+        log_snr: λ at the step's start, ``[L]``: what the network is told of the noise.
+        a: factor of the state, ``[L]``.
+        b: factor of the predicted noise, ``[L]``.
+        std: s, standard deviation of each coordinate, ``[L]``.
+    """
+
+    log_snr: Tensor
+    a: Tensor
+    b: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.std)
+
+
+def make_steps(kind: Kind, count: int, *, high: float, low: float, eta: float = 1.0) -> Steps:
+    r"""The table of DDPM or DDIM between two log-SNRs, at equal distances of the log-SNR.
+
+    .. math::
+        \bar\alpha = \mathrm{sigmoid}(\lambda), \qquad
+        \hat x_0 = (x - \sqrt{1 - \bar\alpha_t}\, \epsilon) / \sqrt{\bar\alpha_t} \\
+        \mu = \sqrt{\bar\alpha_s}\, \hat x_0 + \sqrt{1 - \bar\alpha_s - \sigma^2}\, \epsilon, \qquad
+        \sigma = \eta \sqrt{\frac{1 - \bar\alpha_s}{1 - \bar\alpha_t}}
+        \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_s}}
+
+    from a noisier time ``t`` to the next, ``s``. ``ddim`` draws with that σ; ``ddpm`` has the mean of η = 1, which is
+    the posterior's, and the forward process' variance ``1 - ᾱ_t/ᾱ_s``. The last step ends at the log-SNR ``high``, so
+    that it has a density too: what is left is noise of standard deviation ``sigmoid(-high)**0.5``.
+
+    Args:
+        kind: the sampler.
+        count: steps, L.
+        high: log-SNR of an image.
+        low: log-SNR of the noise that sampling starts from.
+        eta: of ``ddim``, in (0, 1].
+
+    Raises:
+        ValueError: ``eta`` or ``count`` is out of range.
+
+    References:
+        Ho et al., Denoising Diffusion Probabilistic Models, 2020, arXiv:2006.11239; Song et al., Denoising Diffusion
+        Implicit Models, 2020, arXiv:2010.02502.
+
+    >>> steps = make_steps("ddim", 4, high=8.0, low=-8.0)
+    >>> [round(value, 3) for value in steps.std.tolist()]
+    [0.991, 0.927, 0.343, 0.018]
+    """
+    if not 0 < eta <= 1:
+        raise ValueError(
+            f"eta is {eta}, expected one in (0, 1]: a step that draws no noise has no density. Set it above 0"
+        )
+    if count < 1:
+        raise ValueError(f"count is {count}, expected at least 1")
+    log_snr = torch.linspace(low, high, count + 1, dtype=torch.float64)
+    signal, noise = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)  # ᾱ and 1 - ᾱ
+    start, end = slice(None, -1), slice(1, None)
+    fresh = 1 - signal[start] / signal[end]
+    posterior = (noise[end] / noise[start] * fresh).sqrt()
+    drawn = posterior * (eta if kind == "ddim" else 1.0)
+    a = (signal[end] / signal[start]).sqrt()
+    b = (noise[end] - drawn.square()).clamp(min=0).sqrt() - a * noise[start].sqrt()
+    std = fresh.sqrt() if kind == "ddpm" else drawn
+    return Steps(*(column.float() for column in (log_snr[start], a, b, std)))
