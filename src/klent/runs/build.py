@@ -57,7 +57,7 @@ from klent.runs.targets import build_player, build_target, load_beside
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
-from klent.runs.values import build_values, prepare_head
+from klent.runs.values import add_second_head, build_values, prepare_head
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
 from klent.tasks import Task
@@ -163,6 +163,7 @@ def _build(
     )
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy, loaded, note)
+        add_second_head(objective, policy.critic, loaded.rows, recipe.seed)
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     policy.packing = choose_packing(recipe.update, rollout, recipe.model, policy, note)

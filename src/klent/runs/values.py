@@ -1,12 +1,16 @@
 """What learns values from logged play, as a recipe's ``bellman`` describes it."""
 
+import torch
+
 from klent.config import Bellman
 from klent.control.bellman import BellmanTargets, ConstantWeights, Scale
 from klent.control.organ import Organ
 from klent.errors import RunError
+from klent.kit.seeds import derive_seed
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.beside import add_dummy_action, start_logits_at_zero
 from klent.policies.causal_lm.best_next import BestNext
+from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.expected_next import ExpectedNext
 from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -44,6 +48,12 @@ def build_values(
                 raise RunError(f"bellman: the {who} does more to its logits than a head; use target: returns")
         best = BestNext(policy, KeptWeights(policy), behaviour, min_behaviour=settings.min_behaviour)
     return BellmanTargets(scale, best, rate=settings.rate, names=policy.trainable())
+
+
+def add_second_head(objective: Objective, critic: Critic, rows: int, seed: int) -> None:
+    """Give the critic a value of each of so many actions, where a term reads a second opinion of them."""
+    if objective.reads("logit_second"):
+        critic.add_actions(rows, torch.Generator().manual_seed(derive_seed(seed, "second head")))
 
 
 def prepare_head(objective: Objective, loaded: LoadedModel) -> None:
