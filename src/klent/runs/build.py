@@ -53,7 +53,7 @@ from klent.runs.recorder import Recorder
 from klent.runs.references import build_compared
 from klent.runs.reward_models import build_reward_model, centre_and_save, load_scoring
 from klent.runs.state import RunState
-from klent.runs.targets import build_player, build_target, load_beside
+from klent.runs.targets import build_player, build_target, load_reference
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.trackers import Trackers
 from klent.runs.updaters import build_updater
@@ -148,14 +148,14 @@ def _build(
     )
     rollout = recipe.rollout
     objective = build_objective(recipe)
-    prepare_head(objective, loaded)
+    prepare_head(objective, loaded, note)
     policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
     _tell(policy, eager=loaded.attention == "eager" and recipe.attention == "auto", note=note)
 
     @cache
     def initial() -> LoadedModel:
         """The reference model, loaded once for all that ask for it."""
-        return load_beside(recipe.reference or recipe.model, recipe, loaded)
+        return load_reference(recipe, loaded)
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     engine = build_engine(
