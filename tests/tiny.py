@@ -59,23 +59,24 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, **changes: object) -> LlamaForCausalLM:
     """A two-layer Llama of 25 thousand float32 parameters; the global generator is left alone."""
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        pad_token_id=PAD,
-        bos_token_id=None,
-        eos_token_id=TURN_END,
-        attn_implementation="sdpa",
-    )
+    usual = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "pad_token_id": PAD,
+        "bos_token_id": None,
+        "eos_token_id": TURN_END,
+        "attn_implementation": "sdpa",
+    }
+    config = LlamaConfig(**{**usual, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)

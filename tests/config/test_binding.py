@@ -162,6 +162,7 @@ def test_the_streams_that_carry_a_gradient():
         "logp_mean",
         "logp_observed",
         "logit",
+        "logit_second",
     }
     assert named == TRAINED
 

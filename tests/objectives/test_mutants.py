@@ -165,7 +165,10 @@ MUTANTS = [
     Mutant("data's policy left out", "qsft.py", "(logp_behaviour + beta * tilt)", "(beta * tilt)", qsft.test_qsft_policy_table),
     Mutant("not normalised", "qsft.py", "(logp_behaviour + beta * tilt).log_softmax(dim=-1)", "logp_behaviour + beta * tilt", qsft.test_qsft_policy_table),
     Mutant("expectile upside down", "qsft.py", "(advantage < 0)", "(advantage >= 0)", qsft.test_ilql_loss_table),
-    Mutant("target network trained", "qsft.py", "weight.detach(), logit_target.detach()", "weight, logit_target", trains("ilql_loss")),
+    Mutant("target network trained", "qsft.py", "logit_target.detach(), logit_second_target.detach()", "logit_target, logit_second_target", trains("ilql_loss")),
+    Mutant("target trained", "qsft.py", "value, weight.detach())", "value, weight)", trains("ilql_loss")),
+    Mutant("the larger of two values", "qsft.py", "torch.minimum(target", "torch.maximum(target", qsft.test_ilql_loss_table),
+    Mutant("one head untrained", "qsft.py", "errors = error + (second - weight).square()", "errors = error", qsft.test_ilql_loss_table),
     Mutant("unseen tokens pushed up", "qsft.py", "expectile - conservative * logp", "expectile + conservative * logp", qsft.test_ilql_loss_table),
     # importance
     Mutant("ratio upside down", "importance.py", "log_ratio = logp_old - logp_gen", "log_ratio = logp_gen - logp_old", importance.test_importance_weight_table),

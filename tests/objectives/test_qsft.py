@@ -55,31 +55,37 @@ NAN = math.nan
 
 
 def test_ilql_loss_table() -> None:
-    # squares 0.25, 1; u = 0.5 (times 0.8) and -1 (times 0.2); 0.1 times -log of 1/2 and 1/4; then off the mask
+    # squares 0.25, 1 and of the second 0.25, 4; targets 1 of (1, 3) and of (2, 1), so u = 0.5 (times 0.8) and -1
+    # (times 0.2); 0.1 times -log of 1/2 and 1/4; then off the mask
     q = table([1.0, 0.0, NAN]).requires_grad_()
+    r = table([0.0, 3.0, NAN]).requires_grad_()
     v = table([0.5, 2.0, NAN]).requires_grad_()
     x = table([0.5, 0.25, NAN]).log().requires_grad_()
-    target, weight = table([1.0, 1.0, NAN]), table([0.5, 1.0, NAN])
-    out = O.ilql_loss(q, x, v, weight, target, mask_of("xx."), tau=0.8, conservative=0.1)
+    targets, weight = (table([1.0, 2.0, NAN]), table([3.0, 1.0, NAN])), table([0.5, 1.0, NAN])
+    out = O.ilql_loss(q, r, x, v, weight, *targets, mask_of("xx."), tau=0.8, conservative=0.1)
     two = math.log(2)
-    assert_close(out.loss, table([0.25 + 0.8 * 0.25 + 0.1 * two, 1.0 + 0.2 + 0.2 * two, 0.0]))
+    assert_close(out.loss, table([0.5 + 0.8 * 0.25 + 0.1 * two, 5.0 + 0.2 + 0.2 * two, 0.0]))
     assert_close(slope(out.loss, q), table([1.0, -2.0, 0.0]))
+    assert_close(slope(out.loss, r), table([-1.0, 4.0, 0.0]))
     assert_close(slope(out.loss, v), table([-0.8, 0.4, 0.0]))
     assert_close(slope(out.loss, x), table([-0.1, -0.1, 0.0]))
     assert [float(n) for n in out.metrics["bellman/error"]] == [1.25, 2.0]
     assert [float(n) for n in out.metrics["bellman/advantage"]] == [-0.5, 2.0]
+    assert [float(n) for n in out.metrics["bellman/apart"]] == [3.0, 2.0]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_ilql_loss_agrees_with_oracle_and_has_its_gradient(seed: int) -> None:
     tokens = random_tokens(seed)
     q, x, v = (tokens[name].requires_grad_() for name in ("advantage", "logp", "entropy"))
+    r = (-q.detach().roll(1, dims=1)).requires_grad_()
     weight, target, mask = tokens["weight"], tokens["logp_other"], tokens["mask"]
-    out = O.ilql_loss(q, x, v, weight, target, mask, tau=0.7, conservative=0.3)
-    arrays = (one.detach().numpy() for one in (q, x, v, weight, target, mask))
+    known = (weight, target, target.roll(1, dims=1).where(mask, target), mask)
+    out = O.ilql_loss(q, r, x, v, *known, tau=0.7, conservative=0.3)
+    arrays = (one.detach().numpy() for one in (q, r, x, v, *known))
     assert_close(out.loss, oracle.ilql(*arrays, 0.7, 0.3))
     assert torch.autograd.gradcheck(
-        lambda q, x, v: O.ilql_loss(q, x, v, weight, target, mask, tau=0.7, conservative=0.3).loss, (q, x, v)
+        lambda *trained: O.ilql_loss(*trained, *known, tau=0.7, conservative=0.3).loss, (q, r, x, v)
     )
 
 
@@ -94,7 +100,7 @@ def test_a_state_is_worth_the_expectile_of_its_actions(tau: float) -> None:
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
         loss = O.ilql_loss(
-            zeros, zeros, v.expand(1, 2), zeros, values, mask, tau=tau, conservative=0.0
+            zeros, zeros, zeros, v.expand(1, 2), zeros, values, values + 1, mask, tau=tau, conservative=0.0
         ).loss.sum()
         loss.backward()
         return loss

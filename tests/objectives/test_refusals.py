@@ -144,7 +144,7 @@ SHAPES: list[tuple[Call, str]] = [
     (lambda: O.weighted_cross_entropy(X, X[:1], X, MASK), "logp_dummy has shape [1, 3]"),
     (lambda: O.weighted_cross_entropy(X, X, X[:, 0], MASK), "write weight[:, None].expand(mask.shape)"),
     (lambda: O.uniform_cross_entropy(X, X[:1], X, MASK, actions=3), "logp_mean has shape [1, 3]"),
-    (lambda: O.ilql_loss(X, X, X, X[:1], X, MASK), "weight has shape [1, 3]"),
+    (lambda: O.ilql_loss(X, X, X, X, X[:1], X, X, MASK), "weight has shape [1, 3]"),
     (lambda: O.observation_loss(X[:1], MASK, coef=0.1), "logp_observed has shape [1, 3]"),
     (lambda: O.clip_cov_tokens(X, X[:1], MASK), "advantage has shape [1, 3]"),
     (lambda: O.kl_cov_tokens(X[:1], X, MASK), "logp has shape [1, 3]"),

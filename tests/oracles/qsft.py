@@ -23,20 +23,23 @@ def policy(value: Array, behaviour: Array, beta: float, form: str) -> Array:
 
 def ilql(
     q: Array,
+    second: Array,
     logp: Array,
     v: Array,
     weight: Array,
     target: Array,
+    second_target: Array,
     mask: Array,
     tau: float,
     conservative: float,
 ) -> Array:
-    """Implicit Q-learning's loss (arXiv:2206.11871) with one Q, one token at a time."""
+    """Implicit Q-learning's loss (arXiv:2206.11871), token by token; conservative on the first Q alone."""
     loss = np.zeros(q.shape)
     for i, t in zip(*np.nonzero(mask), strict=True):
-        u = target[i, t] - v[i, t]
+        u = (target if target[i, t] < second_target[i, t] else second_target)[i, t] - v[i, t]
         side = tau if u > 0 else 1 - tau
-        loss[i, t] = (q[i, t] - weight[i, t]) ** 2 + side * u * u - conservative * logp[i, t]
+        errors = (q[i, t] - weight[i, t]) ** 2 + (second[i, t] - weight[i, t]) ** 2
+        loss[i, t] = errors + side * u * u - conservative * logp[i, t]
     return loss
 
 

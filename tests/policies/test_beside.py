@@ -83,18 +83,40 @@ def test_a_head_of_zeros_is_the_models_own_and_is_saved(tmp_path):
     torch.testing.assert_close(load_policy(str(tmp_path / "values")).model(input_ids=ids).logits, expected)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_the_second_head_is_a_row_of_its_own_for_each_action(own):
+    """By the hidden states of whole rows, read one at a time, with layers of its own or the policy's."""
+    policy = CausalPolicy(tiny_model(), temperature=1.0)
+    policy.critic = Critic(32, tiny_model(3) if own else None)
+    policy.critic.add_actions(len(VOCABULARY), torch.Generator().manual_seed(1))
+    made = batch()
+    stats = policy.evaluate(made, range(len(made)), also=["logit_second"])
+    assert stats.value is None
+    body = (policy.critic.trunk if own else policy.model).model
+    for row, episode in enumerate(made.episodes):
+        ids = torch.tensor([[*episode.prompt_ids, *episode.tokens.tolist()]])
+        states = body(input_ids=ids).last_hidden_state[0, len(episode.prompt_ids) - 1 : -1]
+        everything = states @ policy.critic.actions.T
+        expected = everything.gather(1, episode.tokens[:, None])[:, 0]
+        torch.testing.assert_close(stats.logit_second[row, : len(expected)], expected, atol=1e-5, rtol=1e-4)
+        assert (stats.logit_second[row, len(expected) :] == 0).all()
+
+
 def test_before_an_update_a_state_is_worth_what_the_critic_says_and_an_action_its_kept_logit():
     policy = CausalPolicy(tiny_model(), temperature=1.0)
     policy.critic = Critic(32)
+    policy.critic.add_actions(len(VOCABULARY), torch.Generator().manual_seed(1))
     torch.nn.init.normal_(policy.critic.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     kept, made = KeptWeights(policy), batch()
-    before = policy.evaluate(made, range(len(made)), also=["logit", "value"])
+    before = policy.evaluate(made, range(len(made)), also=["logit", "logit_second", "value"])
     with torch.no_grad():
         for parameter in policy.trainable().values():
             parameter.mul_(1.1)
     values = ExpectedNext(policy, kept).values(made)
-    after = policy.evaluate(made, range(len(made)), also=["logit", "value"])
+    after = policy.evaluate(made, range(len(made)), also=["logit", "logit_second", "value"])
     torch.testing.assert_close(values, after.value.detach().clamp(0, 1))
     torch.testing.assert_close(made.streams.logit_target, before.logit.detach())
+    torch.testing.assert_close(made.streams.logit_second_target, before.logit_second.detach())
+    assert (after.logit_second - before.logit_second).abs().max() > 0.01
     assert (after.logit - before.logit).abs().max() > 0.01
     assert 0 < float(values.max()) <= 1

@@ -1,14 +1,18 @@
 """The environments that klent brings: tools through the chat template, and worlds of other libraries."""
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from klent.config import EnvironmentSettings, load_recipe
 from klent.environments import NAMED, Step, find_environment
 from klent.environments.adapters import Gymnasium, TextArena, TextWorld
 from klent.environments.tools import Tools, schema_of
 from klent.errors import ConfigError
+from klent.tasks.pool import Play
+from klent.tasks.starts import EnvironmentTask, start_of
 
 TOOLS = """
 def add(a: int, b: int = 0) -> int:
@@ -90,6 +94,45 @@ def test_the_file_of_a_tool_may_be_any_that_python_imports(tmp_path, monkeypatch
             ConfigError, match=rf"tool value.py:{name}: '{name}' .*is of type {kind}, not a function"
         ):
             Tools([f"value.py:{name}"])
+
+
+@pytest.mark.parametrize("where", ["task", "eval.play"])
+def test_tools_are_beside_the_recipe_wherever_it_is_run_from(tmp_path, monkeypatch, where):
+    """Another file of the same name lies in the folder that the process is started in later."""
+    recipes, elsewhere = tmp_path / "recipes", tmp_path / "elsewhere"
+    for folder in (recipes, elsewhere):
+        folder.mkdir()
+    (recipes / "own.py").write_text(TOOLS)
+    (elsewhere / "own.py").write_text("def add(a: int):\n    return 'of another file'\n")
+    (recipes / "rows.jsonl").write_text('{"prompt": "2 + 3?"}\n{"prompt": "2 + 4?"}\n')
+    game = {"env": "tools", "config": {"tools": ["own.py:add"]}, "rows": "rows.jsonl"}
+    values: dict = {"model": "m", "steps": 1}
+    if where == "task":
+        values |= {"method": "grpo", "task": game, "reward": "last_number"}
+    else:
+        (recipes / "log.jsonl").write_text("")
+        values |= {"method": "sft", "task": {"trajectories": "log.jsonl"}, "eval": {"play": game}}
+    (recipes / "r.yaml").write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("recipes/r.yaml")
+    section = recipe.task if where == "task" else recipe.eval.play.as_task(recipe.task)
+    made = EnvironmentTask(section, heldout=1, trained=where == "task")
+    monkeypatch.chdir(elsewhere)  # before the processes start
+    (prompt,) = made.heldout(1)
+    assert prompt.template["tools"][0]["function"]["description"] == "Add two numbers."
+    play = Play(prompt.id, start_of(prompt), 0, [call("add", '{"a": 2, "b": 3}')])
+    (answer,) = made.environments.step([play])
+    made.environments.close()
+    assert answer.observation == [{"role": "tool", "content": "5"}]
+
+
+def test_tools_are_looked_up_from_the_folder_that_a_task_is_given(tmp_path):
+    (tmp_path / "own.py").write_text(TOOLS)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "2 + 3?"}\n{"prompt": "2 + 4?"}\n')
+    section = EnvironmentSettings(env="tools", config={"tools": ["own.py:add"]}, rows="rows.jsonl")
+    made = EnvironmentTask(section, base=tmp_path)
+    assert made.train(0).template["tools"]
+    made.environments.close()
 
 
 def test_tools_that_cannot_be_had(tmp_path):

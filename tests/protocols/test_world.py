@@ -2,15 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers_training import GRPO, episodes, updater
+from helpers_training import GRPO, episodes, pairs, updater
 from tiny import tiny_model
 
+from klent.control.pairing import BestWorst
 from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.streams.batch import Batch, make_batch
+from klent.tasks.returns import Returns
 from klent.training.objective import Objective
 from klent.training.update import Updater, UpdateResult
 
@@ -166,6 +169,77 @@ def test_a_rank_whose_completions_are_all_idle_still_takes_the_step():
     assert idle_result.grad_norm == busy_result.grad_norm > 0
     for left, right in zip(idle.parameters, busy.parameters, strict=True):
         assert torch.equal(left, right)
+
+
+def turns_of(prompts: list[int], turns: int) -> Batch:
+    """Some of three starts, four episodes each, cut into so many turns at most, with sums from each turn on."""
+    made, everything = [], episodes()
+    for prompt in prompts:
+        for row in range(4 * prompt, 4 * prompt + 4):
+            episode, count = everything[row], 1 + (row + prompt) % turns
+            turn = (torch.arange(len(episode.tokens)) * count) // len(episode.tokens)
+            count = int(turn.max()) + 1
+            paid = tuple(REWARDS[row] + 0.3 * k * (-1) ** (row + k) for k in range(count))
+            made.append(replace(episode, turn=turn, rewards=paid))
+    scores = Returns(discount=0.5, credit="turn").score_episodes(made)
+    scores.to_go[1] = [torch.nan] * len(scores.to_go[1])  # its environment failed
+    scores.reward[1] = torch.nan
+    return make_batch(made, scores.reward, group_size=4, to_go=scores.to_go)
+
+
+@pytest.mark.parametrize("name", ["reinforce_pp", "reinforce_pp_baseline", "group_advantage"])
+def test_two_ranks_whose_longest_episodes_differ_credit_turns_alike(name):
+    """One rank has episodes of up to two turns, the other of up to five."""
+    made = [turns_of([0], 2), turns_of([1, 2], 5)]
+    turns = [rows.to_go.shape[1] for rows in made]
+    assert turns[0] < turns[1]
+    whole = make_batch(
+        [episode for rows in made for episode in rows.episodes],
+        [*made[0].reward.tolist(), *made[1].reward.tolist()],
+        group_size=4,
+        to_go=[
+            row[: e.turns].tolist() for rows in made for row, e in zip(rows.to_go, rows.episodes, strict=True)
+        ],
+    )
+    Objective(GRPO[0], {name: {}}, None).estimate_advantage(whole, None)
+    together(lambda seat: (updater(Objective(GRPO[0], {name: {}}, None), world=seat), made[seat.rank]))
+    found = torch.cat([rows.streams.advantage[rows.mask] for rows in made])
+    torch.testing.assert_close(found, whole.streams.advantage[whole.mask], atol=1e-6, rtol=1e-5)
+    assert (found != 0).double().mean() > 0.5
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_rank_without_a_pair_goes_along_with_one_that_has_some(sampled):
+    """Pairs of a file of which none is chosen, and groups of sampled answers whose rewards are all equal."""
+    terms = {"dpo": {"beta": 0.5}} if not sampled else {"simpo": {"beta": 2.0, "margin": 1.0}}
+
+    def make(seat, prompts=None):
+        objective = Objective(terms, None, None)
+        step = updater(objective, reduce={"over": "pairs"}, world=seat)
+        step.learning_rate = lambda number: 0.0
+        if not sampled:
+            rows = pairs()
+            idle = seat is not None and seat.rank == 0
+            rows.streams.choices["mask"] = rows.mask & (not idle)
+            return step, rows
+        everything = episodes()
+        first = 0 if seat is not None and seat.rank == 0 else 4
+        some, rewards = everything[first : first + 4], [1.0] * 4 if first == 0 else [0.0, 1.0, 0.5, 0.0]
+        rows = make_batch(some, rewards, group_size=4, whole_groups=True)
+        BestWorst().after_rollout(rows)
+        return step, rows
+
+    one, rows = make(None)
+    expected = run(one, rows)
+    (idle, nothing), (busy, result) = together(make)
+    assert nothing.tokens == 0 < result.tokens
+    for both in (nothing, result):
+        assert both.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+        assert both.grad_norm > 1e-4
+        assert both.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert both.sums == {name: pytest.approx(value) for name, value in expected.sums.items()}
+    for mine, theirs in zip(idle.parameters, busy.parameters, strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
 
 
 def test_a_world_that_does_not_add_up_is_found_out():

@@ -116,6 +116,7 @@ def test_returns_are_in_eval_before_in_the_course_of_and_after_training(world):
     last = rows[-1]
     assert {"reward", "low", "high", "loss"} <= last.keys()
     assert (last["problems"], last["samples"], len(last["rewards"])) == (8, 4, 8)
+    assert (last["turns"], last["prefill"]) == (1.0, 8 * len("s0"))  # an opening once for its four samples
     assert rows[0]["reward"] < 0.2 < last["reward"] < 0.8  # a clone is right as often as its log
     assert any(
         "held-out starts of world.py:Choice x 4" in line for line in describe_plan(recipe(method="sft"))
@@ -213,6 +214,7 @@ def test_a_model_plays_and_its_record_is_a_log(world, policy):
     assert all(row["turns"][0]["observation"] == f"s{row['seed'] % 8}" for row in rows)
     earned = sum(row["return"] for row in rows) / 70
     assert f"return {earned:.3f}, mean of 70 episodes" in result.output
+    assert "64 episodes played: 128 tokens read, " in result.output
     assert {"values": earned > 0.9, "runs/data/final": 0.2 < earned < 0.8, "model": earned < 0.2}[policy]
     assert load_task({"trajectories": str(file)}, seed=0, heldout=0).train(0).columns["rewards"] is not None
 

@@ -11,7 +11,7 @@ from tiny import END, TURN_END, VOCABULARY, tiny_folder, tiny_model, tiny_tokeni
 
 from klent.config import load_recipe, make_recipe
 from klent.control.bellman import BellmanTargets, Scale
-from klent.errors import ConfigError, RunError
+from klent.errors import ConfigError, ModelError, RunError
 from klent.io.files import read_jsonl
 from klent.models.load import LoadedModel, load_policy
 from klent.objectives import qsft_target
@@ -134,6 +134,51 @@ def test_implicit_q_learning_gives_each_action_its_value_as_a_logit(world):
     assert first["bellman/error"] > 0.2 > 0.01 > last["bellman/error"]
     # at the action logits are 1 and 0 and the state is worth their expectile, 0.9; behind it nothing is open
     assert last["bellman/advantage"] == pytest.approx(((0.5 - 0.9) + 0.0) / 2, abs=0.08)
+    assert first["bellman/apart"] > 0.03 > last["bellman/apart"] > 0  # two heads, which come to agree
+
+
+def test_the_second_head_is_trained_and_kept_and_resumed_and_is_not_in_the_model(world):
+    """It begins small and random, by the run's seed, and has a target of its own."""
+    bellman = {"rate": 0.5}
+    whole, cut = (run(name, method="ilql", bellman=bellman, steps=n) for name, n in (("w", 3), ("c", 2)))
+    train(
+        load_recipe(cut / "config.yaml", ["steps=3"]), cut, command="c", resume=True, console=QuietConsole()
+    )
+    assert rows_of(cut) == rows_of(whole)
+    for file in ("model.safetensors", "bellman.safetensors"):
+        one, other = (load_file(folder / "checkpoints/000003" / file) for folder in (cut, whole))
+        second = one["critic.actions"]
+        assert second.shape == (len(VOCABULARY), 32)
+        assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+    steps = [load_file(whole / f"checkpoints/00000{n}/model.safetensors")["critic.actions"] for n in (1, 3)]
+    assert (steps[0] - steps[1]).abs().max() > 0.005
+    unseen = tiny_tokenizer().convert_tokens_to_ids("~")
+    assert 0.001 < float(steps[1][unseen].std()) < 0.1  # what the log never has stays as it began
+    assert "critic.actions" not in load_file(whole / "final/model.safetensors")
+
+
+def test_values_are_not_learnt_on_top_of_values_and_what_else_is_done_with_them_is_said(world):
+    """The head would be lost, or have a second dummy; its run can be resumed, which the first test does."""
+    first, config = run("first", steps=1) / "final", "config.json"
+    assert json.loads((first / config).read_text())["klent_values"] is True
+    for method, bellman in (("qsft", {}), ("ilql", {})):
+        with pytest.raises(ModelError, match=r"model: .*first.final holds values already .*klent resume RUN"):
+            run(f"again {method}", model=str(first), method=method, bellman=bellman)
+    with pytest.raises(ModelError, match=r"reference: .*first.final holds values already"):
+        run("on top", reference=str(first))
+    console = QuietConsole()
+    imitated = recipe(
+        model=str(first), method="sft", bellman=None, task={"trajectories": "log.jsonl"}, steps=1
+    )
+    train(imitated, Path("runs/imitated"), command="c", console=console)
+    assert [text for text in console.warnings if "holds values (method qsft or ilql)" in text]
+    assert "klent_values" not in json.loads(
+        (
+            run("p", method="sft", bellman=None, task={"trajectories": "log.jsonl"}, steps=1)
+            / "final"
+            / config
+        ).read_text()
+    )
 
 
 @pytest.mark.parametrize(

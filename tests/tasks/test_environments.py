@@ -332,7 +332,7 @@ def test_a_row_cannot_have_a_column_called_start(world):
     [
         ("Missing", {}, "world.py has no class 'Missing'"),
         ("Empty", {}, "has no method `reset`"),
-        ("Counter", {"sekret": 1}, "cannot be made with task.config"),
+        ("Counter", {"sekret": 1}, "cannot be made with config"),
     ],
 )
 def test_what_is_no_environment_is_refused_before_the_run(world, name, config, reason):

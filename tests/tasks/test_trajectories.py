@@ -224,9 +224,86 @@ def test_the_layouts_of_lmrl_gym_are_read():
     assert as_episode(each, "w.jsonl:1") == wordle
 
 
+QUESTIONS = {
+    "lines": ["Is the object alive? No.", "Is it yes? or no? Yes.", "Is it a kite? Yes."],
+    "correct": True,
+    "word": ["Kite"],
+}
+DEAL = {
+    "buyer_info": {
+        "personality": "rude",
+        "preferred_brands": "a Ford",
+        "preferred_type": "truck",
+        "preferred_features": ["sunroof"],
+        "budget": 10000,
+    },
+    "lines": [
+        {"role": "Buyer", "text": "Hello."},
+        {"role": "Seller", "text": "Hi!\n"},
+        {"role": "Seller", "text": "A truck?"},
+        {"role": "Buyer", "text": "Yes."},
+        {"role": "Seller", "text": "$15,000."},
+        {"role": "Buyer", "text": "Done."},
+    ],
+    "output": {"car_bought": True, "msrp": 20000, "buy_price": 15000},
+}
+
+
+def test_questions_of_lmrl_gym_cost_one_each_but_for_the_right_guess():
+    """As its loader has it: '? ' parts a question from the answer at its last place, and each ends its line."""
+    episode = as_episode(QUESTIONS, "q.jsonl:1")
+    assert (episode["prompt"], episode["rewards"], episode["word"]) == (
+        "Questions:\n",
+        [-1.0, -1.0, 0.0],
+        ["Kite"],
+    )
+    assert [message["content"] for message in episode["trajectory"]] == [
+        "Is the object alive?\n",
+        "No.\n",
+        "Is it yes? or no?\n",
+        "Yes.\n",
+        "Is it a kite?\n",
+    ]
+    assert as_episode({**QUESTIONS, "correct": False}, "q.jsonl:1")["rewards"] == [-1.0, -1.0, -1.0]
+
+
+def test_the_car_dealer_of_lmrl_gym_is_played_by_the_seller():
+    """15000 of a budget of 10000 and a list price of 20000 is 1; a sale that fails costs (budget - list) / list."""
+    episode = as_episode(DEAL, "d.jsonl:1")
+    assert episode["prompt"] == "Start\nHello.\n"
+    assert [(m["role"], m["content"]) for m in episode["trajectory"]] == [
+        ("assistant", "Hi! A truck?\n"),
+        ("user", "Yes.\n"),
+        ("assistant", "$15,000.\n"),
+    ]
+    assert episode["rewards"] == [0.0, 1.0]
+    assert "output" not in episode
+    kept = {"msrp": 20000, "buy_price": None}
+    for output, last in (
+        ({"car_bought": False, **kept}, 0.5),
+        ({"car_bought": True, **kept}, 0.0),
+        (None, 0.0),
+    ):
+        assert as_episode({**DEAL, "output": output}, "d.jsonl:1")["rewards"] == [0.0, last]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        (
+            {**QUESTIONS, "lines": ["Is it? No.", "a kite"]},
+            "'lines', number 2: must be a question and its answer",
+        ),
+        ({**QUESTIONS, "lines": "Is it? No."}, "'lines' must be a list, not str"),
+        ({**QUESTIONS, "lines": []}, "'lines' has no action"),
+        ({**QUESTIONS, "correct": "yes"}, "'correct' must be true or false, not 'yes'"),
+        (
+            {**DEAL, "lines": [{"role": "seller", "text": "a"}]},
+            "number 1: must be {role: Seller or Buyer, text}",
+        ),
+        ({**DEAL, "lines": DEAL["lines"][:1]}, "'lines' has no action"),
+        ({**DEAL, "buyer_info": {}}, "'buyer_info': 'budget' must be a number, not None"),
+        ({**DEAL, "output": {"msrp": 1}}, "'output': 'car_bought' must be true or false"),
         ({**WORDLE, "reward": [1.0]}, "'reward' must have 5 numbers, one for each text; it has 1"),
         ({**WORDLE, "reward": [-1.0, 2.0, 0.0, 0.0]}, "text 3 is no action and earns 2.0; it must be 0"),
         ({"sequence": WORDLE["sequence"], "rewards": []}, "no 'reward'; did you mean `rewards`?"),

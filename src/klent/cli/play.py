@@ -196,6 +196,8 @@ def _tell(together: "PlayedTogether", max_turns: int) -> None:
     for problem in dict.fromkeys(together.problems):
         count = together.problems.count(problem)
         err.print(f"warning: {_count(count)} left out: {problem}", soft_wrap=True)
+    counts = f"{together.read:,} tokens read, {together.written:,} written"
+    err.print(f"{_count(len(together.episodes))} played: {counts}", soft_wrap=True)
     if together.cut:
         reason = f"of {max_turns} turns (--max-turns) or the model's context"
         err.print(f"warning: {_count(together.cut)} cut at the limit {reason}", soft_wrap=True)

@@ -215,7 +215,7 @@ class TrajectorySettings(FileSettings):
 
     trajectories: str
     """A .jsonl or .parquet file, or a dataset id of the hub: lines of `klent play --record`, `messages` with
-    `rewards`, one for each answer of the assistant, or the Wordle or maze logs of LMRL-Gym."""
+    `rewards`, one for each answer of the assistant, or logs of LMRL-Gym (Wordle, maze, questions, car dealer)."""
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     """Train on this share of the episodes, those with the largest returns; null = on all."""
     discount: Fraction = 1.0

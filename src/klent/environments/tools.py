@@ -41,7 +41,7 @@ class Tools:
         if isinstance(prompt, str):
             return [{"role": "user", "content": prompt}]
         if not isinstance(prompt, list):
-            raise ConfigError("tools need a column `prompt`: name a file with one in task.rows")
+            raise ConfigError("tools need a column `prompt`: name a file with one in `rows`")
         return prompt
 
     def step(self, action: str) -> Step:

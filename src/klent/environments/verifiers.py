@@ -104,7 +104,7 @@ class _World:
         if len(seats) != 1:
             raise ConfigError(
                 f"{self.name} has {len(seats)} agents ({', '.join(seats)}): a policy plays one. Choose another with "
-                "task.config.env, or write an environment in which the others are Python"
+                "`config: {env: NAME}`, or write an environment in which the others are Python"
             )
         taskset, kind = self.env.taskset, type(self.env.taskset).task_type()
         if taskset.toolsets(taskset.config) or kind.toolsets(taskset.config.task):
@@ -127,7 +127,7 @@ class _World:
             )
         task = self.tasks[index]
         if task.data.image is not None or task.data.agent_user is not None:
-            raise ConfigError(f"{self.name}, task {index}: needs a container; leave it out of task.rows")
+            raise ConfigError(f"{self.name}, task {index}: needs a container; leave it out of `rows`")
         return task
 
     def _first(self, count: int | None) -> Sequence[Any]:

@@ -52,6 +52,12 @@ def load(target: str, *, as_script: bool = False, kind: str = "function") -> Fun
     return function
 
 
+def absolute(target: str, base: Path) -> str:
+    """``path/to/file.py:name`` by its whole path, looked up from a folder; any other text as it is."""
+    source, _, name = target.rpartition(":")
+    return f"{(base / Path(source).expanduser()).resolve()}:{name}" if source.endswith(".py") else target
+
+
 def last_line(error: BaseException) -> str:
     """An exception as Python's last line has it, with the file and line of the user's own code."""
     lines = traceback.format_exception_only(error)

@@ -69,6 +69,7 @@ def evaluate(
         **measure(rewards),
         "entropy": mean(entropies),
         "length": len(entropies) / len(rollouts),
+        **_turns(rollouts),
         "unscorable": unscorable / len(rollouts),
         **({"unscorable_why": scores.problems} if unscorable else {}),
         **more(rollouts, correct),
@@ -78,6 +79,14 @@ def evaluate(
     if correct is not None:
         row["correct"] = [[float(outcome) for outcome in problem] for problem in correct]
     return row
+
+
+def _turns(episodes: Sequence[Episode]) -> dict[str, object]:
+    """Turns and tokens read, where episodes have rewards of their own turns."""
+    if not any(episode.rewards for episode in episodes):
+        return {}
+    turns = sum(episode.turns for episode in episodes) / len(episodes)
+    return {"turns": turns, "prefill": sum(episode.prefill for episode in episodes)}
 
 
 def by_problem(rewards: Sequence[float], samples: int) -> Rewards:

@@ -89,10 +89,12 @@ def qsft_target(
 @token_loss()
 def ilql_loss(
     logit: Tensor,
+    logit_second: Tensor,
     logp: Tensor,
     value: Tensor,
     weight: Tensor,
     logit_target: Tensor,
+    logit_second_target: Tensor,
     mask: Tensor,
     *,
     tau: float = 0.7,
@@ -100,27 +102,32 @@ def ilql_loss(
 ) -> TokenLoss:
     """Implicit Q-learning for language models: a logit is a token's value, and no maximum is ever taken.
 
-        Lₜ = (logitₜ - wₜ)² + |tau - 1[u < 0]|·u² - conservative·logpₜ,   u = logit_targetₜ - valueₜ
+        Lₜ = (logitₜ - wₜ)² + (logit_secondₜ - wₜ)² + |tau - 1[u < 0]|·u² - conservative·logpₜ
+        u = min(logit_targetₜ, logit_second_targetₜ) - valueₜ
 
-    The first term moves Q(s, a) to what was earned and the value of the state that followed; the second one moves
-    the value of a state to an expectile of its actions' values, above their mean for tau > 1/2, so that it tends to
-    the best of the actions *in the data* as tau tends to 1; the third holds down the values of tokens that the data
-    never has.
+    The first two terms move Q(s, a) of both heads to what was earned and the value of the state that followed; the
+    third one moves the value of a state to an expectile of its actions' values, above their mean for tau > 1/2, so
+    that it tends to the best of the actions *in the data* as tau tends to 1, of the smaller of two estimates, as a
+    value that is too large by chance is else taken for a good one; the last holds down the values of tokens that
+    the data never has.
 
     Args:
         logit: Q of the data's token, its logit before any softmax, ``[B, T]``. Receives the gradient.
-        logp: log-probability of the token under softmax(Q), nats, ``[B, T]``. Receives the gradient.
+        logit_second: the same of a second head, ``[B, T]``. Receives the gradient.
+        logp: log-probability of the token under softmax(Q) of the first, nats, ``[B, T]``. Receives the gradient.
         value: of the state before the token, from a head of its own, ``[B, T]``. Receives the gradient.
         weight: what was earned for the token and the value of the state after it, ``[B, T]``; in [0, 1] where the
             trainer makes it.
         logit_target: ``logit`` under the target network, ``[B, T]``.
+        logit_second_target: ``logit_second`` under it, ``[B, T]``.
         mask: True where a token is trained on, ``[B, T]`` bool.
         tau: the expectile, in (0, 1).
-        conservative: weight of the third term, in [0, inf).
+        conservative: weight of the last term, in [0, inf).
 
     Returns:
         ``TokenLoss``: ``loss``, ``[B, T]``, 0 off the mask, not averaged. Metrics ``bellman/error``, the mean of
-        the first term, and ``bellman/advantage``, that of u.
+        the first term, ``bellman/advantage``, that of u, and ``bellman/apart``, that of the distance of the two
+        heads under the target network.
 
     Raises:
         TypeError: ``mask`` is not bool, another tensor not floating point, or a setting not a number.
@@ -131,31 +138,38 @@ def ilql_loss(
         the mean of 0.5, and below the best, 1. Where what follows a token is chance and not choice, the expectile is
         just as optimistic about the chance.
 
-        *Against the paper.* It has two Q-heads and takes the smaller one; here there is one.
+        *Against the paper.* Its last term is of both heads. Here it is of the first alone: the second is read at
+        the data's tokens and nowhere else, so that no token that the data never has is taken for a good one by it.
+        In a table the last term lifts a value by conservative·(1 - p)/2; the smaller one of the two is not lifted.
 
     Example:
         >>> import torch
         >>> from klent.objectives import ilql_loss
         >>> q, p, v = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.0, 1.0]])
         >>> w, mask = torch.tensor([[1.0, 0.5]]), torch.tensor([[True, True]])
-        >>> ilql_loss(q, p, v, w, q, mask, tau=0.9, conservative=0.0).loss
-        tensor([[0.4750, 0.0250]])
+        >>> ilql_loss(q, q, p, v, w, q, q + 1, mask, tau=0.9, conservative=0.0).loss
+        tensor([[0.7250, 0.0250]])
 
     References:
         Snell et al., Offline RL for Natural Language Generation with Implicit Language Q Learning, 2022,
         arXiv:2206.11871.
     """
-    check_tokens(mask, logit=logit, logp=logp, value=value, weight=weight, logit_target=logit_target)
+    check_tokens(mask, logit=logit, logit_second=logit_second, logp=logp, value=value, weight=weight)
+    check_tokens(mask, logit_target=logit_target, logit_second_target=logit_second_target)
     check_number("tau", tau, 0, 1, ends="()")
     check_number("conservative", conservative, 0, math.inf, ends="[)")
-    logit, logp, value, weight, target = on_mask(
-        mask, logit, logp, value, weight.detach(), logit_target.detach()
-    )
-    advantage = target - value
+    logit, second, logp, value, weight = on_mask(mask, logit, logit_second, logp, value, weight.detach())
+    target, second_target = on_mask(mask, logit_target.detach(), logit_second_target.detach())
+    advantage = torch.minimum(target, second_target) - value
     error = (logit - weight).square()
     expectile = (tau - (advantage < 0).to(advantage.dtype)).abs() * advantage.square()
-    metrics = {"bellman/error": metric(error, mask), "bellman/advantage": metric(advantage, mask)}
-    return TokenLoss(error + expectile - conservative * logp, metrics)
+    metrics = {
+        "bellman/error": metric(error, mask),
+        "bellman/advantage": metric(advantage, mask),
+        "bellman/apart": metric((target - second_target).abs(), mask),
+    }
+    errors = error + (second - weight).square()
+    return TokenLoss(errors + expectile - conservative * logp, metrics)
 
 
 @estimator

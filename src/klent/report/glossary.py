@@ -9,8 +9,9 @@ from klent.report.terms.learning import LEARNING
 from klent.report.terms.preference import PREFERENCE
 from klent.report.terms.sampling import SAMPLING
 from klent.report.terms.term import Term
+from klent.report.terms.values import VALUES
 
-GLOSSARY: dict[str, Term] = SAMPLING | LEARNING | PREFERENCE | CRITIC
+GLOSSARY: dict[str, Term] = SAMPLING | LEARNING | VALUES | PREFERENCE | CRITIC
 """Metric name -> Term, of a training step. A name with ``<name>`` stands for a family; exact names first."""
 
 

@@ -52,7 +52,7 @@ class PlayEngine:
         self.max_turns = max_turns
         self.max_tokens = max_tokens
         self.turn_tokens = turn_tokens
-        self.limit = context_length(loaded.model)
+        self.limit = engine.limit if isinstance(engine, TransformersEngine) else context_length(loaded.model)
 
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
         """``group_size`` episodes from every opening, each played to its end."""

@@ -23,8 +23,8 @@ from klent.rollout.sampling import sample_tokens
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
 
-_Memory = dict[tuple[int, ...], Kept]
-"""Tokens that were read -> their keys and values."""
+_Memory = dict[tuple[int, ...], tuple[Kept, ...]]
+"""Tokens that were read -> their keys and values, of each model that decodes."""
 
 
 @dataclass(frozen=True)
@@ -185,20 +185,34 @@ class TransformersEngine:
         if self.kind is None:
             self.kind = self._choose_decoder()
         if self.extends is None:
-            self.extends = can_extend(self.loaded.model, self.kind)
+            self.extends = self._can_extend()
         self._kept = {} if self.extends else None
         try:
             yield
         finally:
             self._kept = None
 
-    def _extending(self, ids: Sequence[list[int]], kept: Sequence[Kept]) -> Decoder:
-        return ExtendingDecoder(self.loaded.model, ids, kept, pad=self.loaded.tokenizer.pad_token_id)
+    def _can_extend(self) -> bool:
+        assert self.kind is not None
+        return can_extend(self.loaded.model, self.kind)
+
+    def _extending(self, ids: Sequence[list[int]], kept: Sequence[tuple[Kept, ...]]) -> Decoder:
+        """What goes on from kept rows, in place of what reads them from the start."""
+        mine = [one for (one,) in kept]
+        return ExtendingDecoder(self.loaded.model, ids, mine, pad=self.loaded.tokenizer.pad_token_id)
+
+    def _caching(self, decoder: Decoder) -> tuple[Decoder, ...]:
+        """The decoders that hold keys and values, one for each model."""
+        return (decoder,)
 
     def _keep(self, decoder: Decoder, index: int, row: _Row, encoded: Sequence[list[int]]) -> None:
         """Keep what a row that has ended leaves; its last token was drawn and not read."""
-        if self._kept is not None and (kept := keep_row(decoder, index)) is not None:
-            self._kept[(*encoded[row.prompt], *row.tokens[:-1])] = kept
+        if self._kept is None:
+            return
+        kept = [keep_row(part, index) for part in self._caching(decoder)]
+        if None not in kept:
+            whole = tuple(one for one in kept if one is not None)
+            self._kept[(*encoded[row.prompt], *row.tokens[:-1])] = whole
 
     def _batches(self, encoded: list[list[int]], group_size: int) -> Iterator[list[int]]:
         """Prompts of similar length together, as many as fit into ``rows``."""
@@ -290,7 +304,7 @@ class TransformersEngine:
         )
 
 
-def _found(known: _Memory | None, prompts: Sequence[Prompt], group_size: int) -> list[Kept]:
+def _found(known: _Memory | None, prompts: Sequence[Prompt], group_size: int) -> list[tuple[Kept, ...]]:
     """What was kept of these prompts; nothing unless it is there for each of them."""
     if not known or group_size != 1:
         return []

@@ -7,9 +7,11 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from klent.errors import ConfigError
+from klent.models.chat import context_length
 from klent.models.load import LoadedModel
 from klent.objectives import qsft_policy
 from klent.rollout.decoding import Decoder
+from klent.rollout.extending import ExtendingDecoder, Kept, can_extend
 from klent.rollout.mixture_engine import MixtureDecoder, MixtureEngine
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
@@ -56,6 +58,7 @@ class ValueEngine(MixtureEngine):
         if options.temperature != 1.0:
             raise ConfigError(f"temperature is {options.temperature:g}: values are read at 1; beta sharpens")
         super().__init__(loaded, Target(behaviour), options, alpha=1.0, rows=rows, progress=progress)
+        self.limit = min(self.limit, context_length(behaviour.model))
         self.beta = beta
         self.form: Form = form
         self.floor = math.log(min_behaviour) if min_behaviour > 0 else -math.inf
@@ -67,7 +70,25 @@ class ValueEngine(MixtureEngine):
     def _decoder(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], group_size: int) -> Decoder:
         pad = self.loaded.tokenizer.pad_token_id
         behaviour = self.target_kind(self.target.loaded.model, ids, group_size=group_size, pad=pad)
-        value = TransformersEngine._decoder(self, prompts, ids, group_size)
+        return self._tilted(TransformersEngine._decoder(self, prompts, ids, group_size), behaviour)
+
+    def _can_extend(self) -> bool:
+        return super()._can_extend() and can_extend(self.target.loaded.model, self.target_kind)
+
+    def _extending(self, ids: Sequence[list[int]], kept: Sequence[tuple[Kept, ...]]) -> Decoder:
+        pad = self.loaded.tokenizer.pad_token_id
+        models = (self.loaded.model, self.target.loaded.model)
+        value, behaviour = (
+            ExtendingDecoder(model, ids, mine, pad=pad)
+            for model, mine in zip(models, zip(*kept, strict=True), strict=True)
+        )
+        return self._tilted(value, behaviour)
+
+    def _caching(self, decoder: Decoder) -> tuple[Decoder, ...]:
+        assert isinstance(decoder, ValueDecoder)
+        return decoder.policy, decoder.target
+
+    def _tilted(self, value: Decoder, behaviour: Decoder) -> "ValueDecoder":
         return ValueDecoder(value, behaviour, self.target, beta=self.beta, form=self.form, floor=self.floor)
 
     def _draw(self, decoder: Decoder, logits: Tensor, uniform: Tensor) -> tuple[Tensor, ...]:

@@ -30,10 +30,10 @@ from klent.runs.objective import build_objective
 from klent.runs.packing import choose_packing
 from klent.runs.parts import Around, Note, Parts
 from klent.runs.references import build_compared
-from klent.runs.targets import build_player, build_target, load_beside
+from klent.runs.targets import build_player, build_target, load_reference
 from klent.runs.teachers import build_teachers, distance_teacher
 from klent.runs.updaters import build_updater
-from klent.runs.values import build_values, prepare_head
+from klent.runs.values import add_second_head, build_values, prepare_head
 from klent.tasks.pool import EnvironmentPool
 from klent.training.objective import Objective
 
@@ -53,14 +53,14 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
     )
     rollout = recipe.text_rollout
     objective = build_objective(recipe)
-    prepare_head(objective, loaded)
+    prepare_head(objective, loaded, note)
     policy = CausalPolicy(loaded.model, temperature=rollout.temperature)
     _tell(policy, eager=loaded.attention == "eager" and recipe.attention == "auto", note=note)
 
     @cache
     def initial() -> LoadedModel:
         """The reference model, loaded once for all that ask for it."""
-        return load_beside(recipe.reference or recipe.model, recipe, loaded)
+        return load_reference(recipe, loaded)
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     engine = build_engine(
@@ -68,6 +68,7 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
     )
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy, loaded, note)
+        add_second_head(objective, policy.critic, loaded.rows, recipe.seed)
     updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     learnt = recipe.bellman

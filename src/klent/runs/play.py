@@ -64,11 +64,15 @@ class PlayedTogether:
         episodes: those that can be recorded, in the order of their seeds.
         cut: how many of them did not end by themselves.
         problems: why others could not be played to an end.
+        read: tokens that were read: openings, and what was said between turns.
+        written: tokens that were written.
     """
 
     episodes: list[Played] = field(default_factory=list)
     cut: int = 0
     problems: list[str] = field(default_factory=list)
+    read: int = 0
+    written: int = 0
 
 
 def play_model(
@@ -128,6 +132,8 @@ def _played(engine: Engine, pool: RecordingPool, prompts: Sequence[Prompt], seed
         engine.check(prompt)
     together = PlayedTogether()
     for number, episode in enumerate(engine.generate(prompts, group_size=1, seed=seed)):
+        together.read += episode.prefill
+        together.written += int(episode.acted.sum())
         if episode.problem:
             together.problems.append(episode.problem)
             continue

@@ -7,6 +7,7 @@ from klent.config import MixtureSettings, Recipe
 from klent.errors import ModelError
 from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.load import LoadedModel, load_policy
+from klent.policies.causal_lm.beside import holds_values
 from klent.rollout.target import Target
 from klent.runs.engines import Opened, Player
 
@@ -20,6 +21,32 @@ def load_beside(name: str, recipe: Recipe, loaded: LoadedModel) -> LoadedModel:
         attention=recipe.attention,
         device=loaded.model.device,
     )
+
+
+def load_reference(recipe: Recipe, loaded: LoadedModel) -> LoadedModel:
+    """The reference model; where values are learnt, that is the model of the data.
+
+    Raises:
+        ModelError: it cannot be loaded, or has values in place of what the data does.
+    """
+    reference = load_beside(recipe.reference or recipe.model, recipe, loaded)
+    if recipe.bellman is not None:
+        refuse_values(reference, "reference")
+    return reference
+
+
+def refuse_values(loaded: LoadedModel, key: str) -> None:
+    """Refuse a model whose head holds values where the model of the data is asked for.
+
+    Raises:
+        ModelError: with how to go on.
+    """
+    if holds_values(loaded.model):
+        raise ModelError(
+            f"{key}: {loaded.source} holds values already (method qsft or ilql), and values are learnt on top of the "
+            "data's own model: its head would be lost. To train it further: klent resume RUN steps=+100. To begin "
+            f"anew: {key}=FOLDER of a run of method sft on the log"
+        )
 
 
 def build_target(
@@ -66,9 +93,8 @@ def build_player(
     """
     if recipe.bellman is None:
         return None
-    name = recipe.reference or recipe.model
     try:
-        data = behaviour() if behaviour is not None else load_beside(name, recipe, loaded)
+        data = behaviour() if behaviour is not None else load_reference(recipe, loaded)
     except ModelError as error:
         raise ModelError(
             f"{error}. It is the model of the data, which the player of {recipe.name} tilts: values alone play "

@@ -1,16 +1,28 @@
 """What learns values from logged play, as a recipe's ``bellman`` describes it."""
 
+from collections.abc import Callable
+
+import torch
+
 from klent.config import Bellman
 from klent.control.bellman import BellmanTargets, ConstantWeights, Scale
 from klent.control.organ import Organ
 from klent.errors import RunError
+from klent.kit.seeds import derive_seed
 from klent.models.load import LoadedModel
-from klent.policies.causal_lm.beside import add_dummy_action, start_logits_at_zero
+from klent.policies.causal_lm.beside import (
+    HOLDS_VALUES,
+    add_dummy_action,
+    holds_values,
+    start_logits_at_zero,
+)
 from klent.policies.causal_lm.best_next import BestNext
+from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.expected_next import ExpectedNext
 from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import head_options
+from klent.runs.targets import refuse_values
 from klent.tasks import Task
 from klent.tasks.trajectories import TrajectoryTask
 from klent.training.objective import Objective
@@ -46,12 +58,32 @@ def build_values(
     return BellmanTargets(scale, best, rate=settings.rate, names=policy.trainable())
 
 
-def prepare_head(objective: Objective, loaded: LoadedModel) -> None:
+def add_second_head(objective: Objective, critic: Critic, rows: int, seed: int) -> None:
+    """Give the critic a value of each of so many actions, where a term reads a second opinion of them."""
+    if objective.reads("logit_second"):
+        critic.add_actions(rows, torch.Generator().manual_seed(derive_seed(seed, "second head")))
+
+
+def prepare_head(objective: Objective, loaded: LoadedModel, note: Callable[[str], None]) -> None:
     """Give the head a dummy action where a term reads one; where one reads logits as values, start them at 0.
 
+    Args:
+        objective: whose terms learn values, or do not.
+        loaded: the model, which is marked where they do.
+        note: told where they do not, and the model holds some.
+
     Raises:
+        ModelError: values are to be learnt, and the head holds some already.
         RunError: a loss spreads over another number of actions than the head has, or logits are no product.
     """
+    if objective.reads("weight"):
+        refuse_values(loaded, "model")
+        setattr(loaded.model.config, HOLDS_VALUES, True)
+    elif holds_values(loaded.model):
+        note(
+            f"{loaded.source} holds values (method qsft or ilql): it is trained as if they were a policy's, and its "
+            "player is lost. To imitate the log, or to go on online, start from the data's model (method sft)"
+        )
     if objective.reads("logp_dummy"):
         add_dummy_action(loaded.model)
     if objective.reads("logit"):

@@ -21,6 +21,7 @@ class Stats(NamedTuple):
         entropy: entropy of the distribution at each action, nats.
         value: of a critic, in units of reward, where the policy has one and was asked.
         logit: of each action, where it was asked for.
+        logit_second: each action's value by a second head, likewise.
         logp_dummy: log-probability of the dummy action, nats, where it was asked for.
         logp_mean: mean log-probability of the whole vocabulary, nats, likewise.
         logp_observed: log-probability of each token that the environment said, nats, 0 elsewhere, likewise.
@@ -38,6 +39,7 @@ class Stats(NamedTuple):
     entropy: Tensor
     value: Tensor | None = None
     logit: Tensor | None = None
+    logit_second: Tensor | None = None
     logp_dummy: Tensor | None = None
     logp_mean: Tensor | None = None
     logp_observed: Tensor | None = None

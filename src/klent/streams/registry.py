@@ -125,6 +125,13 @@ class Streams:
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
+    logit_second: Tensor | None = _stream(
+        "[B, T]",
+        "reward",
+        "the action's value by a second head of the critic, where logits are values; carries the gradient",
+        producer="critic",
+        when="in every forward pass of the update, where a term reads it",
+    )
     logp_observed: Tensor | None = _stream(
         "[B, T]",
         "nats",
@@ -143,6 +150,13 @@ class Streams:
         "[B, T]",
         "reward",
         "`logit` under the target network of `bellman`; no gradient",
+        producer="target network",
+        when="before the update, where `bellman.target` is `value`",
+    )
+    logit_second_target: Tensor | None = _stream(
+        "[B, T]",
+        "reward",
+        "`logit_second` under the target network of `bellman`; no gradient",
         producer="target network",
         when="before the update, where `bellman.target` is `value`",
     )
@@ -360,7 +374,7 @@ OF_MIXTURES = frozenset(name for name, stream in REGISTRY.items() if "sampling f
 OF_CRITIC = frozenset(name for name, stream in REGISTRY.items() if stream.producer == "critic") | {"returns"}
 """What there is only where a critic is."""
 
-OF_BELLMAN = frozenset({"weight", "logit_target"})
+OF_BELLMAN = frozenset({"weight", "logit_target", "logit_second_target"})
 """What there is only where values are learnt from logged play."""
 
 PER_ACTION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B, T]")

@@ -150,7 +150,7 @@ def _made(target: str, config: Mapping[str, object]) -> _Environment:
     try:
         environment = _classes[target](**config)
     except TypeError as error:
-        raise ConfigError(f"cannot be made with task.config {dict(config)}: {error}") from error
+        raise ConfigError(f"cannot be made with config {dict(config)}: {error}") from error
     for method in ("reset", "step"):
         if not callable(getattr(environment, method, None)):
             raise ConfigError(

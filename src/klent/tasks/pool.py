@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 from klent.config import EnvironmentSettings
 from klent.environments import find_environment
 from klent.errors import ConfigError, DataError
+from klent.kit.own_code import absolute
 from klent.kit.text import plural
 from klent.streams.prompt import Messages, Prompt
 from klent.tasks.calls import Problems
@@ -66,7 +67,7 @@ class EnvironmentPool:
 
     Args:
         section: the recipe's ``task``.
-        base: folder from which the path of its file is looked up.
+        base: folder from which the path of its file is looked up, and of those that its settings name.
 
     Attributes:
         name: what messages call it.
@@ -74,10 +75,9 @@ class EnvironmentPool:
     """
 
     def __init__(self, section: EnvironmentSettings, base: Path = Path()) -> None:
-        source, _, name = find_environment(section.env).rpartition(":")
-        path = (base / Path(source).expanduser()).resolve() if source.endswith(".py") else source
         self.name = f"environment {Path(section.env).name}"
-        self._target = f"{path}:{name}"
+        self._target = absolute(find_environment(section.env), base)
+        self._config = _located(section.config, base)
         self.section = section
         self._texts: dict[str, str] = {}
         self._session = 0
@@ -156,7 +156,7 @@ class EnvironmentPool:
         again = 0 if play.number in held else len(play.actions)  # steps that have to be repeated first
         arguments = {
             "environment": self._target,
-            "config": self.section.config,
+            "config": self._config,
             "episode": (self._session, play.number),
             "row": play.start.row,
             "seed": play.start.seed,
@@ -194,3 +194,15 @@ class EnvironmentPool:
         told = Problems(self.name, self._texts)
         told.note(place, text)
         return next(iter(told))
+
+
+def _located(value: object, base: Path) -> object:
+    """Settings whose files of Python, such as tools, are named by their whole paths: a process may be elsewhere."""
+    if isinstance(value, Mapping):
+        return {key: _located(item, base) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_located(item, base) for item in value]
+    if not isinstance(value, str) or ".py:" not in value:
+        return value
+    path = absolute(value, base)
+    return path if Path(path.rpartition(":")[0]).is_file() else value

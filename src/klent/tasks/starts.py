@@ -91,7 +91,7 @@ class EnvironmentTask:
         held_out = set(self._heldout) if trained else set()
         self._train = [index for index, one in enumerate(same) if one not in held_out]
         if not self._train:
-            raise DataError(f"task.rows: {self._section.rows} has no rows to begin an episode from")
+            raise DataError(f"{self._section.rows} has no rows to begin an episode from")
 
     def _only(self, numbers: Sequence[int]) -> list[int]:
         if self._train is None:

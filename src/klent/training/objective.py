@@ -5,6 +5,7 @@ parameters (``logp``, ``advantage``, ``logp_ref``, ...), and what no term asks f
 """
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,7 +21,7 @@ from klent.training.observations import with_observations
 from klent.training.pairs import with_pairs
 from klent.training.selection import Select, Selection
 from klent.training.term import Term
-from klent.training.world import World
+from klent.training.world import World, largest
 
 Terms = Mapping[str, Mapping[str, object] | None]
 
@@ -126,7 +127,8 @@ class Objective:
         """What each action is credited with, ``[B, 1]``; ``[B, T]`` where each turn has its own advantage.
 
         The estimator then compares, turn by turn, what the rewards add up to from there on, among the episodes
-        of a start that have come so far.
+        of a start that have come so far. It is asked as often on every rank, as it may add numbers up over them:
+        where episodes elsewhere are longer, about turns that no episode here has.
         """
 
         def estimate(rewards: Tensor) -> Tensor:
@@ -138,7 +140,11 @@ class Objective:
 
         if batch.to_go is None:
             return estimate(reward)[:, None]
-        turns = torch.stack([estimate(rewards) for rewards in batch.to_go.unbind(dim=1)], dim=1)
+        to_go = batch.to_go
+        if world is not None:
+            missing = largest(to_go.shape[1], world) - to_go.shape[1]
+            to_go = torch.nn.functional.pad(to_go, (0, missing), value=math.nan)
+        turns = torch.stack([estimate(rewards) for rewards in to_go.unbind(dim=1)], dim=1)
         turns = turns.nan_to_num(nan=0.0)
         return turns.gather(1, batch.turn)
 

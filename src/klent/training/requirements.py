@@ -19,7 +19,7 @@ ON_REQUEST = frozenset({"distance"})
 COLLISION = frozenset({"collision", "collision_logp"})
 """The streams that the policy sums over squared probabilities, in the pass that gives its other numbers."""
 
-OF_HEADS = frozenset({"value", "score"})
+OF_HEADS = frozenset({"value", "logit_second", "score"})
 """The streams that a head of its own gives: a critic's, or a reward model's."""
 
 BESIDE = frozenset({"logit", "logp_dummy", "logp_mean", "logp_observed"})

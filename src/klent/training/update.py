@@ -193,7 +193,7 @@ class Updater:
         for part in self.policy.microbatches(batch, active) if active else []:
             self._accumulate(batch, part, divisor, done)
         if anything and not active:
-            self._accompany(batch, rows[:1], divisor, done)
+            self._accompany(batch, rows, divisor, done)
         norm = float(self._gradient_norm()) if anything else 0.0
         self._read(done, batch, result, first_pass=first_pass)
         total = float(self.world.sum(done.loss))
@@ -227,10 +227,23 @@ class Updater:
         done.add(rows, stats, torch.zeros_like(logp) if logp.grad is None else logp.grad)
 
     def _accompany(self, batch: Batch, rows: list[int], divisor: float, done: _Pass) -> None:
-        """Nothing to learn on this rank, but on another: go through the motions, and count nothing."""
-        nothing = {"mask": torch.zeros_like(batch.mask)}
-        self._accumulate(batch.with_streams(batch.streams.choosing(nothing)), rows, divisor, done)
+        """Nothing to learn on this rank, but on another: go through the motions, and count nothing.
+
+        With one row, or with two of a unit: a loss of pairs takes them for a pair, whether they are one or not.
+        """
+        first = next(iter(rows), 0)
+        some = (batch.unit == batch.unit[first]).nonzero()[:2, 0].tolist()
+        streams = batch.streams.choosing({"mask": torch.zeros_like(batch.mask)})
+        if streams.preferred is not None:
+            preferred = torch.zeros_like(streams.preferred)
+            preferred[some[0]] = True
+            streams = streams.with_(preferred=preferred)
+        self._accumulate(batch.with_streams(streams), some, divisor, done)
         done.parts.clear()
+        done.sums = {
+            name: (torch.zeros_like(total), torch.zeros_like(count))
+            for name, (total, count) in done.sums.items()
+        }
 
     def _gradient_norm(self) -> Tensor:
         """Add gradients up over ranks, clip them, and give their norm before clipping."""

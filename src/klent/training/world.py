@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -32,3 +33,14 @@ class OneProcess:
     def sum(self, value: Tensor) -> Tensor:
         """The value itself."""
         return value
+
+
+def largest(count: int, world: World) -> int:
+    """The largest of the ranks' counts; every rank must call it.
+
+    >>> largest(3, OneProcess())
+    3
+    """
+    counts = torch.zeros(world.size, dtype=torch.long)
+    counts[world.rank] = count
+    return int(world.sum(counts).max())

@@ -12,6 +12,15 @@ BESIDE = ("logit", "logp_dummy", "logp_mean")
 """The streams that :func:`beside` gives."""
 
 
+HOLDS_VALUES = "klent_values"
+"""Key of a model's ``config.json``, true where its head holds values of actions: what it says is no policy."""
+
+
+def holds_values(model: CausalModel) -> bool:
+    """Whether a model's head was trained to hold values; it says so in its ``config.json``."""
+    return bool(getattr(model.config, HOLDS_VALUES, False))
+
+
 def add_dummy_action(model: CausalModel) -> None:
     """Give a model's vocabulary one more row, of zeros: an action that no text has, the last of the head.
 

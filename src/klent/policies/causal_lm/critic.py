@@ -1,5 +1,7 @@
-"""A critic: what it expects of the reward still to come, read before each action. A head, and maybe a trunk."""
+"""A critic: what it expects of the reward still to come, read before each action: a head or two, maybe a trunk."""
 
+import math
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -9,11 +11,14 @@ from klent.policies.causal_lm.forward import predicting_states
 from klent.policies.causal_lm.model import CausalModel
 from klent.policies.causal_lm.packing import Pack
 
+OF_CRITIC = frozenset({"value", "logit_second"})
+"""The streams that it may give."""
+
 
 class Critic(nn.Module):
-    """One number per action, linear in a hidden state.
+    """One number per action, linear in a hidden state; two where it values actions too.
 
-        V(s) = w·h(s) + b
+        V(s) = w·h(s) + b,    Q(s, a) = W_a·h(s)
 
     The head is float32 whatever the trunk is: a reward's differences are smaller than bfloat16 tells apart.
 
@@ -30,11 +35,19 @@ class Critic(nn.Module):
         self.head = nn.Linear(width, 1, dtype=torch.float32, device=device)
         nn.init.zeros_(self.head.weight)  # expects nothing until it has learnt something
         nn.init.zeros_(self.head.bias)
+        self.actions: nn.Parameter | None = None
         self.trunk = trunk
         self.takes_blocks = False
         self.squares: dict[str, Tensor] = {}
         if trunk is not None:
             _freeze_head(trunk)
+
+    @torch.no_grad()
+    def add_actions(self, rows: int, generator: torch.Generator) -> None:
+        """Give it a value of each of so many actions, small and random: a second opinion is no copy of the first."""
+        weight = torch.empty(rows, self.head.in_features)
+        nn.init.normal_(weight, std=0.1 / math.sqrt(self.head.in_features), generator=generator)
+        self.actions = nn.Parameter(weight.to(self.head.weight.device))
 
     @torch.no_grad()
     def start_from(self, weight: Tensor, offset: float) -> None:
@@ -64,17 +77,24 @@ class Critic(nn.Module):
         self.squares = {}
         return policy, critic
 
-    def values(self, rows: Pack, states: Tensor) -> Tensor:
-        """The value before each of the ``N`` actions, ``[N]`` float32.
+    def numbers(self, rows: Pack, states: Tensor, also: Collection[str]) -> dict[str, Tensor]:
+        """Before each of the ``N`` actions, what is asked for: ``value``; ``logit_second``, of the action, ``[N]``.
 
         Args:
             rows: as packed.
             states: the policy's hidden states for them, ``[N, H]``; read where the critic has no trunk of its own.
+            also: which; float32.
         """
         if self.trunk is not None:
             states = predicting_states(self.trunk, rows, blocks=self.takes_blocks)
-        value: Tensor = self.head(states.float())
-        return value.squeeze(-1)
+        states, numbers = states.float(), {}
+        if "value" in also:
+            numbers["value"] = self.head(states).squeeze(-1)
+        if "logit_second" in also:
+            assert self.actions is not None  # given where a term reads it
+            chosen = self.actions.index_select(0, rows.target.to(states.device))
+            numbers["logit_second"] = (states * chosen).sum(-1)
+        return numbers
 
 
 def _freeze_head(trunk: CausalModel) -> None:

@@ -1,4 +1,4 @@
-"""What implicit Q-learning reads before an update: a state's value by the critic, an action's by its target."""
+"""What implicit Q-learning reads before an update: a state's value by the critic, an action's by both targets."""
 
 import torch
 from torch import Tensor
@@ -22,15 +22,17 @@ class ExpectedNext:
 
     @torch.no_grad()
     def values(self, batch: Batch) -> Tensor:
-        """Of every action's state, in [0, 1], ``[B, T]``, 0 off the mask; fills ``logit_target`` on the way."""
-        values, logits = torch.zeros(batch.mask.shape), torch.zeros(batch.mask.shape)
+        """Of every action's state, in [0, 1], ``[B, T]``, 0 off the mask; fills both targets on the way."""
+        values, first, second = (torch.zeros(batch.mask.shape) for _ in range(3))
         self.policy.train(False)
         for rows in self.policy.microbatches(batch, range(len(batch))):
             now = self.policy.evaluate(batch, rows, also=["value"]).value
             with self.kept.active():
-                before = self.policy.evaluate(batch, rows, also=["logit"]).logit
-            assert now is not None  # both were asked for
-            assert before is not None
-            values[rows], logits[rows] = now.float().cpu(), before.float().cpu()
-        batch.streams.logit_target = logits
+                before = self.policy.evaluate(batch, rows, also=["logit", "logit_second"])
+            assert now is not None  # all were asked for
+            assert before.logit is not None
+            assert before.logit_second is not None
+            values[rows], first[rows] = now.float().cpu(), before.logit.float().cpu()
+            second[rows] = before.logit_second.float().cpu()
+        batch.streams.logit_target, batch.streams.logit_second_target = first, second
         return values.clamp(0, 1)

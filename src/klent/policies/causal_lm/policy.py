@@ -12,7 +12,7 @@ from klent.head.compared import comparable, token_stats_and_kl
 from klent.head.reference import full_logit_stats
 from klent.head.stats import Head, LogitTransform
 from klent.policies.causal_lm.beside import BESIDE, beside
-from klent.policies.causal_lm.critic import Critic
+from klent.policies.causal_lm.critic import OF_CRITIC, Critic
 from klent.policies.causal_lm.forward import predicting_states
 from klent.policies.causal_lm.model import CausalModel, recomputes
 from klent.policies.causal_lm.packing import (
@@ -47,7 +47,7 @@ class CausalPolicy(nn.Module):
         packing: how rows are laid out; the model decides what it allows, see :func:`takes_shared_prompt`.
         active: a context in which the model stands for this policy, such as one that switches adapters off.
         teachers: give the numbers that compare the policy with another distribution, by their streams' names.
-        critic: gives the stream ``value``; trained with the policy.
+        critic: gives the streams ``value`` and ``logit_second``; trained with the policy.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CausalPolicy(nn.Module):
         with self.active():
             states, of_heard = self._states(packed, heard)
             of_critic = states
-            critic = self.critic if "value" in also else None
+            critic = self.critic if OF_CRITIC & set(also) else None
             if critic is not None:
                 states, of_critic = critic.parted(states)
             against = {name: teacher for name, teacher in self.teachers.items() if name in also}
@@ -100,7 +100,7 @@ class CausalPolicy(nn.Module):
             collision = "collision" in also or "collision_logp" in also
             numbers, apart = self._compare(states, packed, against, others, collision=collision)
         if critic is not None:
-            apart["value"] = critic.values(packed, of_critic)
+            apart |= critic.numbers(packed, of_critic, also)
         for name in also:
             if name in BESIDE:
                 action = packed.target.to(states.device)

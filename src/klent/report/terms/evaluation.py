@@ -107,6 +107,13 @@ EVALUATION: dict[str, Term] = {
         "nats per token", "Mean entropy while answering.", "Like policy/entropy, on held-out problems."
     ),
     "length": Term("tokens", "Mean number of sampled tokens.", "Like completion/length."),
+    "turns": Term("", "Mean number of turns of an episode in an environment.", "Like episode/turns."),
+    "prefill": Term(
+        "tokens",
+        "Tokens read before the first token of each turn, of all samples; of episodes in an environment.",
+        "Like tokens/prefill: openings once for each problem, and what was said once. A player of values has two "
+        "models, and each reads so many.",
+    ),
     "unscorable": Term("fraction", "Answers that could not be scored.", "0 in a healthy run."),
     "unscorable_why": Term(
         "", "Each reason why answers could not be scored, and for how many.", "Fix it first."

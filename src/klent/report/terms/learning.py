@@ -328,23 +328,6 @@ LEARNING: dict[str, Term] = {
         "1 if the policy itself is sampled. Below 0.1 a few samples dominate the step: raise alpha, target "
         "it with the criterion ess, or use weights per token.",
     ),
-    "bellman/target": Term(
-        "fraction",
-        "Mean over actions of the weight that `bellman` gives: the Bellman target, as a value in [0, 1].",
-        "It rises from step to step as values travel back from the rewards, and then stands still.",
-    ),
-    "bellman/clipped": Term(
-        "fraction",
-        "Share of actions whose target was outside [0, 1] before it was clipped.",
-        "Above 0 some turn earns more, or less, than bellman/least and bellman/most allow: set task.returns.",
-    ),
-    "bellman/unsupported": Term(
-        "fraction",
-        "Share of states at which the model of the data has no action of at least `bellman.min_behaviour`.",
-        "The least value is taken there; lower min_behaviour if it is more than a few in a hundred.",
-    ),
-    "bellman/least": Term("reward", "The sum of rewards that is the value 0.", "Constant in a run."),
-    "bellman/most": Term("reward", "The sum of rewards that is the value 1.", "Constant in a run."),
     "optimizer/lr": Term("", "Learning rate of the step.", "Follows the warm-up and the schedule."),
     "time/step": Term("s", "Wall time of the whole step.", "Rollout, score and train are its parts."),
     "time/rollout": Term("s", "Wall time of sampling the completions.", "Usually the largest part."),
