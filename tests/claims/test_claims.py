@@ -227,7 +227,10 @@ EXPECTED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
         {
             "reward at its best rate, PPO": (0.955, 0.98),
             "reward at its best rate, without the clip (control)": (0.93, 0.96),
-            "reward at its best rate, without the clip, the fifth of largest |advantage| left out": (0.89, 0.93),
+            "reward at its best rate, without the clip, the fifth of largest |advantage| left out": (
+                0.89,
+                0.93,
+            ),
             "rates of 10 that reach 0.9, PPO": (6, 9),
         },
     ),
