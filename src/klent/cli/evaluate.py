@@ -54,6 +54,8 @@ def evaluate(
 ) -> None:
     """Measure the mean reward on held-out problems; the accuracy, where every reward is 0 or 1.
 
+    Of a run on given texts without a reward: the loss of those held out, or the share of pairs in the right order.
+
     At the recipe's temperature, and at those of eval.temperatures; 0 is greedy.
 
     ```
@@ -82,8 +84,10 @@ def evaluate(
     if folder:
         _refuse_trained_problems(settings, load_recipe(folder / "config.yaml"))
     from klent.runs.evaluate import evaluate_model
+    from klent.runs.replayed import evaluate_replayed, is_replayed
 
-    row = evaluate_model(model, settings, note=lambda text: err.print(f"warning: {text}", soft_wrap=True))
+    measure = evaluate_replayed if is_replayed(settings) else evaluate_model
+    row = measure(model, settings, note=lambda text: err.print(f"warning: {text}", soft_wrap=True))
     if as_json:
         print(json.dumps(row))
     else:
@@ -92,13 +96,21 @@ def evaluate(
 
 def _show_evaluation(model: str, row: "Row") -> None:
     """The score at every temperature with its interval, and the rest of the row's numbers."""
-    from klent.measure.score import LABELS, is_scored, kind_of, score_of, temperatures_of
+    from klent.measure.score import LABELS, is_judged, is_scored, kind_of, loss_of, score_of, temperatures_of
     from klent.runs.console import unscored
 
     kind = kind_of([row])
-    what = f"problems x {row['samples']} samples" if "samples" in row else "pairs"
+    what = (
+        f"problems x {row['samples']} samples"
+        if "samples" in row
+        else "pairs"
+        if is_judged(row)
+        else "completions"
+    )
     out.print(f"{model}: {row['problems']} {what}", soft_wrap=True)
-    if not is_scored(row):
+    if loss := loss_of(row):
+        out.print(f"  loss: {loss} nats per token, perplexity {row['perplexity']:.3g}")
+    if is_judged(row) and not is_scored(row):
         out.print("  no completion could be scored")
     kinds: list[Kind] = ["accuracy", "reward"] if kind == "accuracy" else [kind]
     for at, words in temperatures_of(row).items():
@@ -106,7 +118,16 @@ def _show_evaluation(model: str, row: "Row") -> None:
             score = score_of(row, kind, at)
             one = " (one sample)" if words == "greedily" else ""
             out.print(f"  {LABELS[kind]} {words}{one}: {'not scored' if score is None else score}")
-    for key in ("entropy", "length", "unscorable", "calibration/error", "calibration/log_loss"):
+    for key in (
+        "preference/margin",
+        "preference/chosen",
+        "preference/rejected",
+        "entropy",
+        "length",
+        "unscorable",
+        "calibration/error",
+        "calibration/log_loss",
+    ):
         if row.get(key) is not None:
             out.print(f"  {key}: {row[key]:.3f}")
     for text in unscored(row):
