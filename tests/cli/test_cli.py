@@ -22,6 +22,7 @@ reward: gym
 steps: 4
 """
 VERBS = [
+    ["data"],
     ["train"],
     ["resume"],
     ["eval"],

@@ -209,10 +209,14 @@ GOOD = {"prompt": "a", "completion": "b"}
         ([GOOD, '["a"]'], r"p\.jsonl:2: expected an object with a prompt, not list"),
         (
             [GOOD, {"Prompt": "a"}],
-            r"p\.jsonl:2: no 'prompt'; did you mean `Prompt`\?; .*task\.prompt_column",
+            r"p\.jsonl:2: no 'prompt'; did you mean `Prompt`\?; .*task\.columns\.prompt=NAME",
         ),
         ([GOOD, {"prompt": None}], r"p\.jsonl:2: no 'prompt'"),
         ([GOOD, {}], r"columns are: none"),
+        (
+            [GOOD, {"question": "a"}],
+            r"2: no 'prompt'; columns are: question; .*task\.columns\.prompt=question",
+        ),
         ([GOOD, {"prompt": 3}], r"p\.jsonl:2: 'prompt' must be text or a list of messages, not int"),
         ([GOOD, {"prompt": " "}], r"p\.jsonl:2: 'prompt' is empty"),
         ([GOOD, {"prompt": []}], r"p\.jsonl:2: 'prompt' is an empty list"),
@@ -364,9 +368,9 @@ def test_a_missing_file(tmp_path: Path, name: str) -> None:
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text("prompt\na\n")
-    with pytest.raises(ConfigError, match=r"p\.csv is neither \.jsonl nor \.parquet"):
-        open_data("p.csv", base=tmp_path)
+    (tmp_path / "p.xml").write_text("<a>")
+    with pytest.raises(ConfigError, match=r"p\.xml is none of \.jsonl, \.csv"):
+        open_data("p.xml", base=tmp_path)
 
 
 def test_parquet(tmp_path: Path) -> None:

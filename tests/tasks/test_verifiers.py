@@ -8,7 +8,7 @@ import pytest
 
 from klent.config import GymSettings
 from klent.tasks import GymTask
-from klent.tasks.verifiers import exact, find_last_number, gym, last_number, math_verify
+from klent.tasks.verifiers import exact, find_last_number, gsm8k, gym, last_number, math_verify
 
 
 def one(verifier: Any, completion: Any, **columns: Any) -> float | None:
@@ -150,3 +150,56 @@ def test_gym_verifies_more_than_one_right_answer() -> None:
     assert others
     for other in others:
         assert one(gym, other, gym=products[0].columns["gym"]) == 1.0
+
+
+GOLD = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n#### "
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "score"),
+    [
+        ("#### 72", GOLD + "72", 1.0),
+        ("#### 72 ", GOLD + " 72\n", 1.0),
+        ("so 48 + 24 = 72 clips", GOLD + "72", 1.0),
+        ("She sold 72 clips.", GOLD + "72", 1.0),
+        ("She sold 72 clips in 2 months.", GOLD + "72", 0.0),  # without ####, the last number is what is said
+        ("#### 72 clips in 2 months", GOLD + "72", 1.0),
+        ("72\n#### 24", GOLD + "72", 0.0),
+        ("#### 24\nwrong, so\n#### 72", GOLD + "72", 1.0),
+        ("#### 48 + 24 = 72", GOLD + "72", 1.0),
+        ("####\n72", GOLD + "72", 1.0),
+        ("####72", GOLD + "72", 1.0),
+        ("#### \\boxed{72}", GOLD + "72", 1.0),
+        ("\\boxed{72} is what 48 and 24 give", GOLD + "72", 1.0),
+        ("\\boxed{72 \\text{ clips}}, 24 in May", GOLD + "72", 1.0),
+        ("#### none", GOLD + "72", 0.0),
+        ("", GOLD + "72", 0.0),
+        ("#### 48 + 24 =", GOLD + "72", 0.0),
+        ("#### 1,072", GOLD + "1072", 1.0),
+        ("#### 1072", GOLD + "1,072", 1.0),
+        ("#### 1\u202f072\u00a0km", GOLD + "1,072", 1.0),
+        ("#### $1,072.00", GOLD + "1072", 1.0),
+        ("#### 1,07", GOLD + "107", 0.0),
+        ("#### -3", GOLD + "-3", 1.0),
+        ("#### −3", GOLD + "-3", 1.0),
+        ("#### -$3", GOLD + "-3", 1.0),
+        ("#### 3", GOLD + "-3", 0.0),
+        ("#### +3", GOLD + "3", 1.0),
+        ("#### 50%", GOLD + "50", 1.0),
+        ("#### .5", GOLD + "1/2", 1.0),
+        ("#### 72.0", GOLD + "72", 1.0),
+        ("#### 72.5", GOLD + "72", 0.0),
+        ("#### **72**", GOLD + "72", 1.0),
+        ("#### 72", 72, 1.0),
+        ("#### 72", " $72 ", 1.0),
+        ("#### 2", "12 apples for 2 people", None),  # which of them is meant is not said
+        ("#### 72", None, None),
+        ("#### 72", GOLD, None),
+        ("#### 5", ["#### 4", "#### 5"], 1.0),
+        ([{"role": "assistant", "content": "#### 72"}], GOLD + "72", 1.0),
+    ],
+)
+def test_gsm8k_compares_what_stands_behind_the_mark(
+    completion: Any, answer: Any, score: float | None
+) -> None:
+    assert one(gsm8k, completion, answer=answer) == score

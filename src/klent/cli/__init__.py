@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import audit, compare, evaluate, library, play, run, studies, study
+from klent.cli import audit, compare, data, evaluate, library, play, run, studies, study
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -41,6 +41,7 @@ def _root(
 
 
 for name, verb in (
+    ("data", data.data),
     ("train", run.train),
     ("resume", run.resume),
     ("export", run.export),

@@ -13,7 +13,7 @@ from klent.kit.names import nearest
 
 #: rewards that look at completions only, never at an answer
 WITHOUT_ANSWER = ("empo", "random")
-SHIPPED = ("empo", "exact", "gym", "last_number", "math_verify", "random")
+SHIPPED = ("empo", "exact", "gsm8k", "gym", "last_number", "math_verify", "random")
 #: rewards that compare the completions of a prompt
 TOGETHER = ("empo",)
 #: ``python:NAME`` is a function that was passed to klent.train from Python

@@ -19,6 +19,7 @@ class TaskSettings(Settings):
     paired: ClassVar[bool] = False  # two answers to each prompt, one of them better
     logged: ClassVar[bool] = False  # episodes that somebody else has played
     begins: ClassVar[str] = "text"  # what the policy begins from
+    key: ClassVar[str] = ""  # the key that names the file; empty where none is read
 
     @property
     def extent(self) -> str:
@@ -82,7 +83,7 @@ class FileSettings(Rendered):
 
     generated: ClassVar[bool] = False
     completions: ClassVar[tuple[str, ...]] = ("completion",)  # columns that hold answers
-    key: ClassVar[str] = "data"  # the key that names the file
+    key: ClassVar[str] = "data"
 
     split: str = "train"
     """Split of a dataset to train on; a file has none."""
@@ -96,6 +97,8 @@ class FileSettings(Rendered):
     """Split of `heldout_data` (or of `data`) to hold out."""
     prompt_column: str = "prompt"
     """Column that holds the prompts."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns under the names that klent and rewards read, e.g. `{prompt: question, answer: answer}`."""
     only: Numbers | None = None
     """Train on these prompts only, by the number in their id: `file.jsonl:12` is 12; null = all."""
     system: str | None = None
@@ -112,7 +115,7 @@ class FileSettings(Rendered):
 
     def split_of(self, count: int) -> tuple[object, ...]:
         """The rows out of which problems are held out, and which; the rows come first."""
-        rows = (self.source, self.subset, self.split, self.prompt_column)
+        rows = (self.source, self.subset, self.split, self.prompt_column, *sorted(self.columns.items()))
         return rows, self.heldout or count, self.seed, self.heldout_data, self.heldout_split
 
 
@@ -120,7 +123,7 @@ class DataSettings(FileSettings):
     """Problems read from a file or a Hugging Face dataset."""
 
     data: str
-    """A .jsonl or .parquet file, or a dataset id of the hub, with a column `prompt` (text or messages) or
+    """A .jsonl, .csv or .parquet file, or a dataset id of the hub, with a column `prompt` (text or messages) or
     `messages` (a whole conversation)."""
 
 
@@ -132,7 +135,7 @@ class PairsSettings(FileSettings):
     completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     pairs: str
-    """A .jsonl or .parquet file, or a dataset id of the hub, with columns `chosen` and `rejected` (text or
+    """A .jsonl, .csv or .parquet file, or a dataset id of the hub, with columns `chosen` and `rejected` (text or
     messages), and `prompt` unless both are conversations that begin alike."""
 
 
@@ -169,7 +172,7 @@ class EnvironmentSettings(Game, Rendered):
     heldout_data: ClassVar[None] = None
 
     rows: str | PositiveInt | None = None
-    """What episodes begin from: the rows of a .jsonl or .parquet file, or so many seeds; null = ever new seeds."""
+    """What episodes begin from: the rows of a .jsonl, .csv or .parquet file, or so many seeds; null = new seeds."""
     heldout: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None = None
     """Rows of the file kept out of training for evaluation: a fraction below 1, or a count; null = a tenth."""
     only: Numbers | None = None
@@ -214,7 +217,7 @@ class TrajectorySettings(FileSettings):
     completions: ClassVar[tuple[str, ...]] = ("trajectory",)
 
     trajectories: str
-    """A .jsonl or .parquet file, or a dataset id of the hub: lines of `klent play --record`, `messages` with
+    """A .jsonl, .csv or .parquet file, or a dataset id of the hub: lines of `klent play --record`, `messages` with
     `rewards`, one for each answer of the assistant, or logs of LMRL-Gym (Wordle, maze, questions, car dealer)."""
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     """Train on this share of the episodes, those with the largest returns; null = on all."""
@@ -260,7 +263,7 @@ class PlaySettings(Game):
     """The game in which a policy is judged that learns from logged play; it begins, and reads, as `task` says."""
 
     rows: str | None = None
-    """What held-out episodes begin from: the rows of a .jsonl or .parquet file; null = held-out seeds."""
+    """What held-out episodes begin from: the rows of a .jsonl, .csv or .parquet file; null = held-out seeds."""
 
     def as_task(self, task: GymSettings | FileSettings | EnvironmentSettings) -> EnvironmentSettings:
         """The starts as a task, with the template, the system prompt and the seed of the task that is trained on."""

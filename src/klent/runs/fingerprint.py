@@ -23,7 +23,18 @@ _FILES = (
     *("policy.centre_on", "rollout.mixture.target.adapter"),
 )
 _HELD_OUT = ("task.heldout", "task.heldout_data", "task.heldout_split")
-_READ = {".json", ".jsonl", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".arrow", ".parquet"}
+_READ = {
+    ".json",
+    ".jsonl",
+    ".jinja",
+    ".safetensors",
+    ".model",
+    ".txt",
+    ".tiktoken",
+    ".arrow",
+    ".parquet",
+    ".csv",
+}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from klent.rollout.engine import Engine
 from klent.runs.engines import Opened, build_sampler
 from klent.runs.targets import open_model
 from klent.streams.prompt import Prompt
-from klent.tasks.data import with_system
 from klent.tasks.pool import Start
 from klent.tasks.recording import RecordingPool
+from klent.tasks.rows import with_system
 
 TOGETHER = 64  # episodes that are played side by side
 TURN_TOKENS, MAX_TURNS = 64, 100  # of a model that no run tells of

@@ -1,4 +1,4 @@
-"""Prompts of your own as a task: JSON Lines, parquet, or a Hugging Face dataset."""
+"""Prompts of your own as a task: JSON Lines, CSV, parquet, or a Hugging Face dataset."""
 
 import hashlib
 import json
@@ -10,21 +10,13 @@ import numpy as np
 
 from klent.config import FileSettings
 from klent.errors import ConfigError, DataError, TooLong
-from klent.kit.names import nearest
-from klent.streams.prompt import Messages, Prompt
+from klent.streams.prompt import Prompt
 from klent.tasks.epochs import Epochs
-from klent.tasks.lines import Row
-from klent.tasks.messages import checked_completion, checked_prompt, checked_tools
 from klent.tasks.pool import EnvironmentPool
-from klent.tasks.preferences import split_pair
-from klent.tasks.sources import LINES, Rows, open_rows
+from klent.tasks.rows import PromptReader, Reader, as_they_are, open_prompt_rows
+from klent.tasks.sources import FILES
 
 KEY = 16  # bytes
-Reader = Callable[[Rows], Rows]
-
-
-def _as_they_are(rows: Rows) -> Rows:
-    return rows
 
 
 class DataTask:
@@ -58,11 +50,11 @@ class DataTask:
         heldout: int = 0,
         needed: Sequence[str] = (),
         base: Path = Path("."),
-        read: Reader = _as_they_are,
+        read: Reader = as_they_are,
     ) -> None:
         self.environments: EnvironmentPool | None = None
         data, other = section.source, section.heldout_data or section.source
-        self.name = Path(data).stem if data.endswith((*LINES, ".parquet")) else data
+        self.name = Path(data).stem if data.endswith(FILES) else data
         key = f"task.{section.key}"
         self._prompts = prompts = Prompts(data, section.split, section, needed, base, read, key)
         chosen = _choose(prompts, section.only, data) if section.only else list(range(len(prompts)))
@@ -159,30 +151,22 @@ class Prompts:
         read: Reader,
         key: str,
     ) -> None:
-        self._rows = read(open_rows(data, split, section.subset, base, key=key))
-        self._section, self._needed = section, needed
-        self._column, self._plain = section.prompt_column, not (needed or section.system or section.paired)
+        self._rows = open_prompt_rows(data, split, section, base, read=read, key=key)
+        self._reader = PromptReader(section, needed)
         keys = bytearray()
         for index, row in enumerate(self._rows):
-            text = row.get(self._column)
-            if type(text) is str and self._is_plain(row, text):
-                keys += _key(text)
-            else:
-                keys += _key(self._told_apart_by(self._prompt(row, self._rows.place(index))))
+            keys += prompt_key(self._reader.told_apart_by(row, self._rows.place(index)))
         if not keys:
-            raise DataError(f"{data}: no rows; every line should be an object with a {self._column!r}")
+            raise DataError(
+                f"{data}: no rows; every line should be an object with a {section.prompt_column!r}"
+            )
         self._keys = bytes(keys)
 
     def __len__(self) -> int:
         return len(self._keys) // KEY
 
     def __getitem__(self, index: int) -> Prompt:
-        return self._prompt(self._rows[index], self.place(index))
-
-    def _told_apart_by(self, prompt: Prompt) -> object:
-        """The prompt; of logged play the whole episode, as many begin with the same opening."""
-        logged = "trajectory" in self._section.completions
-        return [prompt.prompt, prompt.columns["trajectory"]] if logged else prompt.prompt
+        return self._reader.prompt(self._rows[index], self.place(index))
 
     def place(self, index: int) -> str:
         """Where a prompt came from."""
@@ -200,47 +184,6 @@ class Prompts:
         new[1:] = (high[order[1:]] != high[order[:-1]]) | (low[order[1:]] != low[order[:-1]])
         first: list[int] = np.sort(order[new]).tolist()
         return first
-
-    def _is_plain(self, row: Row, text: str) -> bool:
-        """Whether a row is a text and columns for rewards, in which nothing can be wrong."""
-        return (
-            self._plain
-            and self._column != "messages"
-            and not (text.isspace() or not text)
-            and "prompts" not in row
-            and "completions" not in row
-            and "tools" not in row
-        )
-
-    def _prompt(self, source: Row, where: str) -> Prompt:
-        section = self._section
-        if section.paired:
-            row, column = split_pair(source, section.prompt_column, where), section.prompt_column
-        else:
-            row, column = _as_prompt(source, section.prompt_column, where)
-        if column == "messages" and "completion" in self._needed and row.get("completion") is None:
-            raise DataError(
-                f"{where}: 'messages' has no message of the assistant behind the last one of the user: there is "
-                "nothing to train. Add the answer, or remove the row"
-            )
-        for name in (column, *self._needed):
-            if row.get(name) is None:
-                fix = "; name the right one in task.prompt_column" if name == column else ""
-                columns = ", ".join(row) or "none"
-                raise DataError(f"{where}: no {name!r}{nearest(name, row)}; columns are: {columns}{fix}")
-        prompt = checked_prompt(row[column], f"{where}: {column!r}")
-        for name in self._needed:
-            row[name] = checked_completion(row[name], f"{where}: {name!r}", silent=name == "trajectory")
-        template = dict(section.rendering)
-        if row.get("tools"):
-            template["tools"] = checked_tools(row["tools"], f"{where}: 'tools'")
-        others = {name: value for name, value in row.items() if name not in (column, "prompt")}
-        for name in sorted(others.keys() & {"prompts", "completions"}):
-            raise DataError(
-                f"{where}: a column cannot be called {name!r}: rewards get what was asked and sampled under "
-                "this name. Rename or remove it"
-            )
-        return Prompt(where, with_system(prompt, section.system), others, template=template)
 
 
 def _choose(prompts: Prompts, only: Sequence[int], data: str) -> list[int]:
@@ -263,33 +206,7 @@ def heldout_count(setting: float | int | None, default: int, distinct: int) -> i
     return count
 
 
-def _as_prompt(row: Row, column: str, where: str) -> tuple[Row, str]:
-    """The row with its prompt, and the prompt's column; a whole conversation is cut before its last answer."""
-    whole = "messages"
-    if column not in ("prompt", whole) or "prompt" in row or row.get(whole) is None:
-        return dict(row), column
-    chat = checked_prompt(row[whole], f"{where}: {whole!r}")
-    if isinstance(chat, str):
-        return dict(row), column
-    cut = 1 + max((i for i, message in enumerate(chat) if message["role"] == "user"), default=-1)
-    if cut == 0:
-        raise DataError(f"{where}: {whole!r} has no message of a user")
-    rest = {name: value for name, value in row.items() if name != whole}
-    answer = {"completion": chat[cut:]} if chat[cut:] else {}
-    return {**rest, whole: chat[:cut], **answer}, whole
-
-
-def with_system(prompt: str | Messages, system: str | None) -> str | Messages:
-    """A prompt behind a system message, unless it has one."""
-    if not system:
-        return prompt
-    messages: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if messages[0]["role"] in ("system", "developer"):
-        return messages
-    return [{"role": "system", "content": system}, *messages]
-
-
-def _key(prompt: object) -> bytes:
+def prompt_key(prompt: object) -> bytes:
     """16 bytes that stand for a prompt: two prompts share theirs once in 10^26 files of a million."""
     text = f'"{prompt}' if isinstance(prompt, str) else json.dumps(prompt)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY).digest()

@@ -1,4 +1,4 @@
-"""Rows of JSON Lines, parquet and Hugging Face datasets, read when they are drawn, each with its place."""
+"""Rows of JSON Lines, CSV, parquet and Hugging Face datasets, read when they are drawn, each with its place."""
 
 import datetime
 import decimal
@@ -8,9 +8,11 @@ from typing import Protocol
 
 from klent.errors import ConfigError, DataError
 from klent.kit.names import nearest
+from klent.tasks.comma_separated import TABLES, CommaSeparated
 from klent.tasks.lines import JsonLines, Row
 
 LINES = (".jsonl", ".ndjson", ".json")
+FILES = (*LINES, *TABLES, ".parquet")
 _LEFT_OUT = object()
 
 
@@ -35,10 +37,14 @@ def open_rows(data: str, split: str, subset: str | None, base: Path, *, key: str
     path = base / Path(data).expanduser()
     if data.endswith(LINES):
         return JsonLines(path, data, key)
+    if data.endswith(TABLES):
+        return CommaSeparated(path, data, key)
     if data.endswith(".parquet"):
         return _parquet(path, data, key)
     if path.is_file():
-        raise ConfigError(f"{key}: {data} is neither .jsonl nor .parquet; convert it to one of these")
+        raise ConfigError(
+            f"{key}: {data} is none of .jsonl, .csv, .tsv and .parquet; convert it to one of these"
+        )
     return _dataset(data, path, split, subset, key)
 
 
@@ -92,7 +98,7 @@ def _dataset(data: str, path: Path, split: str, subset: str | None, key: str) ->
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"{key}: {data} is not a .jsonl or .parquet file; a dataset needs: pip install 'klent[data]'"
+            f"{key}: {data} is no .jsonl, .csv or .parquet file; a dataset needs: pip install 'klent[data]'"
         ) from error
     saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     try:

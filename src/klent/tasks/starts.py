@@ -9,11 +9,12 @@ from klent.config import EnvironmentSettings
 from klent.errors import DataError, TooLong
 from klent.kit.seeds import derive_seed
 from klent.streams.prompt import Prompt
-from klent.tasks.data import heldout_count, with_system
+from klent.tasks.data import heldout_count
 from klent.tasks.epochs import Epochs
 from klent.tasks.first_call import Tried
 from klent.tasks.pool import EnvironmentPool, Start
 from klent.tasks.returns import Returns
+from klent.tasks.rows import with_system
 from klent.tasks.scorer import Scorer
 from klent.tasks.sources import Rows, open_rows
 

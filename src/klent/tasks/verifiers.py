@@ -22,6 +22,8 @@ _LAST_NUMBER = re.compile(
     rf"(?P<top>{_NUMBER})(?P<exponent>[eE][-+]?[0-9]{{1,3}}(?![0-9]))?"
     r"(?:/(?P<bottom>[0-9]+)(?![/.]?[0-9]))?"
 )
+_BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_THIN_SPACE = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")  # separates thousands
 _MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-"})
 
 
@@ -76,6 +78,38 @@ def last_number(
     for completion, gold in zip(completions, _answers(columns), strict=True):
         right = {find_last_number(str(g)) for g in _several(gold)} - {None} if gold is not None else set()
         scores.append(float(find_last_number(_text(completion)) in right) if right else None)
+    return scores
+
+
+def gsm8k(
+    prompts: Sequence[object], completions: Sequence[Completion], **columns: Sequence[object]
+) -> list[float | None]:
+    """1 where the number that a completion gives as its answer is the one behind ``####`` in the answer; else 0.
+
+    GSM8K's answers are a solution whose last line is ``#### 42``. A completion gives its answer behind its last
+    ``####``; without one in its last ``\\boxed{}``; without either, its last number counts. Behind ``####`` and in
+    a box it is the first number of the line, or the first behind its last ``=``: ``#### $1,250 for 2 weeks`` is 1250,
+    ``#### 6 * 7 = 42`` is 42. Numbers are read as :func:`last_number` reads them, and spaces that do not break
+    (``1 250``) separate thousands. Values are compared exactly.
+
+    Args:
+        prompts: not used.
+        completions: text or messages, one per prompt.
+        columns: ``answer``, else ``solution``: text with ``####``, or a number alone.
+
+    Returns:
+        1.0 or 0.0 per completion, 0.0 where it gives no number; None where the answer is missing, or is text without
+        ``####`` that is more than a number.
+
+    Examples:
+        >>> gold = "She sells 48 / 2 = 24 in May.\\n#### 1,072"
+        >>> gsm8k(["?"] * 3, ["48 + 24 ... #### 1072 clips", "It is $1,072.00.", "#### 48"], answer=[gold] * 3)
+        [1.0, 1.0, 0.0]
+    """
+    scores: list[float | None] = []
+    for completion, gold in zip(completions, _answers(columns), strict=True):
+        right = {_gold_number(str(g)) for g in _several(gold)} - {None} if gold is not None else set()
+        scores.append(float(_given_number(_text(completion)) in right) if right else None)
     return scores
 
 
@@ -150,15 +184,43 @@ def find_last_number(text: str) -> Fraction | None:
         Fraction(-5, 2)
     """
     numbers = list(_LAST_NUMBER.finditer(text.translate(_MINUS).replace("{,}", ",")))
-    if (
-        not numbers or len(numbers[-1][0]) > 1000
-    ):  # Python refuses to read integers of several thousand digits
+    return _value(numbers[-1]) if numbers else None
+
+
+def _value(number: re.Match[str]) -> Fraction | None:
+    """A number exactly; None for one of a thousand letters: Python refuses integers of several thousand digits."""
+    if len(number[0]) > 1000:
         return None
-    last = numbers[-1]
-    value = Fraction(last["top"].replace(",", "") + (last["exponent"] or ""))
-    if last["bottom"] and int(last["bottom"]):
-        value /= int(last["bottom"])
-    return -value if last["sign"] == "-" else value
+    value = Fraction(number["top"].replace(",", "") + (number["exponent"] or ""))
+    if number["bottom"] and int(number["bottom"]):
+        value /= int(number["bottom"])
+    return -value if number["sign"] == "-" else value
+
+
+def _given_number(text: str) -> Fraction | None:
+    """What a solution gives as its answer: behind ``####``, in a box, or last."""
+    text = _THIN_SPACE.sub("", text)
+    _, marked, behind = text.rpartition("####")
+    if marked:
+        return _first_number(behind)
+    boxes = _BOX.findall(text)
+    return _first_number(boxes[-1]) if boxes else find_last_number(text)
+
+
+def _gold_number(text: str) -> Fraction | None:
+    """The number behind ``####`` in a reference, or a reference that is a number and nothing else."""
+    text = _THIN_SPACE.sub("", text)
+    if "####" in text:
+        return _first_number(text.rpartition("####")[2])
+    whole = _LAST_NUMBER.fullmatch(text.translate(_MINUS).strip())
+    return _value(whole) if whole else None
+
+
+def _first_number(text: str) -> Fraction | None:
+    """The first number of the first line that is not blank, or of what stands behind its last ``=``."""
+    line = (text.strip().splitlines() or [""])[0].rpartition("=")[2]
+    number = _LAST_NUMBER.search(line.translate(_MINUS).replace("{,}", ","))
+    return _value(number) if number else None
 
 
 def _answers(columns: Mapping[str, Sequence[object]]) -> Sequence[object]:
