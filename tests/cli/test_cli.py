@@ -29,6 +29,8 @@ VERBS = [
     ["sample"],
     ["play"],
     ["report"],
+    ["runs"],
+    ["compare"],
     ["doctor"],
     ["recipes", "ls"],
     ["recipes", "show"],

@@ -71,7 +71,7 @@ def test_only_python_functions_have_a_python_name() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("exakt", r"unknown name 'exakt'; did you mean `exact`\?; shipped are empo, exact, gym"),
+        ("exakt", r"unknown name 'exakt'; did you mean `exact`\?; shipped are empo, exact, gsm8k, gym"),
         ("my.py", r"names a file and no function; write my\.py:FUNCTION"),
         ("my.py:", r"should read path/to/file\.py:function"),
         (":fn", r"should read path/to/file\.py:function"),

@@ -15,6 +15,7 @@ from studies.compare.fake import fake_plan, finish
 
 from klent.report import write_report
 from klent.studies.compare.page import write_page
+from klent.studies.overlay.page import write_overlay
 
 from .fake_run import write_lines, write_run
 
@@ -189,6 +190,13 @@ def test_a_comparison_reads_well_on_a_phone(tmp_path: Path) -> None:
     assert seen["narrowest"] >= 110
     assert seen["tallest"] < 80  # a name of three words takes three lines, not one for each letter
     assert seen["toggled"]
+
+
+def test_an_overlay_is_quiet_and_answers_the_pointer(tmp_path: Path) -> None:
+    page = write_overlay([write_run(tmp_path / "a", 4), write_run(tmp_path / "b", 7)], tmp_path / "page.html")
+    document, console = browse(page)
+    assert console == []
+    assert document.count('<line class="cross"') == document.count("<figure ") >= 6
 
 
 def test_it_answers_the_pointer(report: Path) -> None:

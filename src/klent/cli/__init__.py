@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import audit, compare, data, evaluate, library, play, run, studies, study
+from klent.cli import audit, compare, data, evaluate, library, play, run, runs, studies, study
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -46,6 +46,7 @@ for name, verb in (
     ("resume", run.resume),
     ("export", run.export),
     ("report", run.report),
+    ("runs", runs.runs),
     ("compare", compare.compare),
     ("study", study.study),
     ("label", study.label),

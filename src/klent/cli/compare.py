@@ -6,15 +6,29 @@ from typing import Annotated
 
 import typer
 
-from klent.cli.common import Debug, Overrides, Runs, out
+from klent.cli.common import Debug, Runs, find_run, out, run_folder
 from klent.errors import ConfigError
+
+_SEEDS = 3
 
 
 def compare(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe file, or the name of a shipped one.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RECIPE|RUN",
+            help="A recipe, or the first of several runs that exist.",
+            show_default=False,
+        ),
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE|RUN",
+            help="Recipe keys to change, dotted: optimizer.lr=1e-5; or the other runs.",
+            show_default=False,
+        ),
+    ] = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
@@ -25,17 +39,24 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of runs per arm.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of runs per arm.")] = _SEEDS,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs and their estimated time; write nothing.")
     ] = False,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Rewrite the page from the finished runs.")
     ] = False,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="Of runs that exist: draw this one too; repeat it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="Of runs that exist: the page; RUNS/compare.html.")
+    ] = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Compare methods or settings: same data, same budget, several seeds, one page.
+    """Compare methods or settings: same data, same budget, several seeds, one page. Or lay runs that exist over
+    one another.
 
     Runs are in RUNS/NAME-compare/ARM-seedN (NAME is the recipe's; name=... sets the folder's whole name).
     Finished runs are skipped and stopped ones are resumed, so the same command, or one with more seeds or
@@ -49,7 +70,22 @@ def compare(
     klent compare my.yaml --over method=grpo,kl_cov --over optimizer.lr=1e-5,2e-5 eval.samples=8
     klent compare quickstart --dry-run
     ```
+
+    Given runs, finished or not and of any recipe, also log folders of TRL and verl, it trains nothing: it writes
+    RUNS/compare.html with their curves over one another, what each reached, and in what their recipes differ.
+
+    ```
+    klent compare runs/quickstart runs/rloo
+    klent compare quickstart rloo ../trl-output --metric grad/norm --out overlay.html
+    ```
     """
+    others = [word for word in overrides or [] if "=" not in word]
+    if others:
+        _refuse_training_options(over, seeds, dry_run, report_only, [recipe, *(overrides or [])])
+        _overlay([recipe, *others], metric or [], output, runs)
+        return
+    if metric or output:
+        raise ConfigError("--metric and --out are for runs that exist; name at least two")
     from klent.studies.compare.plan import describe, plan_comparison
 
     if dry_run and report_only:
@@ -86,3 +122,45 @@ def _command(recipe: str, overrides: list[str], over: list[str], seeds: int, run
         words += ["--over", option]
     words += ["--seeds", str(seeds)]
     return shlex.join([*words, "--runs", str(runs)] if runs != Path("runs") else words)
+
+
+def _overlay(names: list[str], metrics: list[str], output: Path | None, runs: Path) -> None:
+    """Runs that exist on one page; nothing is trained."""
+    from klent.studies.overlay.page import write_overlay
+
+    folders = [_run_or_log(Path(name), runs) for name in names]
+    words = ["klent", "compare", *map(str, folders)]
+    for name in metrics:
+        words += ["--metric", name]
+    words += ["--out", str(output)] if output else []
+    target = output or runs / "compare.html"
+    out.print(
+        f"page: {write_overlay(folders, target, metrics=metrics, command=shlex.join(words))}",
+        style="bold",
+        soft_wrap=True,
+    )
+
+
+def _run_or_log(path: Path, runs: Path) -> Path:
+    """The folder of a run, or of a log of another trainer."""
+    foreign = find_run(path, runs) is None and path.is_dir() and any(path.iterdir())
+    return path if foreign else run_folder(path, runs)
+
+
+def _refuse_training_options(
+    over: list[str] | None, seeds: int, dry_run: bool, report_only: bool, words: list[str]
+) -> None:
+    """Options and overrides of a comparison that trains, beside runs that exist."""
+    given = [
+        name
+        for name, value in (("--over", over), ("--dry-run", dry_run), ("--report-only", report_only))
+        if value
+    ]
+    given += [f"--seeds {seeds}"] if seeds != _SEEDS else []
+    given += [word for word in words if "=" in word]
+    if given:
+        listed = [word for word in words if "=" not in word]
+        raise ConfigError(
+            f"{given[0]} is for a recipe that is trained, and {' '.join(listed)} name runs that exist; remove one "
+            "of the two"
+        )

@@ -35,6 +35,11 @@ def headline(run: RunData) -> dict[str, object]:
     }
 
 
+def results(run: RunData) -> tuple[Stat | None, Stat | None]:
+    """What a run is judged by, its score, reward or loss, and its entropy, as at the top of its page."""
+    return _outcome(run) or _loss(run), _entropy(run)
+
+
 def lede(run: RunData) -> list[tuple[str, bool]]:
     """One sentence about what ran, in pieces of (text, whether it is bold)."""
     recipe = run.config

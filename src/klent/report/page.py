@@ -107,8 +107,8 @@ def page(run: RunData) -> str:
         style=style,
         script=script,
         script_hash=hash_of(script),
-        chart=_chart,
-        tip=_tip,
+        chart=chart,
+        tip=tip,
     )
 
 
@@ -187,13 +187,14 @@ def _sections(content: Mapping[str, object]) -> list[tuple[str, str]]:
     return [*((id, title) for id, title, name in sections if content[name]), ("numbers", "Numbers")]
 
 
-def _chart(figure: Figure) -> str:
+def chart(figure: Figure) -> str:
     """What the script needs to show the values at a step."""
     values = [key.values for key in figure.keys]
     return json.dumps({"steps": figure.steps, "x": figure.x, "values": values}, separators=(",", ":"))
 
 
-def _tip(metric: str) -> str:
+def tip(metric: str) -> str:
+    """What a metric is, for who points at its name."""
     term = describe(metric)
     unit = f" ({term.unit})" if term.unit else ""
     return f"{metric}{unit}: {term.definition} {term.reading}".strip()

@@ -198,11 +198,12 @@ def is_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("config.yaml", "run.json", "metrics.jsonl"))
 
 
-def read_run(path: Path) -> RunData:
+def read_run(path: Path, *, texts: bool = True) -> RunData:
     """Read a run folder, finished or not.
 
     Args:
         path: the folder ``runs/NAME``.
+        texts: False = the numbers alone, without samples and fork tokens.
 
     Returns:
         What could be read; ``notes`` lists what could not. Of ``samples.jsonl`` only the first, a middle and
@@ -228,8 +229,8 @@ def read_run(path: Path) -> RunData:
         run=_mapping(_text(path / "run.json", notes), "run.json", notes),
         rows=_rows(path / "metrics.jsonl", notes),
         evals=_rows(path / "eval.jsonl", notes),
-        samples=_samples(path / "samples.jsonl", notes),
-        forks=_rows(path / "forks.jsonl", notes),
+        samples=_samples(path / "samples.jsonl", notes) if texts else [],
+        forks=_rows(path / "forks.jsonl", notes) if texts else [],
         notes=notes,
     )
 

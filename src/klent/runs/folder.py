@@ -155,6 +155,22 @@ class RunFolder:
                 file.truncate(whole)
 
 
+def is_in_use(path: Path) -> bool:
+    """Whether a process holds the run's lock now; nothing is written and nobody is kept waiting."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where who owns the run is written down until it lets go
+        return (path / OWNER).exists()
+    try:
+        with open(path / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or a disk that has none
+        return False
+    return False
+
+
 def refuse_occupied(path: Path) -> None:
     """Refuse a folder that holds somebody's files, before anything is written into it."""
     if path.exists() and not path.is_dir():

@@ -205,7 +205,7 @@ def _refuse_changed(planned: Sequence[PlannedRun]) -> None:
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[str, str]]:
     """Dotted keys whose values differ, with both values as text."""
-    left, right = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    left, right = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
     keys = [*left, *(key for key in right if key not in left)]
     return {
         key: (left.get(key, "absent"), right.get(key, "absent"))
@@ -214,9 +214,10 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[str, str]]:
     }
 
 
-def _flat(value: object, path: str = "") -> dict[str, str]:
+def flat(value: object, path: str = "") -> dict[str, str]:
+    """Every value of a nested mapping by its dotted key, as JSON."""
     if isinstance(value, dict) and value:
-        parts = [_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
+        parts = [flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
         return {key: text for part in parts for key, text in part.items()}
     return {path: json.dumps(value, ensure_ascii=False)}
 
@@ -239,7 +240,7 @@ def describe(plan: ComparisonPlan) -> list[str]:
     ]
     budget = ("steps", "prompts_per_step", "group_size", "rollout.max_tokens", "update.epochs")
     for key in budget:
-        values = list(dict.fromkeys(_flat(run.recipe.model_dump(mode="json"))[key] for run in plan.runs))
+        values = list(dict.fromkeys(flat(run.recipe.model_dump(mode="json"))[key] for run in plan.runs))
         if len(values) > 1:
             lines.append(f"the arms have different budgets: {key} is {', '.join(values)}")
     return lines
