@@ -31,6 +31,7 @@ VERBS = [
     ["report"],
     ["runs"],
     ["compare"],
+    ["watch"],
     ["doctor"],
     ["recipes", "ls"],
     ["recipes", "show"],

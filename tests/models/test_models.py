@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from klent.config import Lora
 from klent.errors import DataError, ModelError
 from klent.models import exact, load, locate
+from klent.models.adapter import merged_weights
 from klent.models.chat import context_length
 from klent.models.device import find_device
 from klent.models.load import LoadedModel, load_policy
@@ -482,6 +483,28 @@ def test_a_saved_model_is_a_plain_folder_with_the_same_weights(folder: Path, tmp
     assert torch.equal(logits(load_policy(str(final)).model), logits(tiny_model(seed=3)))
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_an_adapter_is_added_in_float32_and_rounded_once(folder: Path) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    loaded = load_policy(str(folder), dtype="bfloat16", lora=Lora(rank=4))
+    generator = torch.Generator().manual_seed(1)
+    base = loaded.model.get_base_model()
+    layers = {name: layer for name, layer in base.named_modules() if isinstance(layer, LoraLayer)}
+    assert layers
+    for layer in layers.values():
+        factor = layer.lora_B["default"].weight
+        factor.data = 0.01 * torch.randn(factor.shape, generator=generator).to(factor.dtype)
+    merged = merged_weights(base)
+    rounded_twice = 0
+    for name, layer in layers.items():
+        a, b = (side["default"].weight.detach().double() for side in (layer.lora_A, layer.lora_B))
+        weight, delta = layer.base_layer.weight.detach(), layer.scaling["default"] * (b @ a)
+        exact = (weight.double() + delta).to(torch.bfloat16)
+        assert (merged[f"{name}.weight"] == exact).float().mean() > 0.999
+        rounded_twice += int((weight + delta.to(torch.bfloat16) != exact).sum())
+    assert rounded_twice > 10  # which is what rounding the delta by itself would cost
 
 
 def test_an_adapter_is_merged_into_the_written_weights_only(folder: Path, tmp_path: Path) -> None:

@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 from studies.compare.fake import fake_plan, finish
 
+from klent.io.files import append_line
 from klent.report import write_report
+from klent.report.live import Live
 from klent.studies.compare.page import write_page
 from klent.studies.overlay.page import write_overlay
+from klent.studies.overlay.watch import live_pages
 
 from .fake_run import write_lines, write_run
+from .test_live import cut, served
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -28,8 +32,8 @@ pytestmark = pytest.mark.skipif(
 PROBE = Path(__file__).with_name("probe.js")
 
 
-def browse(page: Path, *, width: int = 1280) -> tuple[str, list[str]]:
-    """The document after its scripts ran, and what the browser's console said."""
+def browse(page: Path | str, *, width: int = 1280, budget: int = 2000) -> tuple[str, list[str]]:
+    """The document after its scripts ran, and what the browser's console said; a page is a file or an address."""
     with tempfile.TemporaryDirectory() as profile:
         command = [
             str(BROWSER),
@@ -40,14 +44,14 @@ def browse(page: Path, *, width: int = 1280) -> tuple[str, list[str]]:
                 "--disable-component-update",
                 "--disable-sync",
             ),
-            *(f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND"),
+            *(f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
             *(
                 "--enable-logging=stderr",
-                "--virtual-time-budget=2000",
+                f"--virtual-time-budget={budget}",
                 f"--window-size={width},2000",
                 "--dump-dom",
             ),
-            page.resolve().as_uri(),
+            page if isinstance(page, str) else page.resolve().as_uri(),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, re.findall(r"CONSOLE[^\n]*", done.stderr)
@@ -197,6 +201,30 @@ def test_an_overlay_is_quiet_and_answers_the_pointer(tmp_path: Path) -> None:
     document, console = browse(page)
     assert console == []
     assert document.count('<line class="cross"') == document.count("<figure ") >= 6
+
+
+def test_a_live_page_follows_the_run_and_is_quiet(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", 6)
+    later = cut(run, 4)
+    (page,) = (pages := live_pages([run])).values()
+    page._rest = 0.0
+    drawn = page._draw
+
+    def draw(live: Live) -> str:
+        """The run goes on as soon as its page was drawn."""
+        text = drawn(live)
+        if later:
+            append_line(run / "metrics.jsonl", later.pop(0))
+        return text
+
+    page._draw = draw
+    with served(pages) as server:
+        document, console = browse(server.address, budget=20_000)
+    assert console == []
+    assert later == []
+    assert re.search(r'<span class="at">step 6</span>', document)
+    assert re.search(r'<span id="live"[^>]*>live</span>', document)
+    assert '<button id="theme" type="button">' in document
 
 
 def test_it_answers_the_pointer(report: Path) -> None:

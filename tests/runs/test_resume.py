@@ -7,9 +7,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from processes import finish, printed
 from processes import start as start_process
+from safetensors.torch import load_file
 from tiny import tiny_folder
 from typer.testing import CliRunner
 
@@ -518,6 +520,7 @@ def test_a_checkpoint_is_exported_as_the_model_that_final_would_be(world):
     for words, said in (
         (["export", "cut"], "exists already"),
         (["export", "cut", "--step", "7"], "no checkpoint of step 7; there are: 1, 2, 3"),
+        (["export", "cut", "merged", "--merge"], "trained all weights"),
         (["sample", "runs/cut/checkpoints/000002", "Hi"], "klent export runs/cut --step 2"),
     ):
         result = CliRunner().invoke(app, words)
@@ -525,11 +528,41 @@ def test_a_checkpoint_is_exported_as_the_model_that_final_would_be(world):
         assert said in " ".join(result.output.replace("│", " ").split())
 
 
+def check_merged(base: Path, adapter: Path, merged: Path) -> None:
+    """Every written weight is base + alpha / rank * B A, summed in float64 and rounded once to bfloat16."""
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    scale = settings["lora_alpha"] / settings["r"]
+    before, after = load_file(base / "model.safetensors"), load_file(merged / "model.safetensors")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    adapted = {name.split("base_model.model.")[1].split(".lora_")[0] for name in factors}
+    assert adapted
+    assert after.keys() == before.keys()
+    for name, weight in before.items():
+        expected = weight.double()
+        if (stem := name.removesuffix(".weight")) in adapted:
+            a, b = (factors[f"base_model.model.{stem}.lora_{side}.weight"].double() for side in "AB")
+            expected = expected + scale * (b @ a)
+            assert (b @ a).abs().max() > 0
+        assert after[name].dtype == torch.bfloat16
+        torch.testing.assert_close(after[name], expected.to(torch.bfloat16), rtol=0.004, atol=0)
+        assert (after[name] == expected.to(torch.bfloat16)).float().mean() > 0.999
+    assert json.loads((merged / "config.json").read_text())["dtype"] == "bfloat16"
+    assert not (merged / "adapter").exists()
+    assert "merged into the weights" in (merged / "README.md").read_text()
+
+
 def test_an_adapters_checkpoint_is_merged_and_needs_its_base_model(world):
     run = start("lora.rank=2", "steps=1")
     assert CliRunner().invoke(app, ["export", "cut"]).exit_code == 0
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (run / "step-1" / file).read_bytes() == (run / "final" / file).read_bytes()
+    merged = CliRunner().invoke(app, ["export", "cut", "--merge", "--to", "merged", "--dtype", "bfloat16"])
+    assert merged.exit_code == 0, merged.output
+    check_merged(world / "model", run / "final" / "adapter", Path("merged"))
+    for words, said in ((["a", "--to", "b"], "name two folders"), (["--dtype", "float8"], "no such type")):
+        result = CliRunner().invoke(app, ["export", "cut", *words])
+        assert result.exit_code == 2
+        assert said in " ".join(result.output.replace("│", " ").split())
     tiny_folder(world / "model", seed=1)
     result = CliRunner().invoke(app, ["export", "cut", "other"])
     assert result.exit_code == 1

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import audit, compare, data, evaluate, library, play, run, runs, studies, study
+from klent.cli import audit, compare, data, evaluate, library, play, run, runs, studies, study, watch
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -47,6 +47,7 @@ for name, verb in (
     ("export", run.export),
     ("report", run.report),
     ("runs", runs.runs),
+    ("watch", watch.watch),
     ("compare", compare.compare),
     ("study", study.study),
     ("label", study.label),

@@ -20,6 +20,7 @@ from klent.cli.common import (
     print_yaml,
     run_folder,
 )
+from klent.cli.watch import watched
 from klent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def train(
         bool,
         typer.Option("--fresh", help="Rename an existing run folder to NAME.1, NAME.2, ... first."),
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve a page that follows the run; see `klent watch --help`.")
+    ] = False,
     yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -57,6 +61,7 @@ def train(
     ```
     klent train quickstart
     klent train quickstart --dry-run
+    klent train quickstart --watch
     klent train my.yaml model=./my-model task.data=prompts.jsonl reward=my.py:score
     klent train quickstart name=rloo method=rloo optimizer.lr=1e-5
     klent train quickstart name=held loss.kl_in_loss.coef=0.05
@@ -81,7 +86,8 @@ def train(
     arguments = ["klent", "train", recipe, *(overrides or [])]
     if runs != Path("runs"):
         arguments += ["--runs", str(runs)]
-    _train(settings, run, command=shlex.join(arguments), resume=resume)
+    with watched(run, on=watch):
+        _train(settings, run, command=shlex.join(arguments), resume=resume)
 
 
 def resume(
@@ -123,8 +129,20 @@ def export(
     folder: Annotated[
         Path | None, typer.Argument(help="Where to write the model; default: RUN/step-N.", show_default=False)
     ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The same as the second argument.", show_default=False)
+    ] = None,
     step: Annotated[
         int | None, typer.Option("--step", min=1, help="Step of the checkpoint; default: the newest.")
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of a LoRA run: the merged weights alone, without `adapter/`.")
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype", help="float32, bfloat16 or float16; default: the recipe's.", show_default=False
+        ),
     ] = None,
     yes: Yes = False,
     runs: Runs = Path("runs"),
@@ -132,20 +150,31 @@ def export(
 ) -> None:
     """Write a checkpoint as a model folder, as `final/` is one: to sample, to evaluate, to load anywhere.
 
-    The run may be going on, stopped or finished. A LoRA adapter is merged, and saved by itself in `adapter/`.
+    The run may be going on, stopped or finished. A LoRA adapter is added to the weights in float32, the sum is
+    rounded once to the type that is written, and without --merge the adapter is also saved by itself in `adapter/`.
+    README.md is the model's card: what was trained on what, evaluations with intervals, the command, the recipe, and
+    the licence of the base model, which binds this one too.
 
     ```
     klent export runs/quickstart --step 20
+    klent export my-lora --merge --to ./my-model --dtype bfloat16
     klent eval runs/quickstart/step-20
     klent export quickstart ./my-model
     ```
     """
     from klent.runs.export import export_checkpoint
 
+    if folder is not None and to is not None:
+        raise ConfigError(f"{folder} and --to {to} name two folders; give one")
     source = run_folder(run, runs)
     confirm_code(source, yes)
     target = export_checkpoint(
-        source, folder, step=step, on_damage=lambda line: err.print(line, style="yellow")
+        source,
+        folder or to,
+        step=step,
+        merge=merge,
+        dtype=dtype,
+        on_damage=lambda line: err.print(line, style="yellow"),
     )
     out.print(f"model: {target}", soft_wrap=True)
 

@@ -112,7 +112,8 @@ def merged_weights(base: "PreTrainedModel") -> "dict[str, Tensor]":
             if isinstance(layer, LoraLayer):
                 weight = weights[f"{name}.weight"]
                 delta = cast("_Layer", layer).get_delta_weight("default")
-                weights[f"{name}.weight"] = weight + delta.to(weight.dtype)
+                # added in float32 and rounded once: a small delta rounded by itself loses digits that the sum has
+                weights[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
     return weights
 
 

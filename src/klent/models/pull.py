@@ -45,6 +45,7 @@ class Source:
     download_mb: int
     disk_mb: int
     context: int
+    licence: str
     split_digits: bool = False  # each digit is a token, which transformers' GGUF loader does not know
     generates: bool = True  # a language model; False = an embedding model
 
@@ -64,6 +65,7 @@ KNOWN = {
         download_mb=92,
         disk_mb=543,
         context=8192,
+        licence="apache-2.0",
         split_digits=True,
     ),
     "minilm": Source(
@@ -76,6 +78,7 @@ KNOWN = {
         download_mb=84,
         disk_mb=92,
         context=256,
+        licence="apache-2.0",
         generates=False,
     ),
 }

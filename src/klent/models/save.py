@@ -1,7 +1,9 @@
 """Save a model as a plain Hugging Face folder, with a LoRA adapter merged into the written weights."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from klent.errors import ModelError, first_line
@@ -11,14 +13,30 @@ from klent.models.pull import quiet
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+def save_model(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    adapter_too: bool = True,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write a plain Hugging Face folder: safetensors, config, tokenizer, chat template. Whole or not at all.
 
     A LoRA adapter is merged into the written weights, and saved by itself in ``folder/adapter``. The model in
     memory is not changed: its weights stay the same, bit for bit.
+
+    Args:
+        model, tokenizer: what to write.
+        folder: where to; an existing one is replaced.
+        dtype: of the written weights, to which they are rounded once; None = the model's.
+        adapter_too: whether an adapter is also saved by itself.
+        texts: more files, such as a model card: name -> content.
 
     Raises:
         ModelError: the folder cannot be written, for example because the disk is full.
@@ -29,9 +47,16 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
     base = model if adapter is None else cast("PreTrainedModel", adapter.get_base_model())
     try:
         with quiet(), whole_folder(folder) as scratch:
-            base.save_pretrained(scratch, state_dict=None if adapter is None else merged_weights(base))
+            weights = None if adapter is None else merged_weights(base)
+            base.save_pretrained(
+                scratch, state_dict=weights if dtype is None else _cast(base, weights, dtype)
+            )
+            if dtype is not None:
+                _write_dtype(scratch / "config.json", dtype)
             tokenizer.save_pretrained(scratch)
-            if adapter is not None:
+            for name, text in texts.items():
+                (scratch / name).write_text(text, encoding="utf-8")
+            if adapter is not None and adapter_too:
                 adapter.save_pretrained(str(scratch / "adapter"))
                 _sort_sets(scratch / "adapter" / "adapter_config.json", adapter)
     except (OSError, SafetensorError) as error:
@@ -39,6 +64,27 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
             f"cannot write the model to {folder}: {first_line(error)}. No partial folder is left; free some "
             "space or choose another folder"
         ) from error
+
+
+def _cast(base: "PreTrainedModel", weights: "dict[str, Tensor] | None", dtype: str) -> "dict[str, Tensor]":
+    """Weights of another type, those that are one in memory as one; what is no floating-point number stays."""
+    import torch
+
+    wanted: torch.dtype = getattr(torch, dtype)
+    whole = base.state_dict() if weights is None else weights
+    done: dict[tuple[int, torch.Size], Tensor] = {}
+    for value in whole.values():
+        place = value.data_ptr(), value.shape
+        if place not in done:
+            done[place] = value.to(wanted) if value.is_floating_point() else value
+    return {name: done[value.data_ptr(), value.shape] for name, value in whole.items()}
+
+
+def _write_dtype(config: Path, dtype: str) -> None:
+    """The type of the written weights, in place of that of the model in memory."""
+    values = json.loads(config.read_bytes())
+    values["dtype"] = dtype
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _sort_sets(file: Path, adapter: "PeftModel") -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from klent.errors import RunError
 from klent.kit.tables import Row, finite, step_of
-from klent.report.read import RunData
+from klent.report.read import RunData, is_run, read_run
 
 TRL = {
     "loss": "objective/loss",
@@ -68,6 +68,16 @@ class Log(NamedTuple):
     source: str
     file: Path
     rows: Sequence[Row]
+
+
+def read_any(path: Path, *, texts: bool = True) -> RunData:
+    """A run folder, or else a log folder of TRL or verl.
+
+    Raises:
+        RunError: it is neither.
+    """
+    foreign = read_foreign(path) if path.is_dir() and not is_run(path) else None
+    return foreign or read_run(path, texts=texts)
 
 
 def read_foreign(path: Path) -> RunData | None:

@@ -1,7 +1,5 @@
 """The page of a run: everything read, drawn and diagnosed, in one HTML file that loads nothing."""
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -19,10 +17,11 @@ from klent.report import calibration, certainty, entropy, figures, rlhf, surpris
 from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
-from klent.report.foreign import read_foreign
+from klent.report.foreign import read_any
 from klent.report.glossary import describe
 from klent.report.headline import headline, versions
-from klent.report.read import RunData, is_run, read_run
+from klent.report.live import NOT_LIVE, Live, hash_of
+from klent.report.read import RunData
 from klent.report.samples import choose
 
 HERE = Path(__file__).parent
@@ -78,16 +77,19 @@ def write_report(run: Path) -> Path:
     Raises:
         RunError: ``run`` is neither a run folder nor a log of TRL or verl.
     """
-    path = Path(run)
-    foreign = read_foreign(path) if path.is_dir() and not is_run(path) else None
-    data = foreign or read_run(path)
+    data = read_any(Path(run))
     target = data.path / "report.html"
     write_atomic(target, page(data))
     return target
 
 
-def page(run: RunData) -> str:
-    """The HTML of a run. Everything that a model, a task or a recipe wrote is escaped."""
+def page(run: RunData, live: Live = NOT_LIVE) -> str:
+    """The HTML of a run. Everything that a model, a task or a recipe wrote is escaped.
+
+    Args:
+        run: what to draw.
+        live: what makes the page follow the run, where it is served.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -107,14 +109,10 @@ def page(run: RunData) -> str:
         style=style,
         script=script,
         script_hash=hash_of(script),
+        live=live,
         chart=chart,
         tip=tip,
     )
-
-
-def hash_of(script: str) -> str:
-    """What a page's policy names the one script by that it lets run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _content(run: RunData) -> dict[str, object]:

@@ -5,30 +5,51 @@ from pathlib import Path
 
 from klent.config import load_recipe
 from klent.errors import CheckpointError, ConfigError
-from klent.models.load import load_policy
+from klent.kit.names import nearest
+from klent.models.licence import licence_file, licence_of
+from klent.models.load import DTYPES, load_policy
 from klent.models.locate import locate_model
 from klent.models.save import save_model
+from klent.runs.card import model_card
 from klent.runs.checkpoint import load_step
 from klent.runs.fingerprint import take_fingerprint
 from klent.runs.state import policy_of, take_weights
 
 
 def export_checkpoint(
-    run: Path, folder: Path | None = None, *, step: int | None = None, on_damage: Callable[[str], None]
+    run: Path,
+    folder: Path | None = None,
+    *,
+    step: int | None = None,
+    merge: bool = False,
+    dtype: str | None = None,
+    on_damage: Callable[[str], None],
 ) -> Path:
-    """Write the weights of a checkpoint as a plain Hugging Face folder, whole or not at all.
+    """Write the weights of a checkpoint as a plain Hugging Face folder with a model card, whole or not at all.
+
+    An adapter is added to the weights in float32, and the sum is rounded once to the type that is written.
 
     Args:
         run: the run's folder, also while it runs.
         folder: where to; None = ``RUN/step-N``, where `klent eval` finds the run's recipe.
         step: of the checkpoint; None = the newest that is intact.
+        merge: False = an adapter is also written by itself, in ``adapter/``.
+        dtype: of the written weights; None = the recipe's.
         on_damage: told of each damaged checkpoint that is passed over, in one line.
 
     Raises:
         CheckpointError: there is no such checkpoint, or the run's model is not the one that it was made with.
-        ConfigError: the folder exists.
+        ConfigError: the folder exists; ``merge`` where there is no adapter; an unknown ``dtype``.
     """
     recipe = load_recipe(run / "config.yaml")
+    if merge and recipe.lora is None:
+        raise ConfigError(
+            f"--merge adds an adapter to the weights, and {run} trained all weights (lora: null). Leave it out"
+        )
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(
+            f"--dtype {dtype}: no such type{nearest(dtype, DTYPES)}; there are {', '.join(DTYPES)}"
+        )
     checkpoint = load_step(run, step, on_damage=on_damage)
     target = folder or run / f"step-{checkpoint.step}"
     if target.exists():
@@ -44,7 +65,7 @@ def export_checkpoint(
         )
     loaded = load_policy(
         recipe.model,
-        dtype=recipe.dtype,
+        dtype=recipe.dtype if dtype in (None, recipe.dtype) else "float32",
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attention,
         lora=recipe.lora,
@@ -53,5 +74,15 @@ def export_checkpoint(
     )
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     take_weights(policy_of(checkpoint), trainable, f"Put back model and lora in {run / 'config.yaml'}")
-    save_model(loaded.model, loaded.tokenizer, target)
+    base = Path(loaded.source)
+    card = model_card(run, checkpoint.step, licence=licence_of(recipe.model, base))
+    terms = licence_file(base)
+    save_model(
+        loaded.model,
+        loaded.tokenizer,
+        target,
+        dtype=None if dtype in (None, recipe.dtype) else dtype,
+        adapter_too=not merge,
+        texts={"README.md": card, **({"LICENSE": terms.read_text("utf-8", "replace")} if terms else {})},
+    )
     return target

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from klent.cli import app
 from klent.errors import ConfigError, RunError
 from klent.report.read import read_run
-from klent.studies.overlay.figures import STYLES, overlays
+from klent.studies.overlay import STYLES
+from klent.studies.overlay.figures import overlays
 from klent.studies.overlay.page import differing, notes, write_overlay
 
 

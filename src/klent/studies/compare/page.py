@@ -13,7 +13,7 @@ from klent.io.files import write_atomic
 from klent.kit.statistics import mean
 from klent.kit.student import t_bound
 from klent.kit.text import duration, fixed, number, plural, signed_fixed
-from klent.report.page import hash_of
+from klent.report.live import hash_of
 from klent.studies.compare import figures
 from klent.studies.compare.plan import ComparisonPlan, describe
 from klent.studies.compare.results import MEAN, Results, RunResult, average, collect

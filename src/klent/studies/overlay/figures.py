@@ -9,9 +9,7 @@ from klent.measure.score import LABELS, Kind, score_of
 from klent.report.curves import SMOOTH_ABOVE, Line, draw, limits, parts, pixels, step_axis
 from klent.report.glossary import describe
 from klent.report.read import RunData, step_of
-
-STYLES = [(role, mark) for mark in ("line", "dash") for role in ("reward", "entropy", "ink", "down", "tone3")]
-"""Colour and mark of each run; more runs than these cannot be told apart."""
+from klent.studies.overlay import STYLES
 
 METRICS = {
     "reward/mean": "Reward",

@@ -9,13 +9,15 @@ from typing import NamedTuple
 import klent.report
 from klent.errors import ConfigError, RunError
 from klent.io.files import write_atomic
-from klent.report.foreign import read_foreign
+from klent.report.foreign import read_any
 from klent.report.headline import Stat, lede, results
-from klent.report.page import chart, hash_of, tip
-from klent.report.read import RunData, is_run, read_run
+from klent.report.live import NOT_LIVE, Live, hash_of
+from klent.report.page import chart, tip
+from klent.report.read import RunData, is_run
 from klent.runs.listing import state_of
 from klent.studies.compare.plan import flat
-from klent.studies.overlay.figures import STYLES, overlays
+from klent.studies.overlay import STYLES
+from klent.studies.overlay.figures import overlays
 
 HERE = Path(__file__).parent
 _COMPARED = ("task", "seed", "eval")  # settings that decide which problems are held out
@@ -57,17 +59,31 @@ def write_overlay(
         raise ConfigError(
             f"{len(folders)} runs: at most {len(STYLES)} can be told apart in one figure. Name fewer"
         )
-    runs = dict(zip(_names(paths), map(_read, paths), strict=True))
+    runs = dict(zip(names_of(paths), map(_read, paths), strict=True))
     for metric in metrics:
         if not any(run.has(metric) for run in runs.values()):
             known = sorted({name for run in runs.values() for name in run.table.names()})
             raise ConfigError(f"--metric {metric}: none of these runs has it; they have {', '.join(known)}")
-    write_atomic(target, page(runs, target, metrics, command))
+    links = [_link(run.path / "report.html", target) for run in runs.values()]
+    write_atomic(target, page(runs, links, metrics, command))
     return target
 
 
-def page(runs: Mapping[str, RunData], target: Path, metrics: Sequence[str] = (), command: str = "") -> str:
-    """The HTML. Everything that a recipe or a command line wrote is escaped."""
+def page(
+    runs: Mapping[str, RunData],
+    links: Sequence[str],
+    metrics: Sequence[str] = (),
+    command: str = "",
+    live: Live = NOT_LIVE,
+) -> str:
+    """The HTML. Everything that a recipe or a command line wrote is escaped.
+
+    Args:
+        runs: by name.
+        links: the page of each; empty where it has none.
+        metrics, command: as of :func:`write_overlay`.
+        live: what makes the page follow the runs, where it is served.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -87,12 +103,14 @@ def page(runs: Mapping[str, RunData], target: Path, metrics: Sequence[str] = (),
         style=(report / "style.css").read_text("utf-8") + comparison,
         script=script,
         script_hash=hash_of(script),
+        live=live,
         chart=chart,
         tip=tip,
         command=command,
         notes=notes(runs),
         rows=[
-            _row(name, run, target, style) for (name, run), style in zip(runs.items(), STYLES, strict=False)
+            _row(name, run, link, style)
+            for (name, run), link, style in zip(runs.items(), links, STYLES, strict=False)
         ],
         names=list(runs),
         settings=differing(runs),
@@ -101,14 +119,13 @@ def page(runs: Mapping[str, RunData], target: Path, metrics: Sequence[str] = (),
 
 
 def _read(path: Path) -> RunData:
-    foreign = read_foreign(path) if path.is_dir() and not is_run(path) else None
-    run = foreign or read_run(path, texts=False)
+    run = read_any(path, texts=False)
     if not run.rows and not run.evals:
         raise RunError(f"{path} has no step and no evaluation yet, so there is nothing to draw; leave it out")
     return run
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[Path]) -> list[str]:
     """The folders' own names, with as much of their paths as tells them apart."""
     depth = 1
     while len({path.resolve().parts[-depth:] for path in paths}) < len(paths):
@@ -135,17 +152,21 @@ def notes(runs: Mapping[str, RunData]) -> list[str]:
     return lines + [f"{name}: {note}" for name, run in runs.items() for note in run.notes]
 
 
-def _row(name: str, run: RunData, target: Path, style: tuple[str, str]) -> Row:
+def _link(report: Path, target: Path) -> str:
+    """The way from a page to a report; empty where there is none."""
+    if not report.is_file():
+        return ""
+    return Path(os.path.relpath(report.resolve(), target.resolve().parent)).as_posix()
+
+
+def _row(name: str, run: RunData, link: str, style: tuple[str, str]) -> Row:
     outcome, entropy = results(run)
     planned = run.config.get("steps")
     last = run.steps[-1] if run.rows else 0
-    report = run.path / "report.html"
     own = is_run(run.path)
     return Row(
         name=name,
-        page=Path(os.path.relpath(report.resolve(), target.resolve().parent)).as_posix()
-        if report.is_file()
-        else "",
+        page=link,
         state=state_of(run) if own else "",
         steps=f"{last:,} of {planned:,}" if isinstance(planned, int) else f"{last:,}",
         result=_text(outcome),

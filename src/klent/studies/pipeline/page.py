@@ -14,7 +14,7 @@ from klent.kit.statistics import mean, standard_error
 from klent.kit.student import t_bound
 from klent.kit.svg import canvas, colour, horizontal, render, unit
 from klent.kit.text import duration, fixed, number
-from klent.report.page import hash_of
+from klent.report.live import hash_of
 from klent.runs.record import wall_seconds
 from klent.studies import compare
 from klent.studies.pipeline.judge import FILE

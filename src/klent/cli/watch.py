@@ -1,0 +1,118 @@
+"""``klent watch``: the report of a run, in a browser, while the run goes on."""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from klent.cli.common import Debug, Runs, err, find_run, out, run_folder
+
+if TYPE_CHECKING:
+    from klent.report.live import Server
+
+_MODEST = 10  # of 19 steps of priority: on a full machine the run comes first, and the page still comes
+GRACE = 8.0  # seconds in which pages that are open get the last state of a run that ended
+
+
+def watch(
+    names: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Runs, or log folders of TRL or verl.", show_default=False),
+    ],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 = any that is free.")] = 0,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    with_parent: Annotated[bool, typer.Option("--until-input-ends", hidden=True)] = False,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Serve a page that follows a run: its report, drawn again as steps arrive. Ctrl-C ends it, and not the run.
+
+    Of several runs it shows their curves over one another, with the page of each behind its name. Only this machine
+    can open it, nothing can be changed through it, and it reads the run's files alone: the run does not notice. The
+    page is drawn at low priority, only while somebody looks, and a large one at most a fifth of the time.
+
+    From another machine: ssh -L 8000:127.0.0.1:8000 HOST, and here --port 8000.
+
+    ```
+    klent watch runs/quickstart
+    klent watch one two --port 8000 --open
+    klent train quickstart --watch
+    ```
+    """
+    from klent.report.live import Server
+    from klent.studies.overlay.watch import live_pages
+
+    folders = list(names) if with_parent else [_folder(name, runs) for name in names]
+    with contextlib.suppress(OSError, AttributeError):  # not everywhere, and never worth an error
+        os.nice(_MODEST)
+    with Server(live_pages(folders), port) as server:
+        print(f"watch: {server.address}", flush=True)
+        if browser:
+            import webbrowser
+
+            webbrowser.open(server.address)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            if with_parent:
+                _wait_for_parent(server)
+            else:
+                threading.Event().wait()
+        except KeyboardInterrupt:
+            out.print("no longer served")
+        finally:
+            server.shutdown()
+
+
+def _folder(name: Path, runs: Path) -> Path:
+    """A run, also one that has not begun; or a log of another trainer."""
+    foreign = find_run(name, runs) is None and name.is_dir() and any(name.iterdir())
+    return name if foreign else run_folder(name, runs)
+
+
+def _wait_for_parent(server: "Server") -> None:
+    """Until standard input ends, as it does with the process that holds it; and a little longer if pages are open."""
+    sys.stdin.read()
+    end = time.monotonic() + GRACE
+    asked = server.last_asked
+    while asked is not None and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def watched(run: Path, *, on: bool) -> Iterator[None]:
+    """A process beside this one that serves the run's page, and ends soon after the run does, however that ends."""
+    if not on:
+        yield
+        return
+    command = [sys.executable, "-m", "klent", "watch", str(run), "--until-input-ends"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the run
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if line:
+            out.print(line.rstrip(), style="bold", soft_wrap=True)
+        else:
+            err.print(
+                f"warning: no page is served: `{shlex.join(command)}` ended. The run goes on", soft_wrap=True
+            )
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.stdout.close()
