@@ -19,7 +19,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 EXTRAS := dev,tasks,data,gguf,lora,tensorboard
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench bench-gpu docs clean
+.PHONY: help demo test lint types format bench bench-gpu docs wheel clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -61,6 +61,14 @@ docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.environments.games.page
 	$(BIN)/python -m klent.claims.page
 	$(BIN)/python examples/tables.py
+
+wheel: $(STAMP) ## build wheel and sdist, install the wheel outside the clone, and train from it (needs a package index)
+	rm -rf dist && $(BIN)/python -m hatchling build -d dist
+	AWAY=$$(mktemp -d) && trap 'rm -rf "$$AWAY"' EXIT && $(PYTHON) -m venv "$$AWAY/venv" && \
+	  $(if $(TORCH_INDEX),"$$AWAY/venv/bin/pip" install -qq $(PIP_ARGS) --index-url $(TORCH_INDEX) torch &&) \
+	  "$$AWAY/venv/bin/pip" install -qq $(PIP_ARGS) "$$(ls "$$PWD"/dist/*.whl)[all]" && cd "$$AWAY" && \
+	  env -u PYTHONPATH venv/bin/klent models pull smollm2-135m && \
+	  env -u PYTHONPATH venv/bin/klent train quickstart steps=2 && ls runs/quickstart/report.html
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

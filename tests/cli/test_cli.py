@@ -27,6 +27,8 @@ VERBS = [
     ["resume"],
     ["eval"],
     ["sample"],
+    ["chat"],
+    ["export"],
     ["play"],
     ["report"],
     ["runs"],

@@ -502,7 +502,7 @@ def test_an_adapter_is_added_in_float32_and_rounded_once(folder: Path) -> None:
         a, b = (side["default"].weight.detach().double() for side in (layer.lora_A, layer.lora_B))
         weight, delta = layer.base_layer.weight.detach(), layer.scaling["default"] * (b @ a)
         exact = (weight.double() + delta).to(torch.bfloat16)
-        assert (merged[f"{name}.weight"] == exact).float().mean() > 0.999
+        assert (merged[f"{name}.weight"] == exact).float().mean() > 0.99
         rounded_twice += int((weight + delta.to(torch.bfloat16) != exact).sum())
     assert rounded_twice > 10  # which is what rounding the delta by itself would cost
 

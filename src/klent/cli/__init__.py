@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import audit, compare, data, evaluate, library, play, run, runs, studies, study, watch
+from klent.cli import audit, chat, compare, data, evaluate, library, play, run, runs, studies, study, watch
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -53,6 +53,7 @@ for name, verb in (
     ("label", study.label),
     ("eval", evaluate.evaluate),
     ("sample", evaluate.sample),
+    ("chat", chat.chat),
     ("play", play.play),
     ("select", studies.select),
     ("controls", studies.controls),

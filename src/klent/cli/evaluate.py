@@ -148,13 +148,15 @@ def _refuse_trained_problems(settings: "Recipe", trained: "Recipe") -> None:
         )
 
 
-def _finite(value: float | None) -> float | None:
+def check_temperature(value: float | None) -> float | None:
+    """Refuse what is no temperature."""
     if value is not None and not (0 <= value < math.inf):  # NaN is neither
         raise typer.BadParameter(f"{value:g} is no temperature: give a finite number, at least 0")
     return value
 
 
-def _probability(value: float) -> float:
+def check_probability(value: float) -> float:
+    """Refuse what is not in (0, 1]."""
     if not 0 < value <= 1:
         raise typer.BadParameter(f"{value:g} is not in (0, 1]; 1 samples among all tokens")
     return value
@@ -188,7 +190,9 @@ def sample(
     target_temperature: Annotated[
         float | None,
         typer.Option(
-            "--target-temperature", callback=_finite, help="Temperature of the target; default: the same."
+            "--target-temperature",
+            callback=check_temperature,
+            help="Temperature of the target; default: the same.",
         ),
     ] = None,
     count: Annotated[
@@ -198,12 +202,12 @@ def sample(
         int, typer.Option(min=1, max=10_000_000, help="Longest completion, in tokens.")
     ] = 256,
     temperature: Annotated[
-        float, typer.Option(callback=_finite, help="Sampling temperature; 0 is greedy.")
+        float, typer.Option(callback=check_temperature, help="Sampling temperature; 0 is greedy.")
     ] = 1.0,
     top_p: Annotated[
         float,
         typer.Option(
-            callback=_probability,
+            callback=check_probability,
             help="Sample among the most likely tokens that hold this probability; 1 = all.",
         ),
     ] = 1.0,

@@ -114,6 +114,9 @@ class Server(ThreadingHTTPServer):
         self.last_asked: float | None = None
         super().__init__((HOST, port), _Handler)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a reader that went away while it was answered."""
+
     @property
     def address(self) -> str:
         """What to open in a browser."""

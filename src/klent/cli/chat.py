@@ -1,0 +1,142 @@
+"""``klent chat``: a conversation with a model or a run in the terminal."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from klent.cli.common import Debug, Runs, err, learnt_values, model_and_run, out
+from klent.cli.evaluate import check_probability, check_temperature
+from klent.errors import ConfigError, KlentError
+from klent.kit.terminal import visible
+
+if TYPE_CHECKING:
+    from klent.runs.chat import Answer, Chat, Piece
+
+_HELP = "/new begins another conversation, /entropy shades tokens or stops it, /quit ends (so does Ctrl-D)"
+#: background of a token by the entropy of its distribution, nats: below 0.1 none
+_SHADES = (
+    (0.1, ""),
+    (0.5, "on #4a3a12"),
+    (1.0, "on #6b4e0f"),
+    (2.0, "on #946a0c"),
+    (float("inf"), "on #c2410c"),
+)
+
+
+def chat(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN", help="A model, a run (its final model), or a model folder in a run."
+        ),
+    ],
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Shade each token by the entropy it was drawn at.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, max=10_000_000, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[
+        float, typer.Option(callback=check_temperature, help="Sampling temperature; 0 is greedy.")
+    ] = 1.0,
+    top_p: Annotated[
+        float,
+        typer.Option(callback=check_probability, help="Sample among the likeliest tokens of this share."),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and words give the same answers.")] = 0,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Talk with a model over several turns; answers arrive token by token, and Ctrl-C cuts one.
+
+    /new begins another conversation, /entropy shades tokens or stops it, /quit ends. A model without a chat template
+    goes on with the text. The entropy is of the distribution that each token was drawn from, in nats, at the
+    temperature and top-p given.
+
+    ```
+    klent chat runs/quickstart
+    klent chat smollm2-135m --entropy --temperature 0.7 --system "Be brief."
+    echo "Name three rivers" | klent chat smollm2-135m
+    ```
+    """
+    model, run = model_and_run(name, runs)
+    if learnt_values(run):
+        raise ConfigError(
+            f"{name} learnt values, whose player answers one prompt: klent sample {name} PROMPT"
+        )
+    if entropy and temperature == 0:
+        raise ConfigError("--entropy: at temperature 0 a token is drawn from nothing, entropy 0. Raise it")
+    from klent.models.load import load_policy
+    from klent.rollout.transformers_engine import SamplingOptions
+    from klent.runs.chat import Chat
+
+    options = SamplingOptions(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
+    session = Chat(load_policy(model, device="auto"), options, system=system, seed=seed)
+    if system is not None and not session.templated:
+        raise ConfigError(f"--system: {name} has no chat template, so no messages; leave it out")
+    _converse(session, entropy)
+
+
+def _converse(session: "Chat", shaded: bool) -> None:
+    """Until the input ends."""
+    asks = sys.stdin.isatty()
+    if asks:
+        out.print(_HELP, style="dim", soft_wrap=True)
+    while True:
+        try:
+            words = input("> " if asks else "")
+        except EOFError:
+            return
+        if words.strip() == "/quit":
+            return
+        if words.strip() == "/new":
+            session.forget()
+        elif words.strip() == "/entropy":
+            shaded = not shaded
+        elif words.startswith("/"):
+            out.print(_HELP, style="dim", soft_wrap=True)
+        elif words.strip():
+            _answer(session, words, shaded)
+
+
+def _answer(session: "Chat", words: str, shaded: bool) -> None:
+    """One turn; what cannot be answered is said, and the conversation goes on without it."""
+    try:
+        answer = session.say(words, _shaded if shaded else _plain)
+    except KlentError as error:
+        err.print(f"{error} /new begins another conversation", style="yellow", soft_wrap=True)
+        return
+    print()
+    if note := note_of(answer, shaded):
+        out.print(note, style="dim", soft_wrap=True)
+
+
+def note_of(answer: "Answer", shaded: bool) -> str:
+    """What is said below an answer."""
+    parts = []
+    if shaded and answer.entropy:
+        mean, most = sum(answer.entropy) / len(answer.entropy), max(answer.entropy)
+        parts.append(f"entropy {mean:.2f} nats per token, at most {most:.2f}, {len(answer.entropy)} tokens")
+    if answer.finish == "length":
+        parts.append("cut off at --max-tokens")
+    return "; ".join(parts)
+
+
+def _plain(piece: "Piece") -> None:
+    print(visible(piece.text), end="", flush=True)
+
+
+def _shaded(piece: "Piece") -> None:
+    out.print(Text(piece.text, style=shade_of(piece.entropy)), end="", soft_wrap=True)
+    out.file.flush()
+
+
+def shade_of(entropy: float) -> str:
+    """The style of a token; the more open its distribution was, the stronger.
+
+    >>> shade_of(0.05), shade_of(0.3) == shade_of(0.4), shade_of(5.0)
+    ('', True, 'on #c2410c')
+    """
+    return next(style for below, style in _SHADES if entropy < below)
