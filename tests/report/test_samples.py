@@ -96,6 +96,46 @@ def test_an_episode_is_a_conversation() -> None:
         assert [(part.by, len(part.tokens)) for part in whole.parts] == [("", 4)]
 
 
+def test_a_turn_says_where_the_policy_was_at_a_fork() -> None:
+    """Ten tokens of the policy in the step, so two are its most uncertain fifth: 2.0 and 1.5, both of one turn."""
+    entropy = [0.1, 2.0, 1.5, None, 0.9, 0.2, 0.3]
+    turns = [
+        {"by": "policy", "tokens": [0, 3], "reward": 1.0},
+        {"by": "environment", "tokens": [3, 4]},
+        {"by": "policy", "tokens": [4, 7], "reward": 0.0},
+    ]
+    row = {"step": 1, "tokens": ["go ", " left", ".", "now", "u", "p", "!"], "turns": turns, "prompt_id": "p"}
+    row |= {"entropy": entropy, "logp": [-0.1, -1.609438, -1.0, 0.0, -0.5, -0.1, -0.1], "advantage": 1.0}
+    row |= {"coefficient": [1.0] * 7, "completion": "one"}
+    other = {
+        "step": 1,
+        "tokens": list("abcd"),
+        "entropy": [0.0, 0.1, 0.2, 0.3],
+        "prompt_id": "p",
+        "advantage": -1.0,
+    }
+    other |= {"turns": [{"by": "policy", "tokens": [0, 4]}], "completion": "two"}
+    late = {**row, "step": 2, "entropy": [0.0] * 7}  # certain of everything: no fork
+    shown = choose([_sample(each) for each in (row, other, late)])
+    one, two = shown.stages[0].asked[0].completions
+    assert [part.numbers for part in one.parts] == [
+        "reward 1.00 · 1.20 nats per token · fork at “left”: 2.00 nats, said with 0.20",
+        "",
+        "reward 0.00 · 0.47 nats per token",
+    ]
+    assert [token.fork for token in one.tokens] == [False, True, *[False] * 5]
+    assert not any(token.fork for token in two.tokens)
+    assert not any(token.fork for token in shown.stages[1].asked[0].completions[0].tokens)
+    html = page(RunData(Path("run"), rows=[{"step": 1}], samples=[_sample(row), _sample(other)]))
+    assert html.count('class="t up fork"') == 1
+    assert "where a turn was most uncertain" in html
+    assert "What the policy wrote, where it was uncertain" in html
+    assert "two answers of a pair" not in html
+    assert "where a turn was most uncertain" not in page(
+        RunData(Path("run"), rows=[{"step": 1}], samples=[sample()])
+    )
+
+
 def test_one_scale_for_the_whole_page() -> None:
     early, late = sample(1, entropy=[4.0, 2.0]), sample(9, entropy=[1.0, 0.0], coefficient=[-2.0, 0.0])
     shown = choose([early, late])

@@ -327,9 +327,12 @@ def _samples(run: RunData) -> dict[str, object]:
         "stages": shown.stages,
         "heat": fixed(shown.entropy, 1),
         "push": number(shown.mark, 2),
-        "pairs": shown.pairs,
+        "paired": shown.pairs,
         "values": [signed(value) for value in shown.values] if shown.values else [],
         "chosen": any(any(sample.chosen) for sample in run.samples),
+        "turn_forks": any(
+            t.fork for stage in shown.stages for one in stage.asked for c in one.completions for t in c.tokens
+        ),
     }
 
 

@@ -1,16 +1,18 @@
 """Samples for the page: a few prompts of an early, a middle and a late step, token by token."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from klent.kit.text import fixed, signed, signed_fixed
-from klent.report.read import Sample
+from klent.report.read import Sample, Stretch
 
 PROMPTS_SHOWN = 4
 COMPLETIONS_SHOWN = 4
 TOKENS_SHOWN = 320
 PROMPT_CHARACTERS = 1200
+FORKS = 0.2  # of a step's tokens, those of highest entropy, as of the metrics `forks/...`
 
 _SIDES = {True: 0, False: 1, None: 2}  # the better answer first
 
@@ -29,6 +31,7 @@ class Token:
             pair what the token adds to the margin.
         size: its mark's size over the largest on the page, in [0, 1].
         chosen: whether a selector chose it.
+        fork: whether it is the fork of its turn.
         value: where a critic's value lies between the lowest and the highest on the page, in [0, 1]; None without.
         tip: its numbers.
     """
@@ -40,12 +43,16 @@ class Token:
     size: float
     tip: str
     chosen: bool = False
+    fork: bool = False
     value: float | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one side wrote in a turn of an episode, and the turn's numbers; ``by`` is empty without turns."""
+    """What one side wrote in a turn of an episode, and the turn's numbers; ``by`` is empty without turns.
+
+    Where the policy was at a fork, the numbers say at which token, and how likely what it said was there.
+    """
 
     tokens: list[Token]
     by: str = ""
@@ -110,11 +117,15 @@ class Shown:
 
 
 class Scale(NamedTuple):
-    """What one page's shades, marks and lines are held against; see :class:`Shown`."""
+    """What one page's shades, marks and lines are held against; see :class:`Shown`.
+
+    ``fork`` is the least entropy of a step's most uncertain tokens, nats, by step.
+    """
 
     entropy: float
     mark: float
     values: tuple[float, float] | None
+    fork: dict[int, float]
 
 
 def choose(samples: list[Sample]) -> Shown:
@@ -131,7 +142,10 @@ def choose(samples: list[Sample]) -> Shown:
     sizes = [abs(v) for s in shown for v in s.marks[:TOKENS_SHOWN] if v is not None]
     values = [v for s in shown for v in s.value[:TOKENS_SHOWN] if v is not None]
     scale = Scale(
-        max(entropies, default=0.0), max(sizes, default=0.0), (min(values), max(values)) if values else None
+        max(entropies, default=0.0),
+        max(sizes, default=0.0),
+        (min(values), max(values)) if values else None,
+        {step: _threshold(sample for sample in samples if sample.step == step) for step in steps},
     )
     drawn = {
         step: [
@@ -143,7 +157,8 @@ def choose(samples: list[Sample]) -> Shown:
     stages = [
         Stage(name, step, drawn[step], _note(chosen[step])) for name, step in zip(names, steps, strict=True)
     ]
-    return Shown(stages, *scale, pairs=any(sample.preferred is not None for sample in shown))
+    ends = (scale.entropy, scale.mark, scale.values)
+    return Shown(stages, *ends, pairs=any(sample.preferred is not None for sample in shown))
 
 
 def _note(groups: list[list[Sample]]) -> str:
@@ -206,22 +221,63 @@ def _parts(sample: Sample, count: int, scale: Scale) -> Iterator[Part]:
     for turn in sample.turns:
         if turn.first < count:
             own = turn.by == "policy"
-            tokens = [_token(sample, i, scale, own=own) for i in range(turn.first, min(turn.end, count))]
+            fork = _fork(sample, turn, scale) if own else None
+            tokens = [
+                _token(sample, i, scale, own=own, fork=i == fork)
+                for i in range(turn.first, min(turn.end, count))
+            ]
             paid = "no reward" if turn.reward is None else f"reward {fixed(turn.reward)}"
             worth = "" if turn.advantage is None else f" · advantage {signed_fixed(turn.advantage)}"
-            yield Part(tokens, turn.by, f"{paid}{worth}" if own else "")
+            numbers = f"{paid}{worth}{_uncertain(sample, turn, scale)}" if own else ""
+            yield Part(tokens, turn.by, numbers)
             start = min(turn.end, count)
     rest = [_token(sample, index, scale) for index in range(start, count)]
     if rest or not sample.tokens:
         yield Part(rest or [Token(visible(sample.completion), 0, 0.0, "", 0.0, "")])
 
 
-def _token(sample: Sample, index: int, scale: Scale, *, own: bool = True) -> Token:
+def _fork(sample: Sample, turn: Stretch, scale: Scale) -> int | None:
+    """Where a turn of the policy was most uncertain, if that is among its step's most uncertain tokens."""
+    known = {i: value for i in range(turn.first, turn.end) if (value := sample.entropy[i]) is not None}
+    place = max(known, key=lambda i: known[i], default=None)
+    return place if place is not None and known[place] >= scale.fork[sample.step] else None
+
+
+def _threshold(samples: Iterable[Sample]) -> float:
+    """The least entropy among the most uncertain tokens that the policy wrote in episodes, nats; inf without any."""
+    entropies = [
+        value
+        for sample in samples
+        for turn in sample.turns
+        if turn.by == "policy"
+        for value in sample.entropy[turn.first : turn.end]
+        if value is not None
+    ]
+    largest = sorted(entropies, reverse=True)[: math.ceil(FORKS * len(entropies))]
+    return max(largest[-1], 1e-3) if largest else math.inf
+
+
+def _uncertain(sample: Sample, turn: Stretch, scale: Scale) -> str:
+    """A turn's mean entropy, and its fork."""
+    known = [value for value in sample.entropy[turn.first : turn.end] if value is not None]
+    if not known:
+        return ""
+    text = f" · {fixed(sum(known) / len(known))} nats per token"
+    if (fork := _fork(sample, turn, scale)) is None:
+        return text
+    logp = sample.logp[fork]
+    said = "" if logp is None else f", said with {fixed(math.exp(min(logp, 0.0)))}"
+    return (
+        f"{text} · fork at “{visible(sample.tokens[fork]).strip()}”: {fixed(sample.entropy[fork])} nats{said}"
+    )
+
+
+def _token(sample: Sample, index: int, scale: Scale, *, own: bool = True, fork: bool = False) -> Token:
     """A token; what an environment wrote has no numbers."""
     if not own:
         text = sample.tokens[index]
         return Token(visible(text), text.count("\n"), 0.0, "", 0.0, "")
-    high, push, values = scale
+    high, push, values, _ = scale
     text, entropy = sample.tokens[index], sample.entropy[index]
     logp, coefficient = sample.logp[index], sample.coefficient[index]
     mark = sample.marks[index]
@@ -238,6 +294,7 @@ def _token(sample: Sample, index: int, scale: Scale, *, own: bool = True) -> Tok
         size=abs(mark) / push if mark is not None and push > 0 else 0.0,
         tip=numbers,
         chosen=bool(sample.chosen) and sample.chosen[index],
+        fork=fork,
         value=None if value is None or values is None else _place(value, values),
     )
 
