@@ -20,6 +20,19 @@ CASES = {
 IN_ORDER = {"gae": "what follows a token", "reward_to_go": "what follows a token"}
 
 NAN = math.nan
+PAIR = torch.tensor([0.0, 1.0])
+REFUSED = [
+    (
+        lambda: O.reward_weights(PAIR, PAIR.long(), beta=0.0),
+        ValueError,
+        "beta is 0.0, expected a number in (0,",
+    ),
+    (
+        lambda: O.reward_weights(PAIR, PAIR.long()[:1], beta=1.0),
+        ValueError,
+        "group has shape [1], expected [2]",
+    ),
+]
 
 
 def test_group_advantage_table() -> None:

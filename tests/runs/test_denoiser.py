@@ -118,7 +118,7 @@ def test_a_checkpoint_is_exported_evaluated_and_compared(recipe, run, tmp_path):
 
 def test_what_is_for_texts_says_so(run):
     with pytest.raises(ConfigError, match="trains a denoiser, which reads and writes no text"):
-        load_recipe(run.path / "config.yaml").text_rollout  # noqa: B018
+        run.load()
 
 
 def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(recipe, run, tmp_path):
@@ -141,3 +141,24 @@ def test_noise_of_another_size_is_refused(recipe, tmp_path):
     with pytest.raises(klent.errors.DataError, match=r"task.noise is 3, and the denoiser makes images of 2"):
         klent.train(wrong, runs=tmp_path / "runs", quiet=True)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"method": "flow_grpo"},
+        {"method": "rwr", "token_reward": None},
+        {"method": "online_dpo", "rollout": {"engine": "policy", "actions": 3, "pairs": "best_worst"}},
+    ],
+    ids=lambda arm: arm["method"],
+)
+def test_other_methods_train_a_denoiser(arm, recipe, tmp_path):
+    common = {key: recipe[key] for key in ("name", "model", "policy", "task", "reward", "optimizer")}
+    small = {"prompts_per_step": 2, "group_size": 4, "steps": 2, "eval": None, "update": {"minibatches": 1}}
+    run = klent.train(
+        common | small | {"rollout": {"engine": "policy", "actions": 3}} | arm, runs=tmp_path, quiet=True
+    )
+    last = rows(run.path)[-1]
+    assert last["grad/norm"] > 0
+    assert last["kl/sequence"] > 0
+    assert last["policy/logp_mismatch"] < 1e-4

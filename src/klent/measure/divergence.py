@@ -57,7 +57,7 @@ def measure_divergence(
     return in_short(by_completion, samples=samples)
 
 
-def in_short(by_completion: Sequence[Tensor], *, samples: int) -> Divergence:
+def in_short(by_completion: list[Tensor], *, samples: int) -> Divergence:
     """The divergence of each action of each completion as means, with the error over problems.
 
     Args:

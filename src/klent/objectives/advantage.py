@@ -165,13 +165,9 @@ def reward_weights(rewards: Tensor, group: Tensor, *, beta: float) -> Tensor:
     """
     check_groups(rewards, group)
     check_number("beta", beta, 0, math.inf, ends="()")
-    rewards = rewards.detach()
-    scorable = rewards.isfinite()
-    _, member = torch.unique(group, return_inverse=True)
-    highest = _group_max(torch.where(scorable, rewards, -torch.inf), member)
-    (below,) = on_mask(scorable, rewards - highest)
-    weight = torch.where(scorable, (below / beta).exp(), 0.0)
-    count = _group_sum(scorable.to(rewards.dtype), member)
+    centred, count, _, member = _centre(rewards, group)
+    below = centred - _group_max(centred, member)
+    weight = torch.where(rewards.isfinite(), (below / beta).exp(), 0.0)
     return weight * count / _group_sum(weight, member).clamp(min=1)
 
 

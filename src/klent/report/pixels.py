@@ -12,7 +12,7 @@ def pixels(values: Sequence[float]) -> str:
 
     What lies outside is cut. Neighbours of one level in a row are one rectangle.
 
-    >>> pixels([-1.0] * 8), pixels([-1.0] * 15 + [1.0])[-62:]
+    >>> pixels([-1.0] * 8), pixels([-1.0] * 15 + [1.0])[-61:]
     ('', '<rect x="3" y="3" width="1" height="1" opacity="1.00"/></svg>')
     """
     edge = math.isqrt(len(values))
