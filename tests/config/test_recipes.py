@@ -24,6 +24,10 @@ NEEDS = {
     **dict.fromkeys(("dpo", "ipo", "cdpo", "simpo", "orpo", "reward_model"), PAIRS),
     **{key: {**DATA, "task": {"trajectories": "log.jsonl"}} for key in ("qsft", "ilql")},
     "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}},
+    **{
+        key: {**GYM, "task": {"noise": 1}, "reward": "a.b:c"}
+        for key in ("ddpo", "dpok", "dpok_released", "flow_grpo")
+    },
 }  # more than GYM
 
 
@@ -89,6 +93,9 @@ EXPECTED = {
     "kl_cov_exact": ({"kl_cov": {"coef": 1.0, "penalty": "absolute"}}, group("std"), "tokens"),
     "steer": (clip(0.2, 0.28), group("std"), "tokens"),
     "entrocraft": (clip(0.2, 0.2), group("std"), "tokens"),
+    "ddpo": (clip(0.2, 0.2), group("std"), "tokens"),
+    "dpok": ({"reinforce": {}, "token_kl": {"coef": 0.01}}, {"leave_one_out": {}}, "constant"),
+    "dpok_released": ({"reinforce": {}, "token_kl": {"coef": 0.01}}, {"leave_one_out": {}}, "constant"),
 }
 # method -> the tokens that it chooses
 CHOICES = {

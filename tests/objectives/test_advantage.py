@@ -12,10 +12,27 @@ from oracles import advantage as oracle
 from klent import objectives as O
 from objectives.helpers import Mutant, assert_close, mask_of, random_tokens, table
 
-CASES = {"gae": [{"gamma": 0.9, "lam": 0.8}], "reward_to_go": [{"gamma": 0.9}]}
+CASES = {
+    "reward_weights": [{"beta": 0.5}],
+    "gae": [{"gamma": 0.9, "lam": 0.8}],
+    "reward_to_go": [{"gamma": 0.9}],
+}
 IN_ORDER = {"gae": "what follows a token", "reward_to_go": "what follows a token"}
 
 NAN = math.nan
+PAIR = torch.tensor([0.0, 1.0])
+REFUSED = [
+    (
+        lambda: O.reward_weights(PAIR, PAIR.long(), beta=0.0),
+        ValueError,
+        "beta is 0.0, expected a number in (0,",
+    ),
+    (
+        lambda: O.reward_weights(PAIR, PAIR.long()[:1], beta=1.0),
+        ValueError,
+        "group has shape [1], expected [2]",
+    ),
+]
 
 
 def test_group_advantage_table() -> None:
@@ -72,6 +89,19 @@ def test_no_completion_is_no_error() -> None:
     assert O.group_advantage(nothing, group).shape == (0,)
     assert O.leave_one_out(nothing, group).shape == (0,)
     assert O.reinforce_pp(nothing).shape == O.reinforce_pp_baseline(nothing, group).shape == (0,)
+
+
+def test_reward_weights_table() -> None:
+    # group 7: exp(0), exp(log 3) and exp(log 4) at beta 0.5, over their sum 8 and times 3; group 3 alone; one NaN
+    rewards = torch.tensor([0.0, 2.0, math.log(3) / 2, NAN, math.log(4) / 2], dtype=torch.float64)
+    group = torch.tensor([7, 3, 7, 7, 7])
+    assert_close(O.reward_weights(rewards, group, beta=0.5), [3 / 8, 1.0, 9 / 8, 0.0, 12 / 8])
+    assert O.reward_weights(torch.full((2,), NAN), torch.zeros(2, dtype=torch.int64), beta=1.0).tolist() == [
+        0,
+        0,
+    ]
+    far = torch.tensor([1e4, 0.0])  # exp(1e4) is no number
+    assert O.reward_weights(far, torch.zeros(2, dtype=torch.int64), beta=1.0).tolist() == [2.0, 0.0]
 
 
 REWARDS = st.one_of(st.just(NAN), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.floats(-10, 10, width=16))
@@ -201,6 +231,20 @@ def test_advantages_carry_no_gradient() -> None:
 
 
 MUTANTS = [
+    Mutant(
+        "weights that add up to 1",
+        "advantage.py",
+        "return weight * count /",
+        "return weight /",
+        test_reward_weights_table,
+    ),
+    Mutant(
+        "beta multiplies",
+        "advantage.py",
+        "(below / beta).exp()",
+        "(below * beta).exp()",
+        test_reward_weights_table,
+    ),
     Mutant(
         "a negative mean divides",
         "advantage.py",

@@ -9,9 +9,9 @@ import torch
 
 from klent.config import make_recipe
 from klent.errors import ConfigError, ModelError
-from klent.policies.denoiser.actor import DenoisingActor, noise_difference
+from klent.policies.denoiser.actor import DenoisingActor, noise_difference, over_time
 from klent.policies.denoiser.network import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
-from klent.policies.denoiser.sampler import make_steps
+from klent.policies.denoiser.sampler import flow_steps, make_steps
 from klent.policies.vectors.policy import VectorPolicy
 from klent.rollout.denoising_engine import DenoisingEngine
 from klent.streams.batch import make_batch
@@ -65,6 +65,29 @@ def test_a_smaller_eta_keeps_the_marginals():
             assert (a * np.sqrt(1 - at) + b) ** 2 + std**2 == pytest.approx(1 - to, rel=1e-3)
 
 
+def test_a_flows_step_is_that_of_its_equation():
+    """Flow-GRPO's sde_step_with_logprob, from the velocity; one factor of time is left out of its penalty."""
+    count, high, low, level = 8, 5.0, -5.0, 0.7
+    steps = flow_steps(count, high=high, low=low, noise_level=level)
+    times = np.linspace(1 / (1 + np.exp(low / 2)), 1 / (1 + np.exp(high / 2)), count + 1)
+    for i, (t, after) in enumerate(pairwise(times)):
+        z, noise = 0.4, -1.3
+        x0 = (z - t * noise) / (1 - t)
+        v, dt, sigma = noise - x0, after - t, level * np.sqrt(t / (1 - t))
+        mean = z * (1 + sigma**2 / (2 * t) * dt) + v * (1 + sigma**2 * (1 - t) / (2 * t)) * dt
+        assert float(steps.a[i]) * z + float(steps.b[i]) * noise == pytest.approx(mean, abs=1e-5)
+        assert float(steps.std[i]) == pytest.approx(sigma * np.sqrt(-dt), rel=1e-5)
+        own = float(steps.scale[i]) * z  # of variance-preserving noise, at this log-SNR
+        signal = sigmoid(float(steps.log_snr[i]))
+        assert own == pytest.approx(np.sqrt(signal) * x0 + np.sqrt(1 - signal) * noise, abs=1e-5)
+    actor, reference = (DenoisingActor(network(moved=moved), steps) for moved in (0.2, 0.0))
+    states, place = torch.randn(count, 2), torch.arange(count)
+    ours, theirs = actor(states, place), reference(states, place)
+    sigma = torch.tensor(level * np.sqrt(times[:-1] / (1 - times[:-1]))).float()
+    released = (ours.mean - theirs.mean).square().mean(dim=1) / (2 * sigma.square())
+    torch.testing.assert_close(over_time(actor)(ours, theirs, place), released, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("eta", [0.0, -0.5, 1.5])
 def test_a_step_without_density_is_refused(eta):
     with pytest.raises(
@@ -91,9 +114,11 @@ def test_the_exact_network_is_the_mean_noise_by_quadrature():
             assert found.item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_sampling_the_exact_network_gives_the_mixture():
+@pytest.mark.parametrize("sampler", ["ddim", "flow"])
+def test_sampling_the_exact_network_gives_the_mixture(sampler):
     config = DenoiserConfig(size=1, means=((-2.0,), (1.0,)), stds=(0.3, 0.6), weights=(0.3, 0.7))
-    actor = DenoisingActor(network(config), make_steps("ddim", 100, high=8.0, low=-8.0))
+    table = {"ddim": make_steps("ddim", 100, high=8.0, low=-8.0), "flow": flow_steps(200, high=8.0, low=-6.0)}
+    actor = DenoisingActor(network(config), table[sampler])
     task = load_task({"noise": 1}, seed=0, heldout=0)
     made = DenoisingEngine(actor).generate([task.train(0)], group_size=4000, seed=3)
     images = torch.stack([episode.actions[-1] for episode in made]).flatten().numpy()
@@ -134,6 +159,16 @@ def test_the_penalty_of_released_code_is_the_difference_of_noise():
         torch.testing.assert_close(found[row], (ours - theirs).square().mean(-1), rtol=1e-3, atol=1e-7)
 
 
+def test_at_equal_steps_of_the_log_snr_the_penalties_differ_by_a_constant():
+    """KL = (SNR_s/SNR_t - 1)/2 |eps - eps_ref|^2 with the posterior's variance; with the forward one not."""
+    posterior = make_steps("ddim", 9, high=5.0, low=-6.0)
+    factor = posterior.b.square() / (2 * posterior.std.square())
+    torch.testing.assert_close(factor, torch.full((9,), (np.exp(11 / 9) - 1) / 2, dtype=torch.float32))
+    forward = make_steps("ddpm", 9, high=5.0, low=-6.0)
+    factor = forward.b.square() / (2 * forward.std.square())
+    assert factor.max() > 2 * factor.min()
+
+
 def test_a_folder_gives_back_the_network(tmp_path):
     net = network(moved=0.2)
     save_denoiser(net, tmp_path / "net")
@@ -162,6 +197,14 @@ RECIPE = {
 }
 REFUSED = {
     "no noise": ({"policy": {"kind": "denoiser", "eta": 0}}, r"policy.eta: 0 draws no noise, so that a step"),
+    "eta of another sampler": (
+        {"policy": {"kind": "denoiser", "sampler": "ddpm", "eta": 0.5}},
+        r"policy.eta: is not used by sampler ddpm, only by ddim; remove it",
+    ),
+    "penalty of another sampler": (
+        {"policy": {"kind": "denoiser", "penalty": "flow_grpo"}},
+        r"penalty: flow_grpo is in steps of a flow's time, and ddim has none",
+    ),
     "text": ({"task": {"gym": "chain_sum"}}, r"task: gives text, and a denoiser begins from noise"),
     "noise for text": ({"policy": {"kind": "causal_lm"}}, r"task: gives noise, and a causal_lm begins from"),
     "engine": ({"rollout": {"engine": "transformers"}}, r"set rollout: \{engine: policy\}"),

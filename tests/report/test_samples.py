@@ -219,3 +219,17 @@ def test_of_a_pair_a_token_is_marked_by_what_it_adds_to_the_margin() -> None:
     assert [(t.push, t.size) for t in first.tokens] == [("up", 0.25), ("down", 0.5)]
     assert [(t.push, t.size) for t in second.tokens] == [("down", 0.125), ("up", 1.0)]
     assert first.tokens[0].tip.startswith("margin +0.500 nats · ")
+
+
+def test_a_denoisers_image_is_drawn_where_it_is_a_square() -> None:
+    def drawn(vector: list[float]) -> str:
+        return choose([sample(vector=vector)]).stages[0].asked[0].completions[0].image
+
+    picture = drawn([-1.0] * 12 + [1.0, 1.0, 0.0, -3.0])
+    assert picture.count("<rect") == 2  # the two of one level are one
+    assert 'x="0" y="3" width="2" height="1" opacity="1.00"' in picture
+    assert 'x="2" y="3" width="1" height="1" opacity="0.50"' in picture
+    assert drawn([1.0, 2.0]) == drawn([]) == drawn([0.0] * 17) == ""
+    html = page(RunData(path=Path("run"), rows=[{"step": 1}], samples=[sample(vector=[0.5] * 16)]))
+    assert '<svg class="pixels" viewBox="0 0 4 4"' in html
+    assert _sample({"step": 1, "tokens": [], "vector": [0.5, "x", -1]}).vector == [0.5, -1.0]

@@ -10,8 +10,12 @@ from safetensors.torch import load_file
 
 import klent
 from klent.config import load_recipe
+from klent.config.rewards import parse_rewards
 from klent.errors import ConfigError
 from klent.policies.denoiser.network import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
+from klent.runs.evaluate import evaluate_model
+from klent.runs.export import export_checkpoint
+from klent.studies.compare.divergence import write_divergence
 
 CONFIG = DenoiserConfig(
     size=2, hidden=16, layers=1, means=((-2.0, 0.0), (1.0, 1.0)), stds=(0.3, 0.6), weights=(0.5, 0.5)
@@ -93,9 +97,28 @@ def test_a_denoiser_is_trained_saved_and_reported(recipe, run):
     assert record["model_parameters"] == sum(p.numel() for p in trained.parameters())
 
 
+def test_a_checkpoint_is_exported_evaluated_and_compared(recipe, run, tmp_path):
+    folder = export_checkpoint(run.path, tmp_path / "last", on_damage=print)
+    ours, theirs = (load_file(one / "model.safetensors") for one in (folder, run.final))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    settings = load_recipe(run.path / "config.yaml")
+    write_divergence(settings, run.path)
+    measured = json.loads((run.path / "compare_eval.json").read_text())
+    assert measured["tokens"] == 16 * 4 * 6
+    assert measured["kl/base_completion"] == pytest.approx(6 * measured["kl/base"])
+    last = rows(run.path)[-1]["kl/sequence"]  # before the last update
+    assert 0.5 * last < measured["kl/base_completion"] < 3 * last
+    (tmp_path / "rewards.py").write_text(
+        "def right(vectors, **columns):\n    return [v[0] for v in vectors]\n"
+    )
+    given = settings.model_copy(update={"reward": parse_rewards(f"{tmp_path / 'rewards.py'}:right")})
+    row = evaluate_model(str(folder), given)
+    assert row["reward"] == pytest.approx(rows(run.path, "eval.jsonl")[-1]["reward"])
+
+
 def test_what_is_for_texts_says_so(run):
     with pytest.raises(ConfigError, match="trains a denoiser, which reads and writes no text"):
-        load_recipe(run.path / "config.yaml").text_rollout  # noqa: B018
+        run.load()
 
 
 def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(recipe, run, tmp_path):
@@ -118,3 +141,24 @@ def test_noise_of_another_size_is_refused(recipe, tmp_path):
     with pytest.raises(klent.errors.DataError, match=r"task.noise is 3, and the denoiser makes images of 2"):
         klent.train(wrong, runs=tmp_path / "runs", quiet=True)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"method": "flow_grpo"},
+        {"method": "rwr", "token_reward": None},
+        {"method": "online_dpo", "rollout": {"engine": "policy", "actions": 3, "pairs": "best_worst"}},
+    ],
+    ids=lambda arm: arm["method"],
+)
+def test_other_methods_train_a_denoiser(arm, recipe, tmp_path):
+    common = {key: recipe[key] for key in ("name", "model", "policy", "task", "reward", "optimizer")}
+    small = {"prompts_per_step": 2, "group_size": 4, "steps": 2, "eval": None, "update": {"minibatches": 1}}
+    run = klent.train(
+        common | small | {"rollout": {"engine": "policy", "actions": 3}} | arm, runs=tmp_path, quiet=True
+    )
+    last = rows(run.path)[-1]
+    assert last["grad/norm"] > 0
+    assert last["kl/sequence"] > 0
+    assert last["policy/logp_mismatch"] < 1e-4

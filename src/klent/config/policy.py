@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from klent.config.base import Settings
+from klent.config.base import Positive, Settings
 
 
 class PolicySettings(Settings):
@@ -55,14 +55,17 @@ class DenoiserSettings(PolicySettings):
 
     kind: Literal["denoiser"]
     """`denoiser` turns noise into an image, in `rollout.actions` steps."""
-    sampler: Literal["ddpm", "ddim"] = "ddim"
+    sampler: Literal["ddpm", "ddim", "flow"] = "ddim"
     """`ddpm`: the posterior's mean with the forward process' variance; `ddim`: with `eta` times the posterior's
-    standard deviation."""
+    standard deviation; `flow`: the stochastic equation of a straight flow, with `noise_level`."""
     eta: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Of `ddim`: how much of the posterior's noise a step draws; 1 = all of it."""
-    penalty: Literal["kl", "noise"] = "kl"
-    """What terms read as `kl`: `kl`, the step's exact divergence from the reference, `update.kl`; `noise`, the mean
-    squared difference of the predicted noise, which DPOK's released code penalises."""
+    noise_level: Positive = 0.7
+    """Of `flow`: a in the deviation a (t / (1 - t))^0.5 of its noise."""
+    penalty: Literal["kl", "noise", "flow_grpo"] = "kl"
+    """What terms read as `kl`: `kl`, the step's exact divergence from the reference (`update.kl`); `noise`, the mean
+    squared difference of the predicted noise, as DPOK's released code; `flow_grpo`, the KL over coordinates times the
+    step in time, as Flow-GRPO's."""
 
     @field_validator("eta")
     @classmethod

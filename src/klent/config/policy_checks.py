@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from klent.config import binding
 from klent.config.checks import streams
 from klent.config.layers import KeyPath
+from klent.config.policy import DenoiserSettings
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.streams.registry import REGISTRY
@@ -29,6 +30,21 @@ def policy_problems(recipe: Recipe) -> Iterator[Problem]:
     if not policy.language:
         yield from _unread_problems(recipe)
         yield from _stream_problems(recipe)
+    if isinstance(policy, DenoiserSettings):
+        yield from _sampler_problems(policy)
+
+
+def _sampler_problems(policy: DenoiserSettings) -> Iterator[Problem]:
+    """Keys of one sampler beside another."""
+    plain = DenoiserSettings(kind="denoiser")
+    for key, sampler in (("eta", "ddim"), ("noise_level", "flow")):
+        if policy.sampler != sampler and getattr(policy, key) != getattr(plain, key):
+            yield Problem(
+                ("policy", key), f"is not used by sampler {policy.sampler}, only by {sampler}; remove it"
+            )
+    if policy.penalty == "flow_grpo" and policy.sampler != "flow":
+        reason = f"is in steps of a flow's time, and {policy.sampler} has none"
+        yield Problem(("policy", "penalty"), f"flow_grpo {reason}; set sampler: flow")
 
 
 def _engine_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -114,7 +114,10 @@ class Recipe(Settings):
             ConfigError: the policy has none.
         """
         if isinstance(self.rollout, PolicyRollout):
-            raise ConfigError(f"{self.name} trains a {self.policy.kind}, which reads and writes no text")
+            raise ConfigError(
+                f"{self.name} trains a {self.policy.kind}, which reads and writes no text. `klent eval`, `export`, "
+                "`compare` and `report` take its runs"
+            )
         return self.rollout
 
     def dated(self, clock: datetime.date | None) -> Self:

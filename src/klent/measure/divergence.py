@@ -54,6 +54,16 @@ def measure_divergence(
         temperature: the sampling temperature, applied to both models.
     """
     by_completion = action_divergences(policy, base, rollouts, samples=samples, temperature=temperature)
+    return in_short(by_completion, samples=samples)
+
+
+def in_short(by_completion: list[Tensor], *, samples: int) -> Divergence:
+    """The divergence of each action of each completion as means, with the error over problems.
+
+    Args:
+        by_completion: nats, ``[L]`` each, a problem's completions together.
+        samples: completions of each problem.
+    """
     starts = range(0, len(by_completion), samples)
     by_problem = [float(torch.cat(by_completion[start : start + samples]).mean()) for start in starts]
     tokens = torch.cat(by_completion)
@@ -63,7 +73,7 @@ def measure_divergence(
         "tokens": len(tokens),
         "kl/base": float(tokens.mean()),
         "kl/base_error": standard_error(by_problem),
-        "kl/base_completion": float(tokens.sum()) / len(rollouts),
+        "kl/base_completion": float(tokens.sum()) / len(by_completion),
     }
 
 

@@ -1,5 +1,6 @@
 """From rewards to advantages: how much better than expected each completion, or token, was."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,6 +18,7 @@ __all__ = [
     "reinforce_pp",
     "reinforce_pp_baseline",
     "reward_to_go",
+    "reward_weights",
 ]
 
 
@@ -121,6 +123,52 @@ def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     check_groups(rewards, group)
     centred, count, _, _ = _centre(rewards, group)
     return centred * count / (count - 1).clamp(min=1)
+
+
+@kinds.advantage
+def reward_weights(rewards: Tensor, group: Tensor, *, beta: float) -> Tensor:
+    """How much of a group's imitation each completion gets: reward-weighted regression.
+
+        Aᵢ = n·exp(rᵢ/beta) / Σⱼ exp(rⱼ/beta)
+
+    With ``reinforce`` the policy imitates its own completions, the better ones more: it is moved towards itself
+    tilted by exp(r/beta). No completion is pushed down.
+
+    Args:
+        rewards: one per completion, ``[n]``. NaN (or infinite) means unscorable.
+        group: which completions belong together, ``[n]`` integers, in any order and with gaps.
+        beta: reward that makes a completion e times as heavy, > 0.
+
+    Returns:
+        ``[n]``, without gradient: 1 on average over a group's scorable completions, 0 for an unscorable one.
+
+    Raises:
+        TypeError: ``rewards`` is not floating point, ``group`` not integers, or ``beta`` not a number.
+        ValueError: shapes are not ``[n]`` or ``beta`` is out of range.
+
+    Note:
+        *Exactness.* Of samples of one policy, as the group grows the loss has the gradient of the forward KL from
+        that policy's tilt by exp(r/beta). Every step tilts anew from where the last one ended: held to nothing,
+        the policy is after k steps at about exp(k·r/beta).
+
+        *Groups of equal rewards* imitate themselves: a gradient of mean 0 and not without noise.
+
+    Example:
+        >>> import torch
+        >>> from klent.objectives import reward_weights
+        >>> reward_weights(torch.tensor([0.0, 1.0986]), torch.tensor([0, 0]), beta=1.0)
+        tensor([0.5000, 1.5000])
+
+    References:
+        Peters and Schaal, Reinforcement learning by reward-weighted regression for operational space control, 2007.
+        Black et al., Training Diffusion Models with Reinforcement Learning, 2023, arXiv:2305.13301 (its RWR).
+    """
+    check_groups(rewards, group)
+    check_number("beta", beta, 0, math.inf, ends="()")
+    centred, count, _, member = _centre(rewards, group)
+    below = centred - _group_max(centred, member)
+    weight = torch.where(rewards.isfinite(), (below / beta).exp(), 0.0)
+    return weight * count / _group_sum(weight, member).clamp(min=1)
 
 
 @kinds.advantage

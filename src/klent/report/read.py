@@ -60,6 +60,7 @@ class Sample:
         preferred: whether it is the better answer of its pair; None where it is in none.
         score: what each token adds to the answer's score, nats; None where unknown.
         value: what a critic expected before each token, in units of reward; empty without a critic.
+        vector: the last action, where actions are vectors, such as a denoiser's image; else empty.
     """
 
     step: int
@@ -79,6 +80,7 @@ class Sample:
     preferred: bool | None = None
     score: list[float | None] = field(default_factory=list)
     value: list[float | None] = field(default_factory=list)
+    vector: list[float] = field(default_factory=list)
 
     @property
     def marks(self) -> list[float | None]:
@@ -352,6 +354,7 @@ def _sample(row: Row) -> Sample:
         preferred=preferred if isinstance(preferred := row.get("preferred"), bool) else None,
         score=numbers("score"),
         value=numbers("value") if "value" in row else [],
+        vector=[value for one in _list(row.get("vector")) if (value := finite(one)) is not None],
     )
 
 

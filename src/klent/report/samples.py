@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from klent.kit.text import fixed, signed, signed_fixed
+from klent.report.pixels import pixels
 from klent.report.read import Sample, Stretch
 
 PROMPTS_SHOWN = 4
@@ -63,7 +64,8 @@ class Part:
 class Completion:
     """One completion to be drawn; ``hidden`` is the number of tokens left out at its end.
 
-    Of a pair ``side`` says which answer it is, and ``score`` is the sum over its tokens, nats.
+    Of a pair ``side`` says which answer it is, and ``score`` is the sum over its tokens, nats. ``image`` is a drawing
+    of what a denoiser made, where its coordinates are a square of pixels.
     """
 
     parts: list[Part]
@@ -75,6 +77,7 @@ class Completion:
     problem: str = ""
     side: str = ""
     score: str = ""
+    image: str = ""
 
     @property
     def tokens(self) -> list[Token]:
@@ -212,6 +215,7 @@ def _completion(sample: Sample, scale: Scale) -> Completion:
         problem=sample.problem,
         side={True: "better", False: "worse", None: ""}[sample.preferred],
         score=signed_fixed(sum(value for value in sample.score if value is not None)),
+        image=pixels(sample.vector),
     )
 
 

@@ -52,7 +52,7 @@ class DenoisingEngine:
         total = len(prompts) * group_size
         noise = self._noise(total, seed)
         self.actor.eval()
-        x = noise[:, 0]
+        x = self.actor.start(noise[:, 0])
         states, actions, logps, entropies = [], [], [], []
         for number in range(self.actor.count):
             law = self.actor(x, torch.full((total,), number))

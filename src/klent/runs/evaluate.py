@@ -15,6 +15,7 @@ from klent.measure.evaluate import NO_PROBLEMS, evaluate
 from klent.measure.preferences import Scores
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
+from klent.runs.denoisers import open_sampler
 from klent.runs.engines import RolloutSection, build_sampler
 from klent.runs.judges import open_judges
 from klent.runs.reward_models import evaluate_scores
@@ -183,6 +184,12 @@ def evaluate_model(
         for one in tried:
             if one.doubt:
                 note(one.text)
+        if not recipe.policy.language:
+            vectors = open_sampler(model, recipe)
+            task.fit(None, vectors.check)
+            settings, seed = recipe.eval, derive_seed(recipe.seed, "eval")
+            prompts = task.heldout(settings.problems)
+            return evaluate(vectors, judge, prompts, samples=settings.samples, seed=seed, step=0)
         loaded, player = open_model(model, recipe)
         sampler = build_sampler(loaded, recipe.text_rollout, environments=task.environments, player=player)
         task.fit(None, sampler.check)  # the same problems as in training

@@ -12,6 +12,7 @@ from klent.models.locate import locate_model
 from klent.models.save import save_model
 from klent.runs.card import model_card
 from klent.runs.checkpoint import load_step
+from klent.runs.denoisers import export_denoiser
 from klent.runs.fingerprint import take_fingerprint
 from klent.runs.state import policy_of, take_weights
 
@@ -63,6 +64,10 @@ def export_checkpoint(
             f"{recipe.model} is not the model that {checkpoint.path} was made with: its files have changed. "
             "Put them back"
         )
+    remedy = f"Put back model and lora in {run / 'config.yaml'}"
+    if not recipe.policy.language:
+        export_denoiser(recipe, lambda trainable: take_weights(checkpoint, trainable, remedy), target)
+        return target
     loaded = load_policy(
         recipe.model,
         dtype=recipe.dtype if dtype in (None, recipe.dtype) else "float32",
@@ -73,7 +78,7 @@ def export_checkpoint(
         scores=recipe.policy.scores,
     )
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    take_weights(policy_of(checkpoint), trainable, f"Put back model and lora in {run / 'config.yaml'}")
+    take_weights(policy_of(checkpoint), trainable, remedy)
     base = Path(loaded.source)
     card = model_card(run, checkpoint.step, licence=licence_of(recipe.model, base))
     terms = licence_file(base)

@@ -60,9 +60,11 @@ class Run:
 
         Raises:
             RunError: the run has not finished.
+            ConfigError: it trained no model of text.
         """
         from klent.models.load import load_policy
 
+        _ = self.config.text_rollout  # refuses a policy that is no model of text
         loaded = load_policy(
             str(final_folder(self)),
             dtype=self.config.dtype,

@@ -9,7 +9,7 @@ from klent.policies.vectors.policy import Compare
 
 
 class DenoisingActor(nn.Module):
-    """N(a_i x + b_i ε(x, λ_i), s_i²) at step ``i`` of a sampler, which is the action's place in its episode.
+    """N(a_i x + b_i ε(c_i x, λ_i), s_i²) at step ``i`` of a sampler, which is the action's place in its episode.
 
     Args:
         net: predicts the noise.
@@ -17,6 +17,8 @@ class DenoisingActor(nn.Module):
     """
 
     log_snr: Tensor
+    scale: Tensor
+    time: Tensor
     a: Tensor
     b: Tensor
     std: Tensor
@@ -24,7 +26,7 @@ class DenoisingActor(nn.Module):
     def __init__(self, net: Denoiser, steps: Steps) -> None:
         super().__init__()
         self.net = net
-        for name in ("log_snr", "a", "b", "std"):
+        for name in ("log_snr", "scale", "time", "a", "b", "std"):
             self.register_buffer(name, getattr(steps, name), persistent=False)
 
     @property
@@ -37,9 +39,13 @@ class DenoisingActor(nn.Module):
         """Steps of an episode."""
         return len(self.std)
 
+    def start(self, noise: Tensor) -> Tensor:
+        """The states that sampling begins from, of standard normal ``noise`` ``[N, D]``."""
+        return noise / self.scale[0]
+
     def forward(self, states: Tensor, place: Tensor) -> Gaussian:
         """The distribution of each step's result, of states ``[N, D]`` at steps ``[N]``."""
-        noise = self.net(states, self.log_snr[place])
+        noise = self.net(self.scale[place, None] * states, self.log_snr[place])
         mean = self.a[place, None] * states + self.b[place, None] * noise
         return Gaussian(mean, self.std[place, None])
 
@@ -56,5 +62,17 @@ def noise_difference(actor: DenoisingActor) -> Compare:
         factor = actor.b[place].square() / (2 * actor.std[place].square())
         kl = policy.kl(reference)  # type: ignore[arg-type]
         return kl / factor / policy.mean.shape[-1]
+
+    return compare
+
+
+def over_time(actor: DenoisingActor) -> Compare:
+    """Flow-GRPO's penalty: the KL of a step, over the coordinates, times the step in time.
+
+    Its code divides by 2σ², and the step's variance is σ²h.
+    """
+
+    def compare(policy: ActionDistribution, reference: ActionDistribution, place: Tensor) -> Tensor:
+        return policy.kl(reference) * actor.time[place] / actor.size
 
     return compare

@@ -1,5 +1,6 @@
 """The steps from noise to an image: each a Gaussian whose mean is linear in the state and in the predicted noise."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,16 +12,20 @@ Kind = Literal["ddpm", "ddim"]
 
 @dataclass(frozen=True)
 class Steps:
-    """A sampler as a table; step ``i`` of L draws from N(a_i x + b_i ε(x, λ_i), s_i²).
+    """A sampler as a table; step ``i`` of L draws from N(a_i x + b_i ε(c_i x, λ_i), s_i²).
 
     Attributes:
         log_snr: λ at the step's start, ``[L]``: what the network is told of the noise.
+        scale: c, what makes of a state one of the network's own, of variance-preserving noise, ``[L]``.
+        time: how much of a flow's time the step takes, ``[L]``; 0 of other samplers.
         a: factor of the state, ``[L]``.
         b: factor of the predicted noise, ``[L]``.
         std: s, standard deviation of each coordinate, ``[L]``.
     """
 
     log_snr: Tensor
+    scale: Tensor
+    time: Tensor
     a: Tensor
     b: Tensor
     std: Tensor
@@ -59,7 +64,7 @@ def make_steps(kind: Kind, count: int, *, high: float, low: float, eta: float = 
 
     >>> steps = make_steps("ddim", 4, high=8.0, low=-8.0)
     >>> [round(value, 3) for value in steps.std.tolist()]
-    [0.991, 0.927, 0.343, 0.018]
+    [0.982, 0.701, 0.133, 0.018]
     """
     if not 0 < eta <= 1:
         raise ValueError(
@@ -76,4 +81,48 @@ def make_steps(kind: Kind, count: int, *, high: float, low: float, eta: float = 
     a = (signal[end] / signal[start]).sqrt()
     b = (noise[end] - drawn.square()).clamp(min=0).sqrt() - a * noise[start].sqrt()
     std = fresh.sqrt() if kind == "ddpm" else drawn
-    return Steps(*(column.float() for column in (log_snr[start], a, b, std)))
+    columns = (log_snr[start], torch.ones_like(a), torch.zeros_like(a), a, b, std)
+    return Steps(*(column.float() for column in columns))
+
+
+def flow_steps(count: int, *, high: float, low: float, noise_level: float = 0.7) -> Steps:
+    r"""The table of a rectified flow's stochastic equation, at equal distances of its time.
+
+    .. math::
+        z_t = (1 - t) x_0 + t \epsilon, \qquad v = (\epsilon - z) / (1 - t), \qquad
+        \sigma_t = \mathrm{level} \sqrt{t / (1 - t)} \\
+        z_{t - h} \sim N\big(z - [v + \tfrac{\sigma_t^2}{2t} (z + (1 - t) v)]\, h,\; \sigma_t^2 h\big)
+
+    A flow's state is that of variance-preserving noise on another scale, ``log-SNR = 2 log((1 - t)/t)``, so that the
+    same network serves both.
+
+    Args:
+        count: steps, L.
+        high: log-SNR of an image.
+        low: log-SNR of the noise that sampling starts from.
+        noise_level: of σ, > 0.
+
+    Raises:
+        ValueError: ``noise_level`` or ``count`` is out of range.
+
+    References:
+        Liu et al., Flow-GRPO: Training Flow Matching Models via Online RL, 2025, arXiv:2505.05470.
+
+    >>> [round(value, 3) for value in flow_steps(3, high=4.0, low=-4.0).std.tolist()]
+    [0.959, 0.457, 0.272]
+    """
+    if noise_level <= 0:
+        raise ValueError(
+            f"noise_level is {noise_level}, expected one above 0: a step that draws no noise has no density"
+        )
+    if count < 1:
+        raise ValueError(f"count is {count}, expected at least 1")
+    first, last = (1 / (1 + math.exp(log_snr / 2)) for log_snr in (low, high))
+    times = torch.linspace(first, last, count + 1, dtype=torch.float64)
+    t, h = times[:-1], times[:-1] - times[1:]
+    variance = noise_level**2 * t / (1 - t)
+    a = 1 + h / (1 - t)
+    b = -h / (1 - t) - variance * h / (2 * t)
+    scale = 1 / ((1 - t).square() + t.square()).sqrt()
+    columns = (2 * ((1 - t) / t).log(), scale, h, a, b, (variance * h).sqrt())
+    return Steps(*(column.float() for column in columns))

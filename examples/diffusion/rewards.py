@@ -1,0 +1,40 @@
+"""Rewards of images: functions that a recipe names as ``rewards.py:NAME``. ``vectors`` holds one image each."""
+
+import functools
+import math
+import zlib
+from collections.abc import Sequence
+
+Images = Sequence[Sequence[float]]
+
+
+def bump(vectors: Images, **columns: object) -> list[float]:
+    """exp(-(x - 2)^2 / (2 0.5^2)) of the first coordinate: largest beside a mode of the mixture, not on it."""
+    return [math.exp(-((x[0] - 2.0) ** 2) / 0.5) for x in vectors]
+
+
+def ink(vectors: Images, **columns: object) -> list[float]:
+    """Mean brightness, in [0, 1]; what lies outside of a pixel's range is cut."""
+    return [sum(min(max((v + 1) / 2, 0.0), 1.0) for v in image) / len(image) for image in vectors]
+
+
+def compressed(vectors: Images, **columns: object) -> list[float]:
+    """Minus the bytes that zlib makes of an image of 17 grey levels, per pixel."""
+    levels = [bytes(min(max(round((v + 1) * 8), 0), 16) for v in image) for image in vectors]
+    return [-len(zlib.compress(image, 9)) / len(image) for image in levels]
+
+
+def looks_like(vectors: Images, digit: int = 3, **columns: object) -> list[float]:
+    """Log-probability of a digit under a logistic classifier of scikit-learn's digits, nats, at least -20."""
+    log_odds = classifier().predict_log_proba([[min(max(v, -1.0), 1.0) for v in image] for image in vectors])
+    return [max(float(row[digit]), -20.0) for row in log_odds]
+
+
+@functools.cache
+def classifier():
+    """Fitted once in the reward's process."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    data = load_digits()
+    return LogisticRegression(C=0.05, max_iter=200).fit(data.data / 8 - 1, data.target)

@@ -1,0 +1,73 @@
+"""examples/diffusion: the truth on a grid, against sampling and against what is known of it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from klent.control.path_kl import step_kl
+from klent.policies.denoiser.actor import DenoisingActor
+from klent.policies.denoiser.network import Denoiser, DenoiserConfig
+from klent.policies.denoiser.sampler import make_steps
+from klent.policies.vectors.policy import VectorPolicy
+from klent.rollout.denoising_engine import DenoisingEngine
+from klent.streams.batch import make_batch
+from klent.tasks import load_task
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "diffusion"))
+
+import truth
+
+CONFIG = DenoiserConfig(
+    size=1,
+    hidden=16,
+    layers=1,
+    high=5.0,
+    low=-6.0,
+    means=((-1.5,), (1.5,)),
+    stds=(0.4, 0.4),
+    weights=(0.7, 0.3),
+)
+REWARD = np.exp(-((truth.GRID - 2.0) ** 2) / 0.5)
+
+
+def actor(moved: float) -> DenoisingActor:
+    net = Denoiser(CONFIG, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for p in net.parameters():
+            p += moved * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    return DenoisingActor(net, make_steps("ddim", 12, high=CONFIG.high, low=CONFIG.low))
+
+
+def test_the_grid_and_the_run_measure_one_divergence_of_paths():
+    """PathKL's mean over sampled episodes, against the chain of transition matrices."""
+    ours, reference = actor(0.15), actor(0.0)
+    end, path_kl = truth.follow(truth.chain_of(ours), truth.chain_of(reference))
+    task = load_task({"noise": 1}, seed=0, heldout=0)
+    made = DenoisingEngine(ours).generate([task.train(0)], group_size=3000, seed=1)
+    kl = step_kl(VectorPolicy(ours, reference=reference), make_batch(made, None, group_size=3000)).sum(dim=1)
+    error = float(kl.std()) / 3000**0.5
+    assert path_kl > 0.05
+    assert float(kl.mean()) == pytest.approx(path_kl, abs=4 * error)
+    images = torch.stack([episode.actions[-1] for episode in made]).numpy()
+    assert images.mean() == pytest.approx(end @ truth.GRID, abs=4 * images.std() / 3000**0.5)
+
+
+def test_no_chain_is_better_than_the_tilted_truth_and_its_steps_cost_at_least_their_end():
+    reference = truth.chain_of(actor(0.0))
+    start, none = truth.follow(reference, reference)
+    assert none == 0
+    assert start @ truth.GRID == pytest.approx(0.7 * -1.5 + 0.3 * 1.5, abs=0.1)
+    for beta in (0.1, 0.3, 1.0):
+        ideal, best = truth.tilted(reference, REWARD, beta)
+        assert best == pytest.approx(ideal @ REWARD - beta * truth.kl(ideal, start), abs=1e-9)
+        chain = truth.best_of_gaussians(reference, REWARD, beta)
+        end, path_kl = truth.follow(chain, reference)
+        value = end @ REWARD - beta * path_kl
+        assert start @ REWARD < value < best
+        assert truth.kl(end, start) <= path_kl + 1e-9
+        worse = truth.Chain(chain.mean + 0.05, chain.std)
+        end, path_kl = truth.follow(worse, reference)
+        assert end @ REWARD - beta * path_kl < value
