@@ -59,7 +59,7 @@ def _train(world: World, arm: str, rate: float) -> tuple[Tensor, list[Tensor]]:
     "``[R]``."""
     generator = torch.Generator().manual_seed(0)
     weights, more, runs = world.start, [], len(world.start)
-    clip = {} if arm == _ARMS[0] else {"clip_low": 0.99, "clip_high": 1e6}
+    low, high = (0.2, 0.2) if arm == _ARMS[0] else (0.99, 1e6)
     for _ in range(_STEPS):
         before = policy(world, weights)
         batch = sample(before, generator)
@@ -73,7 +73,9 @@ def _train(world: World, arm: str, rate: float) -> tuple[Tensor, list[Tensor]]:
         old, mask = taken(before, batch), torch.ones_like(reward, dtype=torch.bool)
         for _ in range(_EPOCHS):
             leaf = weights.clone().requires_grad_()
-            loss = O.ppo_clip(taken(policy(world, leaf), batch), old, advantage, mask, **clip).loss
+            loss = O.ppo_clip(
+                taken(policy(world, leaf), batch), old, advantage, mask, clip_low=low, clip_high=high
+            ).loss
             (slope,) = torch.autograd.grad(loss.mean(-1).sum(), leaf)
             weights = weights - rate * slope
         ratio = (taken(policy(world, weights), batch) - old).exp()
