@@ -18,7 +18,7 @@ from klent.policies.denoiser.network import Denoiser, DenoiserConfig, save_denoi
 
 HERE = Path(__file__).parent
 CONFIG = DenoiserConfig(size=64, hidden=256, layers=3, high=5.0, low=-6.0)
-STEPS, TRAINED, SEEDS, COEF = 20, 40, (0, 1, 2), 0.02
+STEPS, TRAINED, SEEDS, COEF = 20, 25, (0, 1, 2), 0.1
 ARMS = {
     "ddpo": {"method": "ddpo"},
     "dpok": {"method": "dpok", "loss": {"token_kl": {"coef": COEF}}},
@@ -78,7 +78,7 @@ def study(model: Path, out: Path) -> None:
                         "seed": seed,
                         "prompts_per_step": 2,
                         "group_size": 48,
-                        "optimizer": {"lr": 3e-4},
+                        "optimizer": {"lr": 2e-5},
                         "checkpoint": {"every": 0},
                         "eval": None,
                         **arm,

@@ -21,18 +21,6 @@ IN_ORDER = {"gae": "what follows a token", "reward_to_go": "what follows a token
 
 NAN = math.nan
 PAIR = torch.tensor([0.0, 1.0])
-REFUSED = [
-    (
-        lambda: O.reward_weights(PAIR, PAIR.long(), beta=0.0),
-        ValueError,
-        "beta is 0.0, expected a number in (0,",
-    ),
-    (
-        lambda: O.reward_weights(PAIR, PAIR.long()[:1], beta=1.0),
-        ValueError,
-        "group has shape [1], expected [2]",
-    ),
-]
 
 
 def test_group_advantage_table() -> None:
@@ -162,6 +150,16 @@ def test_reinforce_pp_table() -> None:
 
 
 REFUSED = [
+    (
+        lambda: O.reward_weights(PAIR, PAIR.long(), beta=0.0),
+        ValueError,
+        "beta is 0.0, expected a number in (0,",
+    ),
+    (
+        lambda: O.reward_weights(PAIR, PAIR.long()[:1], beta=1.0),
+        ValueError,
+        "group has shape [1], expected [2]",
+    ),
     (lambda: O.reinforce_pp(torch.tensor([1, 2])), TypeError, "rewards has dtype torch.int64"),
     (lambda: O.reinforce_pp(torch.zeros(2, 2)), ValueError, "rewards has shape [2, 2], expected [n]"),
     (

@@ -20,7 +20,7 @@ _NOWHERE: dict[Kind, str] = {
 }
 #: what would provide a number that no part of a run provides yet
 _PROVIDER = {
-    "sample": "a denoiser",
+    "sample": "for a denoiser, write method: ddpo or dpok, whose terms read the numbers that its policy gives",
 }
 
 
