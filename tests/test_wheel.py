@@ -71,6 +71,7 @@ def test_the_sdist_makes_the_same_wheel(built: Path, tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
+@pytest.mark.timeout(1200)
 def test_it_trains_outside_the_clone(installed: Path, tmp_path: Path) -> None:
     where = run("-c", "import klent; print(klent.__file__)", cwd=tmp_path, path=installed)
     assert where.strip() == str(installed / "klent" / "__init__.py")
