@@ -18,11 +18,8 @@ REPO = Path(__file__).parents[1]
 def run(*words: str, cwd: Path, path: Path | None = None) -> str:
     """What a Python process says whose only klent is in ``path``."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    kept = [
-        entry
-        for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        if not (Path(entry) / "klent").is_dir()
-    ]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [entry for entry in given if not (Path(entry) / "klent").is_dir()]
     environment["PYTHONPATH"] = os.pathsep.join([*([str(path)] if path else []), *filter(None, kept)])
     done = subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -46,19 +43,17 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def files(folder: Path, name: str, kinds: set[str]) -> set[str]:
+    """Files of a folder, as a wheel calls them."""
+    paths = (path for path in folder.rglob("*") if path.suffix in kinds or path.name == "py.typed")
+    return {f"{name}/{path.relative_to(folder).as_posix()}" for path in paths}
+
+
 def test_every_file_that_is_no_python_is_in_the_wheel(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
-    source = {
-        f"klent/{file.relative_to(REPO / 'src' / 'klent').as_posix()}"
-        for file in (REPO / "src/klent").rglob("*")
-    }
-    wanted = {name for name in source if Path(name).suffix in {".py", ".j2", ".css", ".js", ".typed"}}
-    recipes = {
-        f"klent/_recipes/{file.relative_to(REPO / 'recipes').as_posix()}"
-        for file in (REPO / "recipes").rglob("*")
-    }
-    wanted |= {name for name in recipes if Path(name).suffix in {".yaml", ".jsonl"}}
+    wanted = files(REPO / "src" / "klent", "klent", {".py", ".j2", ".css", ".js"})
+    wanted |= files(REPO / "recipes", "klent/_recipes", {".yaml", ".jsonl"})
     assert len(wanted) > 400
     assert wanted - names == set()
 
@@ -76,6 +71,7 @@ def test_the_sdist_makes_the_same_wheel(built: Path, tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
+@pytest.mark.timeout(1200)
 def test_it_trains_outside_the_clone(installed: Path, tmp_path: Path) -> None:
     where = run("-c", "import klent; print(klent.__file__)", cwd=tmp_path, path=installed)
     assert where.strip() == str(installed / "klent" / "__init__.py")

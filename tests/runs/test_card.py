@@ -32,7 +32,7 @@ def test_it_says_what_was_trained_on_what_and_how_well(tmp_path: Path) -> None:
     }
     evals = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
     before, after = evals[0]["accuracy"], evals[-1]["accuracy"]
-    (row,) = [line for line in card.splitlines() if line.startswith("| accuracy |")]
+    (row,) = [line for line in card.splitlines() if line.startswith("| accuracy")]
     assert f"{before:.2f}" in row.split("|")[2]
     assert f"{after:.2f}" in row.split("|")[3]
     for said in ("`smollm2-135m`", "`chain_sum`", "by grpo", "6 steps of 8 prompts × 8 completions", "`gym`"):
@@ -64,7 +64,7 @@ def test_a_base_model_and_a_dataset_of_a_hub_are_linked(tmp_path: Path) -> None:
     card = model_card(run, 2, licence="mit")
     assert (front(card)["base_model"], front(card)["datasets"]) == ("org/base-1b", ["org/set"])
     assert "a LoRA adapter of rank 8, merged into the weights" in card
-    assert "Reward: `exact`, `a.py:f`." in card
+    assert "Reward: `a.py:f`, `exact`." in card
 
 
 def test_nothing_that_a_recipe_says_acts(tmp_path: Path) -> None:

@@ -552,6 +552,9 @@ def check_merged(base: Path, adapter: Path, merged: Path) -> None:
 
 
 def test_an_adapters_checkpoint_is_merged_and_needs_its_base_model(world):
+    (world / "reward.py").write_text(
+        "def digits(completions, **columns):\n    return [float(sum(map(ord, c)) % 7) for c in completions]\n"
+    )  # never equal throughout, so that the adapter is not 0
     run = start("lora.rank=2", "steps=1")
     assert CliRunner().invoke(app, ["export", "cut"]).exit_code == 0
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):

@@ -81,7 +81,7 @@ class Chat:
             (episode,) = self.engine.generate(
                 [prompt], group_size=1, seed=derive_seed(self._seed, "chat", self.turn)
             )
-            finish = episode.finish
+            finish: str = episode.finish
         except KeyboardInterrupt:
             finish = "cut"
         stream.end()
