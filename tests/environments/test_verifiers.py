@@ -215,7 +215,8 @@ def test_two_conversations_at_once_are_none(package, tmp_path):
 
 def test_it_has_a_name_and_says_how_it_is_installed(monkeypatch):
     assert find_environment("verifiers") == "klent.environments.verifiers:Verifiers"
-    monkeypatch.setitem(sys.modules, "verifiers", None)
+    for name in {"verifiers", *(name for name in sys.modules if name.startswith("verifiers."))}:
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed, whether it is or not
     adapter._world.cache_clear()
     with pytest.raises(ConfigError, match=r"pip install 'klent\[verifiers\]'"):
         Verifiers("any")
