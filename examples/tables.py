@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / folder) for folder in (".", "unsupervised", "mixture_world", "small_model")]
 sys.path.append(str(HERE.parent / "benchmarks"))
 
+import forgetting_table as forgetting  # noqa: E402
+import overoptimise  # noqa: E402
 from curves import table as worlds_table  # noqa: E402
 from front import SETTINGS as FRONTS  # noqa: E402
 from front import arms_of, at_equal_coefficient, at_equal_kl, read  # noqa: E402
@@ -187,6 +189,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "front, equal KL": lambda: front_by_kl("small"),
         "front of SmolLM2, equal coefficient": lambda: front_by_coefficient("smollm2"),
         "front of SmolLM2, equal KL": lambda: front_by_kl("smollm2"),
+    },
+    "price.md": {
+        "overoptimise": lambda: overoptimise.table(overoptimise.read()),
+        "overoptimise, fit": lambda: overoptimise.fits(overoptimise.read()),
+        "forgetting": lambda: forgetting.matched(forgetting.read()),
+        "forgetting, predictors": lambda: forgetting.predictors(forgetting.read()),
+        "forgetting, pass@k": lambda: forgetting.sharpening(forgetting.read()),
     },
     "offline.md": {"stitching": lambda: summary(committed())},
     "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},

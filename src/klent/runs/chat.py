@@ -76,7 +76,6 @@ class Chat:
         prompt = Prompt("this conversation", [*self.messages, asked] if self.templated else self.text + words)
         stream = _Stream(self.engine.loaded, on_piece)
         self.engine.hear = stream.hear
-        finish: str
         try:
             (episode,) = self.engine.generate(
                 [prompt], group_size=1, seed=derive_seed(self._seed, "chat", self.turn)
