@@ -33,8 +33,8 @@ def test_it_says_what_was_trained_on_what_and_how_well(tmp_path: Path) -> None:
     evals = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
     before, after = evals[0]["accuracy"], evals[-1]["accuracy"]
     (row,) = [line for line in card.splitlines() if line.startswith("| accuracy")]
-    assert f"{before:.2f}" in row.split("|")[2]
-    assert f"{after:.2f}" in row.split("|")[3]
+    assert f"{before:.3f}" in row.split("|")[2]
+    assert f"{after:.3f}" in row.split("|")[3]
     for said in ("`smollm2-135m`", "`chain_sum`", "by grpo", "6 steps of 8 prompts × 8 completions", "`gym`"):
         assert said in card
     assert json.loads((run / "run.json").read_text())["command"] in card

@@ -544,7 +544,9 @@ def check_merged(base: Path, adapter: Path, merged: Path) -> None:
             expected = expected + scale * (b @ a)
             assert (b @ a).abs().max() > 0
         assert after[name].dtype == torch.bfloat16
-        torch.testing.assert_close(after[name], expected.to(torch.bfloat16), rtol=0.004, atol=0)
+        torch.testing.assert_close(
+            after[name], expected.to(torch.bfloat16), rtol=0.008, atol=0
+        )  # a unit of the last place
         assert (after[name] == expected.to(torch.bfloat16)).float().mean() > 0.99
     assert json.loads((merged / "config.json").read_text())["dtype"] == "bfloat16"
     assert not (merged / "adapter").exists()
