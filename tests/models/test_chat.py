@@ -10,7 +10,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from klent.errors import DataError, ModelError
-from klent.models.chat import context_length, reads_clock, render_prompt, stop_ids, turn_end
+from klent.models.chat import (
+    context_length,
+    reads_clock,
+    render_prompt,
+    stop_ids,
+    turn_end,
+    unheard_tools,
+)
 
 USER = {"role": "user", "content": "1+1?"}
 #: writes an empty thought before an answer that has none, as Qwen3's does, and tools, calls and names
@@ -95,6 +102,14 @@ def test_a_prefix_is_not_doubled_and_nothing_is_appended() -> None:
     assert render_prompt(tokenizer, "ab") == [END, *plain]
     assert render_prompt(tokenizer, "<|endoftext|>ab") == [END, *plain]
     assert render_prompt(tokenizer, "<|endoftext|>ab<|im_end|>") == [END, *plain, TURN_END]
+
+
+def test_tools_that_the_template_says_nothing_of() -> None:
+    tools = {"tools": [{"name": "add"}]}
+    assert unheard_tools(tiny_tokenizer(), [USER], tools)
+    assert not unheard_tools(tokenizer_with(THINKING), [USER], tools)
+    assert not unheard_tools(tiny_tokenizer(), [USER], {"tools": []})
+    assert not unheard_tools(tiny_tokenizer(), "1+1?", tools)  # text is as it is
 
 
 def test_fields_tools_and_arguments_reach_the_template() -> None:

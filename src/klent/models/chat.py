@@ -45,6 +45,16 @@ def render_prompt(
     return ids
 
 
+def unheard_tools(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str | Messages, template: Mapping[str, object]
+) -> bool:
+    """Whether a prompt comes with tools that the model's chat template says nothing of."""
+    if isinstance(prompt, str) or not template.get("tools"):
+        return False
+    without = {name: value for name, value in template.items() if name != "tools"}
+    return render_messages(tokenizer, prompt, template) == render_messages(tokenizer, prompt, without)
+
+
 def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Tokens of text that is complete: nothing is put before or behind it."""
     return list(tokenizer(text, add_special_tokens=False).input_ids)

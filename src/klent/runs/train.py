@@ -1,6 +1,6 @@
 """Run a recipe from its first step to its last: the composition root of a run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from klent.control.mixing import check_alpha
 from klent.errors import ConfigError, DivergenceError, RunError
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
-from klent.models.chat import reads_clock
+from klent.models.chat import reads_clock, unheard_tools
 from klent.report import write_report
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.runs.build import build_loop, build_parts
@@ -97,6 +97,7 @@ def train(
         answered = judge is not None and not recipe.task.paired and not apart  # else they are replayed
         held_out = parts.sampler.check if answered else parts.engine.check
         left_out = task.fit(parts.engine.check, held_out)
+        _tell_of_tools(parts, task, console.warn)
         if left_out := left_out + (examined.fit(None, parts.sampler.check) if apart else 0):
             looked_at = "" if isinstance(task, DataTask) else " of those tried"
             console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
@@ -140,6 +141,16 @@ def _fingerprint(recipe: Recipe) -> Fingerprint:
     values = recipe.model_dump(mode="json")
     values["task"].pop("clock", None)
     return take_fingerprint(values)
+
+
+def _tell_of_tools(parts: Parts, task: Task, warn: Callable[[str], None]) -> None:
+    """Warn where the first prompt has tools, and nothing that the model reads is of them."""
+    first = task.train(0)
+    if unheard_tools(parts.loaded.tokenizer, first.prompt, first.template):
+        warn(
+            f"the chat template of {parts.loaded.source} says nothing of tools, so that the model is not told which "
+            "there are. Use a model whose template does, or tell of them in the prompt or in task.system"
+        )
 
 
 def _reads_clock(parts: Parts) -> bool:
