@@ -52,7 +52,7 @@ def test_the_grid_and_the_run_measure_one_divergence_of_paths():
     assert path_kl > 0.05
     assert float(kl.mean()) == pytest.approx(path_kl, abs=4 * error)
     images = torch.stack([episode.actions[-1] for episode in made]).numpy()
-    assert images.mean() == pytest.approx(end @ truth.GRID, abs=4 * images.std() / 3000**0.5)
+    assert float(images.mean()) == pytest.approx(end @ truth.GRID, abs=4 * float(images.std()) / 3000**0.5)
 
 
 def test_no_chain_is_better_than_the_tilted_truth_and_its_steps_cost_at_least_their_end():

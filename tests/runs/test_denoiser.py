@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 import klent
 from klent.config import load_recipe
-from klent.config.rewards import parse_rewards
 from klent.errors import ConfigError
 from klent.policies.denoiser.network import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
 from klent.runs.evaluate import evaluate_model
@@ -22,10 +21,12 @@ CONFIG = DenoiserConfig(
 )
 
 
+REWARD = '''
 def right(vectors, noise, **columns):
     """The first coordinate of each image."""
     assert set(noise) == {2}
     return [vector[0] for vector in vectors]
+'''
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,13 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(folder) -> dict:
     save_denoiser(Denoiser(CONFIG, generator=torch.Generator().manual_seed(0)), folder / "net")
+    (folder / "rewards.py").write_text(REWARD)
     return {
         "name": "toy",
         "model": str(folder / "net"),
         "policy": {"kind": "denoiser"},
         "task": {"noise": 2},
-        "reward": right,
+        "reward": f"{folder / 'rewards.py'}:right",
         "advantage": {"leave_one_out": {}},
         "loss": {"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2}, "token_kl": {"coef": 0.05}},
         "token_reward": {"kl_in_reward": {"coef": 0.01}},
@@ -108,11 +110,7 @@ def test_a_checkpoint_is_exported_evaluated_and_compared(recipe, run, tmp_path):
     assert measured["kl/base_completion"] == pytest.approx(6 * measured["kl/base"])
     last = rows(run.path)[-1]["kl/sequence"]  # before the last update
     assert 0.5 * last < measured["kl/base_completion"] < 3 * last
-    (tmp_path / "rewards.py").write_text(
-        "def right(vectors, **columns):\n    return [v[0] for v in vectors]\n"
-    )
-    given = settings.model_copy(update={"reward": parse_rewards(f"{tmp_path / 'rewards.py'}:right")})
-    row = evaluate_model(str(folder), given)
+    row = evaluate_model(str(folder), settings)
     assert row["reward"] == pytest.approx(rows(run.path, "eval.jsonl")[-1]["reward"])
 
 
@@ -125,7 +123,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(recipe, run, tmp_pat
     cut = klent.train(recipe | {"steps": 4, "eval": recipe["eval"] | {"every": 0}}, runs=tmp_path, quiet=True)
     config = yaml.safe_load((cut.path / "config.yaml").read_text())
     (cut.path / "config.yaml").write_text(yaml.safe_dump(config | {"steps": 8}))
-    again = klent.train(name="toy", runs=tmp_path, resume=True, reward=right, quiet=True)
+    again = klent.train(name="toy", runs=tmp_path, resume=True, quiet=True)
     assert timeless(again.path) == timeless(run.path)
     ours, theirs = (load_file(one.final / "model.safetensors") for one in (again, run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -133,7 +131,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(recipe, run, tmp_pat
     save_denoiser(Denoiser(CONFIG, generator=torch.Generator().manual_seed(9)), other)
     (cut.path / "config.yaml").write_text(yaml.safe_dump(config | {"steps": 9, "model": str(other)}))
     with pytest.raises(ConfigError, match="model: the files that it names are not those of then"):
-        klent.train(name="toy", runs=tmp_path, resume=True, reward=right, quiet=True)
+        klent.train(name="toy", runs=tmp_path, resume=True, quiet=True)
 
 
 def test_noise_of_another_size_is_refused(recipe, tmp_path):
