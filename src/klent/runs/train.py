@@ -145,10 +145,10 @@ def _fingerprint(recipe: Recipe) -> Fingerprint:
 
 def _tell_of_tools(parts: Parts, task: Task, warn: Callable[[str], None]) -> None:
     """Warn where the first prompt has tools, and nothing that the model reads is of them."""
-    first = task.train(0)
-    if unheard_tools(parts.loaded.tokenizer, first.prompt, first.template):
+    loaded, first = parts.loaded, task.train(0)
+    if loaded is not None and unheard_tools(loaded.tokenizer, first.prompt, first.template):
         warn(
-            f"the chat template of {parts.loaded.source} says nothing of tools, so that the model is not told which "
+            f"the chat template of {loaded.source} says nothing of tools, so that the model is not told which "
             "there are. Use a model whose template does, or tell of them in the prompt or in task.system"
         )
 
