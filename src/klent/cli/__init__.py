@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import audit, compare, evaluate, library, play, run, studies, study
+from klent.cli import audit, collect, compare, evaluate, library, play, run, studies, study
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -51,6 +51,7 @@ for name, verb in (
     ("eval", evaluate.evaluate),
     ("sample", evaluate.sample),
     ("play", play.play),
+    ("collect", collect.collect),
     ("select", studies.select),
     ("controls", studies.controls),
     ("audit", audit.audit),
