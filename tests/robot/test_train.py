@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 import klent
 from klent.config.collection import CollectionSettings
 from klent.errors import ConfigError, ModelError
+from klent.runs.evaluate import evaluate_model
+from klent.runs.export import export_checkpoint
 from klent.tasks.collect import collect
 
 PAIRS = {"rollout": {"engine": "dataset"}, "group_size": 2, "reduce": {"over": "pairs"}}
@@ -93,6 +95,14 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(cloned, cloning, tmp
         )
         assert ours.read_bytes() == theirs.read_bytes()
     assert rows(again.path, "eval.jsonl")[-1]["correct"] == rows(cloned.path, "eval.jsonl")[-1]["correct"]
+
+
+def test_it_is_measured_and_exported_as_a_model_is(cloned, tmp_path):
+    row = evaluate_model(str(cloned.final), cloned.config)
+    assert row["correct"] == rows(cloned.path, "eval.jsonl")[-1]["correct"]
+    written = export_checkpoint(cloned.path, tmp_path / "step", step=12, on_damage=print)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (written, cloned.final))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 PPL = {"alpha": 0.03, "gamma": 0.9}

@@ -3,13 +3,14 @@
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 
 from klent.config import GaussianSettings, Recipe, SegmentSettings
 from klent.errors import ConfigError, ModelError, RunError
@@ -26,6 +27,7 @@ from klent.runs.parts import Around, Parts
 from klent.runs.samples import Places
 from klent.runs.updaters import build_updater
 from klent.streams.prompt import Prompt
+from klent.tasks import load_task
 from klent.tasks.process import CallFailed, Worker
 from klent.tasks.segment_task import open_segments
 from klent.tasks.segments import Segments
@@ -65,6 +67,33 @@ def build_robot_parts(recipe: Recipe, around: Around) -> Parts:
         save=lambda task, folder: save_motor(network, folder),
         compare=jury.judge,
     )
+
+
+def open_network(model: str, recipe: Recipe) -> MotorNetwork:
+    """A network as the recipe's policy has it."""
+    segments = open_segments(Path(cast(SegmentSettings, recipe.task).segments))
+    return load_network(model, cast(GaussianSettings, recipe.policy), segments, recipe.seed)
+
+
+def evaluate_robot(model: str, recipe: Recipe) -> EvalRow:
+    """Episodes of any model of this robot, from the recipe's held-out starts: a row of eval.jsonl, step 0."""
+    task = cast(SegmentSettings, recipe.task)
+    prompts = load_task(task, seed=recipe.seed, heldout=0).heldout(recipe.eval.problems if recipe.eval else 0)
+    robot = open_segments(Path(task.segments)).settings.task
+    return Jury(robot, open_network(model, recipe), workers=task.workers).judge(prompts, 0)
+
+
+def export_robot(recipe: Recipe, fill: Callable[[Mapping[str, nn.Parameter]], None], folder: Path) -> None:
+    """Write the recipe's network with other weights.
+
+    Args:
+        recipe: of the run.
+        fill: copies the weights into the trained parameters.
+        folder: where to.
+    """
+    network = open_network(recipe.model, recipe)
+    fill(dict(network.named_parameters()))
+    save_motor(network, folder)
 
 
 def load_network(name: str, settings: GaussianSettings, segments: Segments, seed: int) -> MotorNetwork:
