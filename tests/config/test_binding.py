@@ -361,3 +361,20 @@ def test_a_loss_of_pairs_reads_what_its_settings_need():
     assert "kl" not in streams_of(ppl, {"label": "pseudo"})
     assert "kl" not in hyperparameters_of(ppl)
     assert sides_of(resolve("cpl"), {"alpha": 0.5}) == sides_of(resolve("cpl"))
+
+
+def test_the_labels_of_ppl_on_a_language_model():
+    """Its KL is that to the reference; F, the mean over rollouts of the behaviour policy, it has not."""
+    pairs = {"rollout": {"engine": "dataset"}, "group_size": 2, "reduce": {"over": "pairs"}, "eval": None}
+    values = {"model": "m", "task": {"pairs": "pairs.jsonl"}, "steps": 1, **pairs}
+
+    def recipe(label: str, **more):
+        return make_recipe({**values, "loss": {"policy_labeled_preference": {"label": label}}, **more})
+
+    realised = recipe("realised", update={"kl": {"divergence": "forward"}}, reference="other")
+    assert streams(realised) == {"logp", "mask", "kl", "preferred", "group"}
+    assert "kl" not in streams(recipe("pseudo"))
+    with pytest.raises(
+        ConfigError, match="expected needs rollouts of the behaviour policy, and a causal_lm has none"
+    ):
+        recipe("expected")
