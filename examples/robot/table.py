@@ -47,6 +47,7 @@ def arms(gammas: Sequence[float]) -> Iterator[Arm]:
     yield Arm("bc", "", "", {"cross_entropy": {}})
     for by in ("regret", "return"):
         yield Arm("cpl", by, "1", {"cpl": {"alpha": ALPHA, "gamma": 1.0, "rejected_weight": 0.5}})
+        yield Arm("cpl unbiased", by, "1", {"cpl": {"alpha": ALPHA, "gamma": 1.0, "rejected_weight": 1.0}})
         for gamma in gammas:
             for label in ("expected", "realised"):
                 settings = {"alpha": ALPHA, "gamma": gamma, "label": label}
