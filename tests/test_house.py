@@ -191,7 +191,7 @@ ROOTS = {
             "objective",
             "parts",
         ),
-        *("plan", "play", "replayed", "results", "reward_models", "targets", "train", "updaters"),
+        *("plan", "play", "replayed", "results", "reward_models", "robots", "targets", "train", "updaters"),
     )
 }
 WHOLE_RECIPE = {"config", "studies", "cli"}

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from klent import objectives
 from klent.config import make_recipe, streams
-from klent.config.binding import TRAINED, choices_of, hyperparameters_of, resolve, shipped, streams_of
+from klent.config.binding import (
+    TRAINED,
+    choices_of,
+    hyperparameters_of,
+    resolve,
+    shipped,
+    sides_of,
+    streams_of,
+)
 from klent.config.mixture_checks import imitations
 from klent.config.places import wrong_function
 from klent.config.trial import _example, try_out
@@ -339,3 +347,35 @@ def test_a_missing_file(tmp_path, monkeypatch):
 def test_an_own_file_may_import_its_neighbour(own, tmp_path):
     (tmp_path / "neighbour.py").write_text("SCALE = 2.0\n")
     assert own("from neighbour import SCALE\ndef f(logp, mask): return SCALE * logp\n").loss
+
+
+def test_a_loss_of_pairs_reads_what_its_settings_need():
+    """PPL's KL is a parameter that may be None; which label is set decides whether the trainer fills it."""
+    ppl = resolve("policy_labeled_preference")
+    assert set(sides_of(ppl)) == {
+        f"{name}_{side}" for name in ("logp", "mask") for side in ("chosen", "rejected")
+    }
+    for settings in ({}, {"label": "expected"}, {"label": "realised"}):
+        assert sides_of(ppl, settings)["kl_rejected"] == ("kl", False)
+        assert "kl" in streams_of(ppl, settings)
+        assert try_out("pair_loss", ppl, settings) is None
+    assert "kl" not in streams_of(ppl, {"label": "pseudo"})
+    assert "kl" not in hyperparameters_of(ppl)
+    assert sides_of(resolve("cpl"), {"alpha": 0.5}) == sides_of(resolve("cpl"))
+
+
+def test_the_labels_of_ppl_on_a_language_model():
+    """Its KL is that to the reference; F, the mean over rollouts of the behaviour policy, it has not."""
+    pairs = {"rollout": {"engine": "dataset"}, "group_size": 2, "reduce": {"over": "pairs"}, "eval": None}
+    values = {"model": "m", "task": {"pairs": "pairs.jsonl"}, "steps": 1, **pairs}
+
+    def recipe(label: str, **more):
+        return make_recipe({**values, "loss": {"policy_labeled_preference": {"label": label}}, **more})
+
+    realised = recipe("realised", update={"kl": {"divergence": "forward"}}, reference="other")
+    assert streams(realised) == {"logp", "mask", "kl", "preferred", "group"}
+    assert "kl" not in streams(recipe("pseudo"))
+    with pytest.raises(
+        ConfigError, match="expected needs rollouts of the behaviour policy, and a causal_lm has none"
+    ):
+        recipe("expected")

@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 import klent
-from klent.cli import audit, chat, compare, data, evaluate, library, play, run, runs, studies, study, watch
+from klent.cli import (
+    audit,
+    chat,
+    collect,
+    compare,
+    data,
+    evaluate,
+    library,
+    play,
+    run,
+    runs,
+    studies,
+    study,
+    watch,
+)
 from klent.cli.common import Debug, PlainErrors, out
 from klent.runs.process import prepare_process
 
@@ -55,6 +69,7 @@ for name, verb in (
     ("sample", evaluate.sample),
     ("chat", chat.chat),
     ("play", play.play),
+    ("collect", collect.collect),
     ("select", studies.select),
     ("controls", studies.controls),
     ("audit", audit.audit),

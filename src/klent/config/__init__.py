@@ -6,7 +6,7 @@ from klent.config.fields import describe_fields
 from klent.config.load import dump_recipe, find_recipe, load_recipe, make_recipe, recipes_folder
 from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
-from klent.config.policy import CausalSettings, DenoiserSettings, RewardModelSettings
+from klent.config.policy import CausalSettings, DenoiserSettings, GaussianSettings, RewardModelSettings
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, PolicyRollout, TransformersRollout
 from klent.config.task import (
@@ -17,6 +17,7 @@ from klent.config.task import (
     NoiseSettings,
     PairsSettings,
     PlaySettings,
+    SegmentSettings,
     TrajectorySettings,
 )
 from klent.config.thermostat import EntropyBand, EntropyTarget, Thermostat
@@ -38,6 +39,7 @@ __all__ = [
     "EnvironmentSettings",
     "Eval",
     "FileSettings",
+    "GaussianSettings",
     "GymSettings",
     "Limits",
     "Lora",
@@ -52,6 +54,7 @@ __all__ = [
     "Reduce",
     "Reward",
     "RewardModelSettings",
+    "SegmentSettings",
     "Thermostat",
     "TrajectorySettings",
     "TransformersRollout",

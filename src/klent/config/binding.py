@@ -19,7 +19,7 @@ from typing import Literal
 
 from klent.errors import ConfigError
 from klent.kit.names import nearest
-from klent.objectives.kinds import Kind, declaration
+from klent.objectives.kinds import Kind, declaration, needs
 from klent.streams.registry import REGISTRY
 
 Function = Callable[..., typing.Any]
@@ -60,14 +60,14 @@ def kind_in(section: Section, function: Function) -> Kind:
     return KINDS_OF[section][0] if declared is None else declared.kind
 
 
-def streams_of(function: Function) -> set[str]:
-    """Names of the streams and choices that a function reads.
+def streams_of(function: Function, settings: Mapping[str, object] | None = None) -> set[str]:
+    """Names of the streams and choices that a function reads; with settings, also those that they need.
 
     >>> from klent import objectives
     >>> sorted(streams_of(objectives.ppo_clip))
     ['advantage', 'logp', 'logp_old', 'mask']
     """
-    if sides := sides_of(function):
+    if sides := sides_of(function, settings):
         return {stream for stream, _ in sides.values()} | PAIRED
     return set(parameters_of(function).values()) | choices_of(function)
 
@@ -87,8 +87,10 @@ def is_per_token(function: Function) -> bool:
     return "mask" in _parameters(function)
 
 
-def sides_of(function: Function) -> dict[str, tuple[str, bool]]:
+def sides_of(function: Function, settings: Mapping[str, object] | None = None) -> dict[str, tuple[str, bool]]:
     """For each parameter of a loss of pairs its stream, and whether it is the better answer's; {} of any other.
+
+    With settings, the parameters that may be None and that these settings need are among them.
 
     >>> from klent import objectives
     >>> sides_of(objectives.bradley_terry)
@@ -97,11 +99,13 @@ def sides_of(function: Function) -> dict[str, tuple[str, bool]]:
     declared = declaration(function)
     if declared is None or declared.kind != "pair_loss":
         return {}
+    needed = () if settings is None else needs(function, settings)
     sides = {}
     for name, parameter in _parameters(function).items():
         stem, _, side = name.rpartition("_")
         stream = STREAM_OF_SIDE.get(stem, stem)
-        if side in ("chosen", "rejected") and stream in REGISTRY and parameter.default is parameter.empty:
+        wanted = parameter.default is parameter.empty or name in needed
+        if side in ("chosen", "rejected") and stream in REGISTRY and wanted:
             sides[name] = (stream, side == "chosen")
     return sides
 

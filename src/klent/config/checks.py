@@ -50,5 +50,10 @@ def _bind(
 def streams(recipe: Recipe) -> set[str]:
     """Every stream and choice that a recipe's terms, selectors and weights read: `logp`, `advantage`, ..."""
     nested = [*(recipe.select or {}).values(), *(recipe.weigh or {}).values()]
-    names = [*recipe.loss, *(recipe.token_reward or {}), *(name for choice in nested for name in choice)]
-    return {stream for name in names for stream in binding.streams_of(binding.resolve(name))}
+    terms = [recipe.loss, recipe.token_reward or {}, *nested]
+    return {
+        stream
+        for some in terms
+        for name, settings in some.items()
+        for stream in binding.streams_of(binding.resolve(name), settings)
+    }

@@ -28,7 +28,14 @@ from klent.kit.names import nearest
 from klent.models.pull import KNOWN
 
 STUDIES = "studies"  # folder of the shipped studies, beside the recipes
-DATA_FILES = ("data", "pairs", "trajectories", "heldout_data", "rows")  # keys of `task` that may hold a path
+DATA_FILES = (
+    "data",
+    "pairs",
+    "trajectories",
+    "heldout_data",
+    "rows",
+    "segments",
+)  # keys of `task` that may hold a path
 _DATA = (*DATA_FILES, "centre_on")  # those of a recipe, beside functions of files
 _MODELS = ("model", "reference", "target", "adapter", "method")  # more of them, in a run's config.yaml
 _WORDS = ("reference", "policy")  # that no path is meant by

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from klent.config.base import Positive, Settings
+from klent.config.base import Decay, Positive, PositiveInt, Settings
 
 
 class PolicySettings(Settings):
@@ -15,6 +15,7 @@ class PolicySettings(Settings):
     task: ClassVar[str] = "text"  # what it begins from, as `Task.begins`
     engine: ClassVar[str] = ""  # the rollout that it needs; empty = either of those for texts
     gives: ClassVar[frozenset[str]] = frozenset()  # streams of its passes; a language model's are not listed
+    labelled: ClassVar[bool] = False  # whether its data say which policy recorded them
 
 
 class CausalSettings(PolicySettings):
@@ -77,11 +78,44 @@ class DenoiserSettings(PolicySettings):
         return value
 
 
+class GaussianSettings(PolicySettings):
+    """A Gaussian policy, whose actions are motor commands of a robot."""
+
+    language: ClassVar[bool] = False
+    task: ClassVar[str] = "segments"
+    engine: ClassVar[str] = "dataset"
+    gives: ClassVar[frozenset[str]] = frozenset({"logp", "entropy", "kl"})
+    labelled: ClassVar[bool] = True
+
+    kind: Literal["gaussian"]
+    """`gaussian` moves a robot; with `model: new` it is made from the seed, and else read from a run's final/."""
+    form: Literal["tanh", "gaussian"] = "tanh"
+    """`tanh`: a mean in [-1, 1] and a fixed standard deviation, as in CPL's code; `gaussian`: a free mean, and a
+    standard deviation learnt state by state, as in PPL's paper."""
+    std: Positive | None = None
+    """Of `tanh`; null = 1/√(2π), whose log-density is -π‖a - mean‖², CPL's score times π."""
+    hidden: PositiveInt = 512
+    """Width of each hidden layer."""
+    layers: PositiveInt = 2
+    """Hidden layers."""
+    dropout: Decay = 0.0
+    """Share of each hidden layer that is left out in training; 0.25 in CPL's code."""
+
+    @model_validator(mode="after")
+    def _fixed(self) -> "GaussianSettings":
+        if self.form == "gaussian" and self.std is not None:
+            raise ValueError(
+                "std is not used by form: gaussian, which learns it; remove it, or set form: tanh"
+            )
+        return self
+
+
 #: the classes of the union, by tag
 POLICIES: dict[str, type[Settings]] = {
     "causal_lm policy": CausalSettings,
     "reward_model policy": RewardModelSettings,
     "denoiser policy": DenoiserSettings,
+    "gaussian policy": GaussianSettings,
 }
 
 
@@ -95,11 +129,12 @@ def _tag(value: object) -> str | None:
 Policy = Annotated[
     Annotated[CausalSettings, Tag("causal_lm policy")]
     | Annotated[RewardModelSettings, Tag("reward_model policy")]
-    | Annotated[DenoiserSettings, Tag("denoiser policy")],
+    | Annotated[DenoiserSettings, Tag("denoiser policy")]
+    | Annotated[GaussianSettings, Tag("gaussian policy")],
     Discriminator(
         _tag,
         custom_error_type="policy_kind",
-        custom_error_message="`kind` is causal_lm (writes text), reward_model (scores text) or denoiser (turns noise "
-        "into images)",
+        custom_error_message="`kind` is causal_lm (writes text), reward_model (scores text), denoiser (turns noise "
+        "into images) or gaussian (moves a robot)",
     ),
 ]

@@ -10,7 +10,11 @@ from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.streams.registry import REGISTRY
 
-_BEGINS = {"text": "prompts", "noise": "noise, e.g. task: {noise: 64}"}
+_BEGINS = {
+    "text": "prompts",
+    "noise": "noise, e.g. task: {noise: 64}",
+    "segments": "task: {segments: FOLDER}",
+}
 _OF_LANGUAGE: tuple[KeyPath, ...] = (
     *((key,) for key in ("dtype", "attention", "trust_remote_code", "lora", "critic", "bellman")),
     *((key,) for key in ("thermostat", "adaptive_kl")),
@@ -30,6 +34,7 @@ def policy_problems(recipe: Recipe) -> Iterator[Problem]:
     if not policy.language:
         yield from _unread_problems(recipe)
         yield from _stream_problems(recipe)
+    yield from _label_problems(recipe)
     if isinstance(policy, DenoiserSettings):
         yield from _sampler_problems(policy)
 
@@ -73,6 +78,24 @@ def _unread_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("update", "kl", "skew"), "mixes distributions, and a mixture of Gaussians is none; remove it"
         )
+
+
+def _label_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What a label of the behaviour policy needs, and what a robot's recipe says of a reference in vain."""
+    labelled = recipe.policy.labelled
+    for name, settings in recipe.loss.items():
+        if settings.get("label") == "expected" and not labelled:
+            reason = f"expected needs rollouts of the behaviour policy, and a {recipe.policy.kind} has none"
+            yield Problem(
+                ("loss", name, "label"), f"{reason}; set realised, with update.kl: {{divergence: forward}}"
+            )
+    if labelled and recipe.update.kl != type(recipe.update.kl)():
+        reason = (
+            "is not used: kl is the divergence from the behaviour policy, and the loss's label says which"
+        )
+        yield Problem(("update", "kl"), f"{reason}; remove it")
+    if labelled and recipe.reference is not None and "logp_ref" not in streams(recipe):
+        yield Problem(("reference",), "is not used: no term reads logp_ref; remove it, or add e.g. dpo")
 
 
 def _stream_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from klent.config.base import Choices, Count, PositiveInt, Settings, Terms
 from klent.config.evaluation import Eval, Limits, Rewards, list_rewards
 from klent.config.policy import POLICIES, CausalSettings, Policy
 from klent.config.rollout import ROLLOUTS, DatasetRollout, PolicyRollout, Rollout, TransformersRollout
-from klent.config.task import TASKS, EnvironmentSettings, NoiseSettings, Task
+from klent.config.task import TASKS, EnvironmentSettings, NoiseSettings, SegmentSettings, Task
 from klent.config.thermostat import Thermostat
 from klent.config.training import AdaptiveKL, Bellman, Checkpoint, Critic, Lora, Optimizer, Reduce, Update
 from klent.errors import ConfigError
@@ -102,8 +102,9 @@ class Recipe(Settings):
     @property
     def game(self) -> EnvironmentSettings | None:
         """The game that held-out episodes are played in; None where problems are answered once."""
-        if self.eval is not None and self.eval.play is not None and not isinstance(self.task, NoiseSettings):
-            return self.eval.play.as_task(self.task)
+        play = None if self.eval is None else self.eval.play
+        if play is not None and not isinstance(self.task, NoiseSettings | SegmentSettings):
+            return play.as_task(self.task)
         return self.task if isinstance(self.task, EnvironmentSettings) else None
 
     @property

@@ -259,6 +259,48 @@ class NoiseSettings(TaskSettings):
         return self
 
 
+class SegmentSettings(TaskSettings):
+    """Segments that `klent collect` has recorded of a robot: imitated one by one, or compared two by two."""
+
+    begins: ClassVar[str] = "segments"
+    generated: ClassVar[bool] = False
+    clock: ClassVar[None] = None
+    too_long: ClassVar[Literal["refuse"]] = "refuse"
+    heldout_data: ClassVar[None] = None
+    seed: ClassVar[None] = None
+
+    segments: str
+    """Folder of the collection."""
+    by: Literal["regret", "return", "success"] = "regret"
+    """What a segment is preferred, or kept, for: little regret, a large return, or success."""
+    compare: Literal["all"] | PositiveInt | None = None
+    """Pairs to learn from: `all` = every segment is ranked, and each pair is a new one ("dense"); a number = so many
+    pairs, again and again ("sparse"); null = none, segments are imitated."""
+    keep: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Use only this share of the segments, the best ones; null = all."""
+    workers: PositiveInt = 2
+    """Processes with a simulator, for the episodes of `eval`."""
+
+    @property
+    def paired(self) -> bool:  # type: ignore[override]
+        """Whether two segments are compared."""
+        return self.compare is not None
+
+    @property
+    def completions(self) -> tuple[str, ...]:
+        """What a prompt names: a segment, or two."""
+        return ("chosen", "rejected") if self.paired else ("segment",)
+
+    @property
+    def source(self) -> str:
+        """What a plan calls it."""
+        return f"segments of {self.segments}"
+
+    def dated(self, clock: datetime.date | None) -> Self:
+        """Segments read the same on every day."""
+        return self
+
+
 class PlaySettings(Game):
     """The game in which a policy is judged that learns from logged play; it begins, and reads, as `task` says."""
 
@@ -285,6 +327,7 @@ TASKS: dict[str, type[Settings]] = {
     "environment task": EnvironmentSettings,
     "trajectories task": TrajectorySettings,
     "noise task": NoiseSettings,
+    "segments task": SegmentSettings,
 }
 #: the key that tells each of them
 KEYS = {
@@ -294,6 +337,7 @@ KEYS = {
     "env": "environment task",
     "trajectories": "trajectories task",
     "noise": "noise task",
+    "segments": "segments task",
 }
 
 
@@ -310,12 +354,13 @@ Task = Annotated[
     | Annotated[PairsSettings, Tag("pairs task")]
     | Annotated[EnvironmentSettings, Tag("environment task")]
     | Annotated[TrajectorySettings, Tag("trajectories task")]
-    | Annotated[NoiseSettings, Tag("noise task")],
+    | Annotated[NoiseSettings, Tag("noise task")]
+    | Annotated[SegmentSettings, Tag("segments task")],
     Discriminator(
         _tag,
         custom_error_type="task_kind",
         custom_error_message="name one source: {gym: GENERATOR}, {data: FILE or dataset id}, "
         "{env: NAME or path/to/file.py:Class}, {pairs: FILE} of preferences, {trajectories: FILE} of logged play, or "
-        "{noise: COORDINATES} for a denoiser",
+        "{noise: COORDINATES} for a denoiser, {segments: FOLDER} for a robot",
     ),
 ]

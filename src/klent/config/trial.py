@@ -38,7 +38,7 @@ def try_out(kind: Kind, function: Function, settings: Mapping[str, object]) -> s
         does = "a selector chooses from" if kind == "selector" else "a weight is made of"
         return f"reads `{min(choices)}`, a choice of tokens; {does} what the trainer has"
     shape = _shape(kind, function)
-    if sides := sides_of(function):
+    if sides := sides_of(function, settings):
         data = {name: _of_side(stream, shape) for name, (stream, _) in sides.items()}
     elif kind == "advantage":
         data = {name: _of_unit(REGISTRY[stream], shape) for name, stream in parameters_of(function).items()}

@@ -9,7 +9,7 @@ update leaves out the forward pass of completions that are idle throughout, and 
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -27,7 +27,9 @@ Kind = Literal[
     "reduction",  # the one place that divides
 ]
 Idle = Callable[..., Tensor]
+Needs = Callable[..., Collection[str]]
 F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
 
 
 class Declaration(NamedTuple):
@@ -44,26 +46,35 @@ class Declaration(NamedTuple):
     weighs_itself: bool = False
     """Whether the ratio to the sampler is in the loss already: a step's importance weights do not multiply it,
     and leave out what they drop (a weight of 0)."""
+    needs: Needs | None = None
+    """Called by name with the settings: which of the parameters that may be None these settings cannot do without.
+    The trainer fills those, and no others."""
 
 
 def declare(
-    kind: Kind, idle: Idle | None = None, *, whole_sequences: bool = False, weighs_itself: bool = False
+    kind: Kind,
+    idle: Idle | None = None,
+    *,
+    whole_sequences: bool = False,
+    weighs_itself: bool = False,
+    needs: Needs | None = None,
 ) -> Callable[[F], F]:
     """A decorator that gives a function its kind."""
 
     def mark(function: F) -> F:
         silent = _with_defaults_of(function, idle) if idle is not None else None
-        declared = Declaration(kind, silent, whole_sequences, weighs_itself)
+        needed = _with_defaults_of(function, needs) if needs is not None else None
+        declared = Declaration(kind, silent, whole_sequences, weighs_itself, needed)
         function.__klent__ = (function, declared)  # type: ignore[attr-defined]
         return function
 
     return mark
 
 
-def _with_defaults_of(function: Callable[..., object], idle: Idle) -> Idle:
+def _with_defaults_of(function: Callable[..., object], declared: Callable[..., T]) -> Callable[..., T]:
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return lambda **given: idle(**{**defaults, **given})
+    return lambda **given: declared(**{**defaults, **given})
 
 
 def token_loss(
@@ -102,6 +113,12 @@ def weighs_itself(function: Callable[..., object]) -> bool:
     """Whether a function declares that the ratio to the sampler is in it; see :class:`Declaration`."""
     declared = declaration(function)
     return declared is not None and declared.weighs_itself
+
+
+def needs(function: Callable[..., object], settings: Mapping[str, object]) -> Collection[str]:
+    """Which parameters that may be None a function declares that it cannot do without; see :class:`Declaration`."""
+    declared = declaration(function)
+    return () if declared is None or declared.needs is None else declared.needs(**settings)
 
 
 def without_advantage(advantage: Tensor, **_: object) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from klent.objectives.checks import check_choice, check_number, check_tokens
-from klent.objectives.kinds import pair_loss
+from klent.objectives.kinds import declare, pair_loss
 from klent.objectives.masking import on_mask
 
 __all__ = ["cpl", "policy_labeled_preference"]
@@ -17,7 +17,12 @@ __all__ = ["cpl", "policy_labeled_preference"]
 Label = Literal["expected", "realised", "pseudo"]
 
 
-@pair_loss
+def _label_needs(label: Label, **_: object) -> tuple[str, ...]:
+    """The KLs of both sides, but for the label that is made of the policy's own numbers."""
+    return () if label == "pseudo" else ("kl_chosen", "kl_rejected")
+
+
+@declare("pair_loss", needs=_label_needs)
 def policy_labeled_preference(
     logp_chosen: Tensor,
     logp_rejected: Tensor,

@@ -21,6 +21,7 @@ from klent.runs.loop import Loop
 from klent.runs.parts import Around, Builder, Parts
 from klent.runs.recorder import Recorder
 from klent.runs.reward_models import build_scoring_parts
+from klent.runs.robots import build_robot_parts
 from klent.runs.state import RunState
 from klent.runs.trackers import Trackers
 from klent.tasks import Task
@@ -30,6 +31,7 @@ BUILDERS: dict[str, Builder] = {
     "causal_lm": build_language_parts,
     "reward_model": build_scoring_parts,
     "denoiser": build_denoiser_parts,
+    "gaussian": build_robot_parts,
 }
 """Who builds the parts of each kind of policy."""
 

@@ -19,6 +19,7 @@ from klent.runs.denoisers import open_sampler
 from klent.runs.engines import RolloutSection, build_sampler
 from klent.runs.judges import open_judges
 from klent.runs.reward_models import evaluate_scores
+from klent.runs.robots import evaluate_robot
 from klent.runs.targets import open_model
 from klent.streams.batch import Batch
 from klent.streams.prompt import Prompt
@@ -171,6 +172,8 @@ def evaluate_model(
     """
     if recipe.eval is not None and recipe.policy.scores:
         return evaluate_scores(model, recipe)
+    if recipe.eval is not None and recipe.policy.labelled:
+        return evaluate_robot(model, recipe)
     if recipe.eval is None or not recipe.judged:
         missing = "eval" if recipe.eval is None else "reward"
         game = ", or the game that the log is of: eval.play.env=NAME" if recipe.task.logged else ""

@@ -14,6 +14,7 @@ from klent.runs.card import model_card
 from klent.runs.checkpoint import load_step
 from klent.runs.denoisers import export_denoiser
 from klent.runs.fingerprint import take_fingerprint
+from klent.runs.robots import export_robot
 from klent.runs.state import policy_of, take_weights
 
 
@@ -55,7 +56,8 @@ def export_checkpoint(
     target = folder or run / f"step-{checkpoint.step}"
     if target.exists():
         raise ConfigError(f"{target} exists already; name another folder, or remove it")
-    locate_model(recipe.model)  # refuses in words what the fingerprint passes over
+    if recipe.policy.language:
+        locate_model(recipe.model)  # refuses in words what the fingerprint passes over
     before = checkpoint.state.get("fingerprint") or {}
     now = take_fingerprint({"model": recipe.model}).content.get("model")
     then = before.get("content", {}).get("model")
@@ -66,7 +68,8 @@ def export_checkpoint(
         )
     remedy = f"Put back model and lora in {run / 'config.yaml'}"
     if not recipe.policy.language:
-        export_denoiser(recipe, lambda trainable: take_weights(checkpoint, trainable, remedy), target)
+        export = export_robot if recipe.policy.labelled else export_denoiser
+        export(recipe, lambda trainable: take_weights(checkpoint, trainable, remedy), target)
         return target
     loaded = load_policy(
         recipe.model,

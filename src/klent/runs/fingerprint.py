@@ -19,7 +19,7 @@ _CALLS = re.compile(
     r"(reward\.\d+|task)\.(timeout|memory_gb|workers|process)|bellman\.(beta|form)"
 )  # how it is called, not what it says; and how values are played, which nothing trains on
 _FILES = (
-    *("task.data", "task.pairs", "task.trajectories", "task.heldout_data", "task.rows"),
+    *("task.data", "task.pairs", "task.trajectories", "task.heldout_data", "task.rows", "task.segments"),
     *("policy.centre_on", "rollout.mixture.target.adapter"),
 )
 _HELD_OUT = ("task.heldout", "task.heldout_data", "task.heldout_split")

@@ -65,7 +65,8 @@ class Streams:
     kl: Tensor | None = _stream(
         "[B, T]",
         "nats",
-        "divergence from the reference, `update.kl`, over the whole vocabulary; carries the gradient",
+        "divergence from the reference, `update.kl`, over the whole vocabulary; of a robot's policy from the "
+        "behaviour policy, as the loss's `label` says; carries the gradient",
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )

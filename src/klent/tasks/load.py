@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
-from klent.config import EnvironmentSettings, FileSettings, GymSettings, NoiseSettings, TrajectorySettings
+from klent.config import (
+    EnvironmentSettings,
+    FileSettings,
+    GymSettings,
+    NoiseSettings,
+    SegmentSettings,
+    TrajectorySettings,
+)
 from klent.config.sections import read_task
 from klent.errors import ConfigError
 from klent.tasks.data import DataTask
 from klent.tasks.gym import GymTask
 from klent.tasks.noise import NoiseTask
+from klent.tasks.segment_task import SegmentTask
 from klent.tasks.starts import EnvironmentTask
 from klent.tasks.task import Task
 from klent.tasks.trajectories import TrajectoryTask
@@ -27,7 +35,12 @@ class _Wanted:
 
 
 def load_task(
-    section: GymSettings | FileSettings | EnvironmentSettings | NoiseSettings | Mapping[str, object],
+    section: GymSettings
+    | FileSettings
+    | EnvironmentSettings
+    | NoiseSettings
+    | SegmentSettings
+    | Mapping[str, object],
     *,
     seed: int,
     heldout: int,
@@ -97,3 +110,8 @@ def _(section: TrajectorySettings, wanted: _Wanted) -> Task:
 @_open.register
 def _(section: NoiseSettings, wanted: _Wanted) -> Task:
     return NoiseTask(section)
+
+
+@_open.register
+def _(section: SegmentSettings, wanted: _Wanted) -> Task:
+    return SegmentTask(section, seed=wanted.seed, base=wanted.base)

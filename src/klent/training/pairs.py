@@ -114,7 +114,7 @@ def with_pairs(terms: Iterable[Term]) -> list[Term]:
     """The terms, those of pairs where their function is a loss of pairs."""
     made: list[Term] = []
     for term in terms:
-        if sides := sides_of(term.function):
+        if sides := sides_of(term.function, term.settings):
             first = not any(isinstance(other, PairTerm) for other in made)
             term = PairTerm.made_of(term, sides=sides, reports=first)
         made.append(term)

@@ -43,7 +43,7 @@ class Term:
             name,
             function,
             dict(settings or {}),
-            frozenset(streams_of(function)),
+            frozenset(streams_of(function, settings)),
             weighted=not whole_sequences(function),
             weighs_itself=weighs_itself(function),
             renamed={name: stream for name, stream in parameters_of(function).items() if name != stream},

@@ -77,18 +77,24 @@ class VectorPolicy(nn.Module):
         states, actions, place = joined(episodes)
         mask = batch.mask[list(rows)]
         policy = self.actor(states, place)
-        kl = None
-        if "kl" in also and self._reference[0] is not None:
-            with torch.no_grad():
-                reference = self._reference[0](states, place)
-            kl = _grid(self.compare(policy, reference, place), mask)
+        kl = self.divergence(policy, episodes, states, place) if "kl" in also else None
         return Stats(
             _grid(policy.logp(actions), mask),
             _grid(policy.entropy(), mask),
-            kl=kl,
+            kl=None if kl is None else _grid(kl, mask),
             tokens=len(place),
             targets=len(place),
         )
+
+    def divergence(
+        self, policy: ActionDistribution, episodes: Sequence[Episode], states: Tensor, place: Tensor
+    ) -> Tensor | None:
+        """The stream ``kl`` of these actions, ``[N]``: from the reference; None where there is none."""
+        if self._reference[0] is None:
+            return None
+        with torch.no_grad():
+            reference = self._reference[0](states, place)
+        return self.compare(policy, reference, place)
 
 
 def joined(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,4 +116,5 @@ def joined(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor, Tensor]:
 def _grid(values: Tensor, mask: Tensor) -> Tensor:
     """One number per action on the grid of its rows, 0 elsewhere."""
     mask = mask.to(values.device)
-    return torch.zeros(mask.shape, device=values.device).index_put((mask,), values)
+    grid = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    return grid.index_put((mask,), values)
