@@ -265,6 +265,7 @@ class SegmentSettings(TaskSettings):
     begins: ClassVar[str] = "segments"
     generated: ClassVar[bool] = False
     clock: ClassVar[None] = None
+    only: ClassVar[None] = None
     too_long: ClassVar[Literal["refuse"]] = "refuse"
     heldout_data: ClassVar[None] = None
     seed: ClassVar[None] = None
