@@ -20,9 +20,14 @@ from klent.studies.compare.statistics import LEVEL, contrasts
 from klent.studies.controls import Rows, read_csv
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / folder) for folder in (".", "unsupervised", "mixture_world", "small_model")]
+sys.path[:0] = [
+    str(HERE / folder)
+    for folder in (".", "unsupervised", "mixture_world", "small_model", "diffusion", "robot")
+]
 sys.path.append(str(HERE.parent / "benchmarks"))
 
+import drawer  # noqa: E402
+import figure  # noqa: E402
 import forgetting_table as forgetting  # noqa: E402
 import overoptimise  # noqa: E402
 from curves import table as worlds_table  # noqa: E402
@@ -190,9 +195,14 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "front of SmolLM2, equal coefficient": lambda: front_by_coefficient("smollm2"),
         "front of SmolLM2, equal KL": lambda: front_by_kl("smollm2"),
     },
+    "diffusion.md": {"mixture": lambda: "\n".join(figure.mixture_table())},
+    "robot.md": {
+        "drawer": lambda: drawer.table("drawer_open.csv"),
+        "drawer, one behaviour": lambda: drawer.table("drawer_open_same.csv"),
+    },
     "price.md": {
-        "overoptimise": lambda: overoptimise.table(overoptimise.read()),
-        "overoptimise, fit": lambda: overoptimise.fits(overoptimise.read()),
+        "overoptimise": lambda: overoptimise.table(overoptimise.read(overoptimise.FILE)),
+        "overoptimise, fit": lambda: overoptimise.fits(overoptimise.read(overoptimise.FILE)),
         "forgetting": lambda: forgetting.matched(forgetting.read()),
         "forgetting, predictors": lambda: forgetting.predictors(forgetting.read()),
         "forgetting, pass@k": lambda: forgetting.sharpening(forgetting.read()),

@@ -126,7 +126,10 @@ def tables() -> types.ModuleType:
 
 @pytest.mark.parametrize(
     "page",
-    ["unsupervised.md", "entropy.md", "mixture.md", "sequences.md", "../examples/small_model/README.md"],
+    [
+        *("unsupervised.md", "entropy.md", "mixture.md", "sequences.md", "../examples/small_model/README.md"),
+        *("price.md", "diffusion.md", "robot.md", "offline.md"),
+    ],
 )
 def test_the_tables_of_results_are_those_of_the_committed_files(tables: types.ModuleType, page: str) -> None:
     written = (tables.DOCS / page).read_text(encoding="utf-8")

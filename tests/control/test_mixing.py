@@ -16,7 +16,7 @@ from klent.models.adapter import merge_adapter
 from klent.models.load import load_policy
 from klent.objectives import importance_weight
 from klent.rollout.transformers_engine import TransformersEngine
-from klent.runs import build as parts
+from klent.runs import language as parts
 from klent.runs import targets
 from klent.runs.build import build_parts
 from klent.runs.console import QuietConsole

@@ -47,6 +47,7 @@ def shelf(tmp_path: Path, monkeypatch) -> Path:
         download_mb=1,
         disk_mb=2,
         context=512,
+        licence="apache-2.0",
         split_digits=False,
     )
     monkeypatch.setitem(KNOWN, "tiny", source)

@@ -9,7 +9,7 @@ from tiny import tiny_folder
 from klent.config import make_recipe
 from klent.io.files import read_jsonl
 from klent.report import write_report
-from klent.runs import build, targets
+from klent.runs import language, targets
 from klent.runs.console import QuietConsole
 from klent.runs.train import train
 from klent.training.update import Updater
@@ -50,7 +50,7 @@ def recipe(**values):
 def asked(monkeypatch):
     """Rows that a reference was asked for, and the models that were loaded."""
     seen = {"rows": 0, "loaded": 0}
-    measure, load = Updater.measure, build.load_policy
+    measure, load = Updater.measure, language.load_policy
 
     def counted(self, batch, rows, policy=None, **options):
         seen["rows"] += len(rows) if policy is not None else 0
@@ -61,7 +61,7 @@ def asked(monkeypatch):
         return load(*args, **options)
 
     monkeypatch.setattr(Updater, "measure", counted)
-    for module in (build, targets):
+    for module in (language, targets):
         monkeypatch.setattr(module, "load_policy", loading)
     return seen
 

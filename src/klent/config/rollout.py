@@ -112,7 +112,6 @@ Rollout = Annotated[
     Discriminator(
         _tag,
         custom_error_type="rollout_engine",
-        custom_error_message="`engine` is transformers (sample) or dataset (replay completions); policy where "
-        "actions are vectors",
+        custom_error_message="`engine` is transformers, dataset (replay) or policy (vectors)",
     ),
 ]

@@ -33,7 +33,8 @@ def given(worker: Worker, reward: Reward, samples: Sequence[Sample]) -> dict[str
     for name in set(worker.parameters()["named"]) & known.keys() - arguments.keys():
         numbers = [given for given in known[name] if given is not None]
         if len(numbers) < len(samples):
-            raise CallFailed("raised", f"asks for {name}, and there are none of what was given to be scored")
+            kind = "texts" if any(sample.vector is None for sample in samples) else "vectors"
+            raise CallFailed("raised", f"asks for {name}, and only {kind} were given to be scored")
         arguments[name] = list(map(list, numbers))
     return arguments
 
