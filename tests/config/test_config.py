@@ -277,7 +277,7 @@ REFUSED = {
     ),
     "another engine": (
         "rollout: {engine: vllm}\n",
-        "rollout: `engine` is transformers (sample) or dataset (replay",
+        "rollout: `engine` is transformers, dataset (replay) or policy",
     ),
     "a tracker": (
         "track: [mlflow]\n",
