@@ -202,6 +202,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "price.md": {
         "overoptimise": lambda: overoptimise.table(overoptimise.read(overoptimise.FILE)),
+        "overoptimise, held": lambda: overoptimise.held(overoptimise.read(overoptimise.FILE)),
         "overoptimise, fit": lambda: overoptimise.fits(overoptimise.read(overoptimise.FILE)),
         "forgetting": lambda: forgetting.matched(forgetting.read()),
         "forgetting, predictors": lambda: forgetting.predictors(forgetting.read()),

@@ -80,8 +80,8 @@ def at_score(runs: Sequence[Row], score: float, measure: str) -> float:
 
 
 def reached(rows: Rows, arm: str, seeds: Sequence[int]) -> list[float]:
-    """The highest score of an arm, seed by seed."""
-    return [max(row[SCORE] for row in path(rows, arm, seed)) for seed in seeds]
+    """The highest score of an arm's runs, seed by seed."""
+    return [highest(path(rows, arm, seed)[1:])[SCORE] for seed in seeds]
 
 
 def arms_of(rows: Rows) -> list[str]:
@@ -93,7 +93,7 @@ def matched(rows: Rows, score: float | None = None) -> str:
     """Every arm at one score: what it lost, and the difference to the first arm's loss on the texts."""
     seeds = sorted(rows["base"])
     score = common_score(rows) if score is None else score
-    heads = ["arm", "highest score", *KEPT.values(), f"texts, less {ARMS[FIRST]}"]
+    heads = [f"at a reward of {score:.2f}", "highest score", *KEPT.values(), f"texts, less {ARMS[FIRST]}"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     base = {m: interval([rows["base"][seed][m] for seed in seeds]) for m in (SCORE, *KEPT)}
     lines.append("| " + " | ".join(["untrained model", *base.values(), ""]) + " |")
@@ -160,7 +160,7 @@ def sharpening(rows: Rows) -> str:
         "| untrained | " + " | ".join(interval([rows["base"][s][m] for s in seeds]) for m in measures) + " |"
     )
     for arm in arms_of(rows):
-        best = [highest(path(rows, arm, seed)) for seed in seeds]
+        best = [highest(path(rows, arm, seed)[1:]) for seed in seeds]
         cells = [
             interval(
                 [row[m] - rows["base"][seed][m] for row, seed in zip(best, seeds, strict=True)], sign=True
@@ -211,13 +211,7 @@ def main() -> None:
         shutil.copyfile(Path(sys.argv[1]) / "study.csv", FILE)
         draw(read())
     rows = read()
-    print(
-        f"at a reward of {common_score(rows):.2f} on the new task",
-        matched(rows),
-        predictors(rows),
-        sep="\n\n",
-    )
-    print("\n", sharpening(rows), sep="")
+    print(matched(rows), predictors(rows), sharpening(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

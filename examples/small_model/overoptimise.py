@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 FILE = HERE / "overoptimise.csv"
 PICTURE = HERE.parents[1] / "docs" / "images" / "overoptimise.png"
 METHODS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO", "best": "best of n"}
+HELD = (("ppo_0p2", "ppo_0_10"), ("grpo_0p2", "grpo_0_10"), ("grpo_0p8", "grpo_0_10"))
 ON = "problems/"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a0589c")  # told apart by colour-blind readers too
 
@@ -120,6 +121,18 @@ def table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def held(rows: Rows) -> str:
+    """Policies held by a KL against those that were free and stopped first, paired by seed."""
+    lines = ["| policy | against | gold, less the other's | KL, less the other's |", "|---|---|---|---|"]
+    for stage, other in HELD:
+        pairs = [(point(rows, stage, seed), point(rows, other, seed)) for seed in sorted(rows["base"])]
+        cells = [
+            interval([getattr(a, f) - getattr(b, f) for a, b in pairs], sign=True) for f in ("gold", "kl")
+        ]
+        lines.append("| " + " | ".join([label(stage), label(other), *cells]) + " |")
+    return "\n".join(lines)
+
+
 def fits(rows: Rows) -> str:
     """Gao's curve of each method: its parameters, and whether a maximum lies inside what was reached."""
     lines = [
@@ -176,7 +189,7 @@ def main() -> None:
         shutil.copyfile(Path(sys.argv[1]) / "study.csv", FILE)
         draw(read(FILE))
     rows = read(FILE)
-    print(table(rows), "\n", fits(rows), sep="\n")
+    print(table(rows), held(rows), fits(rows), sep="\n\n")
 
 
 if __name__ == "__main__":
