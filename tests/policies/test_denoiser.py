@@ -181,7 +181,7 @@ def test_a_folder_gives_back_the_network(tmp_path):
     with pytest.raises(ModelError, match="cannot load a denoiser"):
         load_denoiser(tmp_path / "net")
     (tmp_path / "net" / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ModelError, match=r"is no denoiser: its config.json has model_type 'llama'"):
+    with pytest.raises(ModelError, match=r"does not hold a denoiser: its config.json has model_type 'llama'"):
         load_denoiser(tmp_path / "net")
 
 

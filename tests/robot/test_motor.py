@@ -216,5 +216,7 @@ def test_observations_are_scaled_and_the_folder_keeps_it(tmp_path):
     assert again.config == network.config
     assert all(torch.equal(a, b) for a, b in zip(network(seen), again(seen), strict=True))
     (tmp_path / "policy" / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ModelError, match=r"holds no motor policy: its config\.json has model_type 'llama'"):
+    with pytest.raises(
+        ModelError, match=r"does not hold a motor policy: its config\.json has model_type 'llama'"
+    ):
         load_motor(tmp_path / "policy")

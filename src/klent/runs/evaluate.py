@@ -154,6 +154,10 @@ def pair_scores(updater: Updater, reference: Reference | None) -> Scores:
     return scores
 
 
+UNREWARDED = {"reward_model": evaluate_scores, "gaussian": evaluate_robot}
+"""Who measures the kinds of policies that no reward judges."""
+
+
 def evaluate_model(
     model: str, recipe: Recipe, note: Callable[[str], None] = lambda text: None
 ) -> dict[str, object]:
@@ -170,10 +174,8 @@ def evaluate_model(
     Raises:
         ConfigError: the recipe has no ``eval`` section or no reward.
     """
-    if recipe.eval is not None and recipe.policy.scores:
-        return evaluate_scores(model, recipe)
-    if recipe.eval is not None and recipe.policy.labelled:
-        return evaluate_robot(model, recipe)
+    if recipe.eval is not None and recipe.policy.kind in UNREWARDED:
+        return UNREWARDED[recipe.policy.kind](model, recipe)
     if recipe.eval is None or not recipe.judged:
         missing = "eval" if recipe.eval is None else "reward"
         game = ", or the game that the log is of: eval.play.env=NAME" if recipe.task.logged else ""

@@ -17,6 +17,9 @@ from klent.runs.fingerprint import take_fingerprint
 from klent.runs.robots import export_robot
 from klent.runs.state import policy_of, take_weights
 
+EXPORTERS = {"denoiser": export_denoiser, "gaussian": export_robot}
+"""Who writes the folder of a policy that is no language model."""
+
 
 def export_checkpoint(
     run: Path,
@@ -68,8 +71,9 @@ def export_checkpoint(
         )
     remedy = f"Put back model and lora in {run / 'config.yaml'}"
     if not recipe.policy.language:
-        export = export_robot if recipe.policy.labelled else export_denoiser
-        export(recipe, lambda trainable: take_weights(checkpoint, trainable, remedy), target)
+        EXPORTERS[recipe.policy.kind](
+            recipe, lambda trainable: take_weights(checkpoint, trainable, remedy), target
+        )
         return target
     loaded = load_policy(
         recipe.model,

@@ -1,18 +1,14 @@
 """The network of a denoiser, and its folder: config.json and model.safetensors."""
 
-import json
-import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from klent.errors import ModelError, first_line
-from klent.io.folders import whole_folder
+from klent.policies.vectors.network import linear, load_network, save_network
 
 MODEL_TYPE = "klent_denoiser"
 FREQUENCIES = 8
@@ -100,32 +96,9 @@ class Denoiser(nn.Module):
         return (share[..., None] * away).sum(dim=1)
 
 
-def linear(before: int, after: int, generator: torch.Generator | None) -> nn.Linear:
-    """A layer whose weights come from the generator, uniform within 1/sqrt(inputs) as torch's own."""
-    layer = nn.utils.skip_init(nn.Linear, before, after)
-    bound = 1 / math.sqrt(before)
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    made: nn.Linear = layer
-    return made
-
-
 def save_denoiser(net: Denoiser, folder: Path) -> None:
-    """Write config.json and model.safetensors, whole or not at all.
-
-    Raises:
-        ModelError: the folder cannot be written.
-    """
-    try:
-        with whole_folder(folder) as scratch:
-            text = json.dumps({"model_type": MODEL_TYPE, **asdict(net.config)}, indent=2)
-            (scratch / "config.json").write_text(text + "\n", encoding="utf-8")
-            weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-            save_file(weights, scratch / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot write the model to {folder}: {first_line(error)}. No partial folder is left"
-        ) from error
+    """Write its folder, whole or not at all; see :func:`klent.policies.vectors.network.save_network`."""
+    save_network(net, asdict(net.config), MODEL_TYPE, folder)
 
 
 def load_denoiser(folder: Path) -> Denoiser:
@@ -134,18 +107,12 @@ def load_denoiser(folder: Path) -> Denoiser:
     Raises:
         ModelError: it is not such a folder, or its weights do not fit its config.json.
     """
-    try:
-        values = json.loads((folder / "config.json").read_bytes())
-        kind = values.pop("model_type", None)
-        if kind != MODEL_TYPE:
-            raise ModelError(
-                f"{folder} is no denoiser: its config.json has model_type {kind!r}, expected {MODEL_TYPE!r}. Make "
-                "one with klent.policies.denoiser.network.save_denoiser"
-            )
-        values |= {name: tuple(values.get(name, ())) for name in ("stds", "weights")}
-        values["means"] = tuple(map(tuple, values.get("means", ())))
-        net = Denoiser(DenoiserConfig(**values))
-        net.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, AttributeError) as error:
-        raise ModelError(f"cannot load a denoiser from {folder}: {first_line(error)}") from error
-    return net
+    remedy = "Make one with klent.policies.denoiser.network.save_denoiser"
+    return load_network(folder, MODEL_TYPE, _made_of, name="a denoiser", remedy=remedy)
+
+
+def _made_of(values: dict[str, Any]) -> Denoiser:
+    """The network of a config.json, whose lists become tuples again."""
+    values |= {name: tuple(values.get(name, ())) for name in ("stds", "weights")}
+    values["means"] = tuple(map(tuple, values.get("means", ())))
+    return Denoiser(DenoiserConfig(**values))

@@ -1,20 +1,16 @@
 """The network of a Gaussian policy, and its folder: config.json and model.safetensors."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from klent.errors import ModelError, first_line
-from klent.io.folders import whole_folder
 from klent.policies.vectors.gaussian import Gaussian
+from klent.policies.vectors.network import linear, load_network, save_network
 
 MODEL_TYPE = "klent_motor"
 UNIT_STD = 1 / math.sqrt(2 * math.pi)  # of the Gaussian whose density at its mean is 1
@@ -68,8 +64,8 @@ class MotorNetwork(nn.Module):
         outputs = config.actions * (2 if config.form == "gaussian" else 1)
         modules: list[nn.Module] = []
         for before, after in pairwise([config.observations, *[config.hidden] * config.layers]):
-            modules += [_linear(before, after, generator), nn.ReLU(), nn.Dropout(config.dropout)]
-        self.layers = nn.Sequential(*modules, _linear(config.hidden, outputs, generator))
+            modules += [linear(before, after, generator), nn.ReLU(), nn.Dropout(config.dropout)]
+        self.layers = nn.Sequential(*modules, linear(config.hidden, outputs, generator))
         self.register_buffer("centre", torch.zeros(config.observations))
         self.register_buffer("scale", torch.ones(config.observations))
 
@@ -89,34 +85,9 @@ class MotorNetwork(nn.Module):
         return Gaussian(mean, (_LEAST + (_MOST - _LEAST) * raw.sigmoid()).exp())
 
 
-def _linear(before: int, after: int, generator: torch.Generator | None) -> nn.Linear:
-    """A layer whose weights come from the generator, uniform within 1/√(inputs) as torch's own."""
-    layer = nn.utils.skip_init(nn.Linear, before, after)
-    bound = 1 / math.sqrt(before)
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    made: nn.Linear = layer
-    return made
-
-
 def save_motor(network: MotorNetwork, folder: Path) -> None:
-    """Write config.json and model.safetensors, whole or not at all.
-
-    Raises:
-        ModelError: the folder cannot be written.
-    """
-    try:
-        with whole_folder(folder) as scratch:
-            text = json.dumps({"model_type": MODEL_TYPE, **asdict(network.config)}, indent=2)
-            (scratch / "config.json").write_text(text + "\n", encoding="utf-8")
-            weights = {
-                name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
-            }
-            save_file(weights, scratch / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot write the model to {folder}: {first_line(error)}. No partial folder is left"
-        ) from error
+    """Write its folder, whole or not at all; see :func:`klent.policies.vectors.network.save_network`."""
+    save_network(network, asdict(network.config), MODEL_TYPE, folder)
 
 
 def load_motor(folder: Path) -> MotorNetwork:
@@ -125,18 +96,9 @@ def load_motor(folder: Path) -> MotorNetwork:
     Raises:
         ModelError: it is not such a folder, or its weights do not fit its config.json.
     """
-    try:
-        values = json.loads((folder / "config.json").read_bytes())
-        kind = values.pop("model_type", None)
-        if kind != MODEL_TYPE:
-            raise ModelError(
-                f"{folder} holds no motor policy: its config.json has model_type {kind!r}, expected {MODEL_TYPE!r}. "
-                "Name the final/ folder of a run of policy: {kind: gaussian}"
-            )
-        network = MotorNetwork(MotorConfig(**values))
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, AttributeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"cannot load a motor policy from {folder}: {first_line(error)}") from error
-    return network
+    remedy = "Name the final/ folder of a run of policy: {kind: gaussian}"
+    return load_network(folder, MODEL_TYPE, _made_of, name="a motor policy", remedy=remedy)
+
+
+def _made_of(values: dict[str, Any]) -> MotorNetwork:
+    return MotorNetwork(MotorConfig(**values))
