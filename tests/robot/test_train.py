@@ -7,8 +7,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import klent
+from klent.cli import app
 from klent.config.collection import CollectionSettings
 from klent.errors import ConfigError, ModelError
 from klent.runs.evaluate import evaluate_model
@@ -105,6 +107,13 @@ def test_it_is_measured_and_exported_as_a_model_is(cloned, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("words", [["chat"], ["sample"]])
+def test_it_has_no_words(words, cloned):
+    result = CliRunner().invoke(app, [*words, str(cloned.path), *(["hello"] if words == ["sample"] else [])])
+    assert result.exit_code == 2
+    assert "is a gaussian, which writes no text" in " ".join(result.stderr.replace("│", " ").split())
+
+
 PPL = {"alpha": 0.03, "gamma": 0.9}
 LOSSES = {
     "cpl": {"cpl": {"alpha": 0.03, "rejected_weight": 0.5}},
@@ -154,6 +163,8 @@ def test_labels_change_what_is_learnt(cloned, folder, tmp_path):
         ({"loss": {"simpo": {}}, "task": {"gym": "chain_sum"}}, "gives text"),
         ({"update": {"kl": {"divergence": "forward"}}}, "kl is the divergence from the behaviour policy"),
         ({"reference": "new"}, "no term reads logp_ref"),
+        ({"reward": "last_number"}, "reward: is not used: task.by says what segments are worth"),
+        ({"eval": {"problems": 2, "reward": "last_number"}}, "eval.reward: is not used"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message, cloned, folder, tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from klent.cli.common import Debug, Runs, err, learnt_values, model_and_run, out
+from klent.cli.common import Debug, Runs, err, learnt_values, model_and_run, out, refuse_wordless
 from klent.cli.evaluate import check_probability, check_temperature
 from klent.errors import ConfigError, KlentError
 from klent.kit.terminal import visible
@@ -62,6 +62,7 @@ def chat(
     ```
     """
     model, run = model_and_run(name, runs)
+    refuse_wordless(name, run)
     if learnt_values(run):
         raise ConfigError(
             f"{name} learnt values, whose player answers one prompt: klent sample {name} PROMPT"

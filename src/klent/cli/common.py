@@ -200,6 +200,32 @@ def learnt_values(run: Path | None) -> bool:
     return run is not None and read_values(run / "config.yaml").get("bellman") is not None
 
 
+def refuse_wordless(name: str, run: Path | None) -> None:
+    """Refuse a run whose policy writes no text, before anything is loaded.
+
+    Raises:
+        ConfigError: it is a denoiser, a robot's policy or a reward model.
+    """
+    from klent.config.load import read_values
+
+    policy = read_values(run / "config.yaml").get("policy") if run is not None else None
+    kind = policy.get("kind", "causal_lm") if isinstance(policy, dict) else "causal_lm"
+    if kind != "causal_lm":
+        raise ConfigError(
+            f"{name} is a {kind}, which writes no text. klent eval measures it, and klent report shows its run"
+        )
+
+
+def run_or_log(path: Path, runs: Path) -> Path:
+    """The folder of a run, or of a log of another trainer, which is any folder that holds something.
+
+    Raises:
+        RunError: it is neither.
+    """
+    foreign = find_run(path, runs) is None and path.is_dir() and any(path.iterdir())
+    return path if foreign else run_folder(path, runs)
+
+
 def run_folder(path: Path, runs: Path) -> Path:
     """As `find_run`, but a run that does not exist is an error that lists those that do."""
     folder = find_run(path, runs)

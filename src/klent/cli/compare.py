@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from klent.cli.common import Debug, Runs, find_run, out, run_folder
+from klent.cli.common import Debug, Runs, out, run_or_log
 from klent.errors import ConfigError
 
 _SEEDS = 3
@@ -128,7 +128,7 @@ def _overlay(names: list[str], metrics: list[str], output: Path | None, runs: Pa
     """Runs that exist on one page; nothing is trained."""
     from klent.studies.overlay.page import write_overlay
 
-    folders = [_run_or_log(Path(name), runs) for name in names]
+    folders = [run_or_log(Path(name), runs) for name in names]
     words = ["klent", "compare", *map(str, folders)]
     for name in metrics:
         words += ["--metric", name]
@@ -139,12 +139,6 @@ def _overlay(names: list[str], metrics: list[str], output: Path | None, runs: Pa
         style="bold",
         soft_wrap=True,
     )
-
-
-def _run_or_log(path: Path, runs: Path) -> Path:
-    """The folder of a run, or of a log of another trainer."""
-    foreign = find_run(path, runs) is None and path.is_dir() and any(path.iterdir())
-    return path if foreign else run_folder(path, runs)
 
 
 def _refuse_training_options(

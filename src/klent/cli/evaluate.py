@@ -22,6 +22,7 @@ from klent.cli.common import (
     out,
     recipe_of_run,
     refuse_tilt,
+    refuse_wordless,
     show,
 )
 from klent.errors import ConfigError
@@ -237,6 +238,7 @@ def sample(
     """
     name, text = _model_and_prompt([*([policy] if policy else []), *arguments])
     model, run = model_and_run(name, runs)
+    refuse_wordless(name, run)
     refuse_tilt(name, run, beta, behaviour)
     options: _Options = {
         "count": count,

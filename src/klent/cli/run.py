@@ -15,10 +15,10 @@ from klent.cli.common import (
     Yes,
     confirm_code,
     err,
-    find_run,
     out,
     print_yaml,
     run_folder,
+    run_or_log,
 )
 from klent.cli.watch import watched
 from klent.errors import ConfigError
@@ -198,8 +198,7 @@ def report(
     """
     from klent.report import write_report
 
-    foreign = find_run(run, runs) is None and run.is_dir() and any(run.iterdir())
-    out.print(f"report: {write_report(run if foreign else run_folder(run, runs))}", soft_wrap=True)
+    out.print(f"report: {write_report(run_or_log(run, runs))}", soft_wrap=True)
 
 
 def _train(settings: "Recipe", run: Path, *, command: str, resume: bool) -> None:

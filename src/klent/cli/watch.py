@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from klent.cli.common import Debug, Runs, err, find_run, out, run_folder
+from klent.cli.common import Debug, Runs, err, out, run_or_log
 
 if TYPE_CHECKING:
     from klent.report.live import Server
@@ -50,7 +50,7 @@ def watch(
     from klent.report.live import Server
     from klent.studies.overlay.watch import live_pages
 
-    folders = list(names) if with_parent else [_folder(name, runs) for name in names]
+    folders = list(names) if with_parent else [run_or_log(name, runs) for name in names]
     with contextlib.suppress(OSError, AttributeError):  # not everywhere, and never worth an error
         os.nice(_MODEST)
     with Server(live_pages(folders), port) as server:
@@ -69,12 +69,6 @@ def watch(
             out.print("no longer served")
         finally:
             server.shutdown()
-
-
-def _folder(name: Path, runs: Path) -> Path:
-    """A run, also one that has not begun; or a log of another trainer."""
-    foreign = find_run(name, runs) is None and name.is_dir() and any(name.iterdir())
-    return name if foreign else run_folder(name, runs)
 
 
 def _wait_for_parent(server: "Server") -> None:

@@ -89,6 +89,12 @@ def _label_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(
                 ("loss", name, "label"), f"{reason}; set realised, with update.kl: {{divergence: forward}}"
             )
+    judged_by = recipe.reward is not None or (recipe.eval is not None and recipe.eval.reward is not None)
+    if labelled and judged_by:
+        path = ("reward",) if recipe.reward is not None else ("eval", "reward")
+        yield Problem(
+            path, "is not used: task.by says what segments are worth, the simulator judges; remove it"
+        )
     if labelled and recipe.update.kl != type(recipe.update.kl)():
         reason = (
             "is not used: kl is the divergence from the behaviour policy, and the loss's label says which"
