@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from klent.errors import ConfigError, DataError
-from klent.tasks.lines import Row
+from klent.errors import DataError
+from klent.tasks.lines import Row, content_of
 
 TABLES = (".csv", ".tsv")
 _AS_JSON = ("messages",)  # columns that hold no text, but a list written as JSON
@@ -32,12 +32,7 @@ class CommaSeparated:
     """
 
     def __init__(self, path: Path, shown: str, key: str = "task.data") -> None:
-        if not path.is_file():
-            raise ConfigError(f"{key}: there is no file {shown} (looked for {path.absolute()})")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+        content = content_of(path, shown, key)
         self._shown = shown
         self._records, self._lines = _records(_text(content, shown), shown)
         self._names = self._records.pop(0) if self._records else []

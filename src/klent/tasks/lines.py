@@ -17,6 +17,26 @@ _BLANK = b" \t\v\f"
 _BETWEEN = secrets.token_hex(16).encode()
 
 
+def content_of(path: Path, shown: str, key: str) -> bytes:
+    """The bytes of a file of data.
+
+    Args:
+        path: the file.
+        shown: its name in messages.
+        key: of the recipe that names it.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{key}: there is no file {shown} (looked for {path.absolute()})")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+
+
 class JsonLines:
     """The rows of a file, in its order; a million short ones take the file's size and 16 MB.
 
@@ -31,12 +51,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, shown: str, key: str = "task.data") -> None:
-        if not path.is_file():
-            raise ConfigError(f"{key}: there is no file {shown} (looked for {path.absolute()})")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+        content = content_of(path, shown, key)
         content = content.removeprefix(b"\xef\xbb\xbf")
         if content[:64].lstrip().startswith(b"["):
             raise DataError(

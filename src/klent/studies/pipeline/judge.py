@@ -188,7 +188,7 @@ def _others(
 
 def _doubling(most: int) -> list[int]:
     """2, 4, 8, ... and the most itself."""
-    return sorted({2**power for power in range(1, most.bit_length())} - {most} | {most})
+    return sorted({2**power for power in range(1, most.bit_length())} | {most})
 
 
 def _mean(values: Sequence[Sequence[float]]) -> float:
