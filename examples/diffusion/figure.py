@@ -10,15 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from klent.kit.statistics import mean, standard_error
+from klent.kit.student import t_bound
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-STUDENT = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-}  # 97.5 % quantile of Student's t for a mean of so many values
 ORDER = ("ddpo", "dpok", "dpok_released", "kl_in_reward", "path_kl")
 
 
@@ -32,7 +27,7 @@ def interval(values: list[float]) -> str:
     """Mean and 95 % interval over seeds, Student's t."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
-    margin = STUDENT[len(values)] * standard_error(values)
+    margin = t_bound(0.05, len(values) - 1) * standard_error(values)
     return f"{mean(values):.3f} ± {margin:.3f}"
 
 
