@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +20,9 @@ PRELOADED = [
 ]
 
 
-def start(folder: Path, output: Path, *arguments: str) -> BaseProcess:
+def start(
+    folder: Path, output: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
     """``klent ARGUMENTS`` in ``folder``; what it prints, also its errors, is appended to the file ``output``."""
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
@@ -30,7 +32,9 @@ def start(folder: Path, output: Path, *arguments: str) -> BaseProcess:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    process = CONTEXT.Process(target=_klent, args=(str(folder), str(output), arguments))
+    process = CONTEXT.Process(
+        target=_klent, args=(str(folder), str(output), arguments, dict(environment or {}))
+    )
     process.start()
     return process
 
@@ -56,8 +60,9 @@ def printed(process: BaseProcess, output: Path, seconds: float = 240) -> Iterato
         time.sleep(0.01)
 
 
-def _klent(folder: str, output: str, arguments: tuple[str, ...]) -> None:
+def _klent(folder: str, output: str, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
     os.chdir(folder)
+    os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -274,8 +274,8 @@ MUTANTS = [
     Mutant(
         "unscorable in the deviation",
         "advantage.py",
-        "count = add_up(rewards.isfinite().sum().to(centred.dtype))",
-        "count = add_up(torch.tensor(float(len(rewards)), dtype=centred.dtype))",
+        "count = rewards.isfinite().sum().to(centred.dtype)",
+        "count = torch.tensor(float(len(rewards)), dtype=centred.dtype)",
         test_reinforce_pp_table,
     ),
 ]

@@ -1,52 +1,31 @@
-"""Two ranks, here two threads: what they add up to is what one rank has."""
+"""Two ranks, here two threads: what they do together is what one rank does alone."""
 
-import threading
-from collections.abc import Callable
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from helpers_training import GRPO, episodes, pairs, updater
-from tiny import tiny_model
+from helpers_training import GRPO, PROMPTS, batch, episodes, pairs, updater
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import TURN_END, tiny_model, tiny_tokenizer
+from worlds import Seat, together
 
 from klent.control.pairing import BestWorst
+from klent.kit.world import OneProcess, shares
+from klent.models.load import LoadedModel
 from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.policy import CausalPolicy
+from klent.rollout.shared_engine import SharedEngine
+from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.rollout.wire import pack, unpack
 from klent.streams.batch import Batch, make_batch
-from klent.tasks.returns import Returns
+from klent.streams.episode import Episode, MixtureTrace
+from klent.streams.prompt import Prompt
 from klent.training.objective import Objective
 from klent.training.update import Updater, UpdateResult
 
-REWARDS = [1.0, 0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 0.25, 0.0, 0.0, 0.0, 2.0]
 REDUCTIONS = [{"over": "tokens"}, {"over": "sequences"}, {"over": "constant", "denominator": 9.0}]
-
-
-class Threads:
-    """A world of threads that meet at a barrier."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.barrier = threading.Barrier(size, timeout=60)
-        self.values: list[torch.Tensor] = [torch.zeros(())] * size
-
-    def seat(self, rank: int) -> "Seat":
-        return Seat(self, rank)
-
-
-class Seat:
-    """One thread's place in it; a klent.training.world.World."""
-
-    def __init__(self, world: Threads, rank: int) -> None:
-        self.world = world
-        self.rank = rank
-        self.size = world.size
-
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
-        self.world.values[self.rank] = value.clone()
-        self.world.barrier.wait()
-        total = torch.stack(self.world.values).sum(0)
-        self.world.barrier.wait()
-        return total
 
 
 def step_of(world: object | None, reduce: dict, **options: object) -> Updater:
@@ -56,59 +35,92 @@ def step_of(world: object | None, reduce: dict, **options: object) -> Updater:
     return step
 
 
-def rows_of(prompts: list[int]) -> Batch:
-    """Some of the three prompts, four completions each."""
-    kept = [row for prompt in prompts for row in range(4 * prompt, 4 * prompt + 4)]
-    everything = episodes()
-    return make_batch([everything[row] for row in kept], [REWARDS[row] for row in kept], group_size=4)
+def run(made: tuple[Updater, Batch]) -> tuple[Updater, UpdateResult]:
+    step, rows = made
+    step.objective.estimate_advantage(rows)
+    return step, step.run(rows, seed=0)
 
 
-def run(step: Updater, rows: Batch) -> UpdateResult:
-    step.objective.estimate_advantage(rows, step.world)
-    return step.run(rows, seed=0)
-
-
-def together(make: Callable[[object], tuple[Updater, Batch]]) -> list[tuple[Updater, UpdateResult]]:
-    """Each rank in a thread of its own."""
-    world, ends, errors = Threads(2), {}, []
-    made = [
-        make(world.seat(rank)) for rank in range(2)
-    ]  # not in the threads: models are made by a global seed
-
-    def work(rank: int) -> None:
-        try:
-            step, rows = made[rank]
-            ends[rank] = (step, run(step, rows))
-        except BaseException as error:
-            errors.append(error)
-            world.barrier.abort()
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not errors, errors
-    return [ends[0], ends[1]]
+def check_alike(
+    found: tuple[Updater, UpdateResult], expected: tuple[Updater, UpdateResult], rel: float
+) -> None:
+    """Every number of a step and the gradient behind it are those of one rank."""
+    (step, result), (one, wanted) = found, expected
+    assert result.loss == pytest.approx(wanted.loss, rel=rel, abs=rel)
+    assert result.grad_norm == pytest.approx(wanted.grad_norm, rel=rel)
+    assert wanted.grad_norm > 1e-3
+    assert result.targets == wanted.targets
+    assert result.sums.keys() == wanted.sums.keys()
+    for name, (total, count) in wanted.sums.items():
+        assert result.sums[name] == (pytest.approx(total, rel=10 * rel, abs=rel), count)
+    torch.testing.assert_close(result.coefficient, wanted.coefficient, atol=1e-5, rtol=1e-4)
+    assert wanted.before is not None
+    assert torch.equal(result.before.known, wanted.before.known)
+    torch.testing.assert_close(result.before.logp, wanted.before.logp, atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip(step.parameters, one.parameters, strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, atol=rel, rtol=100 * rel)
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS, ids=lambda r: r["over"])
-def test_two_ranks_with_uneven_groups_are_one(reduce):
-    one = step_of(None, reduce)
-    expected = run(one, rows_of([0, 1, 2]))
-    parts = {0: [0], 1: [1, 2]}  # four and eight completions, of other lengths
-    ends = together(lambda seat: (step_of(seat, reduce), rows_of(parts[seat.rank])))
-    for step, result in ends:
-        assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+def test_two_ranks_are_one(reduce):
+    """Three prompts of unequal completions: one rank has one of them, the other two."""
+    expected = run((step_of(None, reduce), batch()))
+    for end in together(lambda seat: (step_of(seat, reduce), batch()), run):
+        check_alike(end, expected, rel=2e-6)
+
+
+def test_in_float64_they_are_equal_to_twelve_digits():
+    def make(world):
+        return step_of(world, {"over": "tokens"}, model=tiny_model().double()), batch()
+
+    expected = run(make(None))
+    for end in together(make, run, size=3):
+        check_alike(end, expected, rel=1e-12)
+
+
+def test_ranks_that_have_fewer_prompts_than_ranks_share_the_completions_of_one():
+    def make(world):
+        rows = make_batch(episodes()[4:8], [1.0, 0.0, 0.0, 0.5], group_size=4)
+        return step_of(world, {"over": "tokens"}), rows
+
+    expected = run(make(None))
+    ends = together(make, run, size=3)
+    for end in ends:
+        check_alike(end, expected, rel=2e-6)
+
+
+def test_a_rank_with_nothing_to_compute_still_takes_the_step():
+    """Two groups whose rewards are equal teach nothing, and the third is computed by one rank of two."""
+    rewards = [1.0] * 8 + [1.0, 0.0, 0.0, 0.5]
+
+    def make(world):
+        return updater(reduce={"over": "tokens"}, world=world, lr=0.1), make_batch(
+            [replace(e, tokens=e.tokens) for e in episodes()], rewards, group_size=4, whole_groups=True
+        )
+
+    one, expected = run(make(None))
+    for step, result in together(make, run):
         assert result.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
-        assert result.sums.keys() == expected.sums.keys()
-        for name, (total, count) in expected.sums.items():
-            assert result.sums[name] == (pytest.approx(total, rel=1e-5), count)
+        assert result.tokens == expected.tokens > 0
         for mine, theirs in zip(step.parameters, one.parameters, strict=True):
-            torch.testing.assert_close(mine.grad, theirs.grad, atol=2e-6, rtol=1e-4)
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
-def with_critic(world: object | None, rows: Batch) -> tuple[Updater, Batch]:
+def test_what_is_chosen_is_chosen_among_the_tokens_of_all_ranks():
+    def make(world):
+        chosen = {"mask": {"high_entropy_tokens": {"fraction": 0.3}}}
+        step = updater(Objective(*GRPO, chosen), reduce={"over": "tokens"}, world=world)
+        step.learning_rate = lambda number: 0.0
+        return step, batch()
+
+    _, expected = run(make(None))
+    for _, result in together(make, run):
+        assert torch.equal(result.chosen["mask"], expected.chosen["mask"])
+        assert 0 < int(result.chosen["mask"].sum()) < int(batch().mask.sum()) / 2
+
+
+def with_critic(world: object | None) -> tuple[Updater, Batch, CausalPolicy]:
     """PPO with a critic's own layers; values, log-probabilities and reference as the loop measures them."""
     terms = {"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2}, "value_loss": {"coef": 0.3, "clip": 0.2}}
     advantage = {"gae": {"gamma": 0.9, "lam": 0.8}, "whiten": {"shift": True}}
@@ -120,126 +132,51 @@ def with_critic(world: object | None, rows: Batch) -> tuple[Updater, Batch]:
     step.optimizer = torch.optim.SGD(step.policy.trainable().values(), lr=0.0)
     step.parameters = list(step.policy.trainable().values())
     step.learning_rate = lambda number: 0.0
+    return step, batch(), CausalPolicy(tiny_model(seed=5), temperature=1.0)
+
+
+def with_measured(made: tuple[Updater, Batch, CausalPolicy]) -> tuple[Updater, UpdateResult]:
+    step, rows, other = made
     before = step.measure(rows, range(len(rows)), values=True)
     rows.streams.logp_old, rows.streams.value_old = before.logp, before.value
-    other = CausalPolicy(tiny_model(seed=5), temperature=1.0)
     rows.streams.logp_ref = step.measure(rows, range(len(rows)), other).logp
-    return step, rows
+    return run((step, rows))
 
 
-def test_two_ranks_share_a_critic_and_whiten_over_both():
-    """Ranks with other rewards and lengths: means and deviations are those of all tokens of the step."""
-    one, whole = with_critic(None, rows_of([0, 1, 2]))
-    expected = run(one, whole)
-    made = [rows_of([0]), rows_of([1, 2])]
-    ends = together(lambda seat: with_critic(seat, made[seat.rank]))
-    for step, result in ends:
-        assert result.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
-        for mine, theirs in zip(step.parameters, one.parameters, strict=True):
-            if theirs.grad is not None:
-                torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-3)
-    found = torch.cat([rows.streams.advantage[rows.mask] for rows in made])
-    torch.testing.assert_close(found, whole.streams.advantage[whole.mask], atol=1e-5, rtol=1e-4)
+def test_ranks_share_a_critic_and_what_is_measured():
+    one = with_critic(None)
+    whole, expected = one[1], with_measured(one)
+    made = {}
 
-
-@pytest.mark.parametrize("name", ["reinforce_pp", "reinforce_pp_baseline"])
-def test_two_ranks_compare_with_the_rewards_of_both(name):
-    made = [rows_of([0]), rows_of([1, 2])]
-    whole = rows_of([0, 1, 2])
-    made[0].streams.rewards[1] = made[1].streams.rewards[1] = whole.streams.rewards[[1, 5]] = torch.nan
-    Objective(GRPO[0], {name: {}}, None).estimate_advantage(whole, None)
-    together(lambda seat: (updater(Objective(GRPO[0], {name: {}}, None), world=seat), made[seat.rank]))
-    found = torch.cat([rows.streams.advantage[rows.mask] for rows in made])
-    torch.testing.assert_close(found, whole.streams.advantage[whole.mask], atol=1e-6, rtol=1e-5)
-    assert found.abs().max() > 0.5
-
-
-def test_a_rank_whose_completions_are_all_idle_still_takes_the_step():
     def make(seat):
-        rows = rows_of([seat.rank])
-        if seat.rank == 0:
-            rows.streams.rewards[:] = 1.0  # a group of equal rewards teaches nothing
-        step = updater(reduce={"over": "tokens"}, world=seat, lr=0.1)
-        return step, rows
+        made[seat.rank] = with_critic(seat)
+        return made[seat.rank]
 
-    (idle, idle_result), (busy, busy_result) = together(make)
-    assert idle_result.tokens == 0
-    assert not idle_result.before.known.any()
-    assert busy_result.tokens > 0
-    assert idle_result.grad_norm == busy_result.grad_norm > 0
-    for left, right in zip(idle.parameters, busy.parameters, strict=True):
-        assert torch.equal(left, right)
-
-
-def turns_of(prompts: list[int], turns: int) -> Batch:
-    """Some of three starts, four episodes each, cut into so many turns at most, with sums from each turn on."""
-    made, everything = [], episodes()
-    for prompt in prompts:
-        for row in range(4 * prompt, 4 * prompt + 4):
-            episode, count = everything[row], 1 + (row + prompt) % turns
-            turn = (torch.arange(len(episode.tokens)) * count) // len(episode.tokens)
-            count = int(turn.max()) + 1
-            paid = tuple(REWARDS[row] + 0.3 * k * (-1) ** (row + k) for k in range(count))
-            made.append(replace(episode, turn=turn, rewards=paid))
-    scores = Returns(discount=0.5, credit="turn").score_episodes(made)
-    scores.to_go[1] = [torch.nan] * len(scores.to_go[1])  # its environment failed
-    scores.reward[1] = torch.nan
-    return make_batch(made, scores.reward, group_size=4, to_go=scores.to_go)
-
-
-@pytest.mark.parametrize("name", ["reinforce_pp", "reinforce_pp_baseline", "group_advantage"])
-def test_two_ranks_whose_longest_episodes_differ_credit_turns_alike(name):
-    """One rank has episodes of up to two turns, the other of up to five."""
-    made = [turns_of([0], 2), turns_of([1, 2], 5)]
-    turns = [rows.to_go.shape[1] for rows in made]
-    assert turns[0] < turns[1]
-    whole = make_batch(
-        [episode for rows in made for episode in rows.episodes],
-        [*made[0].reward.tolist(), *made[1].reward.tolist()],
-        group_size=4,
-        to_go=[
-            row[: e.turns].tolist() for rows in made for row, e in zip(rows.to_go, rows.episodes, strict=True)
-        ],
-    )
-    Objective(GRPO[0], {name: {}}, None).estimate_advantage(whole, None)
-    together(lambda seat: (updater(Objective(GRPO[0], {name: {}}, None), world=seat), made[seat.rank]))
-    found = torch.cat([rows.streams.advantage[rows.mask] for rows in made])
-    torch.testing.assert_close(found, whole.streams.advantage[whole.mask], atol=1e-6, rtol=1e-5)
-    assert (found != 0).double().mean() > 0.5
+    for rank, end in enumerate(together(make, with_measured)):
+        check_alike(end, expected, rel=1e-5)
+        rows = made[rank][1]
+        torch.testing.assert_close(rows.streams.logp_ref, whole.streams.logp_ref, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rows.streams.value_old, whole.streams.value_old, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_a_rank_without_a_pair_goes_along_with_one_that_has_some(sampled):
-    """Pairs of a file of which none is chosen, and groups of sampled answers whose rewards are all equal."""
+def test_ranks_never_part_a_pair(sampled):
+    """Pairs of a file, and the best and worst of sampled groups, one of which has equal rewards and no pair."""
     terms = {"dpo": {"beta": 0.5}} if not sampled else {"simpo": {"beta": 2.0, "margin": 1.0}}
 
-    def make(seat, prompts=None):
-        objective = Objective(terms, None, None)
-        step = updater(objective, reduce={"over": "pairs"}, world=seat)
+    def make(world):
+        step = updater(Objective(terms, None, None), reduce={"over": "pairs"}, world=world)
         step.learning_rate = lambda number: 0.0
         if not sampled:
-            rows = pairs()
-            idle = seat is not None and seat.rank == 0
-            rows.streams.choices["mask"] = rows.mask & (not idle)
-            return step, rows
-        everything = episodes()
-        first = 0 if seat is not None and seat.rank == 0 else 4
-        some, rewards = everything[first : first + 4], [1.0] * 4 if first == 0 else [0.0, 1.0, 0.5, 0.0]
-        rows = make_batch(some, rewards, group_size=4, whole_groups=True)
+            return step, pairs(3)
+        rewards = [1.0] * 4 + [0.0, 1.0, 0.5, 0.0, 2.0, 0.0, 0.0, 1.0]
+        rows = make_batch(episodes(), rewards, group_size=4, whole_groups=True)
         BestWorst().after_rollout(rows)
         return step, rows
 
-    one, rows = make(None)
-    expected = run(one, rows)
-    (idle, nothing), (busy, result) = together(make)
-    assert nothing.tokens == 0 < result.tokens
-    for both in (nothing, result):
-        assert both.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
-        assert both.grad_norm > 1e-4
-        assert both.loss == pytest.approx(expected.loss, rel=1e-5)
-        assert both.sums == {name: pytest.approx(value) for name, value in expected.sums.items()}
-    for mine, theirs in zip(idle.parameters, busy.parameters, strict=True):
-        assert torch.equal(mine.grad, theirs.grad)
+    expected = run(make(None))
+    for end in together(make, run, size=3):
+        check_alike(end, expected, rel=1e-5)
 
 
 def test_a_world_that_does_not_add_up_is_found_out():
@@ -247,10 +184,106 @@ def test_a_world_that_does_not_add_up_is_found_out():
         def sum(self, value):
             return super().sum(value) * 0 + value  # meets the others and forgets what they said
 
-    one = step_of(None, REDUCTIONS[0])
-    expected = run(one, rows_of([0, 1, 2]))
-    parts = {0: [0], 1: [1, 2]}
-    ends = together(
-        lambda seat: (step_of(Alone(seat.world, seat.rank), REDUCTIONS[0]), rows_of(parts[seat.rank]))
-    )
+    _, expected = run((step_of(None, REDUCTIONS[0]), batch()))
+    ends = together(lambda seat: (step_of(Alone(seat.world, seat.rank), REDUCTIONS[0]), batch()), run)
     assert abs(ends[0][1].grad_norm - expected.grad_norm) > 0.05 * expected.grad_norm
+
+
+@given(st.lists(st.floats(0, 100), max_size=12), st.integers(1, 5))
+def test_shares_are_all_items_once_and_near_even(costs, size):
+    given_to = shares(costs, size)
+    assert len(given_to) == size
+    assert sorted(item for items in given_to for item in items) == list(range(len(costs)))
+    assert all(items == sorted(items) for items in given_to)
+    loads = [sum(costs[item] for item in items) for items in given_to]
+    assert max(loads) - min(loads) <= max(costs, default=0.0) + 1e-9
+
+
+def sampler(world: object | None) -> object:
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", (TURN_END, 20, 21, 22, 23, 24))
+    engine = TransformersEngine(loaded, SamplingOptions(max_tokens=9, temperature=1.0))
+    return engine if world is None else SharedEngine(engine, world)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_ranks_sample_what_one_process_samples(size):
+    """Also where a rank has no prompt to answer."""
+    expected = sampler(None).generate(PROMPTS, group_size=4, seed=7)
+    for found in together(sampler, lambda engine: engine.generate(PROMPTS, group_size=4, seed=7), size):
+        assert [e.tokens.tolist() for e in found] == [e.tokens.tolist() for e in expected]
+        assert [e.prompt for e in found] == [e.prompt for e in expected]
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine.logp, theirs.logp, atol=1e-5, rtol=1e-5)
+    assert len({tuple(e.tokens.tolist()) for e in expected}) > 6
+
+
+def every_field() -> Episode:
+    """An episode none of whose fields has its default, with numbers that text would round."""
+    length = 5
+
+    def grid(scale: float) -> torch.Tensor:
+        return -torch.rand(length, generator=torch.Generator().manual_seed(int(scale * 100))) * scale
+
+    trace = MixtureTrace(*(grid(0.1 + k) for k in range(len(fields(MixtureTrace)))))
+    return Episode(
+        PROMPTS[1],
+        [3, 1, 2],
+        torch.tensor([5, 6, 7, 8, 9]),
+        'text with 𝛼, a quote " and \x00',
+        "length",
+        logp=grid(3.3),
+        entropy=grid(1.7),
+        renyi=grid(0.9),
+        collision_logp=grid(0.5),
+        mixture=trace,
+        rewards=(0.1 + 0.2, math.nan),
+        preferred=True,
+        problem="it broke",
+        prefill=17,
+        margin=0.1,
+        policy_version=4,
+        states=torch.randn(length, 3),
+        actions=torch.randn(length, 2),
+        acted=torch.tensor([True, True, False, True, True]),
+        turn=torch.tensor([0, 0, 1, 1, 1]),
+    )
+
+
+def test_the_wire_keeps_every_field_bit_for_bit():
+    whole = every_field()
+    defaults = Episode(PROMPTS[0], [], torch.zeros(0, dtype=torch.long), "", "stop")
+    for field in fields(Episode):
+        value = getattr(whole, field.name)
+        assert value is not None
+        if not isinstance(value, torch.Tensor | MixtureTrace):
+            assert value != getattr(defaults, field.name), f"{field.name} would be kept by chance"
+    plain = episodes()[0]
+    found = unpack(pack([whole, plain]), [whole.prompt, plain.prompt])
+    for sent, received in zip((whole, plain), found, strict=True):
+        check_same(sent, received)
+    assert unpack(pack([]), []) == []
+
+
+def check_same(sent: object, received: object) -> None:
+    assert type(sent) is type(received)
+    for field in fields(sent):
+        mine, theirs = getattr(sent, field.name), getattr(received, field.name)
+        if isinstance(mine, MixtureTrace):
+            check_same(mine, theirs)
+        elif isinstance(mine, torch.Tensor):
+            assert mine.dtype == theirs.dtype
+            assert torch.equal(mine, theirs), field.name
+        else:
+            assert repr(mine) == repr(theirs), field.name  # NaN equals itself here
+
+
+def test_a_wire_that_lost_an_episode_is_found_out():
+    one = episodes()[0]
+    with pytest.raises(ValueError, match="longer"):
+        unpack(pack([one]), [one.prompt, one.prompt])
+
+
+def test_one_process_hears_itself():
+    world = OneProcess()
+    assert world.gather(b"x") == [b"x"]
+    assert Prompt("a", "b").number is None

@@ -26,6 +26,8 @@ from klent.cli import (
     watch,
 )
 from klent.cli.common import Debug, PlainErrors, out
+from klent.errors import ConfigError
+from klent.kit.world import started
 from klent.runs.process import prepare_process
 
 app = typer.Typer(
@@ -46,13 +48,23 @@ def _print_version(value: bool) -> None:
 
 @app.callback(epilog="Start with `klent train quickstart`, and see `klent VERB --help` for examples.")
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Post-train language models with exact control of KL divergence and entropy."""
+    verb = context.invoked_subcommand
+    if started() > 1 and verb is not None and verb not in SHARED:
+        raise ConfigError(
+            f"{started()} processes were started for `klent {verb}`, which ranks cannot share: each would do all of "
+            f"it. Start it once; torchrun is for {' and '.join(SHARED)}"
+        )
 
+
+SHARED = ("train", "resume")
+"""What several ranks do together."""
 
 for name, verb in (
     ("data", data.data),

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 
 from klent.errors import ConfigError, KlentError, RunError
 from klent.kit.terminal import SafeConsole, visible
+from klent.kit.world import started
 
 if TYPE_CHECKING:
     from klent.config import Recipe
@@ -41,6 +43,8 @@ class PlainErrors(TyperGroup):
             if _debug:
                 traceback.print_exc()
             title = "recipe or option refused" if isinstance(error, ConfigError) else "stopped"
+            if started() > 1:
+                title = f"rank {os.environ.get('RANK', '?')}: {title}"
             text = Text(visible(_in_words(error)))
             err.print(Panel(text, title=title, title_align="left", border_style="red"))
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

@@ -65,9 +65,11 @@ def train(
     klent train my.yaml model=./my-model task.data=prompts.jsonl reward=my.py:score
     klent train quickstart name=rloo method=rloo optimizer.lr=1e-5
     klent train quickstart name=held loss.kl_in_loss.coef=0.05
+    torchrun --nproc-per-node 2 -m klent train quickstart
     ```
     """
     from klent.config import load_recipe
+    from klent.kit.world import is_follower
     from klent.runs.api import refuse_another_recipe, step_aside
 
     settings = load_recipe(recipe, overrides or [])
@@ -77,7 +79,7 @@ def train(
         return
     if resume and fresh:
         raise ConfigError("--resume continues the existing run, --fresh starts another; choose one")
-    if fresh and (aside := step_aside(run)):
+    if fresh and not is_follower() and (aside := step_aside(run)):
         out.print(f"moved the earlier {run} to {aside}", soft_wrap=True)
     resume = resume and (run / "config.yaml").is_file()
     if resume:
@@ -86,7 +88,7 @@ def train(
     arguments = ["klent", "train", recipe, *(overrides or [])]
     if runs != Path("runs"):
         arguments += ["--runs", str(runs)]
-    with watched(run, on=watch):
+    with watched(run, on=watch and not is_follower()):
         _train(settings, run, command=shlex.join(arguments), resume=resume)
 
 

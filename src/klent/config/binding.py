@@ -46,8 +46,8 @@ PAIRED = frozenset({"preferred", "group", "mask"})
 TRAINED = frozenset(name for name, stream in REGISTRY.items() if "carries the gradient" in stream.meaning)
 """The streams that carry the policy's gradient; a loss reads at least one of them."""
 
-NO_STREAMS = frozenset({"generator", "add_up"})
-"""What a function may ask the trainer for and is no stream: chance, and sums over ranks."""
+NO_STREAMS = frozenset({"generator"})
+"""What a function may ask the trainer for and is no stream: chance."""
 
 _SUPPLIED = {*REGISTRY, *NO_STREAMS}
 _TENSORS = ("Tensor", "torch.Tensor")

@@ -77,6 +77,8 @@ class Recipe(Settings):
     """Values learnt from task.trajectories, for loss: {weighted_cross_entropy: {}}; null = there are none."""
     reference: str | None = None
     """Model that log-probs are compared with, the data's in `bellman`; null = the policy as it was at the start."""
+    distributed: Literal["auto", "none", "ddp"] = "auto"
+    """auto = the ranks that torchrun started, each with all weights; ddp insists on several, none on one."""
     checkpoint: Checkpoint = Checkpoint()
     """When the state is saved."""
     eval: Eval | None = Eval()

@@ -1,7 +1,6 @@
 """From rewards to advantages: how much better than expected each completion, or token, was."""
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -172,7 +171,7 @@ def reward_weights(rewards: Tensor, group: Tensor, *, beta: float) -> Tensor:
 
 
 @kinds.advantage
-def reinforce_pp(rewards: Tensor, *, add_up: Callable[[Tensor], Tensor] = lambda value: value) -> Tensor:
+def reinforce_pp(rewards: Tensor) -> Tensor:
     """Rewards compared with those of the whole batch: REINFORCE++'s advantage.
 
         Aᵢ = (rᵢ - mean(r)) / std(r),  over all prompts
@@ -181,7 +180,6 @@ def reinforce_pp(rewards: Tensor, *, add_up: Callable[[Tensor], Tensor] = lambda
 
     Args:
         rewards: one per completion of the step, ``[n]``. NaN (or infinite) means unscorable.
-        add_up: adds numbers up over the ranks that share the step; the trainer gives it.
 
     Returns:
         ``[n]``, without gradient, not yet repeated along its tokens. Exactly 0 for an unscorable completion,
@@ -211,15 +209,13 @@ def reinforce_pp(rewards: Tensor, *, add_up: Callable[[Tensor], Tensor] = lambda
     check_groups(rewards, torch.zeros(rewards.shape, dtype=torch.long, device=rewards.device))
     scorable = rewards.isfinite()
     (known,) = on_mask(scorable, rewards.detach())
-    count, size, total = add_up(torch.stack([scorable.sum().to(known.dtype), known.abs().sum(), known.sum()]))
+    count, size, total = scorable.sum().to(known.dtype), known.abs().sum(), known.sum()
     (centred,) = on_mask(scorable, known - total / count.clamp(min=1))
-    return _of_one_scale(centred, count, size, add_up)
+    return _of_one_scale(centred, count, size)
 
 
 @kinds.advantage
-def reinforce_pp_baseline(
-    rewards: Tensor, group: Tensor, *, add_up: Callable[[Tensor], Tensor] = lambda value: value
-) -> Tensor:
+def reinforce_pp_baseline(rewards: Tensor, group: Tensor) -> Tensor:
     """Rewards compared with their group and scaled over the whole batch: REINFORCE++-baseline's advantage.
 
         Aᵢ = (rᵢ - mean of its group) / std of these differences over all prompts
@@ -230,7 +226,6 @@ def reinforce_pp_baseline(
     Args:
         rewards: one per completion of the step, ``[n]``. NaN (or infinite) means unscorable.
         group: which completions belong together, ``[n]`` integers, in any order and with gaps.
-        add_up: adds numbers up over the ranks that share the step, whose groups are whole; the trainer gives it.
 
     Returns:
         ``[n]``, without gradient, not yet repeated along its tokens. Exactly 0 where ``group_advantage`` is.
@@ -258,8 +253,8 @@ def reinforce_pp_baseline(
     """
     check_groups(rewards, group)
     centred, *_ = _centre(rewards, group)
-    count = add_up(rewards.isfinite().sum().to(centred.dtype))
-    return _of_one_scale(centred, count, torch.zeros_like(count), add_up)
+    count = rewards.isfinite().sum().to(centred.dtype)
+    return _of_one_scale(centred, count, torch.zeros_like(count))
 
 
 @kinds.advantage
@@ -364,16 +359,15 @@ def _centre(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     return centred, count, differ, member
 
 
-def _of_one_scale(centred: Tensor, count: Tensor, size: Tensor, add_up: Callable[[Tensor], Tensor]) -> Tensor:
+def _of_one_scale(centred: Tensor, count: Tensor, size: Tensor) -> Tensor:
     """Differences over their deviation; 0 where that is rounding.
 
     Args:
         centred: differences from a mean, ``[n]``, 0 where unscorable.
-        count: scorable ones, over all ranks.
+        count: scorable ones.
         size: their absolute values added up, whose rounding is left in the differences; 0 = none is.
-        add_up: adds a number up over ranks.
     """
-    std = (add_up(centred.square().sum()) / (count - 1).clamp(min=1)).sqrt()
+    std = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
     rounding = 4 * torch.finfo(centred.dtype).eps * size / count.clamp(min=1)
     differ = std > rounding
     return torch.where(differ, centred / torch.where(differ, std, 1.0), 0.0)

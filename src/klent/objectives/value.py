@@ -1,7 +1,6 @@
 """What a critic learns from, and what is done with advantages made of its values."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -90,13 +89,7 @@ def value_loss(
 
 
 @estimates_advantage
-def whiten(
-    advantage: Tensor,
-    mask: Tensor,
-    *,
-    shift: bool = True,
-    add_up: Callable[[Tensor], Tensor] = lambda value: value,
-) -> Tensor:
+def whiten(advantage: Tensor, mask: Tensor, *, shift: bool = True) -> Tensor:
     """Advantages of one variance over the tokens of a step.
 
         Âₜ = (Aₜ - mean)/std,   or Aₜ/std without shift
@@ -110,7 +103,6 @@ def whiten(
         mask: True where a token counts, ``[B, T]`` bool: the tokens of all completions of the step.
         shift: subtract the mean too: a baseline over the step, so that of a step in which everything went well half
             is blamed.
-        add_up: adds a number up over the ranks that share the step; the trainer gives it.
 
     Returns:
         ``[B, T]``, without gradient, 0 off the mask. The deviation divides by the number of tokens less one; where
@@ -131,10 +123,10 @@ def whiten(
     """
     check_tokens(mask, advantage=advantage)
     (values,) = on_mask(mask, advantage.detach())
-    count, size = add_up(torch.stack([mask.sum().to(values.dtype), values.abs().sum()]))
-    mean = add_up(values.sum()) / count.clamp(min=1)
+    count, size = mask.sum().to(values.dtype), values.abs().sum()
+    mean = values.sum() / count.clamp(min=1)
     (centred,) = on_mask(mask, values - mean)
-    std = (add_up(centred.square().sum()) / (count - 1).clamp(min=1)).sqrt()
+    std = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
     rounding = 4 * torch.finfo(values.dtype).eps * size / count.clamp(min=1)
     scale = torch.where(std > rounding, std, 1.0)
     return (centred if shift else values) / scale

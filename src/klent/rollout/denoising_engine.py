@@ -50,7 +50,7 @@ class DenoisingEngine:
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
         """``group_size`` images of every prompt's noise, prompt by prompt."""
         total = len(prompts) * group_size
-        noise = self._noise(total, seed)
+        noise = self._noise(prompts, group_size, seed)
         self.actor.eval()
         x = self.actor.start(noise[:, 0])
         states, actions, logps, entropies = [], [], [], []
@@ -71,10 +71,12 @@ class DenoisingEngine:
             self.progress(total, total)
         return episodes
 
-    def _noise(self, total: int, seed: int) -> Tensor:
+    def _noise(self, prompts: Sequence[Prompt], group_size: int, seed: int) -> Tensor:
         """Standard normal numbers, ``[episodes, steps + 1, D]``: the start, then what each step draws."""
         shape = (self.actor.count + 1, self.actor.size)
-        generators = (torch.Generator().manual_seed(derive_seed(seed, "episode", i)) for i in range(total))
+        places = [place if prompt.number is None else prompt.number for place, prompt in enumerate(prompts)]
+        numbers = (place * group_size + k for place in places for k in range(group_size))
+        generators = (torch.Generator().manual_seed(derive_seed(seed, "episode", i)) for i in numbers)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 

@@ -64,7 +64,12 @@ class PlayEngine:
         self.pool.begin()
         opened = [self._opened(prompt) for prompt in prompts]
         first = self.engine.generate(opened, group_size=group_size, seed=seed)
-        games = [_Game(number, opened[number // group_size]) for number in range(len(first))]
+        places = [place if prompt.number is None else prompt.number for place, prompt in enumerate(prompts)]
+        games = [
+            _Game(place * group_size + k, prompt)
+            for place, prompt in zip(places, opened, strict=True)
+            for k in range(group_size)
+        ]
         self._hear(games, first)
         for turn in range(1, self.max_turns):
             going = [game for game in games if not game.done and self._room(game) > 0]
@@ -72,7 +77,8 @@ class PlayEngine:
                 break
             asked = [game.prompt(self._room(game)) for game in going]
             self._hear(going, self.engine.generate(asked, group_size=1, seed=derive_seed(seed, "turn", turn)))
-        return [game.finished(prompts[game.number // group_size]) for game in games]
+        asking = (prompt for prompt in prompts for _ in range(group_size))
+        return [game.finished(prompt) for game, prompt in zip(games, asking, strict=True)]
 
     def check(self, prompt: Prompt) -> None:
         """Refuse an opening that cannot be answered."""

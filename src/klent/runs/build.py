@@ -3,13 +3,16 @@
 Here and in klent.config a whole recipe is known; every part takes the sections that it reads.
 """
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from klent.config import Recipe, dump_recipe
 from klent.control.limits import Guard
 from klent.control.witness import Witness
 from klent.measure.roofline import Floor
 from klent.models.exact import close
+from klent.rollout.shared_engine import SharedEngine
 from klent.rollout.source import TaskSource
 from klent.runs.console import TrainConsole
 from klent.runs.denoisers import build_denoiser_parts
@@ -52,6 +55,7 @@ def build_loop(
     console: TrainConsole,
     *,
     evaluate: bool = True,
+    leader: Path | None = None,
 ) -> Loop:
     """The loop over a recipe's parts.
 
@@ -65,13 +69,20 @@ def build_loop(
         judge: tells right from wrong on held-out problems; None = none is answered.
         console: shows the run.
         evaluate: False = nothing held out is measured.
+        leader: the run's folder, where this rank follows the one that writes it.
     """
-    rollout = recipe.rollout
+    rollout, world = recipe.rollout, parts.updater.world
+    engine = parts.engine
+    if world.size > 1 and rollout.sampled:
+        engine = SharedEngine(parts.engine, world)
+        parts = replace(parts, sampler=SharedEngine(parts.sampler, world))
 
     def checkpoints() -> list[str]:
         return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
 
-    trackers = Trackers(recipe.track, folder.path, title=recipe.name, recipe=dump_recipe(recipe))
+    trackers = Trackers(
+        recipe.track if leader is None else (), folder.path, title=recipe.name, recipe=dump_recipe(recipe)
+    )
     organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
     if parts.alone is not None and parts.loaded is not None:
         agree = partial(close, dtype=parts.loaded.model.dtype)
@@ -87,19 +98,19 @@ def build_loop(
         exams,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
-        keep_best=lambda: parts.save(task, folder.best),
+        keep_best=lambda: parts.save(task, folder.best) if leader is None else None,
         show=console.eval,
     )
     return Loop(
         source=TaskSource(
             task,
-            parts.engine,
+            engine,
             scorer if rollout.sampled else None,
             prompts_per_step=recipe.prompts_per_step,
             group_size=recipe.group_size,
             seed=recipe.seed,
         ),
-        engine=parts.engine,
+        engine=engine,
         updater=parts.updater,
         reference=parts.compared,
         organs=organs,
@@ -111,6 +122,7 @@ def build_loop(
             [*organs, evaluations],
             keep=recipe.checkpoint.keep,
             on_damage=console.warn,
+            run=leader,
         ),
         console=console,
         floor=Floor.of(parts.loaded.model) if parts.loaded is not None and rollout.sampled else None,

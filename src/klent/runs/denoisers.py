@@ -89,7 +89,7 @@ def build_denoiser_parts(recipe: Recipe, around: Around) -> Parts:
     penalties = {"kl": exact, "noise": noise_difference(actor), "flow_grpo": over_time(actor)}
     policy = VectorPolicy(actor, reference=initial, compare=penalties[settings.penalty], budget=budget)
     measured = VectorPolicy(actor, reference=initial, budget=budget)
-    updater = build_updater(recipe, policy, build_objective(recipe), filler=0)
+    updater = build_updater(recipe, policy, build_objective(recipe), around.world, filler=0)
     engine = DenoisingEngine(actor, progress=around.progress)
     reference = VectorPolicy(initial, budget=budget)
     organs: list[Organ] = [PathKL(measured)]

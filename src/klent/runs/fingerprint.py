@@ -13,7 +13,7 @@ from klent.config.rewards import REWARD_MODEL
 from klent.errors import ConfigError
 from klent.runs.code import MODELS, code_hashes, hash_file, model_folder, value_at
 
-FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits")
+FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits", "distributed")
 """Sections of a recipe that may change between two parts of a run; the change is written to run.json."""
 _CALLS = re.compile(
     r"(reward\.\d+|task)\.(timeout|memory_gb|workers|process)|bellman\.(beta|form)"

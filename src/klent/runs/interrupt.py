@@ -5,18 +5,25 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from klent.kit.world import World
+
 
 class StopRequest:
     """Turns the first SIGINT or SIGTERM into ``asked = True``; the second one has its usual effect.
 
+    Where ranks share the run, every further signal is left unheard, as torchrun passes on what a terminal has sent
+    already; it ends a rank that does not stop within its own time.
+
     Args:
         on_first: called without arguments at the first signal, to tell the user what happens next.
+        world: the ranks, which stop after the same step.
     """
 
-    def __init__(self, on_first: Callable[[], None]) -> None:
+    def __init__(self, on_first: Callable[[], None], world: World) -> None:
         self.asked = False
         self.signal: int | None = None  # which one asked
         self._on_first = on_first
+        self._world = world
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -32,10 +39,19 @@ class StopRequest:
     ) -> None:
         self._restore()
 
+    def agreed(self) -> bool:
+        """Whether any rank was asked; each rank calls this once per step."""
+        heard = [int(said) for said in self._world.gather(str(self.signal or 0).encode())]
+        self.signal = max(heard) or None
+        self.asked = self.signal is not None
+        return self.asked
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked, self.signal = True, number
-        self._restore()
-        self._on_first()
+        again, self.asked, self.signal = self.asked, True, number
+        if self._world.size == 1:
+            self._restore()
+        if not again:
+            self._on_first()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -40,7 +40,7 @@ from klent.training.objective import Objective
 
 def build_language_parts(recipe: Recipe, around: Around) -> Parts:
     """The parts of a run that trains a model that writes."""
-    progress, note, environments, played = around
+    progress, note, environments, played, _ = around
     loaded = load_policy(
         recipe.model,
         dtype=recipe.dtype,
@@ -69,7 +69,7 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy, loaded, note)
         add_second_head(objective, policy.critic, loaded.rows, recipe.seed)
-    updater = build_updater(recipe, policy, objective, filler=loaded.tokenizer.pad_token_id)
+    updater = build_updater(recipe, policy, objective, around.world, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     learnt = recipe.bellman
     of_data = learnt is not None and learnt.target == "bellman"  # held against the model of the data

@@ -99,10 +99,11 @@ class Loop:
         self.recorder.begin()
         for organ in self.organs:
             organ.begin()
-        with StopRequest(self.console.stopping) as stop:
+        with StopRequest(self.console.stopping, self.updater.world) as stop:
             if self.done == 0:
                 self.evaluations.at(0)
-            while not self.finished and not stop.asked:
+            stopping = stop.agreed()
+            while not self.finished and not stopping:
                 record = self.step(self.done + 1)
                 self.recorder.record(record)
                 self.done += 1
@@ -111,8 +112,9 @@ class Loop:
                 self.evaluations.if_due(self.done)
                 if self.finished:  # before the last checkpoint, so that a run that is extended keeps the row
                     self.evaluations.at(self.done)
+                stopping = stop.agreed()
                 due = self.checkpoint_every and self.done % self.checkpoint_every == 0
-                if due or stop.asked or self.finished:
+                if due or stopping or self.finished:
                     self.console.phase("saving")
                     self.state.save(self.done)
         self.stopped_by = stop.signal
@@ -143,7 +145,7 @@ class Loop:
             self._measure_before(batch)
             for organ in self.organs:
                 organ.after_rollout(batch)
-            self.updater.objective.estimate_advantage(batch, self.updater.world)
+            self.updater.objective.estimate_advantage(batch)
             result = self.updater.run(
                 batch,
                 seed=derive_seed(self.seed, "update", number),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from klent.config import Recipe
 from klent.control.organ import Organ
+from klent.kit.world import OneProcess, World
 from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
 from klent.rollout.engine import Engine
@@ -76,12 +77,14 @@ class Around(NamedTuple):
         note: told in words of anything that a user should know, such as a model that cannot share prompts.
         environments: what the task's prompts are the openings of; None where they are answered once.
         played: the same of the held-out problems that are answered.
+        world: the ranks that share the run.
     """
 
     progress: Progress
     note: Note
     environments: EnvironmentPool | None = None
     played: EnvironmentPool | None = None
+    world: World = OneProcess()
 
 
 Builder = Callable[[Recipe, Around], Parts]

@@ -79,7 +79,7 @@ def build_scoring_parts(recipe: Recipe, around: Around) -> Parts:
         engine=engine,
         sampler=engine,
         policy=policy,
-        updater=build_updater(recipe, policy, build_objective(recipe), filler=filler),
+        updater=build_updater(recipe, policy, build_objective(recipe), around.world, filler=filler),
         compared=None,
         organs=[],
         save=lambda task, folder: centre_and_save(policy, loaded, engine, recipe, task, folder),

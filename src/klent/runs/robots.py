@@ -47,7 +47,7 @@ def build_robot_parts(recipe: Recipe, around: Around) -> Parts:
     network = load_network(recipe.model, settings, segments, recipe.seed)
     objective, budget = build_objective(recipe), recipe.update.tokens_per_microbatch
     policy = MotorPolicy(network, behaviour=_behaviour(objective, segments), budget=budget)
-    updater = build_updater(recipe, policy, objective, filler=0)
+    updater = build_updater(recipe, policy, objective, around.world, filler=0)
     compared = None
     if updater.needs.reference:
         initial = load_network(recipe.reference or recipe.model, settings, segments, recipe.seed)

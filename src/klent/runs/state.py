@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -49,6 +50,7 @@ class RunState:
         holders: the organs and whatever else has a state, by name.
         keep: how many checkpoints stay.
         on_damage: told of each damaged file, in one line.
+        run: the folder of the first rank's checkpoints, where this rank follows it; None = it is the first.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class RunState:
         *,
         keep: int,
         on_damage: Callable[[str], None],
+        run: Path | None = None,
     ) -> None:
         self.folder = folder
+        self.run = run or folder.path
         self.updater = updater
         self.trainable = updater.policy.trainable()
         self.holders = {holder.name: holder for holder in holders}
@@ -71,7 +75,9 @@ class RunState:
         self.fingerprint: Mapping[str, object] = {}  # of what the run reads, for every checkpoint to store
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of ``step`` steps done."""
+        """Write the checkpoint of ``step`` steps done; a follower leaves that to the first rank."""
+        if self.run != self.folder.path:
+            return
         kept = {name: one.tensors() for name, one in self.holders.items() if isinstance(one, HoldsTensors)}
         save_checkpoint(
             self.folder.path,
@@ -93,7 +99,7 @@ class RunState:
 
     def restore(self) -> int:
         """Go back to the newest whole checkpoint, or to the beginning where there is none; the steps done."""
-        checkpoint = load_newest(self.folder.path, on_damage=self.on_damage)
+        checkpoint = load_newest(self.run, on_damage=self.on_damage)
         if checkpoint is None:
             self.folder.truncate_logs({}, on_damage=self.on_damage)
             return 0

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
+
+from rich.console import Console
 
 from klent.config import Recipe, Reward, dump_recipe, load_recipe
 from klent.control.limits import saved_state
@@ -12,6 +15,7 @@ from klent.control.mixing import check_alpha
 from klent.errors import ConfigError, DivergenceError, RunError
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
+from klent.kit.world import World
 from klent.models.chat import reads_clock, unheard_tools
 from klent.report import write_report
 from klent.rollout.mixture_engine import MixtureEngine
@@ -32,12 +36,14 @@ from klent.runs.judges import open_judges
 from klent.runs.loop import Loop
 from klent.runs.parts import Around, Parts
 from klent.runs.plan import describe_plan, title_of
+from klent.runs.ranks import SharedJudge, copy_logs, followers_folder, leads, meet, refuse_idle
 from klent.runs.record import finish_record, start_record
 from klent.tasks import DataTask, Scorer, Task, load_task
 from klent.tasks.callables import Function
 from klent.tasks.first_call import Tried
 from klent.tasks.returns import Judge, Returns
 from klent.tasks.starts import EnvironmentTask
+from klent.training.ranks import from_first, joined
 
 
 def train(
@@ -70,70 +76,75 @@ def train(
         RunError: the folder is in use, or exists and ``resume`` is False; every completion was unscorable, or
             no gradient finite, for as many steps in a row as ``limits`` allows. What was reached is saved.
     """
-    console = console or TrainConsole()
-    undated, recipe = recipe, _dated(recipe, run / "config.yaml")
-    task = load_task(
-        recipe.task,
-        seed=recipe.seed,
-        heldout=recipe.eval.problems if recipe.eval else 0,
-        needed=() if recipe.rollout.sampled else recipe.task.completions,
-    )
-    examined = examined_task(recipe, task)
-    check_alpha(recipe.rollout.mixture, task)
-    fingerprint = _fingerprint(undated)
-    with _claimed(run, resume) as folder, ExitStack() as stack:
-        changes = _changes(recipe, folder, fingerprint, console) if resume else []
-        scorer, judge, tried = stack.enter_context(_scorers(recipe, task, examined, folder, rewards))
-        for doubt in (one.text for one in tried if one.doubt):
-            console.warn(doubt)
-        around = Around(
-            progress=lambda done, of: console.phase("rollout", done, of),
-            note=console.warn,
-            environments=task.environments,
-            played=examined.environments,
+    with joined(recipe.distributed) as world:
+        refuse_idle(recipe.prompts_per_step, world)
+        console = (console or TrainConsole()) if leads(world) else TrainConsole(Console(quiet=True))
+        undated, recipe = recipe, _dated(recipe, run / "config.yaml", world)
+        task = load_task(
+            recipe.task,
+            seed=recipe.seed,
+            heldout=recipe.eval.problems if recipe.eval else 0,
+            needed=() if recipe.rollout.sampled else recipe.task.completions,
         )
-        parts = build_parts(recipe, around)
-        apart = examined is not task
-        answered = judge is not None and not recipe.task.paired and not apart  # else they are replayed
-        held_out = parts.sampler.check if answered else parts.engine.check
-        left_out = task.fit(parts.engine.check, held_out)
-        _tell_of_tools(parts, task, console.warn)
-        if left_out := left_out + (examined.fit(None, parts.sampler.check) if apart else 0):
-            looked_at = "" if isinstance(task, DataTask) else " of those tried"
-            console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
-        loop = build_loop(recipe, parts, folder, task, examined, scorer, judge, console, evaluate=evaluate)
-        loop.state.fingerprint = fingerprint.state()
-        done = loop.restore()
-        recorded = recipe if _reads_clock(parts) else undated
-        rewrite = not resume or load_recipe(folder.config) != recorded
-        if rewrite:  # all that could be refused has been: from here on the folder is a run
-            write_atomic(folder.config, dump_recipe(recorded))
-        start_record(
-            run,
-            command=command,
-            changed=changes,
-            code=fingerprint.code,
-            here=rewrite,
-            on_damage=console.warn,
-        )
-        try:
-            plan = [*describe_plan(recipe), *(f"tried: {one.text}" for one in tried)]
-            console.start(title_of(recipe), plan, steps=recipe.steps, done=done)
-            loop.fit()
-            console.stopped_by = None if loop.finished else loop.stopped_by
-            _finish(loop, folder, parts, task, console)
-        except DivergenceError as error:  # what it has become is not saved: to go on from it would fail again
-            kept = sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
-            raise RunError(f"{error}. Lower it, and start again. {saved_state(kept)}") from error
-        finally:
-            console.close()
-    return run
+        examined = examined_task(recipe, task)
+        check_alpha(recipe.rollout.mixture, task)
+        fingerprint = _fingerprint(undated)
+        with _claimed(run, resume, world) as folder, ExitStack() as stack:
+            changes = _changes(recipe, folder, fingerprint, console) if resume and leads(world) else []
+            scorers = _scorers(recipe, task, examined, folder, rewards, world)
+            scorer, judge, tried = stack.enter_context(scorers)
+            for doubt in (one.text for one in tried if one.doubt):
+                console.warn(doubt)
+            around = Around(
+                progress=lambda done, of: console.phase("rollout", done, of),
+                note=console.warn,
+                environments=task.environments,
+                played=examined.environments,
+                world=world,
+            )
+            parts = build_parts(recipe, around)
+            apart = examined is not task
+            answered = judge is not None and not recipe.task.paired and not apart  # else they are replayed
+            held_out = parts.sampler.check if answered else parts.engine.check
+            left_out = task.fit(parts.engine.check, held_out)
+            _tell_of_tools(parts, task, console.warn)
+            if left_out := left_out + (examined.fit(None, parts.sampler.check) if apart else 0):
+                looked_at = "" if isinstance(task, DataTask) else " of those tried"
+                console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
+            leader = None if leads(world) else run
+            build = partial(build_loop, recipe, parts, folder, task, examined, scorer, judge, console)
+            loop = build(evaluate=evaluate, leader=leader)
+            loop.state.fingerprint = fingerprint.state()
+            done = _restored(loop, run, folder, world)
+            if leads(world):
+                recorded = recipe if _reads_clock(parts) else undated
+                rewrite = not resume or load_recipe(folder.config) != recorded
+                if rewrite:  # all that could be refused has been: from here on the folder is a run
+                    write_atomic(folder.config, dump_recipe(recorded))
+                begun = partial(start_record, run, command=command, changed=changes, code=fingerprint.code)
+                begun(here=rewrite, on_damage=console.warn)
+            try:
+                plan = [*describe_plan(recipe), *(f"tried: {one.text}" for one in tried)]
+                console.start(title_of(recipe), plan, steps=recipe.steps, done=done)
+                loop.fit()
+                console.stopped_by = None if loop.finished else loop.stopped_by
+                _finish(loop, folder, parts, task, console, world)
+            except DivergenceError as error:  # what it has become is not saved: it would fail again
+                kept = sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
+                raise RunError(f"{error}. Lower it, and start again. {saved_state(kept)}") from error
+            finally:
+                console.close()
+        return run
 
 
-def _dated(recipe: Recipe, config: Path) -> Recipe:
-    """The recipe with the day of the run's first start, so that prompts read the same on every day."""
-    recorded = load_recipe(config).task.clock if config.is_file() else None
-    return recipe.dated(recorded or datetime.now(UTC).date())
+def _dated(recipe: Recipe, config: Path, world: World) -> Recipe:
+    """The recipe with the day of the run's first start, so that prompts read the same on every day and rank."""
+
+    def day() -> bytes:
+        recorded = load_recipe(config).task.clock if config.is_file() else None
+        return (recorded or datetime.now(UTC).date()).isoformat().encode()
+
+    return recipe.dated(date.fromisoformat(from_first(world, day).decode()))
 
 
 def _fingerprint(recipe: Recipe) -> Fingerprint:
@@ -164,10 +175,16 @@ def _reads_clock(parts: Parts) -> bool:
 
 
 @contextmanager
-def _claimed(run: Path, resume: bool) -> Iterator[RunFolder]:
-    """The run's folder; one that was made for a run that is then refused is removed."""
+def _claimed(run: Path, resume: bool, world: World) -> Iterator[RunFolder]:
+    """The run's folder, or a follower's own; one that was made for a run that is then refused is removed."""
+    if not leads(world):
+        meet(world)
+        with followers_folder(run) as folder:
+            yield folder
+        return
     with RunFolder.open(run) if resume else RunFolder.create(run) as folder:
         try:
+            meet(world)
             yield folder
         except BaseException:
             folder.abandon()
@@ -212,6 +229,7 @@ def _scorers(
     examined: Task,
     folder: RunFolder,
     functions: Mapping[str, Function] | None,
+    world: World,
 ) -> Iterator[tuple[Judge | None, Judge | None, list[Tried]]]:
     """What rewards completions, what judges held-out answers (the same unless ``eval.reward`` says), and what
     each of their rewards, or the environment, said of the first problem."""
@@ -229,11 +247,14 @@ def _scorers(
     tried = []
     if isinstance(examined, EnvironmentTask):
         examined.log_to(folder.rewards_log)
-        tried = [examined.check()]
+        tried = [examined.check()] if leads(world) else []
         rewards = examined.returns(scorer) if examined is task else scorer
         judge = own if apart else Returns(scorer)
     try:
-        yield rewards, judge, [*tried, *(tried for one in scorers for tried in one.check())]
+        if leads(world):
+            tried += [tried for one in scorers for tried in one.check()]
+        rewards, judge = (one and SharedJudge(one, world) for one in (rewards, judge))
+        yield rewards, judge, tried
     finally:
         for one in scorers:
             one.close()
@@ -241,10 +262,23 @@ def _scorers(
             examined.environments.close()
 
 
-def _finish(loop: Loop, folder: RunFolder, parts: Parts, task: Task, console: TrainConsole) -> None:
+def _restored(loop: Loop, run: Path, folder: RunFolder, world: World) -> int:
+    """Take back the newest checkpoint; the steps done. Followers read what the first rank has put in order."""
+    if not leads(world):
+        meet(world)
+        copy_logs(run, folder)
+        return loop.restore()
+    done = loop.restore()
+    meet(world)
+    return done
+
+
+def _finish(
+    loop: Loop, folder: RunFolder, parts: Parts, task: Task, console: TrainConsole, world: World
+) -> None:
     """``final/``, the record and the report."""
     best = loop.evaluations.best(loop.done)
-    if loop.finished:
+    if loop.finished and leads(world):
         if folder.best.is_dir():
             replace_folder(folder.best, folder.final)
         elif best == loop.done:
@@ -252,6 +286,8 @@ def _finish(loop: Loop, folder: RunFolder, parts: Parts, task: Task, console: Tr
     loop.recorder.close()
     for organ in loop.organs:
         organ.close()
+    if not leads(world):
+        return
     finish_record(folder.path, parts.model)
     write_report(folder.path)
     before, after = loop.evaluations.row_of(0), loop.evaluations.row_of(best)

@@ -8,6 +8,7 @@ from torch import nn
 
 from klent.config import Recipe
 from klent.control.schedule import learning_rate
+from klent.kit.world import World
 from klent.policies.policy import Policy
 from klent.runs.objective import asked_streams
 from klent.training.objective import Objective
@@ -16,13 +17,16 @@ from klent.training.released import ReleasedPositions
 from klent.training.update import Updater
 
 
-def build_updater(recipe: Recipe, policy: Policy, objective: Objective, *, filler: int) -> Updater:
+def build_updater(
+    recipe: Recipe, policy: Policy, objective: Objective, world: World, *, filler: int
+) -> Updater:
     """What turns a batch into optimizer steps.
 
     Args:
         recipe: what is minimised, and how.
         policy: what is trained.
         objective: of the recipe.
+        world: the ranks that share the run.
         filler: token id after the end, for ``update.released_code``.
     """
     update = recipe.update
@@ -47,6 +51,7 @@ def build_updater(recipe: Recipe, policy: Policy, objective: Objective, *, fille
         minibatches=update.minibatches,
         max_grad_norm=recipe.optimizer.max_grad_norm or float("inf"),
         asked=asked_streams(recipe),
+        world=world,
     )
     if isinstance(updater, ReleasedPositions):
         updater.filler = filler

@@ -4,10 +4,8 @@ The trainer does not know which algorithm it runs. A term asks for what it needs
 parameters (``logp``, ``advantage``, ``logp_ref``, ...), and what no term asks for is not computed.
 """
 
-import inspect
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +19,6 @@ from klent.training.observations import with_observations
 from klent.training.pairs import with_pairs
 from klent.training.selection import Select, Selection
 from klent.training.term import Term
-from klent.training.world import World, largest
 
 Terms = Mapping[str, Mapping[str, object] | None]
 
@@ -78,7 +75,7 @@ class Objective:
             readers = [*readers, *self.estimators]
         return any(stream in term.streams for term in readers)
 
-    def estimate_advantage(self, batch: Batch, world: World | None = None) -> None:
+    def estimate_advantage(self, batch: Batch) -> None:
         """Fill the stream ``advantage``, ``[B, T]``, from the rewards; 0 where unscorable or not trained on.
 
         The estimator sees every completion, whatever :meth:`train_on` keeps: baselines and scales are the same.
@@ -89,8 +86,7 @@ class Objective:
         each turn of an episode has an advantage of its own.
 
         Args:
-            batch: the step's episodes, or this rank's part of them.
-            world: the ranks that share the step: what is over the step is over all of them.
+            batch: the step's episodes, of all ranks.
 
         Raises:
             ValueError: a term reads it and the step has no rewards.
@@ -110,7 +106,7 @@ class Objective:
             rewards = sum(paid, at_last(reward.nan_to_num(nan=0.0), mask))
             advantage = first(at_start.with_(rewards=torch.where(scorable, rewards, 0.0)))
         else:
-            advantage = torch.where(mask, self._credit(batch, reward, world), 0.0)
+            advantage = torch.where(mask, self._credit(batch, reward), 0.0)
             for tokens in paid:
                 advantage = advantage + torch.where(scorable, reward_to_go(tokens, mask), 0.0)
         advantage = torch.where(scorable, advantage, 0.0)
@@ -118,33 +114,26 @@ class Objective:
             batch.streams.returns = advantage + batch.streams.value_old
         for term in others:
             known = at_start.with_(advantage=advantage, mask=mask & scorable)
-            changed = term(known, **_over_ranks(term, world))
-            advantage = torch.where(scorable, changed, 0.0)
+            advantage = torch.where(scorable, term(known), 0.0)
         kept = advantage if self.sign == 0 else torch.where(self.sign * advantage > 0, advantage, 0.0)
         batch.streams.advantage = kept
 
-    def _credit(self, batch: Batch, reward: Tensor, world: World | None) -> Tensor:
+    def _credit(self, batch: Batch, reward: Tensor) -> Tensor:
         """What each action is credited with, ``[B, 1]``; ``[B, T]`` where each turn has its own advantage.
 
         The estimator then compares, turn by turn, what the rewards add up to from there on, among the episodes
-        of a start that have come so far. It is asked as often on every rank, as it may add numbers up over them:
-        where episodes elsewhere are longer, about turns that no episode here has.
+        of a start that have come so far.
         """
 
         def estimate(rewards: Tensor) -> Tensor:
             if not self.estimators:
                 return rewards.nan_to_num(nan=0.0)
-            first = self.estimators[0]
-            value: Tensor = first(batch.streams.with_(rewards=rewards), **_over_ranks(first, world))
+            value: Tensor = self.estimators[0](batch.streams.with_(rewards=rewards))
             return value
 
         if batch.to_go is None:
             return estimate(reward)[:, None]
-        to_go = batch.to_go
-        if world is not None:
-            missing = largest(to_go.shape[1], world) - to_go.shape[1]
-            to_go = torch.nn.functional.pad(to_go, (0, missing), value=math.nan)
-        turns = torch.stack([estimate(rewards) for rewards in to_go.unbind(dim=1)], dim=1)
+        turns = torch.stack([estimate(rewards) for rewards in batch.to_go.unbind(dim=1)], dim=1)
         turns = turns.nan_to_num(nan=0.0)
         return turns.gather(1, batch.turn)
 
@@ -216,12 +205,6 @@ def _learnt_from(term: Term, streams: Streams) -> Streams:
     """The streams as a term sees them: without the actions that it has nothing to learn from."""
     unknown, mask = _without_returns(term, streams), streams.get("mask")
     return streams if unknown is None or mask is None else streams.choosing({"mask": mask & ~unknown})
-
-
-def _over_ranks(term: Term, world: World | None) -> dict[str, Callable[[Tensor], Tensor]]:
-    """How numbers add up over ranks, for a function that asks."""
-    asks = world is not None and "add_up" in inspect.signature(term.function).parameters
-    return {"add_up": world.sum} if asks and world is not None else {}
 
 
 def at_last(reward: Tensor, mask: Tensor) -> Tensor:

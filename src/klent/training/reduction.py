@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from klent.objectives import reduce_tokens
 from klent.streams.batch import Batch
-from klent.training.world import World
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,15 @@ class Reduction:
         """The actions that an average is over, ``[B, T]`` bool."""
         return batch.mask if self.count == "all" else batch.trained
 
-    def divisor(self, counted: Tensor, world: World) -> float:
-        """What the optimizer step divides by, given the counted actions of its rows on this rank."""
+    def divisor(self, counted: Tensor) -> float:
+        """What the optimizer step divides by, given the counted actions of its rows, on whatever rank."""
         if self.over == "tokens":
-            return float(world.sum(counted.sum()))
+            return float(counted.sum())
         if self.over == "sequences":
-            return float(world.sum(counted.any(dim=1).sum()))
+            return float(counted.any(dim=1).sum())
         if self.over == "pairs":  # of sampled answers not all are in one
-            return float(world.sum(counted.any(dim=1).sum())) / 2
-        return float(world.sum(torch.tensor(float(len(counted))))) * self.denominator
+            return float(counted.any(dim=1).sum()) / 2
+        return len(counted) * self.denominator
 
     def __call__(self, loss: Tensor, counted: Tensor, divisor: float) -> Tensor:
         """This part's share of the step's loss."""

@@ -1,5 +1,6 @@
 """One step's update: batch -> micro-batches -> the policy's numbers -> a loss per action -> optimizer steps."""
 
+import json
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor
 
 from klent.kit.seeds import derive_seed
+from klent.kit.world import OneProcess, World, shares
 from klent.policies.policy import Policy
 from klent.streams.batch import Batch, Stats
+from klent.streams.episode import Episode
 from klent.training.objective import Objective
 from klent.training.reduction import Reduction
 from klent.training.requirements import COLLISION, requirements
-from klent.training.world import OneProcess, World
 
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count): adds up over micro-batches, divided once
 
@@ -185,16 +187,14 @@ class Updater:
             group["lr"] = self.learning_rate(self.steps_done) * group.get("lr_scale", 1.0)
         self.steps_done += 1
         self.optimizer.zero_grad(set_to_none=True)
-        divisor = self.reduction.divisor(self.reduction.counted(batch)[rows], self.world)
+        divisor = self.reduction.divisor(self.reduction.counted(batch)[rows])
         self.policy.train()
         device = self.parameters[0].device
         done = _Pass(torch.zeros((), dtype=torch.float64, device=device))
-        anything = float(self.world.sum(torch.tensor(float(len(active)), device=device))) > 0
-        for part in self.policy.microbatches(batch, active) if active else []:
+        mine = self._mine(batch, active)
+        for part in self.policy.microbatches(batch, mine) if mine else []:
             self._accumulate(batch, part, divisor, done)
-        if anything and not active:
-            self._accompany(batch, rows, divisor, done)
-        norm = float(self._gradient_norm()) if anything else 0.0
+        norm = float(self._gradient_norm()) if active else 0.0
         self._read(done, batch, result, first_pass=first_pass)
         total = float(self.world.sum(done.loss))
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -203,7 +203,7 @@ class Updater:
             return
         result.loss += total
         result.grad_norm += norm
-        if anything:  # without a gradient there is nothing to follow, not even the momentum of earlier steps
+        if active:  # without a gradient there is nothing to follow, not even the momentum of earlier steps
             self.optimizer.step()
 
     def _accumulate(self, batch: Batch, rows: list[int], divisor: float, done: _Pass) -> None:
@@ -226,24 +226,17 @@ class Updater:
             done.sums[name] = (total + part.double(), number + count.double())
         done.add(rows, stats, torch.zeros_like(logp) if logp.grad is None else logp.grad)
 
-    def _accompany(self, batch: Batch, rows: list[int], divisor: float, done: _Pass) -> None:
-        """Nothing to learn on this rank, but on another: go through the motions, and count nothing.
-
-        With one row, or with two of a unit: a loss of pairs takes them for a pair, whether they are one or not.
-        """
-        first = next(iter(rows), 0)
-        some = (batch.unit == batch.unit[first]).nonzero()[:2, 0].tolist()
-        streams = batch.streams.choosing({"mask": torch.zeros_like(batch.mask)})
-        if streams.preferred is not None:
-            preferred = torch.zeros_like(streams.preferred)
-            preferred[some[0]] = True
-            streams = streams.with_(preferred=preferred)
-        self._accumulate(batch.with_streams(streams), some, divisor, done)
-        done.parts.clear()
-        done.sums = {
-            name: (torch.zeros_like(total), torch.zeros_like(count))
-            for name, (total, count) in done.sums.items()
-        }
+    def _mine(self, batch: Batch, rows: Sequence[int]) -> list[int]:
+        """The rows of these that this rank computes: prompts are whole, or units where prompts are too few."""
+        if self.world.size == 1:
+            return list(rows)
+        whole = batch.group if len(batch.group[list(rows)].unique()) >= self.world.size else batch.unit
+        together: dict[int, list[int]] = {}
+        for row in rows:
+            together.setdefault(int(whole[row]), []).append(row)
+        items = list(together.values())
+        costs = [float(sum(_length(batch.episodes[row]) for row in item)) for item in items]
+        return sorted(row for item in shares(costs, self.world.size)[self.world.rank] for row in items[item])
 
     def _gradient_norm(self) -> Tensor:
         """Add gradients up over ranks, clip them, and give their norm before clipping."""
@@ -254,21 +247,30 @@ class Updater:
         return torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
 
     def _read(self, done: _Pass, batch: Batch, result: UpdateResult, *, first_pass: bool) -> None:
-        """Take the numbers of an optimizer step off the device."""
-        for name, (total, count) in done.sums.items():
-            before = result.sums.get(name, (0.0, 0.0))
-            result.sums[name] = (
-                before[0] + float(self.world.sum(total)),
-                before[1] + float(self.world.sum(count)),
-            )
+        """Take the numbers of an optimizer step off the device, and add up what the ranks have of them."""
+        sums = {name: (float(total), float(count)) for name, (total, count) in done.sums.items()}
+        counts = torch.zeros(2, dtype=torch.long)
+        numbers, known = torch.zeros(3, *batch.mask.shape), torch.zeros(len(batch))
         for rows, stats, gradient in done.parts:
-            result.tokens += stats.tokens
-            result.targets += stats.targets
-            if first_pass and result.before is not None:
-                result.coefficient[rows] = -gradient.cpu() * batch.tokens
-                result.before.logp[rows] = stats.logp.cpu()
-                result.before.entropy[rows] = stats.entropy.cpu()
-                result.before.known[rows] = True
+            counts += torch.tensor([stats.tokens, stats.targets])
+            numbers[:, rows] = torch.stack([gradient.cpu(), stats.logp.cpu(), stats.entropy.cpu()]).to(
+                numbers
+            )
+            known[rows] = 1.0
+        for of_rank in self.world.gather(json.dumps(sums).encode()):
+            for name, (total, count) in json.loads(of_rank).items():
+                before = result.sums.get(name, (0.0, 0.0))
+                result.sums[name] = (before[0] + total, before[1] + count)
+        tokens, targets = self.world.sum(counts).tolist()
+        result.tokens += tokens
+        result.targets += targets
+        if first_pass and result.before is not None:
+            gradient, logp, entropy = self.world.sum(numbers)
+            measured = self.world.sum(known) > 0
+            result.coefficient[measured] = -gradient[measured] * batch.tokens
+            result.before.logp[measured] = logp[measured]
+            result.before.entropy[measured] = entropy[measured]
+            result.before.known |= measured
 
     @torch.no_grad()
     def measure(
@@ -284,10 +286,12 @@ class Updater:
         policy = policy or self.policy
         measured = {name: torch.zeros(batch.mask.shape) for name in ("logp", "entropy", *also)}
         policy.train(False)
-        for part in policy.microbatches(batch, rows):
+        mine = self._mine(batch, rows)
+        for part in policy.microbatches(batch, mine) if mine else []:
             stats = policy.evaluate(batch, part, **_also(also))
             for name, grid in measured.items():
                 grid[part] = getattr(stats, name).cpu()
+        measured = {name: self.world.sum(grid) for name, grid in measured.items()}
         return Stats(
             measured["logp"],
             measured["entropy"],
@@ -295,6 +299,11 @@ class Updater:
             collision=measured.get("collision"),
             collision_logp=measured.get("collision_logp"),
         )
+
+
+def _length(episode: Episode) -> int:
+    """Tokens that a policy reads of an episode."""
+    return len(episode.prompt_ids) + len(episode.tokens)
 
 
 class _Asked(TypedDict, total=False):

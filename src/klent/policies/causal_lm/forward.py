@@ -44,4 +44,5 @@ def _for_model(mask: Tensor, model: CausalModel) -> Tensor:
     mask = mask.to(model.device)
     if not mask.is_floating_point() or model.dtype == mask.dtype:
         return mask
-    return mask.clamp_min(torch.finfo(model.dtype).min).to(model.dtype)
+    lowest = max(torch.finfo(mask.dtype).min, torch.finfo(model.dtype).min)
+    return mask.clamp_min(lowest).to(model.dtype)

@@ -112,7 +112,8 @@ class CausalPolicy(nn.Module):
 
         def on_grid(values: Tensor, at: Pack = packed) -> Tensor:
             where = (place[at.row].to(device), at.column.to(device))
-            return torch.zeros(len(rows), batch.mask.shape[1], device=device).index_put(where, values)
+            grid = torch.zeros(len(rows), batch.mask.shape[1], device=device, dtype=values.dtype)
+            return grid.index_put(where, values)
 
         of_observed = None
         if heard is not None:

@@ -1,0 +1,218 @@
+"""Runs on real ranks, processes that gloo joins: they are the run of one, and one that dies ends it in words.
+
+Nothing here hangs on rounding: no tokens are selected (the first ones of a prompt's completions have one entropy),
+and the reference is another model (the KL from one's own start is 0 or rounding). tests/protocols/test_world.py
+selects.
+"""
+
+import json
+import os
+import signal
+import socket
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from processes import finish, printed, start
+from safetensors.torch import load_file
+from tiny import tiny_folder
+
+from klent.config import load_recipe
+from klent.errors import ConfigError
+from klent.io.files import read_jsonl
+from klent.runs.console import QuietConsole
+from klent.runs.train import train
+
+RECIPE = """
+model: model
+method: grpo
+task: {data: prompts.jsonl}
+reward: reward.py:digits
+loss: {kl_in_loss: {coef: 0.05}}
+reference: other
+thermostat: {target: 4.0}
+steps: 6
+prompts_per_step: 4
+group_size: 3
+rollout: {max_tokens: 6}
+optimizer: {lr: 0.01, schedule: cosine, warmup_steps: 2}
+update: {minibatches: 2}
+checkpoint: {every: 2, keep: 9}
+eval: {problems: 3, samples: 2, every: 3}
+"""
+GAME = """
+model: model
+method: grpo
+task: {env: maze, max_turns: 3, turn_tokens: 4}
+rollout: {max_tokens: 12}
+steps: 2
+prompts_per_step: 3
+group_size: 2
+optimizer: {lr: 0.01}
+eval: null
+"""
+REWARD = """
+def digits(completions, **columns):
+    with open("asked", "a") as file:
+        file.write("x")
+    return [sum(ch.isdigit() for ch in c) / max(len(c), 1) for c in completions]
+"""
+OF_ITS_OWN = ("time/", "memory/", "tokens/train")  # padding is counted, and other cuts pad otherwise
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "model")
+    tiny_folder(tmp_path / "other", seed=1)
+    (tmp_path / "reward.py").write_text(REWARD)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    (tmp_path / "game.yaml").write_text(GAME)
+    rows = [{"prompt": f"say {i}" * (1 + i % 3), "number": i} for i in range(20)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def ranks(folder: Path, size: int, *arguments: str) -> list[BaseProcess]:
+    """``klent ARGUMENTS`` as torchrun starts it, each rank's output in its own file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        start(
+            folder,
+            folder / f"rank{rank}.log",
+            *arguments,
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(size)
+    ]
+
+
+def numbers(run: Path) -> list[dict[str, float]]:
+    rows = read_jsonl(run / "metrics.jsonl")
+    return [
+        {k: v for k, v in row.items() if not k.startswith(OF_ITS_OWN) and not k.endswith("per_second")}
+        for row in rows
+    ]
+
+
+def check_same_run(run: Path, expected: Path, *, atol: float = 2e-5) -> None:
+    """To the rounding of float32: the order in which numbers add up differs."""
+    mine, theirs = numbers(run), numbers(expected)
+    assert len(mine) == len(theirs) > 0
+    for row, wanted in zip(mine, theirs, strict=True):
+        assert row.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert row[name] == pytest.approx(value, rel=2e-3, abs=atol), (wanted["step"], name)
+    found, weights = (load_file(folder / "final" / "model.safetensors") for folder in (run, expected))
+    for name, weight in weights.items():
+        torch.testing.assert_close(found[name], weight, atol=atol, rtol=1e-4)
+
+
+def alone(project: Path, recipe: str, name: str) -> Path:
+    return train(
+        load_recipe(recipe, [f"name={name}"]), Path("runs") / name, command="c", console=QuietConsole()
+    )
+
+
+def test_two_ranks_are_the_run_of_one(project):
+    """Also a thermostat, evaluations, checkpoints, and a reward that is asked once."""
+    expected = alone(project, "tiny.yaml", "one")
+    asked = (project / "asked").read_text()
+    (project / "asked").unlink()
+    both = ranks(project, 2, "train", "tiny.yaml", "name=two")
+    assert [finish(process) for process in both] == [0, 0], (project / "rank0.log").read_text()
+    run = project / "runs" / "two"
+    check_same_run(run, expected)
+    assert (project / "asked").read_text() == asked  # a reward is asked by one rank
+    assert (project / "rank1.log").read_text() == ""
+    mine, theirs = (read_jsonl(folder / "eval.jsonl") for folder in (run, expected))
+    assert [row["rewards"] for row in mine] == [row["rewards"] for row in theirs]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000002", "000004", "000006"]
+    assert (run / "report.html").is_file()
+    first = load_file(expected / "checkpoints" / "000002" / "model.safetensors")
+    last = load_file(expected / "final" / "model.safetensors")
+    assert max(float((first[name] - last[name]).abs().max()) for name in first) > 1e-3  # it did learn
+
+
+def test_a_rank_that_dies_ends_the_run_and_one_rank_goes_on(project):
+    expected = alone(project, "tiny.yaml", "one")
+    both = ranks(project, 2, "train", "tiny.yaml", "name=cut", "checkpoint.every=1")
+    for line in printed(both[0], project / "rank0.log"):
+        if line.startswith("step 3/"):
+            os.kill(both[1].pid, signal.SIGKILL)
+            break
+    assert finish(both[0]) == 1
+    said = " ".join((project / "rank0.log").read_text().split())
+    assert "cannot reach the other ranks" in said
+    assert "klent resume RUN" in said
+    run = project / "runs" / "cut"
+    assert not (run / "final").exists()
+    assert len(numbers(run)) in (3, 4, 5)
+    train(load_recipe(run / "config.yaml"), run, command="c", resume=True, console=QuietConsole())
+    check_same_run(run, expected)
+
+
+def test_a_run_of_one_goes_on_on_three_ranks(project):
+    expected = alone(project, "tiny.yaml", "one")
+    run = train(
+        load_recipe("tiny.yaml", ["name=more", "steps=3"]),
+        Path("runs/more"),
+        command="c",
+        console=QuietConsole(),
+    )
+    three = ranks(project, 3, "resume", "runs/more", "steps=6")
+    assert [finish(process) for process in three] == [0, 0, 0], (project / "rank0.log").read_text()
+    mine, theirs = numbers(run)[:3], numbers(expected)[:3]
+    assert [row["reward/mean"] for row in mine] == [row["reward/mean"] for row in theirs]
+    assert [row["step"] for row in numbers(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_games_are_played_by_ranks_as_by_one(project):
+    expected = alone(project, "game.yaml", "one")
+    both = ranks(project, 2, "train", "game.yaml", "name=two")
+    assert [finish(process) for process in both] == [0, 0], (project / "rank0.log").read_text()
+    check_same_run(project / "runs" / "two", expected)
+
+
+def test_a_stop_that_one_rank_hears_stops_all_after_the_same_step(project):
+    both = ranks(project, 2, "train", "tiny.yaml", "name=stop", "steps=400", "checkpoint.every=0")
+    for line in printed(both[0], project / "rank0.log"):
+        if line.startswith("step 2/"):
+            os.kill(both[1].pid, signal.SIGTERM)
+            break
+    codes = [finish(process) for process in both]
+    assert codes[0] == 128 + signal.SIGTERM
+    run = project / "runs" / "stop"
+    steps = len(numbers(run))
+    assert 2 <= steps < 400
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"{steps:06d}"]
+
+
+def test_what_cannot_be_is_refused(project, monkeypatch):
+    recipe = load_recipe("tiny.yaml", ["distributed=ddp"])
+    with pytest.raises(ConfigError, match="torchrun"):
+        train(recipe, Path("runs/no"), command="c")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="distributed is none, and 2 processes"):
+        train(load_recipe("tiny.yaml", ["distributed=none"]), Path("runs/no"), command="c")
+    assert not Path("runs").exists()
+
+
+def test_more_ranks_than_prompts_are_refused(project):
+    both = ranks(project, 2, "train", "tiny.yaml", "prompts_per_step=1", "update.minibatches=1")
+    assert finish(both[0]) == 2
+    assert "prompts_per_step is 1, and there are 2 ranks" in " ".join(
+        (project / "rank0.log").read_text().split()
+    )
+    finish(both[1])
+    assert not (project / "runs").exists()
+
+
+def test_what_ranks_cannot_share_is_refused(project):
+    both = ranks(project, 2, "eval", "model")
+    assert [finish(process) for process in both] == [2, 2]
+    assert "`klent eval`, which ranks cannot share" in " ".join((project / "rank1.log").read_text().split())
