@@ -129,7 +129,7 @@ class TransformersEngine:
         self._encode(prompt)
 
     def sync(self, policy: Policy) -> SyncCertificate | None:
-        """Nothing to do: the engine reads the trainer's own weights at every call."""
+        """Nothing to do or to certify: the engine reads the trainer's own tensors at every call."""
         return None
 
     def _encode(self, prompt: Prompt) -> list[int]:
