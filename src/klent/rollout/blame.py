@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from klent.models.adapter import adapters_off
-from klent.policies.causal_lm.model import CausalModel
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import logits_alone
 from klent.rollout.causes import EXPLAINED, Fault, Reading
 
-ROUNDED = (
-    0.7  # two libraries round in different places: half precision explains less of the gap than a copy would
-)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROUNDED = 0.7  # two libraries round in different places: a copy in half precision leaves more of the gap
 Rows = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 
@@ -42,11 +43,11 @@ def _tried(
 ) -> Iterator[tuple[float, Fault, Tensor]]:
     """The share of the gap that each may leave, its name, and the numbers that it would give."""
 
-    def numbers(model: CausalModel) -> Tensor:
+    def numbers(model: "PreTrainedModel") -> Tensor:
         logits = torch.cat([logits_alone(model, *row) for row in rows])
         return scored._replace(logits=logits).logp()
 
-    model = policy.model
+    model = cast("PreTrainedModel", policy.model)
     if any(".lora_" in name for name in policy.trainable()):
         with adapters_off(model)():
             base = numbers(model)
@@ -57,7 +58,9 @@ def _tried(
     for dtype in (torch.bfloat16, torch.float16):
         if model.dtype != dtype:
             said = f"its numbers are the policy's in {_name(dtype)}, and those of {_name(model.dtype)} are asked for"
-            yield ROUNDED, Fault("wrong dtype", said), numbers(deepcopy(model).to(dtype))
+            rounded = deepcopy(model)
+            torch.nn.Module.to(rounded, dtype)  # transformers' own hides its types
+            yield ROUNDED, Fault("wrong dtype", said), numbers(rounded)
 
 
 def _name(dtype: torch.dtype) -> str:
