@@ -188,7 +188,9 @@ class Certifier:
         anchor = None if self.anchor is None else self.anchor.trainer
         return (
             explain(scored, Sampler(), tolerance=0.0)
-            or blame_weights(policy, scored, self.rows, anchor, tolerance=self.tolerance.mean)
+            or blame_weights(
+                policy, scored, self.rows, anchor, taken=Sampler(), tolerance=self.tolerance.mean
+            )
             or Fault("other weights", "its numbers are those of weights that the trainer does not hold")
         )
 
