@@ -22,6 +22,7 @@ FAULTS = {
     "early": "wrong indexing",
     "wrong tokenizer": "wrong tokenizer",
     "other weights": "other weights",
+    "not a number": "other weights",
 }
 """What :class:`OwnEngine` can do wrong -> the cause that names it."""
 
@@ -90,4 +91,5 @@ class OwnEngine(TransformersEngine):
         return [replace(episode, logp=self._misplaced(episode.logp)) for episode in episodes]
 
     def _misplaced(self, logp):
-        return {"late": logp.roll(1), "early": logp.roll(-1)}.get(self.fault, logp)
+        changed = {"late": logp.roll(1), "early": logp.roll(-1), "not a number": logp * torch.nan}
+        return changed.get(self.fault, logp)

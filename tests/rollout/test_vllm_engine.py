@@ -181,14 +181,14 @@ def recipe(**changes):
         "method": "grpo",
         "task": {"data": "prompts.jsonl"},
         "reward": "reward.py:digits",
-        "steps": 4,
-        "prompts_per_step": 3,
-        "group_size": 4,
+        "steps": 3,
+        "prompts_per_step": 2,
+        "group_size": 3,
         "optimizer": {"lr": 0.01},
-        "checkpoint": {"every": 2},
-        "eval": {"problems": 2, "samples": 1, "every": 2},
+        "checkpoint": {"every": 1},
+        "eval": None,
     }
-    rollout = {"engine": "vllm", "max_tokens": 8, **changes.pop("rollout", {})}
+    rollout = {"engine": "vllm", "max_tokens": 6, **changes.pop("rollout", {})}
     return make_recipe(values | {"rollout": rollout} | changes)
 
 

@@ -95,7 +95,7 @@ def test_a_sound_recipe_is_flat_at_rate_0(world):
 )
 def test_each_fault_is_named(world, fault, name, said):
     world(Unchecked, fault)
-    found = faults(examine_rollout(recipe()))
+    found = faults(examine_rollout(recipe(), steps=2))
     assert name in [check.name for check in found]
     assert any(said in check.text for check in found)
 
@@ -109,9 +109,9 @@ def test_an_engine_that_certifies_stops_the_doctor_with_its_reason(world):
     world(
         OwnEngine, "old weights"
     )  # the copy begins as the trainer's weights, so that only the sampling differs
-    assert not faults(examine_rollout(recipe()))
+    assert not faults(examine_rollout(recipe(), steps=1))
     world(OwnEngine, "wrong dtype")
-    (found,) = faults(examine_rollout(recipe()))
+    (found,) = faults(examine_rollout(recipe(), steps=1))
     assert found.name == "sync"
     assert "(wrong dtype)" in found.text
 

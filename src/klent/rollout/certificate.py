@@ -58,6 +58,10 @@ class Tolerance(NamedTuple):
     change: float
     """Root mean square of the rounding in a change between two syncs."""
 
+    def holds(self, gap: Tensor) -> bool:
+        """Whether these distances are rounding; a NaN is none."""
+        return float(gap.mean()) <= self.mean and float(gap.max()) <= self.largest
+
 
 TOLERANCE = {
     "float32": Tolerance(2e-3, 0.1, 2e-5),
@@ -123,6 +127,7 @@ class Certifier:
             SyncError: the engine does not sample from the policy; its ``cause`` is the fault's name.
         """
         self._same_tokens()
+        policy.train(False)  # an adapter's dropout is no part of what samples
         logits = [logits_alone(policy.model, prompt, tokens) for prompt, tokens in self.rows]
         scored = self._read(engine.score(self.rows), self.rows, logits)
         drawn = self._draw(policy, engine)
@@ -178,8 +183,7 @@ class Certifier:
         return float((shown * change).sum() / change.square().sum())
 
     def _weights_fault(self, policy: CausalPolicy, scored: Reading, arrived: float | None) -> Fault | None:
-        gap = scored.gap(scored.logp())
-        apart = float(gap.mean()) > self.tolerance.mean or float(gap.max()) > self.tolerance.largest
+        apart = not self.tolerance.holds(scored.gap(scored.logp()))
         if not apart and (arrived is None or arrived >= SHARE):
             return None
         if not apart:
@@ -196,8 +200,7 @@ class Certifier:
 
     def _sampling_fault(self, drawn: Reading, options: SamplingOptions) -> Fault | None:
         taken = _taken(options)
-        gap = drawn.gap(drawn.logp(*taken))
-        if float(gap.mean()) <= self.tolerance.mean and float(gap.max()) <= self.tolerance.largest:
+        if self.tolerance.holds(drawn.gap(drawn.logp(*taken))):
             return None
         said = (
             "it scores given tokens as the policy does, and reports other numbers of those that it samples: its "

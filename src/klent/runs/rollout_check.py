@@ -138,7 +138,7 @@ def _verdict(gaps: Gaps, policy: CausalPolicy, loaded: LoadedModel) -> list[Chec
     tolerance = TOLERANCE[_name(loaded.model.dtype)]
     means = [float(gap.mean()) for gap in gaps.steps]
     checks = []
-    if max(means) > tolerance.mean or max(float(gap.max()) for gap in gaps.steps) > tolerance.largest:
+    if not all(tolerance.holds(gap) for gap in gaps.steps):
         fault = _cause(gaps, policy, tolerance.mean)
         checks.append(Check(fault.cause, "fault", fault.sentence))
     if means[-1] > GROWTH * means[0] + tolerance.change:
