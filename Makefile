@@ -3,7 +3,7 @@
 #   PYTHON=python3.12        which Python makes .venv (3.11 or newer)
 #   TORCH_INDEX=URL          where to get torch: an index that holds CPU builds, which are small
 #   PIP_ARGS="..."           more arguments for every pip install
-#   TRL_PYTHON, VLLM_PYTHON  for `make bench`: a Python that has trl, and one that has vllm
+#   TRL_PYTHON, VLLM_PYTHON  for `make bench` and `make test-vllm`: a Python that has trl, and one that has vllm
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
@@ -19,7 +19,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 EXTRAS := dev,tasks,data,gguf,lora,tensorboard
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench bench-gpu docs wheel clean
+.PHONY: help demo test test-vllm lint types format bench bench-gpu docs wheel clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,9 @@ demo: $(STAMP) ## train a 135M model to add, and write a page about it (an earli
 
 test: lint types ## lint, types, doctests and tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=15
+
+test-vllm: ## the vLLM engine against the trainer, in an environment that has vllm: make test-vllm VLLM_PYTHON=...
+	PYTHONPATH=src:tests $(VLLM_PYTHON) -m pytest -q -rs tests/rollout/test_vllm.py
 
 lint: $(STAMP) ## style and formatting
 	$(BIN)/ruff check .

@@ -191,7 +191,18 @@ ROOTS = {
             "objective",
             "parts",
         ),
-        *("plan", "play", "replayed", "results", "reward_models", "robots", "targets", "train", "updaters"),
+        *(
+            "plan",
+            "play",
+            "replayed",
+            "results",
+            "reward_models",
+            "robots",
+            "rollout_check",
+            "targets",
+            "train",
+            "updaters",
+        ),
     )
 }
 WHOLE_RECIPE = {"config", "studies", "cli"}

@@ -29,6 +29,14 @@ class DivergenceError(RunError):
     """A model whose numbers are no longer finite: nothing can be drawn from it, and no step would mend it."""
 
 
+class SyncError(RunError):
+    """A sampler that does not sample from the policy that is trained; ``cause`` is the fault's name."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
 class CheckpointError(RunError):
     """A checkpoint that is missing, damaged or could not be written."""
 

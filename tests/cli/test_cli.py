@@ -171,7 +171,10 @@ def test_a_refusal_is_a_panel_without_a_traceback(run):
         (["my.yaml", "lora.r=8"], "klent calls it `lora.rank`"),
         (["my.yaml", "track=tensorboard"], "Write track=[tensorboard]"),
         (["my.yaml", "device=cuda"], "a run uses the GPU if there is one"),
-        (["my.yaml", "rollout.engine=vllm"], "samples with transformers; remove rollout.engine"),
+        (
+            ["my.yaml", "rollout.engine=sglang"],
+            "samples with transformers (remove rollout.engine) or with vllm",
+        ),
     ],
 )
 def test_a_habit_from_elsewhere_gets_an_answer_that_helps(run, arguments, answer):

@@ -322,7 +322,7 @@ REFUSED_OVERRIDES = {
     "trackers switched on": (["track=true"], "got True. Name some of tensorboard, trackio, wandb"),
     "another name of the trackers": (["wandb=true"], "wandb=true: unknown key; klent calls it `track`"),
     "GPUs by number": (["num_gpus=2"], "a run is one process on one GPU"),
-    "another program's flag": (["use_vllm=true"], "this version of klent samples with transformers"),
+    "another program's flag": (["use_vllm=true"], "what samples is `rollout.engine`"),
     "peft's name of the rank": (["lora.r=8"], "lora.r=8: unknown key; klent calls it `lora.rank`"),
     "one tracker as text": (
         ["track=tensorboard"],
@@ -339,8 +339,8 @@ REFUSED_OVERRIDES = {
     "one number for two": (["optimizer.betas=0.9"], "optimizer.betas=0.9: should be a list; got 0.9"),
     "a device": (["device=cuda"], "device=cuda: unknown key; a run uses the GPU if there is one"),
     "another program's engine": (
-        ["rollout.engine=vllm"],
-        "got 'vllm'. This version of klent samples with transformers; remove rollout.engine",
+        ["rollout.engine=sglang"],
+        "got 'sglang'. klent samples with transformers (remove rollout.engine) or with vllm",
     ),
     "a section switched off by false": (
         ["eval=false"],

@@ -2,15 +2,18 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from klent.cli.common import Debug, Runs, out, print_yaml
+from klent.cli.common import Debug, Overrides, Runs, out, print_yaml
 from klent.errors import ConfigError, RunError
 from klent.io.files import read_text
+
+if TYPE_CHECKING:
+    from klent.runs.doctor import Check
 
 recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
 models = typer.Typer(no_args_is_help=True, help="List and download models with a short name.")
@@ -135,27 +138,50 @@ def models_pull(
     pull(name, progress=lambda line: out.print(line, soft_wrap=True))
 
 
-def doctor(runs: Runs = Path("runs"), debug: Debug = False) -> None:
-    """Show what this machine has, and what to install for what it lacks.
+def doctor(
+    overrides: Overrides = None,
+    rollout: Annotated[
+        str | None,
+        typer.Option(help="A recipe: run three steps of it at rate 0, and compare sampler and trainer."),
+    ] = None,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Show what this machine has, and what to install for what it lacks; or whether a recipe samples what it trains.
 
     ```
     klent doctor
+    klent doctor --rollout quickstart
+    klent doctor --rollout my.yaml rollout.engine=vllm
     ```
     """
     from klent.runs.doctor import examine
 
+    if overrides and rollout is None:
+        raise ConfigError(
+            f"{overrides[0]} changes a recipe, and none is named; write --rollout RECIPE before it"
+        )
+
     marks = {
         "ok": Text("ok", style="green"),
         "missing": Text("missing", style="red"),
+        "fault": Text("fault", style="red"),
         "note": Text("-", style="yellow"),
     }
-    checks = examine(runs)
+    checks = examine(runs) if rollout is None else _examine_rollout(rollout, overrides or [])
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         table.add_row(marks[check.state], check.name, check.text)
     out.print(table)
-    if any(check.state == "missing" for check in checks):
+    if any(check.state in ("missing", "fault") for check in checks):
         raise typer.Exit(1)
+
+
+def _examine_rollout(name: str, overrides: list[str]) -> "list[Check]":
+    from klent.config import load_recipe
+    from klent.runs.rollout_check import examine_rollout
+
+    return examine_rollout(load_recipe(name, overrides))
 
 
 def _data_files(source: Path, target: Path) -> list[tuple[Path, Path]]:

@@ -8,7 +8,7 @@ from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
 from klent.config.policy import CausalSettings, DenoiserSettings, GaussianSettings, RewardModelSettings
 from klent.config.recipe import Recipe
-from klent.config.rollout import DatasetRollout, PolicyRollout, TransformersRollout
+from klent.config.rollout import DatasetRollout, PolicyRollout, TransformersRollout, VllmRollout
 from klent.config.task import (
     DataSettings,
     EnvironmentSettings,
@@ -59,6 +59,7 @@ __all__ = [
     "TrajectorySettings",
     "TransformersRollout",
     "Update",
+    "VllmRollout",
     "describe_fields",
     "dump_recipe",
     "find_recipe",

@@ -44,6 +44,21 @@ class TransformersRollout(Settings):
         return self if plain else self.model_copy(update={"mixture": None, "pairs": None})
 
 
+class VllmRollout(TransformersRollout):
+    """Completions sampled by vLLM in this process, from a copy of the weights that every step renews."""
+
+    engine: Literal["vllm"]  # type: ignore[assignment]  # a union's tag, and nobody sets it
+    """What makes the completions."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type that vLLM computes in; auto = the recipe's `dtype`, so that sampler and trainer differ by rounding."""
+    cache_gb: Positive = 1.0
+    """Memory for keys and values, in GB of 10^9 bytes; groups share the prompt's part of it."""
+
+    def for_evaluation(self) -> TransformersRollout:
+        """How held-out problems are answered: sampled with the trainer's own weights."""
+        return TransformersRollout(max_tokens=self.max_tokens, temperature=self.temperature, stop=self.stop)
+
+
 class DatasetRollout(Settings):
     """Completions read from the data's `completion` column: supervised fine-tuning."""
 
@@ -91,6 +106,7 @@ class PolicyRollout(Settings):
 #: the classes of the union, by tag
 ROLLOUTS: dict[str, type[Settings]] = {
     "transformers engine": TransformersRollout,
+    "vllm engine": VllmRollout,
     "dataset engine": DatasetRollout,
     "policy engine": PolicyRollout,
 }
@@ -107,11 +123,12 @@ def _tag(value: object) -> str | None:
 
 Rollout = Annotated[
     Annotated[TransformersRollout, Tag("transformers engine")]
+    | Annotated[VllmRollout, Tag("vllm engine")]
     | Annotated[DatasetRollout, Tag("dataset engine")]
     | Annotated[PolicyRollout, Tag("policy engine")],
     Discriminator(
         _tag,
         custom_error_type="rollout_engine",
-        custom_error_message="`engine` is transformers, dataset (replay) or policy (vectors)",
+        custom_error_message="`engine` is transformers, vllm, dataset (replay) or policy (vectors)",
     ),
 ]

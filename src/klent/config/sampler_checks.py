@@ -8,11 +8,41 @@ from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.objectives.kinds import weighs_itself, whole_sequences
 
+_COLDEST = 0.01  # vllm's, of the temperatures above 0
+
 
 def sampler_problems(recipe: Recipe) -> Iterator[Problem]:
     """A distance that nothing reads or gives, and weights that would count twice or not at all."""
     yield from _distance_problems(recipe)
     yield from _mismatch_problems(recipe)
+    yield from _engine_problems(recipe)
+
+
+def _engine_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What an engine of another library cannot do as the trainer does it."""
+    rollout, path = recipe.rollout, ("rollout",)
+    if rollout.engine != "vllm":
+        return
+    cut = "vllm says nothing of the entropy of what truncation leaves, and the trainer's is not of that distribution"
+    if rollout.mixture is not None:
+        reason = "needs the logits of both models at every token, and vllm gives none"
+        yield Problem((*path, "mixture"), f"{reason}; use rollout.engine=transformers")
+    if rollout.top_p < 1.0:
+        yield Problem((*path, "top_p"), f"{cut}; set 1, or rollout.engine=transformers")
+    if rollout.top_k:
+        yield Problem((*path, "top_k"), f"{cut}; set 0, or rollout.engine=transformers")
+    if rollout.temperature < _COLDEST:
+        reason = f"vllm takes {_COLDEST} for any temperature between 0 and that"
+        yield Problem((*path, "temperature"), f"{reason}; set {_COLDEST} or more")
+    thermostat = recipe.thermostat
+    if thermostat is not None and thermostat.steer == "temperature" and thermostat.low < _COLDEST:
+        yield Problem(("thermostat", "low"), f"is below what vllm samples at; set {_COLDEST} or more")
+    if recipe.lora is not None and (rollout.dtype == "bfloat16" or recipe.dtype == "bfloat16"):
+        reason = "bfloat16 has 8 bits: an adapter that is merged into it for vllm is rounded away"
+        yield Problem((*path, "dtype"), f"{reason}; set float32, or train without lora")
+    if recipe.trust_remote_code:
+        reason = "would run the folder's code in vllm too, which has models of its own"
+        yield Problem(("trust_remote_code",), f"{reason}; use rollout.engine=transformers")
 
 
 def _distance_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -56,7 +56,7 @@ SYNONYMS = {
 }
 _GPU = "a run uses the GPU if there is one; to use the CPU, set CUDA_VISIBLE_DEVICES= for the command"
 _ONE = "a run is one process on one GPU, or on the CPU where there is none"
-_SAMPLER = "this version of klent samples with transformers, in the process that trains"
+_SAMPLER = "what samples is `rollout.engine`: transformers, or vllm in the process that trains"
 #: what a recipe does not decide, and who does
 ELSEWHERE = {
     "device": _GPU,
@@ -69,7 +69,7 @@ ELSEWHERE = {
     "output_dir": "a run's folder is RUNS/NAME: set `name`, or pass --runs RUNS",
 }
 #: engines of other trainers that a recipe may ask for
-FOREIGN_ENGINES = ("vllm", "sglang", "hf", "tgi")
+FOREIGN_ENGINES = ("sglang", "hf", "tgi")
 
 
 def key_path(item: ErrorDetails) -> KeyPath:
@@ -138,7 +138,7 @@ def _value_and_hint(path: KeyPath, value: object) -> str:
         return f"; got {value!r}. Write {key}=[{value}]"
     if key == "rollout" and isinstance(value, dict) and value.get("engine") in FOREIGN_ENGINES:
         engine = value["engine"]
-        return f"; got {engine!r}. This version of klent samples with transformers; remove rollout.engine"
+        return f"; got {engine!r}. klent samples with transformers (remove rollout.engine) or with vllm"
     return f"; got {value!r}"
 
 

@@ -48,6 +48,8 @@ def rollout_metrics(batch: Batch, scores: Scores | None) -> Row:
     ids = [episode.tokens[episode.acted] for episode in batch.episodes if episode.actions is None]
     if (repeated := repetition(ids)) is not None:
         row["completion/repetition"] = repeated
+    if rescored := sum(episode.rescored for episode in batch.episodes):
+        row["policy/entropy_rescored"] = rescored / len(batch)
     return row | _episode_metrics(batch)
 
 

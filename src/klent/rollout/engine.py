@@ -13,11 +13,18 @@ class SyncCertificate(NamedTuple):
 
     Attributes:
         gap: mean ``|logp_engine - logp_trainer|`` on a canary batch, nats.
-        arrived: share of the last update's change in log-probability that the engine shows.
+        arrived: share of the last update's change in log-probability that the engine shows; None at the first sync,
+            and where rounding hides the change: then it is taken since the last sync that showed.
+        gap_max: the largest ``|logp_engine - logp_trainer|``, nats.
     """
 
     gap: float
-    arrived: float
+    arrived: float | None
+    gap_max: float
+
+    def metrics(self) -> dict[str, float]:
+        """``sync/...``, without what is not known."""
+        return {f"sync/{name}": value for name, value in self._asdict().items() if value is not None}
 
 
 class Engine(Protocol):
@@ -36,5 +43,12 @@ class Engine(Protocol):
         ...
 
     def sync(self, policy: Policy) -> SyncCertificate | None:
-        """Take over the policy's weights; None where the engine samples with the very same tensors."""
+        """Take over the policy's weights, and prove it: a :class:`SyncCertificate`.
+
+        None where the engine samples with the very tensors that are trained: the same memory cannot hold older
+        weights, another type or a missing adapter, and there is nothing to compare that is not itself.
+
+        Raises:
+            SyncError: the engine samples from something else (:mod:`klent.rollout.certificate`).
+        """
         ...

@@ -82,7 +82,7 @@ def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, 
     filled -= largest
     scaled[:, size:] = float("-inf")
     if top_k or top_p < 1.0:
-        filled.masked_fill_(~_kept(filled, top_p=top_p, top_k=top_k), float("-inf"))
+        filled.masked_fill_(~keep_tokens(filled, top_p=top_p, top_k=top_k), float("-inf"))
     weight = torch.exp2(scaled * LOG2_E)  # a quarter of the time of exp on a CPU
     # The block that the uniform number falls into, then the token in that block: a cumulative sum over the
     # whole vocabulary would be the longest part of the draw.
@@ -121,7 +121,7 @@ def _below(threshold: Tensor, total: Tensor) -> Tensor:
     return torch.minimum(threshold, torch.nextafter(total, total.new_zeros(())))
 
 
-def _kept(scaled: Tensor, *, top_p: float, top_k: int) -> Tensor:
+def keep_tokens(scaled: Tensor, *, top_p: float, top_k: int) -> Tensor:
     """True for the tokens that truncation keeps, ``[R, V]``; ties at the border go by index order."""
     width = min(top_k, scaled.shape[-1]) if top_k else scaled.shape[-1]
     ordered, index = scaled.topk(width, dim=-1)

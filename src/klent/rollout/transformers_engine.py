@@ -129,7 +129,7 @@ class TransformersEngine:
         self._encode(prompt)
 
     def sync(self, policy: Policy) -> SyncCertificate | None:
-        """Nothing to do: the engine reads the trainer's own weights at every call."""
+        """Nothing to do or to certify: the engine reads the trainer's own tensors at every call."""
         return None
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -277,6 +277,13 @@ class TransformersEngine:
         )
         return str(text)
 
+    def text_of(self, tokens: list[int]) -> str:
+        """What a verifier reads of a completion: without its stop token, and up to its stop string."""
+        text = self._text(tokens[:-1] if tokens[-1] in self.loaded.stop_ids else tokens)
+        for stop in self.options.stop:
+            text = text.split(stop, 1)[0]
+        return text
+
     def _meets_stop(self, tokens: list[int]) -> bool:
         """Whether a stop string has just come to stand in the text; only the tail can have changed."""
         if not self.options.stop:
@@ -285,10 +292,6 @@ class TransformersEngine:
         return any(stop in tail for stop in self.options.stop)
 
     def _episode(self, row: _Row, prompt: Prompt, prompt_ids: list[int]) -> Episode:
-        ended_by_token = row.tokens[-1] in self.loaded.stop_ids
-        text = self._text(row.tokens[:-1] if ended_by_token else row.tokens)
-        for stop in self.options.stop:
-            text = text.split(stop, 1)[0]
         logp, entropy, renyi, collision_logp, *_ = torch.tensor(row.numbers).unbind(dim=1)
         return Episode(
             prompt=prompt,
@@ -298,7 +301,7 @@ class TransformersEngine:
             entropy=entropy,
             renyi=renyi,
             collision_logp=collision_logp,
-            text=text,
+            text=self.text_of(row.tokens),
             finish="stop" if row.stopped else "length",
             prefill=row.read,
         )

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-State = Literal["ok", "missing", "note"]
+State = Literal["ok", "missing", "note", "fault"]
 
 # extra of pyproject.toml -> (a module of it, what it is for)
 EXTRAS = {

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from klent.config import Bellman, DatasetRollout, TransformersRollout
+from klent.config import Bellman, DatasetRollout, TransformersRollout, VllmRollout
 from klent.control.mixing import alpha_at
+from klent.models.chat import context_length
 from klent.models.load import LoadedModel
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
@@ -14,10 +15,12 @@ from klent.rollout.target import Target
 from klent.rollout.trajectory_engine import TrajectoryEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.rollout.value_engine import ValueEngine
+from klent.rollout.vllm_engine import VllmEngine
+from klent.rollout.vllm_library import VllmLibrary
 from klent.tasks.pool import EnvironmentPool
 
 Progress = Callable[[int, int], None]
-RolloutSection = TransformersRollout | DatasetRollout
+RolloutSection = TransformersRollout | VllmRollout | DatasetRollout
 
 
 class Player(NamedTuple):
@@ -96,11 +99,23 @@ def build_engine(
         top_k=rollout.top_k,
         stop=rollout.stop,
     )
+    if rollout.engine == "vllm":
+        return _vllm(loaded, rollout, options, progress)
     settings = rollout.mixture
     if target is None or settings is None:
         return plain_sampler(Opened(loaded, player), options, progress)
     alpha = alpha_at(settings, 1, reward=0.0)
     return MixtureEngine(loaded, target, options, alpha=alpha, value=settings.alpha.value, progress=progress)
+
+
+def _vllm(
+    loaded: LoadedModel, rollout: VllmRollout, options: SamplingOptions, progress: Progress | None
+) -> VllmEngine:
+    """vLLM with a copy of the model, as its folder has it; the first sync brings the trainer's weights."""
+    dtype = str(loaded.model.dtype).removeprefix("torch.") if rollout.dtype == "auto" else rollout.dtype
+    longest = context_length(loaded.model)
+    library = VllmLibrary(loaded.source, dtype=dtype, longest=longest, cache_gb=rollout.cache_gb)
+    return VllmEngine(loaded, options, library, dtype=dtype, progress=progress)
 
 
 def build_sampler(

@@ -153,7 +153,7 @@ class Loop:
             )
         row = {"step": number, **rollout_metrics(batch, scores), **update_metrics(batch, result)}
         row |= self._change(batch, result)
-        row |= {f"sync/{key}": value for key, value in (certificate._asdict() if certificate else {}).items()}
+        row |= certificate.metrics() if certificate else {}
         row["optimizer/lr"] = self.updater.learning_rate(self.updater.steps_done - 1)
         record = StepRecord(number, batch, scores, result, row)
         for organ in self.organs:

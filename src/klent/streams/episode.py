@@ -48,6 +48,7 @@ class Episode:
         entropy: entropy of that distribution, nats, ``[L]``, likewise.
         renyi: its Rényi entropy of order 2, nats, ``[L]``, where the engine reports it.
         collision_logp: its sum of squared probabilities times their logarithms, nats, ``[L]``, likewise.
+        rescored: whether ``entropy`` and what follows it are by a pass of the trainer, for an engine that has none.
         text: what a verifier reads: the last turn's actions decoded, without the stop token.
         finish: ``stop`` where a stop token, a stop string or the environment ended it, ``length`` where the
             budget did.
@@ -79,6 +80,7 @@ class Episode:
     problem: str = ""
     prefill: int = 0
     margin: float | None = None
+    rescored: bool = False
     policy_version: int = 0
     states: Tensor | None = None
     actions: Tensor | None = None

@@ -4,7 +4,7 @@ No list of model names to keep: recurrent layers, capped scores, attention that 
 do more than a product all show in the numbers. A way that raises is not taken.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -26,6 +26,7 @@ __all__ = [
     "body_of",
     "head_is_linear",
     "head_options",
+    "logits_alone",
     "read_alone",
     "takes_joined_rows",
     "takes_shared_prompt",
@@ -243,9 +244,15 @@ def read_alone(policy: PackedPolicy, batch: Batch, row: int) -> Tensor:
 
 
 def _read_alone(model: CausalModel, item: Completion, temperature: float) -> TokenStats:
-    row = torch.cat([torch.tensor(item.prompt_ids), item.tokens]).to(model.device)
-    logits = model(input_ids=row[None, :-1], use_cache=False).logits[0, len(item.prompt_ids) - 1 :]
+    logits = logits_alone(model, item.prompt_ids, item.tokens)
     return full_logit_stats(logits.float(), item.tokens.to(model.device), temperature)
+
+
+def logits_alone(model: CausalModel, prompt: Sequence[int], tokens: Sequence[int] | Tensor) -> Tensor:
+    """The logits that ``tokens`` behind a prompt are drawn from, ``[L, V]``: a row alone, as it is written."""
+    row = torch.cat([torch.tensor(prompt), torch.as_tensor(tokens)]).to(model.device)
+    logits: Tensor = model(input_ids=row[None, :-1], use_cache=False).logits
+    return logits[0, len(prompt) - 1 :]
 
 
 def _made_up_rows(model: CausalModel, limit: int | None = None) -> tuple[list[Completion], Pack, Pack]:

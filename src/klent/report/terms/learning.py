@@ -10,6 +10,11 @@ LEARNING: dict[str, Term] = {
         "How much the policy still explores: exp(entropy) is the number of equally likely choices with the "
         "same entropy. At 0 the policy has collapsed and the reward can hardly rise further.",
     ),
+    "policy/entropy_rescored": Term(
+        "fraction",
+        "Share of completions whose entropy is by a pass of the trainer over them; rollout.engine=vllm alone.",
+        "1: vLLM reports log-probabilities and no entropy. The same weights and temperature, up to `sync/gap`.",
+    ),
     "policy/entropy_delta": Term(
         "nats per token",
         "Change of entropy that one update caused, measured on the same probe tokens before and after it.",

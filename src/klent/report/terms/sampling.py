@@ -92,12 +92,15 @@ SAMPLING: dict[str, Term] = {
     "sync/gap": Term(
         "nats",
         "Mean distance between the engine's and the trainer's log-probability on a canary batch, after a sync.",
-        "Rounding alone. More means that the engine samples from other weights than the trainer holds.",
+        "Rounding alone: 1e-5 in float32. More means that the engine samples from other weights, or in another "
+        "way, than the trainer takes it to, and the run stops with the reason. Absent where both share weights.",
     ),
+    "sync/gap_max": Term("nats", "The largest such distance on the canary batch.", "As `sync/gap`."),
     "sync/arrived": Term(
         "fraction",
         "Share of the last update's change in log-probability that the engine shows.",
-        "1 where the new weights have arrived, 0 where the engine kept the old ones.",
+        "1 where the new weights have arrived, 0 where the engine kept the old ones; below 0.5 the run stops. "
+        "Absent at the first sync, and where rounding hides the change.",
     ),
 }
 """Metrics of the rollout -> Term. A name with ``<name>`` stands for a family; exact names take precedence."""
