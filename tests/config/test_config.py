@@ -276,8 +276,8 @@ REFUSED = {
         "(it has ppo_clip); to add it, write reinforce: {}",
     ),
     "another engine": (
-        "rollout: {engine: vllm}\n",
-        "rollout: `engine` is transformers, dataset (replay) or policy",
+        "rollout: {engine: sglang}\n",
+        "rollout: `engine` is transformers, vllm, dataset (replay) or policy",
     ),
     "a tracker": (
         "track: [mlflow]\n",

@@ -136,7 +136,7 @@ def stepped(loss: dict, budget: int) -> dict[str, np.ndarray]:
     )
     batch = make_batch(episodes(), [1.0, -2.0, 0.5, 3.0], group_size=2)
     batch.streams.logp_old = batch.streams.logp_gen
-    updater.objective.estimate_advantage(batch, updater.world)
+    updater.objective.estimate_advantage(batch)
     updater.run(batch, seed=0)
     return {name: p.grad.double().numpy() for name, p in policy.trainable().items()}
 

@@ -21,7 +21,9 @@ from tiny import tiny_folder
 from klent.config import load_recipe
 from klent.errors import ConfigError
 from klent.io.files import read_jsonl
+from klent.kit.world import OneProcess
 from klent.runs.console import QuietConsole
+from klent.runs.interrupt import StopRequest
 from klent.runs.train import train
 
 RECIPE = """
@@ -190,6 +192,20 @@ def test_a_stop_that_one_rank_hears_stops_all_after_the_same_step(project):
     steps = len(numbers(run))
     assert 2 <= steps < 400
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"{steps:06d}"]
+
+
+def test_a_signal_while_the_others_are_waited_for_is_not_lost():
+    class Late(OneProcess):
+        def gather(self, said):
+            if said == b"0":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return [said]
+
+    told = []
+    with StopRequest(lambda: told.append(1), Late()) as stop:
+        assert [stop.agreed(), stop.agreed(), stop.agreed()] == [False, True, True]
+    assert told == [1]
+    assert stop.signal == signal.SIGTERM
 
 
 def test_what_cannot_be_is_refused(project, monkeypatch):

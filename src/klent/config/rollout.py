@@ -32,6 +32,8 @@ class TransformersRollout(Settings):
     """Of each prompt's completions, train on a pair: the best by reward against the worst; null = on all."""
     mismatch: Mismatch | None = None
     """Weighs by trainer/sampler where their log-probabilities differ; null = they are taken to be the same."""
+    staleness: Count = 0
+    """Steps that sampling runs ahead of training, with a copy of the weights; 0 = they take turns."""
 
     @field_validator("mismatch", mode="before")
     @classmethod
@@ -40,8 +42,8 @@ class TransformersRollout(Settings):
 
     def for_evaluation(self) -> "TransformersRollout":
         """How held-out problems are answered: sampled as in training, from the policy alone."""
-        plain = self.mixture is None and self.pairs is None
-        return self if plain else self.model_copy(update={"mixture": None, "pairs": None})
+        plain = self.mixture is None and self.pairs is None and not self.staleness
+        return self if plain else self.model_copy(update={"mixture": None, "pairs": None, "staleness": 0})
 
 
 class VllmRollout(TransformersRollout):
@@ -66,6 +68,7 @@ class DatasetRollout(Settings):
     temperature: ClassVar[float] = 1.0  # log-probs are those of the model's own distribution
     mixture: ClassVar[None] = None
     mismatch: ClassVar[None] = None
+    staleness: ClassVar[int] = 0
     pairs: ClassVar[None] = None  # the data has them, or not
 
     engine: Literal["dataset"]
@@ -85,6 +88,7 @@ class PolicyRollout(Settings):
     temperature: ClassVar[float] = 1.0
     mixture: ClassVar[None] = None
     mismatch: ClassVar[None] = None
+    staleness: ClassVar[int] = 0
 
     engine: Literal["policy"]
     """What makes the episodes."""

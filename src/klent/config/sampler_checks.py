@@ -15,6 +15,8 @@ def sampler_problems(recipe: Recipe) -> Iterator[Problem]:
     """A distance that nothing reads or gives, and weights that would count twice or not at all."""
     yield from _distance_problems(recipe)
     yield from _mismatch_problems(recipe)
+    if recipe.rollout.staleness:
+        yield from _staleness_problems(recipe)
     yield from _engine_problems(recipe)
 
 
@@ -84,3 +86,27 @@ def _mismatch_problems(recipe: Recipe) -> Iterator[Problem]:
         reason = f"is not used: the loss ({', '.join(recipe.loss)}) has the ratio to the sampler in it"
         fix = "remove it" if whole else "remove it, or choose a mode that masks"
         yield Problem(path, f"{reason}; {fix}")
+
+
+def _staleness_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What takes the sampler for the policy as it stands, or is not made for two threads."""
+    path, rollout = ("rollout", "staleness"), recipe.rollout
+    steers = recipe.thermostat is not None and recipe.thermostat.steer == "temperature"
+    others = {
+        "rollout.mixture": rollout.mixture is not None,
+        "rollout.engine=vllm": rollout.engine == "vllm",
+        "task.env": recipe.task.pays,
+        "update.distance": recipe.update.distance is not None,
+        "update.released_code": recipe.update.released_code,
+        "thermostat.steer=temperature": steers,
+    }
+    for name in (name for name, is_set in others.items() if is_set):
+        yield Problem(path, f"{rollout.staleness} is not for {name}, which samples step by step; set it to 0")
+    if rollout.mismatch is not None:
+        return
+    for name in recipe.loss:
+        reads = streams_of(resolve(name))
+        if "advantage" in reads and not reads & {"logp_old", "logp_gen"}:
+            reason = f"takes completions for the policy's own, and with rollout.staleness={rollout.staleness}"
+            fix = "Use a loss that clips the ratio (ppo_clip, cispo), or set rollout.mismatch"
+            yield Problem(("loss", name), f"{reason} they are older. {fix}")

@@ -6,6 +6,7 @@ from typing import Protocol
 from klent.kit.seeds import derive_seed
 from klent.rollout.engine import Engine
 from klent.streams.episode import Episode
+from klent.streams.prompt import Prompt
 from klent.tasks import Scores, Task
 from klent.tasks.returns import Judge
 
@@ -20,6 +21,10 @@ class Source(Protocol):
 
     def collect(self, step: int) -> list[Episode]:
         """The episodes of training step ``step``, from 1."""
+        ...
+
+    def version(self) -> int | None:
+        """How many optimizer steps the policy has taken; None where it always samples as it stands."""
         ...
 
     def score(self, episodes: Sequence[Episode]) -> Scores | None:
@@ -58,10 +63,17 @@ class TaskSource:
 
     def collect(self, step: int) -> list[Episode]:
         """The next prompts of the task, answered."""
-        first = (step - 1) * self.prompts_per_step
-        prompts = [self.task.train(first + i) for i in range(self.prompts_per_step)]
         seed = derive_seed(self.seed, "rollout", step)
-        return self.engine.generate(prompts, group_size=self.group_size, seed=seed)
+        return self.engine.generate(self.prompts(step), group_size=self.group_size, seed=seed)
+
+    def prompts(self, step: int) -> list[Prompt]:
+        """The prompts of training step ``step``, from 1."""
+        first = (step - 1) * self.prompts_per_step
+        return [self.task.train(first + i) for i in range(self.prompts_per_step)]
+
+    def version(self) -> int | None:
+        """The policy samples as it stands."""
+        return None
 
     def score(self, episodes: Sequence[Episode]) -> Scores | None:
         """What the rewards say."""

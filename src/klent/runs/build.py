@@ -9,9 +9,13 @@ from pathlib import Path
 
 from klent.config import Recipe, dump_recipe
 from klent.control.limits import Guard
+from klent.control.organ import Organ
+from klent.control.stale import StaleData
 from klent.control.witness import Witness
+from klent.errors import ConfigError
 from klent.measure.roofline import Floor
 from klent.models.exact import close
+from klent.rollout.ahead import Ahead
 from klent.rollout.shared_engine import SharedEngine
 from klent.rollout.source import TaskSource
 from klent.runs.console import TrainConsole
@@ -71,24 +75,12 @@ def build_loop(
         evaluate: False = nothing held out is measured.
         leader: the run's folder, where this rank follows the one that writes it.
     """
-    rollout, world = recipe.rollout, parts.updater.world
-    engine = parts.engine
-    if world.size > 1 and rollout.sampled:
-        engine = SharedEngine(parts.engine, world)
-        parts = replace(parts, sampler=SharedEngine(parts.sampler, world))
-
-    def checkpoints() -> list[str]:
-        return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
-
+    rollout = recipe.rollout
+    parts = _shared(parts, sampled=rollout.sampled)
     trackers = Trackers(
         recipe.track if leader is None else (), folder.path, title=recipe.name, recipe=dump_recipe(recipe)
     )
-    organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
-    if parts.alone is not None and parts.loaded is not None:
-        agree = partial(close, dtype=parts.loaded.model.dtype)
-        organs.append(Witness(parts.updater.measure, parts.alone, agree, console.warn))
-    if parts.values is not None:
-        organs.append(parts.values(task))
+    organs = _organs(recipe, parts, folder, task, console)
     exams = []
     if evaluate:
         exams = build_exams(recipe, parts, task=task, examined=examined, judge=judge, note=console.warn)
@@ -101,16 +93,18 @@ def build_loop(
         keep_best=lambda: parts.save(task, folder.best) if leader is None else None,
         show=console.eval,
     )
+    source = TaskSource(
+        task,
+        parts.engine,
+        scorer if rollout.sampled else None,
+        prompts_per_step=recipe.prompts_per_step,
+        group_size=recipe.group_size,
+        seed=recipe.seed,
+    )
+    ahead = _ahead(source, recipe, parts, organs) if rollout.staleness else None
     return Loop(
-        source=TaskSource(
-            task,
-            engine,
-            scorer if rollout.sampled else None,
-            prompts_per_step=recipe.prompts_per_step,
-            group_size=recipe.group_size,
-            seed=recipe.seed,
-        ),
-        engine=engine,
+        source=ahead or source,
+        engine=ahead or parts.engine,
         updater=parts.updater,
         reference=parts.compared,
         organs=organs,
@@ -130,3 +124,47 @@ def build_loop(
         checkpoint_every=recipe.checkpoint.every,
         seed=recipe.seed,
     )
+
+
+def _shared(parts: Parts, *, sampled: bool) -> Parts:
+    """The same parts, where ranks share the run with engines whose work is shared."""
+    world = parts.updater.world
+    if world.size == 1 or not sampled:
+        return parts
+    return replace(
+        parts, engine=SharedEngine(parts.engine, world), sampler=SharedEngine(parts.sampler, world)
+    )
+
+
+def _organs(
+    recipe: Recipe, parts: Parts, folder: RunFolder, task: Task, console: TrainConsole
+) -> list[Organ]:
+    """Those of the parts, and those that every run of their kind has."""
+
+    def checkpoints() -> list[str]:
+        return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
+
+    organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
+    if parts.alone is not None and parts.loaded is not None:
+        agree = partial(close, dtype=parts.loaded.model.dtype)
+        organs.append(Witness(parts.updater.measure, parts.alone, agree, console.warn))
+    if parts.values is not None:
+        organs.append(parts.values(task))
+    return organs
+
+
+def _ahead(source: TaskSource, recipe: Recipe, parts: Parts, organs: list[Organ]) -> Ahead:
+    """Sampling that runs ahead, and the organ that holds it."""
+    if parts.updater.world.size > 1:
+        raise ConfigError(
+            f"rollout.staleness is {recipe.rollout.staleness}, and {parts.updater.world.size} ranks share the run: "
+            "what a thread samples ahead they cannot exchange. Start one process, or set rollout.staleness: 0"
+        )
+    ahead = Ahead(
+        source,
+        staleness=recipe.rollout.staleness,
+        last=recipe.steps,
+        version=lambda: parts.updater.steps_done,
+    )
+    organs.insert(0, StaleData(ahead, weighed=recipe.rollout.mismatch is not None))
+    return ahead

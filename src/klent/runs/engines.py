@@ -7,6 +7,7 @@ from klent.config import Bellman, DatasetRollout, TransformersRollout, VllmRollo
 from klent.control.mixing import alpha_at
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
+from klent.rollout.copied_engine import CopiedEngine
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
@@ -101,6 +102,8 @@ def build_engine(
     )
     if rollout.engine == "vllm":
         return _vllm(loaded, rollout, options, progress)
+    if rollout.staleness:
+        return CopiedEngine(loaded, options)
     settings = rollout.mixture
     if target is None or settings is None:
         return plain_sampler(Opened(loaded, player), options, progress)

@@ -22,6 +22,7 @@ class StopRequest:
     def __init__(self, on_first: Callable[[], None], world: World) -> None:
         self.asked = False
         self.signal: int | None = None  # which one asked
+        self._own = 0  # that this process heard; what others say never takes its place
         self._on_first = on_first
         self._world = world
         self._previous: dict[int, object] = {}
@@ -41,13 +42,13 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any rank was asked; each rank calls this once per step."""
-        heard = [int(said) for said in self._world.gather(str(self.signal or 0).encode())]
+        heard = [int(said) for said in self._world.gather(str(self._own).encode())]
         self.signal = max(heard) or None
         self.asked = self.signal is not None
         return self.asked
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked, self.signal = self.asked, True, number
+        again, self._own = bool(self._own), self._own or number
         if self._world.size == 1:
             self._restore()
         if not again:

@@ -140,6 +140,7 @@ class Loop:
             group_size=self.source.group_size,
             whole_groups=self.updater.needs.whole_groups,
             to_go=None if scores is None else scores.to_go,
+            version=self.source.version(),
         )
         with self._timed("train"):
             self._measure_before(batch)

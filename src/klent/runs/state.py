@@ -118,7 +118,7 @@ class RunState:
         try:
             holder = self.holders[name]
             holder.load_state_dict(state)
-            if isinstance(holder, HoldsTensors) and holder.tensors():
+            if isinstance(holder, HoldsTensors) and (holder.tensors() or name in checkpoint.tensors):
                 holder.load_tensors(checkpoint.tensors[name])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(

@@ -66,6 +66,7 @@ class Batch:
         streams: the numbers of each action and episode.
         to_go: from each turn on, what an episode's rewards add up to, NaN where it has no such turn, ``[B, K]``;
             None where credit is the whole episode's.
+        lag: optimizer steps that the policy took after it sampled the oldest episode.
     """
 
     episodes: list[Episode]
@@ -74,6 +75,7 @@ class Batch:
     mask: Tensor
     streams: Streams
     to_go: Tensor | None = None
+    lag: int = 0
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -112,16 +114,18 @@ class Batch:
     @property
     def on_policy(self) -> bool:
         """Whether actions were drawn from the policy itself, so that means over them are the policy's."""
-        return self.sampled and not self.mixed
+        return self.sampled and not self.mixed and not self.lag
 
     @property
     def at_sampling(self) -> Stats | None:
-        """The policy's numbers as it stood while the step sampled; None where nothing was sampled.
+        """The policy's numbers at the start of the step, as it sampled with them; None where it did not.
 
         Those that the engine reports: of the distribution sampled where that is the policy's, or apart from
         it where a mixture was sampled.
         """
         streams = self.streams
+        if self.lag:
+            return None
         if streams.logp_policy is not None and streams.entropy_policy is not None:
             return Stats(streams.logp_policy, streams.entropy_policy)
         if streams.logp_gen is not None and streams.entropy_gen is not None:
@@ -151,6 +155,7 @@ def make_batch(
     unit: Sequence[int] | None = None,
     whole_groups: bool = False,
     to_go: Sequence[Sequence[float]] | None = None,
+    version: int | None = None,
 ) -> Batch:
     """Line episodes up on a grid.
 
@@ -162,6 +167,7 @@ def make_batch(
         whole_groups: whether a loss reads the episodes of a prompt together.
         to_go: for each episode, from each turn on, what its rewards add up to, where each turn has its own
             advantage.
+        version: optimizer steps that the policy has taken by now; None = it is the one that sampled.
     """
     mask = pad_sequence([episode.acted for episode in episodes], batch_first=True)
     group = torch.arange(len(episodes)) // group_size
@@ -194,6 +200,7 @@ def make_batch(
         to_go=None
         if to_go is None
         else pad_sequence([torch.tensor(sums) for sums in to_go], batch_first=True, padding_value=math.nan),
+        lag=0 if version is None else max(version - episode.policy_version for episode in episodes),
     )
 
 

@@ -150,6 +150,11 @@ LEARNING: dict[str, Term] = {
         "Mean distance between the trainer's and the sampler's probability of a token, in logs of verl.",
         "Like policy/logp_mismatch, on the scale of probabilities.",
     ),
+    "policy/staleness": Term(
+        "optimizer steps",
+        "Optimizer steps that the policy took between sampling the step's oldest completion and training on it.",
+        "rollout.staleness times the optimizer steps of a step; ratios are then to the policy that sampled.",
+    ),
     "policy/logp_mismatch": Term(
         "nats",
         "Mean distance |logp - logp_gen| between the trainer's and the sampler's log-probability of a token.",

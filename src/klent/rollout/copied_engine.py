@@ -1,0 +1,57 @@
+"""An engine that samples with a copy of the policy's weights, so that training may go on meanwhile."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from klent.errors import ModelError
+from klent.models.load import LoadedModel
+from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.causal_lm.probe import logits_alone
+from klent.policies.policy import Policy
+from klent.rollout.certificate import Certifier
+from klent.rollout.engine import SyncCertificate
+from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+
+
+class CopiedEngine(TransformersEngine):
+    """As :class:`TransformersEngine`, with weights of its own that :meth:`sync` renews and certifies.
+
+    Args:
+        loaded: the model that is trained, which is copied.
+        options: how to sample.
+    """
+
+    def __init__(self, loaded: LoadedModel, options: SamplingOptions) -> None:
+        own = copy.deepcopy(
+            loaded.model
+        ).eval()  # parameters as they are: frozen ones take other kernels, and round
+        super().__init__(replace(loaded, model=own), options)
+        self.trained = loaded.model
+        dtype = str(own.dtype).removeprefix("torch.")
+        self.certifier = Certifier(loaded.tokenizer, dtype=dtype)
+
+    def sync(self, policy: Policy) -> SyncCertificate:
+        """Copy every weight, an adapter's too, and certify that they are sampled from.
+
+        Raises:
+            SyncError: they are not.
+        """
+        if not isinstance(policy, CausalPolicy):
+            raise ModelError(
+                "a copy samples texts, and the policy is no language model; set rollout.staleness: 0"
+            )
+        self.loaded.model.load_state_dict(self.trained.state_dict())
+        return self.certifier.certify(policy, self)
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
+        """Log-probabilities of given tokens; see :class:`klent.rollout.certificate.OwnWeights`."""
+        scored = []
+        for prompt, tokens in rows:
+            logp = logits_alone(self.loaded.model, prompt, tokens).float().log_softmax(-1)
+            scored.append(logp.gather(1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].cpu())
+        return scored
