@@ -26,6 +26,10 @@ class TransformersRollout(Settings):
     """Sample among this many most likely tokens; 0 = all."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
     """Strings that end a completion, besides the model's own end token."""
+    rows: Literal["auto"] | PositiveInt = "auto"
+    """Completions decoded together: `auto` = as many as free memory holds; what is said does not depend on it."""
+    decoding: Literal["auto", "eager", "graph"] = "auto"
+    """`graph`: one recorded step in fixed memory, replayed; `eager`: step by step; `auto` = graph on a GPU."""
     mixture: MixtureSettings | None = None
     """Sample between the policy and a target; evaluation samples from the policy all the same."""
     pairs: Literal["best_worst"] | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from klent.config import Recipe, dump_recipe
 from klent.control.limits import Guard
+from klent.control.rounding import RoundedAway
 from klent.control.witness import Witness
 from klent.measure.roofline import Floor
 from klent.models.exact import close
@@ -83,7 +84,8 @@ def build_loop(
     trackers = Trackers(
         recipe.track if leader is None else (), folder.path, title=recipe.name, recipe=dump_recipe(recipe)
     )
-    organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
+    rounded = RoundedAway(parts.updater.optimizer, console.warn)
+    organs = [*parts.organs, rounded, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
     if parts.alone is not None and parts.loaded is not None:
         agree = partial(close, dtype=parts.loaded.model.dtype)
         organs.append(Witness(parts.updater.measure, parts.alone, agree, console.warn))
