@@ -145,7 +145,7 @@ def locate_layer(file: Path) -> Layer:
     """A file of recipes, its relative paths made such that they are found."""
     layer = read_layer(file)
     folders = _folders(file)
-    values = renamed(layer.values) if file.name == "config.yaml" else layer.values
+    values = cast("dict[str, Yaml]", renamed(layer.values)) if file.name == "config.yaml" else layer.values
     layer.values = {key: _beside(value, folders, key) for key, value in values.items()}
     return layer
 

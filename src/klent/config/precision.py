@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from klent.config.base import Settings, Yaml
+from klent.config.base import Settings
 
 
 class Precision(Settings):
@@ -15,7 +15,7 @@ class Precision(Settings):
     """Type that sampler, trainer and reference compute in; auto = bfloat16 on a GPU that has it, else `weights`."""
 
 
-def renamed(values: Mapping[str, Yaml]) -> dict[str, Yaml]:
+def renamed(values: Mapping[str, object]) -> dict[str, object]:
     """A run's recipe in the words of this version: ``dtype`` was the type of weights and arithmetic.
 
     >>> renamed({"model": "m", "dtype": "bfloat16"})

@@ -77,13 +77,13 @@ class Draw(NamedTuple):
 
 
 class Completions(NamedTuple):
-    """What was said, row by row: ``count`` tokens each, and of each token the numbers of ``Sampled``."""
+    """What was said, row by row: so many tokens each, and of each token the numbers of ``Sampled``."""
 
     tokens: Tensor
     """``[R, T]``"""
     numbers: Tensor
     """``[R, T, 4]``"""
-    count: list[int]
+    lengths: list[int]
     stopped: list[bool]
 
 

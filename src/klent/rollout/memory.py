@@ -77,7 +77,7 @@ def bytes_per_row(model: CausalModel, *, longest: int, max_tokens: int, group_si
     cache = COPIES * 2 * layers * kv_heads * width * number * (longest + max_tokens)
     states = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     reading = STATES * states * number * longest / group_size
-    return cache + LOGITS * 4 * config.vocab_size + reading
+    return float(cache + LOGITS * 4 * config.vocab_size + reading)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -286,7 +286,7 @@ class TransformersEngine:
             meets_stop=self._meets_stop if options.stop else None,
         )
         for row, tokens, numbers, count, stopped in zip(
-            rows, said.tokens, said.numbers, said.count, said.stopped, strict=True
+            rows, said.tokens, said.numbers, said.lengths, said.stopped, strict=True
         ):
             row.tokens, row.stopped = tokens[:count].tolist(), stopped
             row.numbers = [tuple(its) for its in numbers[:count].tolist()]

@@ -27,9 +27,11 @@ def open_judges(recipe: Recipe, *, sampler: str | None = None, log: Path | None 
         sampler: the model that samples; None = the recipe's.
         log: file that receives what a process prints; None = standard error.
     """
+    place = placement(recipe.device, recipe.precision)
     options: dict[str, str | int | bool | None] = {
         "sampler": sampler or recipe.model,
-        **placement(recipe.device, recipe.precision),
+        "device": place["device"],
+        "dtype": place["dtype"],
         "trust_remote_code": recipe.trust_remote_code,
         "attention": recipe.attention,
         "tokens_per_microbatch": recipe.update.tokens_per_microbatch,
