@@ -23,7 +23,7 @@ from klent.streams.prompt import Prompt
 
 TEXTS = ("1+1", "a much longer question than the others?", "2+3=", "x" * 90)
 PROMPTS = [Prompt(f"p/{i}", [{"role": "user", "content": text}]) for i, text in enumerate(TEXTS)]
-LONG = SamplingOptions(max_tokens=70)
+LONG = SamplingOptions(max_tokens=42)
 OPTIONS = {
     "plain": LONG,
     "temperature": replace(LONG, temperature=0.7),
@@ -52,7 +52,7 @@ def assert_alike(ours: list[Episode], theirs: list[Episode]) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_same_numbers_give_the_same_tokens_as_step_by_step(name, monkeypatch):
-    monkeypatch.setattr(static, "WINDOW", 8)  # so that windows grow: 8, 16, 32, 64, 70
+    monkeypatch.setattr(static, "WINDOW", 8)  # so that windows grow: 8, 16, 32, 42
     stops = tuple(range(12)) if name == "plain" else (TURN_END, END)  # many rows end early: sizes shrink
     options = OPTIONS[name]
     recorded = TransformersEngine(loaded(stops), options, decoding="graph", note=pytest.fail)
@@ -73,12 +73,19 @@ def test_rooms_of_rows_are_kept():
     assert [len(r.tokens) for r in ours] == [3 + 9 * (i // 5) for i in range(20)]
 
 
-@pytest.mark.parametrize("decoding", ["eager", "graph"])
-@pytest.mark.parametrize("rows", [1, 5, 10, None])
-def test_the_rows_at_once_do_not_change_what_is_said(decoding, rows):
-    engine = TransformersEngine(loaded(), OPTIONS["temperature"], rows=rows, decoding=decoding)
-    whole = said(TransformersEngine(loaded(), OPTIONS["temperature"], rows=64))
-    assert [r.tokens.tolist() for r in said(engine)] == [r.tokens.tolist() for r in whole]
+@pytest.fixture(scope="module")
+def whole():
+    options = replace(LONG, temperature=0.7, max_tokens=20)
+    return options, [r.tokens.tolist() for r in said(TransformersEngine(loaded(), options, rows=64))]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "rows"), [("eager", 5), ("eager", None), *(("graph", n) for n in (1, 10, None))]
+)
+def test_the_rows_at_once_do_not_change_what_is_said(whole, decoding, rows):
+    options, expected = whole
+    engine = TransformersEngine(loaded(), options, rows=rows, decoding=decoding)
+    assert [r.tokens.tolist() for r in said(engine)] == expected
 
 
 #: operations that wait for the device, or whose shapes depend on what it holds
@@ -244,7 +251,8 @@ def test_an_attention_that_differs_is_refused(monkeypatch):
 
 def test_rows_that_do_not_fit_are_taken_in_halves(monkeypatch):
     notes: list[str] = []
-    engine = TransformersEngine(loaded(), LONG, note=notes.append)
+    options = replace(LONG, max_tokens=6)
+    engine = TransformersEngine(loaded(), options, note=notes.append)
     usual = TransformersEngine._decode
 
     def scarce(self, rows, *others):
@@ -259,7 +267,7 @@ def test_rows_that_do_not_fit_are_taken_in_halves(monkeypatch):
         "5 rows at once from here on",
     ]
     monkeypatch.undo()
-    assert_alike(ours, said(TransformersEngine(loaded(), LONG)))
+    assert_alike(ours, said(TransformersEngine(loaded(), options)))
 
 
 def test_memory_of_a_row_covers_what_a_cache_takes(monkeypatch):

@@ -120,6 +120,8 @@ class BellmanTargets(Organ):
         Raises:
             KeyError, ValueError: it is of another model.
         """
+        if self.best is None:
+            return
         for name, mine in self.tensors().items():
             if tensors[name].shape != mine.shape:
                 raise ValueError(f"{name} has shape {list(tensors[name].shape)}, not {list(mine.shape)}")
