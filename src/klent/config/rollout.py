@@ -54,13 +54,19 @@ class VllmRollout(TransformersRollout):
     engine: Literal["vllm"]  # type: ignore[assignment]  # a union's tag, and nobody sets it
     """What makes the completions."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type that vLLM computes in; auto = the recipe's `dtype`, so that sampler and trainer differ by rounding."""
+    """Type that vLLM computes in; auto = that of the policy, so that both differ by rounding; float32 with `lora`."""
     cache_gb: Positive = 1.0
     """Memory for keys and values, in GB of 10^9 bytes; groups share the prompt's part of it."""
 
     def for_evaluation(self) -> TransformersRollout:
         """How held-out problems are answered: sampled with the trainer's own weights."""
-        return TransformersRollout(max_tokens=self.max_tokens, temperature=self.temperature, stop=self.stop)
+        return TransformersRollout(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            stop=self.stop,
+            rows=self.rows,
+            decoding=self.decoding,
+        )
 
 
 class DatasetRollout(Settings):

@@ -33,6 +33,8 @@ def viewing(device: str, precision: Precision) -> Placement:
 
 
 def _on(device: torch.device, precision: Precision) -> Placement:
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # kernels and recordings run on the current device
     return {"device": str(device), "dtype": computes_in(precision, device)}
 
 

@@ -124,7 +124,9 @@ def _vllm(
     loaded: LoadedModel, rollout: VllmRollout, options: SamplingOptions, progress: Progress | None
 ) -> VllmEngine:
     """vLLM with a copy of the model, as its folder has it; the first sync brings the trainer's weights."""
-    dtype = str(loaded.model.dtype).removeprefix("torch.") if rollout.dtype == "auto" else rollout.dtype
+    adapted = hasattr(loaded.model, "peft_config")  # merged for vllm, which bfloat16 would round away
+    own = "float32" if adapted else str(loaded.model.dtype).removeprefix("torch.")
+    dtype = own if rollout.dtype == "auto" else rollout.dtype
     longest = context_length(loaded.model)
     library = VllmLibrary(loaded.source, dtype=dtype, longest=longest, cache_gb=rollout.cache_gb)
     return VllmEngine(loaded, options, library, dtype=dtype, progress=progress)
