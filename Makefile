@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL          where to get torch: an index that holds CPU builds, which are small
 #   PIP_ARGS="..."           more arguments for every pip install
 #   TRL_PYTHON, VLLM_PYTHON  for `make bench` and `make test-vllm`: a Python that has trl, and one that has vllm
+#   GPU_PYTHON               for `make test-gpu` and `make bench-gpu`: a Python whose torch has CUDA
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
@@ -12,6 +13,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 TRL_PYTHON ?= $(BIN)/python
 VLLM_PYTHON ?= $(BIN)/python
+GPU_PYTHON ?= $(BIN)/python
 STAMP := $(VENV)/.installed
 # Two names for one thing: older and newer pip take the versions of what builds a package from either.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
@@ -19,7 +21,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 EXTRAS := dev,tasks,data,gguf,lora,tensorboard
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm lint types format bench bench-gpu docs wheel clean
+.PHONY: help demo test test-vllm test-gpu lint types format bench bench-gpu docs wheel clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,8 +56,13 @@ bench: $(STAMP) ## run the CPU benchmarks, about 28 idle minutes, and print one 
 	-$(BIN)/python benchmarks/step.py --neighbours 0 1 --peer-python $(TRL_PYTHON)
 	$(BIN)/python benchmarks/table.py
 
-bench-gpu: $(STAMP) ## measure the head on a GPU against the fused kernels that are installed
-	$(BIN)/python benchmarks/head_gpu.py
+# Both ask for no more than GPU_PYTHON: a Python with torch for CUDA, triton and klent's light dependencies.
+bench-gpu: ## on a GPU: head, decoding, solver and a whole step, beside what is installed of its peers; 5 minutes
+	$(GPU_PYTHON) benchmarks/head_gpu.py
+	$(GPU_PYTHON) benchmarks/gpu.py
+
+test-gpu: ## on a GPU: exactness, recorded decoding, bit-identical resume, precision that learns; 5 minutes
+	$(GPU_PYTHON) tests/gpu/run.py
 
 docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.streams.page

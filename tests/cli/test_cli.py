@@ -170,7 +170,7 @@ def test_a_refusal_is_a_panel_without_a_traceback(run):
         (["my.yaml", "lora=true"], "Write lora={} for the defaults"),
         (["my.yaml", "lora.r=8"], "klent calls it `lora.rank`"),
         (["my.yaml", "track=tensorboard"], "Write track=[tensorboard]"),
-        (["my.yaml", "device=cuda"], "a run uses the GPU if there is one"),
+        (["my.yaml", "device=gpu"], "should be auto, cpu, cuda or cuda:N"),
         (
             ["my.yaml", "rollout.engine=sglang"],
             "samples with transformers (remove rollout.engine) or with vllm",
@@ -504,7 +504,7 @@ def test_temperature_0_is_greedy(run, monkeypatch):
     seen = {}
 
     class Engine:
-        def __init__(self, loaded, options, *, progress):
+        def __init__(self, loaded, options, **work):
             seen["temperature"] = options.temperature
 
         def generate(self, prompts, *, group_size, seed):

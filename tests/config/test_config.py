@@ -337,7 +337,22 @@ REFUSED_OVERRIDES = {
         "should be a list; got 0.5. Write eval.temperatures=[0.5]",
     ),
     "one number for two": (["optimizer.betas=0.9"], "optimizer.betas=0.9: should be a list; got 0.9"),
-    "a device": (["device=cuda"], "device=cuda: unknown key; a run uses the GPU if there is one"),
+    "a device": (["device=gpu"], "device=gpu: should be auto, cpu, cuda or cuda:N; got 'gpu'"),
+    "several devices": (["device_map=auto"], "a run is on one device: set device: cuda:N"),
+    "the type of earlier versions": (
+        ["dtype=bfloat16"],
+        "dtype=bfloat16: unknown key; klent calls it `precision`",
+    ),
+    "another program's type": (["bf16=true"], "bf16=true: unknown key; klent calls it `precision`"),
+    "a type that there is not": (
+        ["precision.compute=float16"],
+        "precision.compute=float16: should be 'auto', 'float32' or 'bfloat16'; got 'float16'",
+    ),
+    "digits that the weights do not have": (
+        ["precision.weights=bfloat16", "precision.compute=float32"],
+        "precision.compute=float32: float32 arithmetic on weights that were rounded to bfloat16 costs time",
+    ),
+    "no rows": (["rollout.rows=0"], "rollout.rows=0: should be"),
     "another program's engine": (
         ["rollout.engine=sglang"],
         "got 'sglang'. klent samples with transformers (remove rollout.engine) or with vllm",

@@ -226,10 +226,16 @@ def test_the_keys_that_newcomers_ask_for_are_in_the_docs_and_work():
     page = (Path(__file__).parents[2] / "docs" / "bring-your-own.md").read_text(encoding="utf-8")
     section = page.partition("### Adapters, GPU, precision, trackers")[2].partition("\n## ")[0]
     given = re.findall(r"^\| `(\S+=\S+)`", section, flags=re.M)
-    assert {key.partition("=")[0] for key in given} == {"lora", "dtype", "track", "attention"}
+    assert {key.partition("=")[0] for key in given} == {
+        "lora",
+        "device",
+        "precision.compute",
+        "track",
+        "attention",
+    }
     recipe = load_recipe("quickstart", given)
     assert recipe.lora is not None
-    assert (recipe.dtype, recipe.track) == ("bfloat16", ("tensorboard",))
+    assert (recipe.device, recipe.precision.compute, recipe.track) == ("cuda:1", "bfloat16", ("tensorboard",))
     for word in ("recipes show quickstart --fields", "CUDA_VISIBLE_DEVICES", "klent doctor"):
         assert word in section
     assert "rewards.log" in page

@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, Mistral
 
 from klent.errors import ModelError
 from klent.policies.causal_lm.model import reading_cache
-from klent.rollout import decoding
+from klent.rollout import decoding, static
 from klent.rollout.decoding import (
     ApartDecoder,
     GroupDecoder,
@@ -20,6 +20,7 @@ from klent.rollout.decoding import (
     RereadDecoder,
     choose_decoder,
 )
+from klent.rollout.static import StaticDecoder
 
 PROMPTS = [[7, 11, 13], [9, 8, 7, 6, 5, 4, 21], [30]]
 GROUP = 3
@@ -38,10 +39,11 @@ def alone(model: torch.nn.Module, row: list[int]) -> Tensor:
     return model(input_ids=torch.tensor([row])).logits[0, -1]
 
 
-@pytest.mark.parametrize("kind", [PlainDecoder, GroupDecoder, ApartDecoder, RereadDecoder])
+@pytest.mark.parametrize("kind", [PlainDecoder, GroupDecoder, StaticDecoder, ApartDecoder, RereadDecoder])
 @torch.no_grad()
 def test_every_step_gives_the_logits_of_the_row_alone(kind, monkeypatch):
     monkeypatch.setattr(decoding, "ROOM", 2)  # so that memory has to grow twice
+    monkeypatch.setattr(static, "WINDOW", 2)
     model = tiny_model()
     rows = [list(p) for p in PROMPTS for _ in range(GROUP)]
     decoder = kind(model, PROMPTS, group_size=GROUP, pad=0)
@@ -64,12 +66,13 @@ def test_every_step_gives_the_logits_of_the_row_alone(kind, monkeypatch):
     ("group_size", "kept"),
     [(1, [1, 2]), (1, [2]), (2, [2, 3, 4, 5]), (2, [0, 1, 4, 5]), (2, [2, 3])],
 )
+@pytest.mark.parametrize("kind", [GroupDecoder, StaticDecoder])
 @torch.no_grad()
-def test_whole_groups_that_leave_do_not_mix_up_the_others(group_size, kept):
+def test_whole_groups_that_leave_do_not_mix_up_the_others(kind, group_size, kept):
     """The last rows move into the gaps, and may then be as many as the grid has places, in another order."""
     model = tiny_model()
     rows = [list(p) for p in PROMPTS for _ in range(group_size)]
-    decoder = GroupDecoder(model, PROMPTS, group_size=group_size, pad=0)
+    decoder = kind(model, PROMPTS, group_size=group_size, pad=0)
     decoder.start()
     order = decoder.keep(kept)
     assert sorted(order) == kept

@@ -151,7 +151,6 @@ def test_an_adapter_is_merged_under_the_names_of_the_base_model():
         ({"rollout": {"top_k": 20}}, "rollout.top_k: vllm says nothing of the entropy"),
         ({"rollout": {"temperature": 0.005}}, "rollout.temperature: vllm takes 0.01"),
         ({"rollout": {"mixture": {"target": "reference", "alpha": 0.5}}}, "needs the logits of both models"),
-        ({"lora": {"rank": 2}, "dtype": "bfloat16"}, "an adapter that is merged into it"),
         ({"lora": {"rank": 2}, "rollout": {"dtype": "bfloat16"}}, "an adapter that is merged into it"),
         ({"trust_remote_code": True}, "models of its own"),
     ],

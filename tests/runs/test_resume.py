@@ -296,7 +296,7 @@ def test_a_setting_that_a_later_version_adds_is_no_difference(world):
     recipe = load_recipe("tiny.yaml")
     now = take_fingerprint(recipe.model_dump(mode="json"))
     before = json.loads(json.dumps(now.state()))
-    del before["recipe"]["dtype"]
+    del before["recipe"]["precision"]
     del before["recipe"]["update"]["packing"]
     refuse_other_inputs(Path("run"), 1, before, now, defaults_of(recipe))
     other = load_recipe("tiny.yaml", ["update.packing=off"])

@@ -7,6 +7,7 @@ from klent.config.load import dump_recipe, find_recipe, load_recipe, make_recipe
 from klent.config.mismatch import Mismatch
 from klent.config.mixture import Distill, MixtureSettings
 from klent.config.policy import CausalSettings, DenoiserSettings, GaussianSettings, RewardModelSettings
+from klent.config.precision import Precision
 from klent.config.recipe import Recipe
 from klent.config.rollout import DatasetRollout, PolicyRollout, TransformersRollout, VllmRollout
 from klent.config.task import (
@@ -50,6 +51,7 @@ __all__ = [
     "PairsSettings",
     "PlaySettings",
     "PolicyRollout",
+    "Precision",
     "Recipe",
     "Reduce",
     "Reward",

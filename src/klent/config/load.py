@@ -16,6 +16,7 @@ from klent.config.control_checks import control_problems
 from klent.config.layers import Layer, merge
 from klent.config.mixture_checks import mixture_problems
 from klent.config.policy_checks import policy_problems
+from klent.config.precision import renamed
 from klent.config.problems import Problem, refuse
 from klent.config.recipe import Recipe
 from klent.config.rewards import REWARD_MODEL
@@ -144,7 +145,8 @@ def locate_layer(file: Path) -> Layer:
     """A file of recipes, its relative paths made such that they are found."""
     layer = read_layer(file)
     folders = _folders(file)
-    layer.values = {key: _beside(value, folders, key) for key, value in layer.values.items()}
+    values = cast("dict[str, Yaml]", renamed(layer.values)) if file.name == "config.yaml" else layer.values
+    layer.values = {key: _beside(value, folders, key) for key, value in values.items()}
     return layer
 
 

@@ -16,12 +16,16 @@ _BEGINS = {
     "segments": "task: {segments: FOLDER}",
 }
 _OF_LANGUAGE: tuple[KeyPath, ...] = (
-    *((key,) for key in ("dtype", "attention", "trust_remote_code", "lora", "critic", "bellman")),
+    *(
+        (key,)
+        for key in ("device", "precision", "attention", "trust_remote_code", "lora", "critic", "bellman")
+    ),
     *((key,) for key in ("thermostat", "adaptive_kl")),
     *(("update", key) for key in ("packing", "gradient_checkpointing", "released_code", "distance")),
     *(("eval", key) for key in ("play", "temperatures", "same", "logits", "early_stop")),
 )
 """Keys about tokens, or about models of text."""
+_OF_DEVICES = ("device", "precision")
 
 
 def policy_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -73,7 +77,8 @@ def _unread_problems(recipe: Recipe) -> Iterator[Problem]:
             continue
         field = type(section).model_fields[str(path[-1])]  # type: ignore[attr-defined]
         if getattr(section, str(path[-1])) != field.get_default(call_default_factory=True):
-            yield Problem(path, f"is not used: a {recipe.policy.kind} has no tokens; remove it")
+            reason = "is trained on the CPU in float32" if path[0] in _OF_DEVICES else "has no tokens"
+            yield Problem(path, f"is not used: a {recipe.policy.kind} {reason}; remove it")
     if recipe.update.kl.skew:
         yield Problem(
             ("update", "kl", "skew"), "mixes distributions, and a mixture of Gaussians is none; remove it"

@@ -1,6 +1,7 @@
 """A whole recipe: every section, each key with its meaning under it."""
 
 import datetime
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
@@ -8,6 +9,7 @@ from pydantic import Field, field_validator
 from klent.config.base import Choices, Count, PositiveInt, Settings, Terms
 from klent.config.evaluation import Eval, Limits, Rewards, list_rewards
 from klent.config.policy import POLICIES, CausalSettings, Policy
+from klent.config.precision import Precision
 from klent.config.rollout import ROLLOUTS, DatasetRollout, PolicyRollout, Rollout, TransformersRollout
 from klent.config.task import TASKS, EnvironmentSettings, NoiseSettings, SegmentSettings, Task
 from klent.config.thermostat import Thermostat
@@ -25,8 +27,10 @@ class Recipe(Settings):
     """Name of the run and of its folder; by default the recipe file's name."""
     model: str
     """An alias of `klent models ls`, a local folder, or a hub id."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights and of the arithmetic."""
+    device: str = "auto"
+    """Where it runs: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    precision: Precision = Precision()
+    """Which numbers hold the weights, and which the model computes in."""
     attention: Literal["auto", "sdpa", "eager", "flash", "flex"] = "auto"
     """auto = sdpa where it gives the numbers of an eager pass, else eager. flash and flex are held against it."""
     trust_remote_code: bool = False
@@ -92,6 +96,13 @@ class Recipe(Settings):
     @classmethod
     def _list_rewards(cls, value: object) -> object:
         return list_rewards(value)
+
+    @field_validator("device")
+    @classmethod
+    def _named_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"should be auto, cpu, cuda or cuda:N; got {value!r}")
+        return value
 
     @property
     def judged(self) -> bool:

@@ -26,6 +26,10 @@ class TransformersRollout(Settings):
     """Sample among this many most likely tokens; 0 = all."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
     """Strings that end a completion, besides the model's own end token."""
+    rows: Literal["auto"] | PositiveInt = "auto"
+    """Completions decoded together: `auto` = as many as free memory holds; what is said does not depend on it."""
+    decoding: Literal["auto", "eager", "graph"] = "auto"
+    """`graph`: one recorded step in fixed memory, replayed; `eager`: step by step; `auto` = graph on a GPU."""
     mixture: MixtureSettings | None = None
     """Sample between the policy and a target; evaluation samples from the policy all the same."""
     pairs: Literal["best_worst"] | None = None
@@ -52,13 +56,19 @@ class VllmRollout(TransformersRollout):
     engine: Literal["vllm"]  # type: ignore[assignment]  # a union's tag, and nobody sets it
     """What makes the completions."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type that vLLM computes in; auto = the recipe's `dtype`, so that sampler and trainer differ by rounding."""
+    """Type that vLLM computes in; auto = that of the policy, so that both differ by rounding; float32 with `lora`."""
     cache_gb: Positive = 1.0
     """Memory for keys and values, in GB of 10^9 bytes; groups share the prompt's part of it."""
 
     def for_evaluation(self) -> TransformersRollout:
         """How held-out problems are answered: sampled with the trainer's own weights."""
-        return TransformersRollout(max_tokens=self.max_tokens, temperature=self.temperature, stop=self.stop)
+        return TransformersRollout(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            stop=self.stop,
+            rows=self.rows,
+            decoding=self.decoding,
+        )
 
 
 class DatasetRollout(Settings):

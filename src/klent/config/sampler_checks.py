@@ -39,7 +39,7 @@ def _engine_problems(recipe: Recipe) -> Iterator[Problem]:
     thermostat = recipe.thermostat
     if thermostat is not None and thermostat.steer == "temperature" and thermostat.low < _COLDEST:
         yield Problem(("thermostat", "low"), f"is below what vllm samples at; set {_COLDEST} or more")
-    if recipe.lora is not None and (rollout.dtype == "bfloat16" or recipe.dtype == "bfloat16"):
+    if recipe.lora is not None and rollout.dtype == "bfloat16":
         reason = "bfloat16 has 8 bits: an adapter that is merged into it for vllm is rounded away"
         yield Problem((*path, "dtype"), f"{reason}; set float32, or train without lora")
     if recipe.trust_remote_code:

@@ -51,16 +51,17 @@ SYNONYMS = {
     "lora_r": "lora.rank",
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
-    "torch_dtype": "dtype",
-    "bf16": "dtype",
+    "dtype": "precision",
+    "torch_dtype": "precision",
+    "bf16": "precision",
+    "fp16": "precision",
+    "mixed_precision": "precision",
 }
-_GPU = "a run uses the GPU if there is one; to use the CPU, set CUDA_VISIBLE_DEVICES= for the command"
 _ONE = "a run is one process on one GPU, or on the CPU where there is none"
 _SAMPLER = "what samples is `rollout.engine`: transformers, or vllm in the process that trains"
 #: what a recipe does not decide, and who does
 ELSEWHERE = {
-    "device": _GPU,
-    "device_map": _GPU,
+    "device_map": "a run is on one device: set device: cuda:N",
     "num_gpus": _ONE,
     "n_gpus_per_node": _ONE,
     "vllm": _SAMPLER,

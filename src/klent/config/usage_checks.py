@@ -27,6 +27,7 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _rollout_problems(recipe)
     yield from _early_stop_problems(recipe)
     yield from _update_problems(recipe)
+    yield from _precision_problems(recipe)
     yield from pair_problems(recipe)
     yield from critic_problems(recipe)
     yield from adaptive_problems(recipe)
@@ -39,6 +40,13 @@ def usage_problems(recipe: Recipe) -> Iterator[Problem]:
         yield from _environment_problems(recipe, task)
     if recipe.eval is not None and recipe.eval.play is not None:
         yield from _play_problems(recipe, recipe.eval.play)
+
+
+def _precision_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Arithmetic with digits that the weights do not have."""
+    if recipe.precision.weights == "bfloat16" and recipe.precision.compute == "float32":
+        reason = "float32 arithmetic on weights that were rounded to bfloat16 costs time and gains nothing"
+        yield Problem(("precision", "compute"), f"{reason}; set compute: bfloat16, or weights: float32")
 
 
 def _environment_problems(recipe: Recipe, task: EnvironmentSettings) -> Iterator[Problem]:

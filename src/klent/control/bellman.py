@@ -111,7 +111,7 @@ class BellmanTargets(Organ):
         """The target network, by the names of the trained parameters."""
         if self.best is None:
             return {}
-        return {name: self.best.kept.copies[id(p)].detach() for name, p in self.names.items()}
+        return {name: self.best.kept.exact(p) for name, p in self.names.items()}
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -120,10 +120,12 @@ class BellmanTargets(Organ):
         Raises:
             KeyError, ValueError: it is of another model.
         """
+        if self.best is None:
+            return
         for name, mine in self.tensors().items():
             if tensors[name].shape != mine.shape:
                 raise ValueError(f"{name} has shape {list(tensors[name].shape)}, not {list(mine.shape)}")
-            mine.copy_(tensors[name])
+            self.best.kept.take(self.names[name], tensors[name])
 
 
 class ConstantWeights(Organ):

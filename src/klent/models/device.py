@@ -32,6 +32,20 @@ def find_device(name: str = "auto") -> "torch.device":
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ModelError(
-            f"device {name!r} is not on this machine: it has {count} CUDA devices. Use auto or cpu"
+            f"device {name!r} is not on this machine: {_seen(count)}. Use device=auto (the GPU if there is one) "
+            "or device=cpu"
         )
     return device
+
+
+def _seen(count: int) -> str:
+    """What torch sees of GPUs, and why it sees none."""
+    import torch
+
+    if count:
+        return f"it has {count} CUDA devices, cuda:0 to cuda:{count - 1}"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA (for a GPU, install one with it)"
+    return (
+        "torch sees no CUDA device (nvidia-smi lists what the driver sees, CUDA_VISIBLE_DEVICES hides some)"
+    )

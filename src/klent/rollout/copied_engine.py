@@ -1,7 +1,7 @@
 """An engine that samples with a copy of the policy's weights, so that training may go on meanwhile."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,13 +23,22 @@ class CopiedEngine(TransformersEngine):
     Args:
         loaded: the model that is trained, which is copied.
         options: how to sample.
+        rows, note: as of :class:`TransformersEngine`. Decoding is eager: while a step is recorded as a graph, nothing
+            else may run on the device, and training does.
     """
 
-    def __init__(self, loaded: LoadedModel, options: SamplingOptions) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        options: SamplingOptions,
+        *,
+        rows: int | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         own = copy.deepcopy(
             loaded.model
         ).eval()  # parameters as they are: frozen ones take other kernels, and round
-        super().__init__(replace(loaded, model=own), options)
+        super().__init__(replace(loaded, model=own), options, rows=rows, decoding="eager", note=note)
         self.trained = loaded.model
         dtype = str(own.dtype).removeprefix("torch.")
         self.certifier = Certifier(loaded.tokenizer, dtype=dtype)

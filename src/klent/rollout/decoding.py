@@ -15,7 +15,7 @@ group :class:`RereadDecoder`, which has no cache: slow, and exact.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -28,6 +28,7 @@ from klent.models.exact import made_up_length
 from klent.policies.causal_lm.attention import AttentionKernel, AttentionLayer, attending
 from klent.policies.causal_lm.model import CausalModel, attention_window, reading_cache, whole_model
 from klent.policies.causal_lm.probe import REFUSALS, agrees, evaluating
+from klent.rollout.grid import Grid, attend, moved
 
 ROOM = 32  # tokens per completion that memory is laid out for at first; doubled whenever it is used up
 
@@ -234,9 +235,8 @@ class GroupCache:
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Drop all rows but these: the last ones move into the gaps, the others stay where they are."""
-        kept, order = set(rows), list(range(len(rows)))
-        gaps = [i for i in order if i not in kept]
-        movers = [i for i in rows if i >= len(rows)]
+        movers, gaps = moved(rows, len(rows))
+        order = list(range(len(rows)))
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
         if gaps:
@@ -267,51 +267,13 @@ def _doubled(memory: Tensor) -> Tensor:
 def _attend(
     layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, cache: GroupCache, scaling: float
 ) -> Tensor:
-    """Attention of one new token per row, over its prompt and the tokens of its completion.
-
-    Args:
-        query: ``[R, heads, 1, D]``.
-        key, value: of the completions, the new token included, ``[R, K, t, D]``.
-        cache: where the prompts are.
-
-    Returns:
-        ``[R, 1, heads, D]``.
-    """
-    rows, heads, _, width = query.shape
-    shared_keys, shared_values = cache.prompts[layer.layer_idx]
-    count, kv_heads, length, _ = shared_keys.shape
-    q = (query * scaling).view(rows, kv_heads, heads // kv_heads, width)
-    grid = _Grid(cache.slot, count, cache.group_size, full=cache.in_order)
-    prompt_scores = grid.product(q, shared_keys.transpose(2, 3), bias=cache.bias)
-    completion_scores = torch.matmul(q, key.transpose(2, 3))
-    weight = torch.cat([prompt_scores, completion_scores], dim=-1).softmax(dim=-1)
-    out = torch.matmul(weight[..., length:], value) + grid.product(weight[..., :length], shared_values)
-    return out.view(rows, 1, heads, width)
+    """Attention over a row's prompt and its completion, as the cache lays them out."""
+    grid = Grid(cache.slot, len(cache.bias), cache.group_size, full=cache.in_order)
+    shared = cache.prompts[layer.layer_idx]
+    return attend(query, key, value, shared, grid, scaling=scaling, bias=cache.bias)
 
 
 group_attention: AttentionKernel[GroupCache] = AttentionKernel("klent_group", _attend)
-
-
-class _Grid:
-    """Rows laid out prompt by prompt, so that one product serves all rows of a prompt."""
-
-    def __init__(self, slot: Tensor, prompts: int, group_size: int, *, full: bool) -> None:
-        self.slot, self.prompts, self.group_size = slot, prompts, group_size
-        self.full = full  # rows are in the order of the grid
-
-    def product(self, x: Tensor, other: Tensor, *, bias: Tensor | None = None) -> Tensor:
-        """``x[r] @ other[prompt of r] + bias``: ``[R, K, r, A]`` by ``[P, K, A, B]``."""
-        _, kv_heads, repeat, inner = x.shape
-        if not self.full:
-            grid = x.new_zeros(self.prompts * self.group_size, kv_heads, repeat, inner)
-            x = grid.index_copy_(0, self.slot, x)
-        x = x.view(self.prompts, self.group_size, kv_heads, repeat, inner).transpose(1, 2)
-        out = torch.matmul(x.reshape(self.prompts, kv_heads, self.group_size * repeat, inner), other)
-        if bias is not None:
-            out += bias
-        out = out.view(self.prompts, kv_heads, self.group_size, repeat, -1).transpose(1, 2)
-        out = out.reshape(self.prompts * self.group_size, kv_heads, repeat, -1)
-        return out if self.full else out.index_select(0, self.slot)
 
 
 def prefill(
@@ -348,14 +310,14 @@ def choose_decoder(model: CausalModel, *, groups: bool = True) -> DecoderKind:
     """
     try:
         with evaluating(model):
-            alone = _alone(model)
+            expected = read_alone(model)
     except REFUSALS as error:
         raise ModelError(f"the model cannot be sampled: {first_line(error)}. Use another model") from error
     kinds: list[DecoderKind] = [PlainDecoder, ApartDecoder, RereadDecoder]
     if groups and attention_window(model) is None:  # the trial may be too short to show a window
         kinds.insert(0, GroupDecoder)
     for kind in kinds:
-        if agrees(model, lambda: alone, partial(_trial, kind, model), rounding=3e-2):
+        if agrees(model, lambda: expected, partial(trial, kind, model), rounding=3e-2):
             return kind
     raise ModelError(
         "the model cannot be sampled exactly: a row's logits depend on the rows beside it. Use another model"
@@ -365,7 +327,7 @@ def choose_decoder(model: CausalModel, *, groups: bool = True) -> DecoderKind:
 KEPT = [0, 2, 3]  # rows of the trial that go on after its first step
 
 
-def _made_up(model: CausalModel) -> tuple[list[list[int]], Tensor]:
+def made_up(model: CausalModel) -> tuple[list[list[int]], Tensor]:
     """Two prompts of different lengths, and three steps of tokens for two rows of each."""
     config = model.config.get_text_config()
     size, longest = config.vocab_size, made_up_length(config)
@@ -374,9 +336,9 @@ def _made_up(model: CausalModel) -> tuple[list[list[int]], Tensor]:
     return prompts, tokens.to(model.device)
 
 
-def _alone(model: CausalModel) -> Tensor:
-    """The logits of :func:`_trial` from whole rows, one at a time, without a cache."""
-    prompts, tokens = _made_up(model)
+def read_alone(model: CausalModel) -> Tensor:
+    """The logits of :func:`trial` from whole rows, one at a time, without a cache."""
+    prompts, tokens = made_up(model)
     logits = []
     for k in range(4):
         row = torch.cat([torch.tensor(prompts[k // 2], device=tokens.device), tokens[:, k]])
@@ -386,9 +348,9 @@ def _alone(model: CausalModel) -> Tensor:
     return torch.cat([*steps[:2], *(step[KEPT] for step in steps[2:])]).float()
 
 
-def _trial(kind: DecoderKind, model: CausalModel) -> Tensor:
+def trial(kind: Callable[..., Decoder], model: CausalModel) -> Tensor:
     """Logits of four steps over two prompts of different lengths, a row of which ends after the first."""
-    prompts, tokens = _made_up(model)
+    prompts, tokens = made_up(model)
     decoder = kind(model, prompts, group_size=2, pad=0)
     steps = [decoder.start(), decoder.step(tokens[0])]
     order = decoder.keep(KEPT)

@@ -19,6 +19,7 @@ from klent.mixture.mixed import Mixed, mix
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
 from klent.rollout.decoding import Decoder, DecoderKind, GroupDecoder, PlainDecoder, choose_decoder
+from klent.rollout.graph import Decoding
 from klent.rollout.sampling import LOG2_E, TILE, sample_tokens
 from klent.rollout.target import Target, check_tokenizers
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
@@ -41,12 +42,14 @@ class MixtureEngine(TransformersEngine):
             :func:`klent.mixture.solve_alpha`; or what gives each prompt's, called before anything is sampled.
             May be set anew between two calls.
         value: what ``kl_budget``, ``entropy`` or ``ess`` aim at.
-        rows, progress: as of :class:`TransformersEngine`.
+        rows, progress, decoding, note: as of :class:`TransformersEngine`.
 
     Raises:
         ModelError: the tokenizers differ.
         ConfigError: a temperature of 0, whose distribution has nothing to mix.
     """
+
+    records = False
 
     def __init__(
         self,
@@ -56,10 +59,12 @@ class MixtureEngine(TransformersEngine):
         *,
         alpha: Share = "chernoff",
         value: float | None = None,
-        rows: int = 64,
+        rows: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        decoding: Decoding = "auto",
+        note: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(loaded, options, rows=rows, progress=progress)
+        super().__init__(loaded, options, rows=rows, progress=progress, decoding=decoding, note=note)
         if target.loaded.tokenizer is not loaded.tokenizer:
             check_tokenizers(loaded.tokenizer, target.loaded.tokenizer)
         if min(options.temperature, target.temperature) <= 0:

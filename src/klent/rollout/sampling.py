@@ -58,43 +58,41 @@ def sample_tokens(
         >>> drawn.token.tolist(), [round(x, 4) for x in drawn.logp.tolist()]
         ([1, 0], [-0.6931, -0.1269])
     """
-    if temperature == 0:
-        largest, token = logits.max(dim=-1)
-        _refuse_diverged(largest)
-        zero = torch.zeros(len(logits), device=logits.device)
-        return Sampled(token, zero, *(zero.clone() for _ in range(3)))
     rows = max(1, TILE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-    parts = [
-        _draw(part, u, temperature=temperature, top_p=top_p, top_k=top_k)
-        for part, u in zip(logits.split(rows), uniform.split(rows), strict=True)
-    ]
+    parts = []
+    for part, u in zip(logits.split(rows), uniform.split(rows), strict=True):
+        drawn, largest = draw(part, u, temperature=temperature, top_p=top_p, top_k=top_k)
+        _refuse_diverged(largest)
+        parts.append(drawn)
     return Sampled(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, top_k: int) -> Sampled:
-    """:func:`sample_tokens` for a tile of rows."""
+def draw(
+    logits: Tensor, uniform: Tensor, *, temperature: float | Tensor, top_p: float, top_k: int
+) -> tuple[Sampled, Tensor]:
+    """:func:`sample_tokens` of all rows together, and each row's largest logit, which nothing here refuses.
+
+    No number leaves the device. Where the largest logit is not finite, the row's token is one of the vocabulary, and
+    its numbers mean nothing.
+
+    Args:
+        temperature: a number, or a tensor without dimensions, which is above 0.
+    """
+    if not isinstance(temperature, Tensor) and temperature == 0:
+        largest, token = logits.max(dim=-1)
+        zero = torch.zeros(len(logits), device=logits.device)
+        return Sampled(token, zero, *(zero.clone() for _ in range(3))), largest
     count, size = logits.shape
     scaled = torch.zeros(count, -(-size // BLOCK) * BLOCK, device=logits.device)
     filled = scaled[:, :size]
     filled.copy_(logits).div_(temperature)
     largest = filled.amax(dim=-1, keepdim=True)
-    _refuse_diverged(largest)
     filled -= largest
     scaled[:, size:] = float("-inf")
     if top_k or top_p < 1.0:
         filled.masked_fill_(~keep_tokens(filled, top_p=top_p, top_k=top_k), float("-inf"))
     weight = torch.exp2(scaled * LOG2_E)  # a quarter of the time of exp on a CPU
-    # The block that the uniform number falls into, then the token in that block: a cumulative sum over the
-    # whole vocabulary would be the longest part of the draw.
-    blocks = weight.view(count, -1, BLOCK)
-    cumulative = blocks.sum(dim=-1).cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    threshold = _below(uniform[:, None].to(total) * total, total)
-    block = torch.searchsorted(cumulative, threshold, right=True)
-    threshold = threshold - torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_min(0)), 0.0)
-    within = blocks[torch.arange(count, device=block.device), block[:, 0]].cumsum(dim=-1)
-    offset = torch.searchsorted(within, _below(threshold, within[:, -1:]), right=True)
-    token = block * BLOCK + offset
+    token, total = _invert(weight, uniform, size)
     log_total = total.log()
     logp = scaled.gather(1, token) - log_total
     # 0 * -inf is NaN, and a token of weight 0 adds nothing to the entropy.
@@ -103,17 +101,40 @@ def _draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float, 
     squared = torch.linalg.vecdot(weight, scaled.mul_(weight))[:, None] / total.square()
     collision_logp = (squared - (-renyi).exp() * log_total).clamp_max(0.0)
     numbers = (logp, (log_total - mean).clamp_min(0.0), renyi.clamp_min(0.0), collision_logp)
-    return Sampled(token[:, 0], *(x[:, 0] for x in numbers))
+    return Sampled(token[:, 0], *(x[:, 0] for x in numbers)), largest[:, 0]
+
+
+def _invert(weight: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The token that each uniform number falls on, below ``size``, and the sum of the weights, ``[R, 1]`` each.
+
+    First the block that it falls into, then the token in that block: a cumulative sum over the whole vocabulary would
+    be the longest part of the draw.
+    """
+    count = len(weight)
+    blocks = weight.view(count, -1, BLOCK)
+    cumulative = blocks.sum(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    threshold = _below(uniform[:, None].to(total) * total, total)
+    block = torch.searchsorted(cumulative, threshold, right=True).clamp_max_(blocks.shape[1] - 1)
+    threshold = threshold - torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_min(0)), 0.0)
+    within = blocks[torch.arange(count, device=block.device), block[:, 0]].cumsum(dim=-1)
+    offset = torch.searchsorted(within, _below(threshold, within[:, -1:]), right=True)
+    return (block * BLOCK + offset).clamp_max_(size - 1), total
 
 
 def _refuse_diverged(largest: Tensor) -> None:
     """Raise where the largest logit of a row is not finite; a NaN among logits is their maximum."""
     broken = int((~largest.isfinite()).sum())
     if broken:
-        raise DivergenceError(
-            f"the model has diverged: the logits of {broken} of {len(largest)} rows are not finite, so no "
-            "token can be drawn. Its weights hold NaN or inf, or are too large: usually optimizer.lr is too high"
-        )
+        raise diverged(broken, len(largest))
+
+
+def diverged(broken: int, rows: int) -> DivergenceError:
+    """What to raise where so many rows have logits that are not finite."""
+    return DivergenceError(
+        f"the model has diverged: the logits of {broken} of {rows} rows are not finite, so no "
+        "token can be drawn. Its weights hold NaN or inf, or are too large: usually optimizer.lr is too high"
+    )
 
 
 def _below(threshold: Tensor, total: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ nothing.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from klent.policies.policy import Policy
 from klent.rollout.decoding import Decoder, DecoderKind, choose_decoder
 from klent.rollout.engine import SyncCertificate
 from klent.rollout.extending import ExtendingDecoder, Kept, can_extend, keep_row
+from klent.rollout.graph import Decoding, Draw, GraphSampler, choose_sampler
+from klent.rollout.memory import Rows
 from klent.rollout.sampling import sample_tokens
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
@@ -67,22 +70,34 @@ class TransformersEngine:
             model
             needs no synchronisation.
         options: how to sample.
-        rows: the largest number of completions that decode together; more prompts are taken in turns.
+        rows: the largest number of completions that decode together; more prompts are taken in turns. None = as many
+            as free memory holds. What is said does not depend on it.
         progress: called with (completions done, completions asked for).
+        decoding: ``eager``, step by step; ``graph``, by :class:`klent.rollout.graph.GraphSampler`, which a GPU
+            records, where the model allows it; ``auto`` is ``graph`` on a GPU.
+        note: told in words of rows that were counted or did not fit, and of a model that cannot be recorded.
     """
+
+    records = True
+    """Whether tokens are drawn from this model's logits alone, so that a device can draw them by itself."""
 
     def __init__(
         self,
         loaded: LoadedModel,
         options: SamplingOptions,
         *,
-        rows: int = 64,
+        rows: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        decoding: Decoding = "auto",
+        note: Callable[[str], None] | None = None,
     ) -> None:
         self.loaded = loaded
         self.options = options
-        self.rows = rows
         self.progress = progress
+        self.decoding = decoding
+        self.note = note or (lambda text: None)
+        self.rows = Rows(rows, self.note)
+        self.sampler: GraphSampler | None = None
         self.limit = context_length(loaded.model)
         self.kind: DecoderKind | None = None  # asked of the model when first needed
         self.extends: bool | None = None  # likewise
@@ -107,18 +122,39 @@ class TransformersEngine:
         try:
             if self.kind is None:
                 self.kind = self._choose_decoder()
+                self.sampler = self._choose_sampler()
+            asked = _Asked(prompts, encoded, group_size, uniform, known)
             for chosen in self._batches(encoded, group_size):
-                here, ids = [prompts[i] for i in chosen], [encoded[i] for i in chosen]
-                kept = _found(known, here, group_size)
-                decoder = self._extending(ids, kept) if kept else self._decoder(here, ids, group_size)
-                wanted = self._rows(chosen, here, ids, group_size, kept=bool(kept))
-                rows += self._decode(wanted, decoder, uniform, encoded)
+                rows += self._answer(chosen, asked)
                 if self.progress:
                     self.progress(len(rows), len(prompts) * group_size)
         finally:
             self.loaded.model.train(was_training)
         rows.sort(key=lambda row: row.number)
         return [self._episode(row, prompts[row.prompt], encoded[row.prompt]) for row in rows]
+
+    def _answer(self, chosen: Sequence[int], asked: "_Asked") -> list[_Row]:
+        """The completions of these prompts, taken in halves where they do not fit into memory together."""
+        try:
+            return self._answer_together(chosen, asked)
+        except torch.OutOfMemoryError:
+            if len(chosen) == 1:
+                raise
+        half = len(chosen) // 2  # the exception, and the memory that its frames hold, is gone here
+        self.rows.at_most(half * asked.group_size)
+        if self.sampler is not None:
+            self.sampler.release()
+        torch.cuda.empty_cache()
+        return self._answer(chosen[:half], asked) + self._answer(chosen[half:], asked)
+
+    def _answer_together(self, chosen: Sequence[int], asked: "_Asked") -> list[_Row]:
+        prompts, ids = [asked.prompts[i] for i in chosen], [asked.encoded[i] for i in chosen]
+        kept = _found(asked.known, prompts, asked.group_size)
+        wanted = self._rows(chosen, prompts, ids, asked.group_size, kept=bool(kept))
+        if self.sampler is not None and self._kept is None:
+            return self._sample(self.sampler, wanted, ids, asked)
+        decoder = self._extending(ids, kept) if kept else self._decoder(prompts, ids, asked.group_size)
+        return self._decode(wanted, decoder, asked.uniform, asked.encoded)
 
     def check(self, prompt: Prompt) -> None:
         """Refuse a prompt that cannot be answered.
@@ -215,11 +251,46 @@ class TransformersEngine:
             self._kept[(*encoded[row.prompt], *row.tokens[:-1])] = whole
 
     def _batches(self, encoded: list[list[int]], group_size: int) -> Iterator[list[int]]:
-        """Prompts of similar length together, as many as fit into ``rows``."""
+        """Prompts of similar length together, as many as fit into ``rows``, in parts of one size."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        width = max(1, self.rows // group_size)
+        longest = max(map(len, encoded), default=1)
+        width = max(
+            1,
+            self.rows.at_once(self.loaded.model, longest, self.options.max_tokens, group_size) // group_size,
+        )
+        width = -(-len(order) // max(1, -(-len(order) // width)))
         for start in range(0, len(order), width):
             yield order[start : start + width]
+
+    def _choose_sampler(self) -> GraphSampler | None:
+        return choose_sampler(
+            self.loaded.model,
+            pad=self.loaded.tokenizer.pad_token_id,
+            stop_ids=self.loaded.stop_ids,
+            decoding=self.decoding,
+            alone=self.records,
+            note=self.note,
+        )
+
+    def _sample(
+        self, sampler: GraphSampler, rows: list[_Row], ids: list[list[int]], asked: "_Asked"
+    ) -> list[_Row]:
+        """As :meth:`_decode`, on the device."""
+        options = self.options
+        said = sampler(
+            ids,
+            group_size=asked.group_size,
+            uniform=asked.uniform[[row.draws for row in rows]],
+            rooms=[row.room for row in rows],
+            how=Draw(options.temperature, options.top_p, options.top_k),
+            meets_stop=self._meets_stop if options.stop else None,
+        )
+        for row, tokens, numbers, count, stopped in zip(
+            rows, said.tokens, said.numbers, said.lengths, said.stopped, strict=True
+        ):
+            row.tokens, row.stopped = tokens[:count].tolist(), stopped
+            row.numbers = [tuple(its) for its in numbers[:count].tolist()]
+        return rows
 
     def _choose_decoder(self) -> DecoderKind:
         return choose_decoder(self.loaded.model)
@@ -305,6 +376,16 @@ class TransformersEngine:
             finish="stop" if row.stopped else "length",
             prefill=row.read,
         )
+
+
+class _Asked(NamedTuple):
+    """A question to the engine: prompts and their tokens, the rows' random numbers, and what is kept of them."""
+
+    prompts: Sequence[Prompt]
+    encoded: list[list[int]]
+    group_size: int
+    uniform: Tensor
+    known: _Memory | None
 
 
 def _found(known: _Memory | None, prompts: Sequence[Prompt], group_size: int) -> list[tuple[Kept, ...]]:

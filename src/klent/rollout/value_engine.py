@@ -12,6 +12,7 @@ from klent.models.load import LoadedModel
 from klent.objectives import qsft_policy
 from klent.rollout.decoding import Decoder
 from klent.rollout.extending import ExtendingDecoder, Kept, can_extend
+from klent.rollout.graph import Decoding
 from klent.rollout.mixture_engine import MixtureDecoder, MixtureEngine
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
@@ -36,7 +37,7 @@ class ValueEngine(MixtureEngine):
         beta: how far to tilt; 0 is the data's policy.
         form: which of the three; see :func:`klent.objectives.qsft_policy` for the first two.
         min_behaviour: actions less likely than this in the data are never drawn: their ratio means nothing.
-        rows, progress: as of :class:`TransformersEngine`.
+        rows, progress, decoding, note: as of :class:`TransformersEngine`.
 
     Raises:
         ModelError: the tokenizers differ.
@@ -52,12 +53,23 @@ class ValueEngine(MixtureEngine):
         beta: float,
         form: Form = "ratio",
         min_behaviour: float = 0.01,
-        rows: int = 64,
+        rows: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        decoding: Decoding = "auto",
+        note: Callable[[str], None] | None = None,
     ) -> None:
         if options.temperature != 1.0:
             raise ConfigError(f"temperature is {options.temperature:g}: values are read at 1; beta sharpens")
-        super().__init__(loaded, Target(behaviour), options, alpha=1.0, rows=rows, progress=progress)
+        super().__init__(
+            loaded,
+            Target(behaviour),
+            options,
+            alpha=1.0,
+            rows=rows,
+            progress=progress,
+            decoding=decoding,
+            note=note,
+        )
         self.limit = min(self.limit, context_length(behaviour.model))
         self.beta = beta
         self.form: Form = form

@@ -10,6 +10,7 @@ from pathlib import Path
 from klent.config import Recipe, dump_recipe
 from klent.control.limits import Guard
 from klent.control.organ import Organ
+from klent.control.rounding import RoundedAway
 from klent.control.stale import StaleData
 from klent.control.witness import Witness
 from klent.errors import ConfigError
@@ -144,7 +145,8 @@ def _organs(
     def checkpoints() -> list[str]:
         return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
 
-    organs = [*parts.organs, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
+    rounded = RoundedAway(parts.updater.optimizer, console.warn)
+    organs = [*parts.organs, rounded, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
     if parts.alone is not None and parts.loaded is not None:
         agree = partial(close, dtype=parts.loaded.model.dtype)
         organs.append(Witness(parts.updater.measure, parts.alone, agree, console.warn))

@@ -16,6 +16,7 @@ from klent.models.score_head import OFFSET
 from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import takes_shared_prompt
+from klent.runs.device import computes_in
 
 SCORE = "score.weight"
 """The head of a sequence classifier of transformers, so of a reward model."""
@@ -51,7 +52,7 @@ def build_critic(
     name = settings.model or recipe.model
     trunk = load_policy(
         name,
-        dtype=recipe.dtype,
+        dtype=computes_in(recipe.precision, model.device),
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attention,
         gradient_checkpointing=recipe.update.gradient_checkpointing,

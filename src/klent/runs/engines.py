@@ -1,7 +1,7 @@
 """The engines that a recipe's ``rollout`` section describes."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 from klent.config import Bellman, DatasetRollout, TransformersRollout, VllmRollout
 from klent.control.mixing import alpha_at
@@ -10,6 +10,7 @@ from klent.models.load import LoadedModel
 from klent.rollout.copied_engine import CopiedEngine
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
+from klent.rollout.graph import Decoding
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.play import PlayEngine
 from klent.rollout.target import Target
@@ -38,13 +39,20 @@ class Opened(NamedTuple):
     player: Player | None = None
 
 
-def plain_sampler(
-    opened: Opened, options: SamplingOptions, progress: Progress | None = None
-) -> TransformersEngine:
+class Work(TypedDict, total=False):
+    """How an engine does its work, which changes nothing of what it says."""
+
+    rows: int | None
+    decoding: Decoding
+    note: Callable[[str], None] | None
+    progress: Progress | None
+
+
+def plain_sampler(opened: Opened, options: SamplingOptions, **work: Unpack[Work]) -> TransformersEngine:
     """The engine that answers one turn: with the model's own distribution, or with its player's."""
     loaded, player = opened
     if player is None:
-        return TransformersEngine(loaded, options, progress=progress)
+        return TransformersEngine(loaded, options, **work)
     return ValueEngine(
         loaded,
         player.behaviour,
@@ -52,7 +60,7 @@ def plain_sampler(
         beta=player.settings.beta,
         form=player.settings.form,
         min_behaviour=player.settings.min_behaviour,
-        progress=progress,
+        **work,
     )
 
 
@@ -65,6 +73,7 @@ def build_engine(
     target: Target | None = None,
     environments: EnvironmentPool | None = None,
     player: Player | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Engine:
     """The engine that a recipe's ``rollout`` section describes.
 
@@ -76,12 +85,13 @@ def build_engine(
         target: where the section has a ``mixture``.
         environments: play what the engine answers; None = an answer is the whole episode.
         player: where ``loaded`` has values, and is not a policy itself.
+        note: told what is decoded how, where that is not as usual.
     """
     if environments is not None:
         task, most = environments.section, rollout.max_tokens
         longest = task.turn_tokens or most
         one_turn = rollout.model_copy(update={"max_tokens": longest})
-        turn = build_engine(loaded, one_turn, progress=progress, player=player)
+        turn = build_engine(loaded, one_turn, progress=progress, player=player, note=note)
         return PlayEngine(
             turn,
             environments,
@@ -102,20 +112,24 @@ def build_engine(
     )
     if rollout.engine == "vllm":
         return _vllm(loaded, rollout, options, progress)
+    rows = None if rollout.rows == "auto" else rollout.rows
     if rollout.staleness:
-        return CopiedEngine(loaded, options)
+        return CopiedEngine(loaded, options, rows=rows, note=note)
+    work: Work = {"rows": rows, "decoding": rollout.decoding, "note": note, "progress": progress}
     settings = rollout.mixture
     if target is None or settings is None:
-        return plain_sampler(Opened(loaded, player), options, progress)
+        return plain_sampler(Opened(loaded, player), options, **work)
     alpha = alpha_at(settings, 1, reward=0.0)
-    return MixtureEngine(loaded, target, options, alpha=alpha, value=settings.alpha.value, progress=progress)
+    return MixtureEngine(loaded, target, options, alpha=alpha, value=settings.alpha.value, **work)
 
 
 def _vllm(
     loaded: LoadedModel, rollout: VllmRollout, options: SamplingOptions, progress: Progress | None
 ) -> VllmEngine:
     """vLLM with a copy of the model, as its folder has it; the first sync brings the trainer's weights."""
-    dtype = str(loaded.model.dtype).removeprefix("torch.") if rollout.dtype == "auto" else rollout.dtype
+    adapted = hasattr(loaded.model, "peft_config")  # merged for vllm, which bfloat16 would round away
+    own = "float32" if adapted else str(loaded.model.dtype).removeprefix("torch.")
+    dtype = own if rollout.dtype == "auto" else rollout.dtype
     longest = context_length(loaded.model)
     library = VllmLibrary(loaded.source, dtype=dtype, longest=longest, cache_gb=rollout.cache_gb)
     return VllmEngine(loaded, options, library, dtype=dtype, progress=progress)

@@ -16,6 +16,7 @@ from klent.measure.preferences import Scores
 from klent.models.load import LoadedModel, load_policy
 from klent.rollout.engine import Engine
 from klent.runs.denoisers import open_sampler
+from klent.runs.device import viewing
 from klent.runs.engines import RolloutSection, build_sampler
 from klent.runs.judges import open_judges
 from klent.runs.reward_models import evaluate_scores
@@ -214,8 +215,7 @@ def load_on_device(model: str, recipe: Recipe) -> LoadedModel:
     """A model in the recipe's precision, on the accelerator if there is one."""
     return load_policy(
         model,
-        dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attention,
-        device="auto",
+        **viewing(recipe.device, recipe.precision),
     )

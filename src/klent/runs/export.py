@@ -39,7 +39,7 @@ def export_checkpoint(
         folder: where to; None = ``RUN/step-N``, where `klent eval` finds the run's recipe.
         step: of the checkpoint; None = the newest that is intact.
         merge: False = an adapter is also written by itself, in ``adapter/``.
-        dtype: of the written weights; None = the recipe's.
+        dtype: of the written weights; None = that of the recipe's ``precision.weights``.
         on_damage: told of each damaged checkpoint that is passed over, in one line.
 
     Raises:
@@ -75,9 +75,10 @@ def export_checkpoint(
             recipe, lambda trainable: take_weights(checkpoint, trainable, remedy), target
         )
         return target
+    kept = recipe.precision.weights
     loaded = load_policy(
         recipe.model,
-        dtype=recipe.dtype if dtype in (None, recipe.dtype) else "float32",
+        dtype=kept if dtype in (None, kept) else "float32",
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attention,
         lora=recipe.lora,
@@ -93,7 +94,7 @@ def export_checkpoint(
         loaded.model,
         loaded.tokenizer,
         target,
-        dtype=None if dtype in (None, recipe.dtype) else dtype,
+        dtype=None if dtype in (None, kept) else dtype,
         adapter_too=not merge,
         texts={"README.md": card, **({"LICENSE": terms.read_text("utf-8", "replace")} if terms else {})},
     )

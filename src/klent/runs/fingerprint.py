@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from klent.config.precision import renamed
 from klent.config.rewards import REWARD_MODEL
 from klent.errors import ConfigError
 from klent.runs.code import MODELS, code_hashes, hash_file, model_folder, value_at
 
-FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits", "distributed")
+FREE = ("steps", "optimizer", "eval", "track", "checkpoint", "limits", "distributed", "device")
 """Sections of a recipe that may change between two parts of a run; the change is written to run.json."""
 _CALLS = re.compile(
     r"(reward\.\d+|task)\.(timeout|memory_gb|workers|process)|bellman\.(beta|form)"
@@ -131,7 +132,7 @@ def refuse_other_inputs(
     }  # a name that is a file's is not a setting's: it would read "then null"
     changes = [
         change
-        for change in _differences(_part(before, "recipe"), now.recipe)
+        for change in _differences(renamed(_part(before, "recipe")), now.recipe)
         if not (change.before is None and change.key in defaults | told) and not _is_of_calls(change)
     ]
     problems = [str(change) for change in changes]
@@ -153,7 +154,7 @@ def refuse_other_inputs(
 def free_changes(before: Mapping[str, object], now: Fingerprint) -> list[Change]:
     """What differs and may: settings in ``FREE``, how rewards are called, and the code of files."""
     settings = _differences(_part(before, "free"), now.free)
-    calls = filter(_is_of_calls, _differences(_part(before, "recipe"), now.recipe))
+    calls = filter(_is_of_calls, _differences(renamed(_part(before, "recipe")), now.recipe))
     return [*settings, *calls, *_differences(_part(before, "code"), now.code)]
 
 

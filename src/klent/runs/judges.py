@@ -9,6 +9,7 @@ from klent.config import Recipe, Reward
 from klent.errors import ConfigError, first_line
 from klent.models.locate import locate_model
 from klent.policies.causal_lm.judge import RewardJudge, Text
+from klent.runs.device import placement
 from klent.tasks.arguments import Sample
 from klent.tasks.first_call import Tried
 from klent.tasks.judge import Judge, OpenJudge
@@ -26,9 +27,11 @@ def open_judges(recipe: Recipe, *, sampler: str | None = None, log: Path | None 
         sampler: the model that samples; None = the recipe's.
         log: file that receives what a process prints; None = standard error.
     """
+    place = placement(recipe.device, recipe.precision)
     options: dict[str, str | int | bool | None] = {
         "sampler": sampler or recipe.model,
-        "dtype": recipe.dtype,
+        "device": place["device"],
+        "dtype": place["dtype"],
         "trust_remote_code": recipe.trust_remote_code,
         "attention": recipe.attention,
         "tokens_per_microbatch": recipe.update.tokens_per_microbatch,

@@ -25,6 +25,7 @@ from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs.critics import build_critic
+from klent.runs.device import placement
 from klent.runs.engines import Progress, build_engine, build_sampler, turn_engine
 from klent.runs.objective import build_objective
 from klent.runs.packing import choose_packing
@@ -41,16 +42,7 @@ from klent.training.objective import Objective
 def build_language_parts(recipe: Recipe, around: Around) -> Parts:
     """The parts of a run that trains a model that writes."""
     progress, note, environments, played, _ = around
-    loaded = load_policy(
-        recipe.model,
-        dtype=recipe.dtype,
-        trust_remote_code=recipe.trust_remote_code,
-        attention=recipe.attention,
-        lora=recipe.lora,
-        gradient_checkpointing=recipe.update.gradient_checkpointing,
-        seed=recipe.seed,
-        device="auto",
-    )
+    loaded = _load(recipe)
     rollout = recipe.text_rollout
     objective = build_objective(recipe)
     prepare_head(objective, loaded, note)
@@ -64,7 +56,13 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
 
     target = build_target(rollout.mixture, recipe, loaded, initial) if rollout.mixture else None
     engine = build_engine(
-        loaded, rollout, recipe.task.completions, progress=progress, target=target, environments=environments
+        loaded,
+        rollout,
+        recipe.task.completions,
+        progress=progress,
+        target=target,
+        environments=environments,
+        note=note,
     )
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy, loaded, note)
@@ -99,6 +97,19 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
         alone=partial(read_alone, policy),
         values=values,
         save=lambda task, folder: save_model(loaded.model, loaded.tokenizer, folder),
+    )
+
+
+def _load(recipe: Recipe) -> LoadedModel:
+    """The model that is trained, on the run's device."""
+    return load_policy(
+        recipe.model,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attention,
+        lora=recipe.lora,
+        gradient_checkpointing=recipe.update.gradient_checkpointing,
+        seed=recipe.seed,
+        **placement(recipe.device, recipe.precision),
     )
 
 

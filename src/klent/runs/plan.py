@@ -10,6 +10,7 @@ from klent.config.load import read_values
 from klent.config.task import KEYS
 from klent.errors import ConfigError
 from klent.objectives.kinds import whole_sequences
+from klent.runs.device import says
 from klent.runs.folder import run_of
 from klent.runs.objective import asked_streams, step_requirements
 from klent.training.requirements import ON_REQUEST, Requirements
@@ -223,6 +224,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
         *([_thermostat(recipe.thermostat)] if recipe.thermostat else []),
         *([_critic(recipe.critic, recipe.optimizer.lr)] if recipe.critic else []),
         *([_adaptive_kl(recipe.adaptive_kl)] if recipe.adaptive_kl else []),
+        *([says(recipe.device, recipe.precision)] if recipe.policy.language else []),
         f"update: {_count(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
         f"reference model: {reference if referred else 'none (no term reads logp_ref or kl)'}",
     ]

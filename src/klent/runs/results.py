@@ -62,12 +62,15 @@ class Run:
             RunError: the run has not finished.
             ConfigError: it trained no model of text.
         """
+        import torch
+
         from klent.models.load import load_policy
+        from klent.runs.device import computes_in
 
         _ = self.config.text_rollout  # refuses a policy that is no model of text
         loaded = load_policy(
             str(final_folder(self)),
-            dtype=self.config.dtype,
+            dtype=computes_in(self.config.precision, torch.device("cpu")),
             trust_remote_code=self.config.trust_remote_code,
             attention=self.config.attention,
             scores=self.config.policy.scores,

@@ -17,6 +17,7 @@ from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.probe import takes_shared_prompt
 from klent.policies.causal_lm.reward_model import RewardModel, ScoringModel, require_scores
 from klent.rollout.dataset_engine import DatasetEngine
+from klent.runs.device import placement, viewing
 from klent.runs.objective import build_objective
 from klent.runs.parts import Around, Note, Parts
 from klent.runs.updaters import build_updater
@@ -31,12 +32,11 @@ def load_scoring(recipe: Recipe) -> LoadedModel:
     """The reward model that a recipe starts from; a causal language model becomes one."""
     return load_policy(
         recipe.model,
-        dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attention,
         gradient_checkpointing=recipe.update.gradient_checkpointing,
         seed=recipe.seed,
-        device="auto",
+        **placement(recipe.device, recipe.precision),
         scores=True,
     )
 
@@ -102,7 +102,7 @@ def evaluate_scores(model: str, recipe: Recipe) -> dict[str, object]:
         raise DataError(NO_PROBLEMS)
     judge = RewardJudge.load(
         model,
-        dtype=recipe.dtype,
+        **viewing(recipe.device, recipe.precision),
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attention,
         tokens_per_microbatch=recipe.update.tokens_per_microbatch,

@@ -66,7 +66,7 @@ class RunState:
         self.folder = folder
         self.run = run or folder.path
         self.updater = updater
-        self.trainable = updater.policy.trainable()
+        self.trainable = updater.moved
         self.holders = {holder.name: holder for holder in holders}
         if len(self.holders) != len(holders):
             raise ValueError(f"two organs of one name: {sorted(holder.name for holder in holders)}")

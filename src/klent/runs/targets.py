@@ -9,6 +9,7 @@ from klent.models.adapter import adapters_off, merge_adapter
 from klent.models.load import LoadedModel, load_policy
 from klent.policies.causal_lm.beside import holds_values
 from klent.rollout.target import Target
+from klent.runs.device import computes_in, viewing
 from klent.runs.engines import Opened, Player
 
 
@@ -16,7 +17,7 @@ def load_beside(name: str, recipe: Recipe, loaded: LoadedModel) -> LoadedModel:
     """Another model in the policy's precision, on its device."""
     return load_policy(
         name,
-        dtype=recipe.dtype,
+        dtype=computes_in(recipe.precision, loaded.model.device),
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attention,
         device=loaded.model.device,
@@ -113,9 +114,8 @@ def open_model(model: str, recipe: Recipe) -> Opened:
     """
     loaded = load_policy(
         model,
-        dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attention,
-        device="auto",
+        **viewing(recipe.device, recipe.precision),
     )
     return Opened(loaded, build_player(recipe, loaded))

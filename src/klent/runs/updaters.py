@@ -11,6 +11,7 @@ from klent.control.schedule import learning_rate
 from klent.kit.world import World
 from klent.policies.policy import Policy
 from klent.runs.objective import asked_streams
+from klent.training.masters import MasterWeights
 from klent.training.objective import Objective
 from klent.training.reduction import Reduction
 from klent.training.released import ReleasedPositions
@@ -31,9 +32,12 @@ def build_updater(
     """
     update = recipe.update
     per_step = update.epochs * update.minibatches
+    masters = MasterWeights(policy.trainable(), getattr(torch, recipe.precision.weights))
+    optimizer = _adamw(recipe, masters.named)
+    masters.follow(optimizer)
     updater = (ReleasedPositions if update.released_code else Updater)(
         policy,
-        _adamw(recipe, policy.trainable()),
+        optimizer,
         objective,
         learning_rate=partial(
             learning_rate,
@@ -52,6 +56,7 @@ def build_updater(
         max_grad_norm=recipe.optimizer.max_grad_norm or float("inf"),
         asked=asked_streams(recipe),
         world=world,
+        moved=masters.named,
     )
     if isinstance(updater, ReleasedPositions):
         updater.filler = filler

@@ -151,7 +151,9 @@ def _row(prompt: Prompt, chosen: str, rejected: str, high: float, low: float) ->
 
 def _header(recipe: Recipe, labels: Labels) -> Row:
     """Everything that the pairs depend on."""
-    values = recipe.model_dump(mode="json", include={"model", "dtype", "task", "rollout", "seed", "reward"})
+    values = recipe.model_dump(
+        mode="json", include={"model", "precision", "task", "rollout", "seed", "reward"}
+    )
     values["task"].pop("clock", None)
     return {**values, "noise": labels.noise, "flip": labels.flip}
 

@@ -165,7 +165,7 @@ def _measure(rollouts: Sequence[Episode], outcomes: Sequence[bool] | None, relat
 
 def _header(recipe: Recipe, samples: int, same: str) -> Row:
     """Everything that scores depend on."""
-    values = recipe.model_dump(mode="json", include={"model", "dtype", "task", "rollout", "seed"})
+    values = recipe.model_dump(mode="json", include={"model", "precision", "task", "rollout", "seed"})
     values["task"].pop("only", None)
     rewards = [reward.located(Path()) for reward in eval_rewards(recipe) or ()]
     values["reward"] = [[reward.fn, reward.weight] for reward in rewards]

@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from klent.kit.seeds import derive_seed
 from klent.kit.world import OneProcess, World, shares
@@ -100,6 +100,7 @@ class Updater:
         max_grad_norm: gradients longer than this are scaled down to it.
         asked: streams that are wanted beside those of the terms; see :func:`requirements`.
         world: the ranks that share a step.
+        moved: what the optimizer moves, by name: master weights; None = the policy's own parameters.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Updater:
         max_grad_norm: float = math.inf,
         asked: Collection[str] = (),
         world: World | None = None,
+        moved: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
@@ -127,6 +129,7 @@ class Updater:
         self.world: World = world or OneProcess()
         self.needs = requirements(objective, optimizer_steps=epochs * minibatches, asked=asked)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.moved = policy.trainable() if moved is None else moved
         self.steps_done = 0
 
     def run(

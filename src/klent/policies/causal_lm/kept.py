@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class KeptWeights:
@@ -23,6 +23,7 @@ class KeptWeights:
         ]
         self.trained = list({id(parameter): parameter for _, _, parameter in self.places}.values())
         self.copies = {id(p): nn.Parameter(torch.empty_like(p), requires_grad=False) for p in self.trained}
+        self._exact: dict[int, Tensor] = {}
         self._moved = False
         self.keep()
 
@@ -31,14 +32,29 @@ class KeptWeights:
         """Set the weights aside as they are now."""
         for parameter in self.trained:
             self.copies[id(parameter)].copy_(parameter)
+        self._exact.clear()
         self._moved = False
 
     @torch.no_grad()
     def blend(self, rate: float) -> None:
         """Move the weights that were set aside towards those of now: ``kept <- (1 - rate) kept + rate now``."""
         for parameter in self.trained:
-            self.copies[id(parameter)].lerp_(parameter, rate)
+            exact = self.exact(parameter)
+            self.take(parameter, exact.lerp_(parameter.to(exact.dtype), rate))
         self._moved = True
+
+    def exact(self, parameter: nn.Parameter) -> Tensor:
+        """What is kept of a parameter, in float32 at least: a narrower sum would round small rates away."""
+        copy = self.copies[id(parameter)]
+        if copy.dtype.itemsize >= torch.float32.itemsize:
+            return copy.detach()
+        return self._exact.setdefault(id(parameter), copy.detach().float())
+
+    @torch.no_grad()
+    def take(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Keep this of a parameter; the model's copy is its rounding."""
+        self.exact(parameter).copy_(value)
+        self.copies[id(parameter)].copy_(value)
 
     @property
     def moved(self) -> bool:

@@ -287,6 +287,12 @@ LEARNING: dict[str, Term] = {
         "Optimizer steps left out because the loss or the gradient was not finite.",
         "0 in a healthy run. Several in a row stop training.",
     ),
+    "update/rounded_away": Term(
+        "fraction",
+        "Of the weights with a gradient, the share that an optimizer step left as they were, bit for bit.",
+        "Near 0 with float32 weights. Near 1 in bfloat16 at small rates: such steps are lost, not deferred. Set "
+        "precision.weights: float32.",
+    ),
     "objective/distill": Term(
         "nats per token",
         "Divergence between policy and target at the sampled tokens, over the whole vocabulary, before coef.",
