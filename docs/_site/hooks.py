@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 FENCE = re.compile(r"^(```.*?^```)", re.M | re.S)
 SHOWN = "files"
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".jsonl": "json", ".json": "json", ".toml": "toml"}
+LANGUAGES = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".jsonl": "json",
+    ".json": "json",
+    ".toml": "toml",
+}
 
 
 def outside(link: str, page: str, docs: Path) -> Path | None:
@@ -110,6 +117,28 @@ def on_page_markdown(markdown: str, *, page: "Page", config: "MkDocsConfig", fil
             return match[0]
         name = file.relative_to(docs.parent).as_posix()
         target = name.removeprefix("docs/") if name.startswith("docs/") else shown_as(file, docs)
-        return f"{match[1]}{posixpath.relpath(target, posixpath.dirname(uri) or '.')}{match[3] or ''}{match[4]}"
+        return (
+            f"{match[1]}{posixpath.relpath(target, posixpath.dirname(uri) or '.')}{match[3] or ''}{match[4]}"
+        )
 
     return _outside_code(markdown, LINK, link)
+
+
+SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
+
+
+def _without_shim(html: str, url: str) -> str:
+    """The theme's one script from elsewhere, without which no search works from files, is replaced by one of ours."""
+    from mkdocs.utils import get_relative_url
+
+    return html.replace(SHIM, f'<script src="{get_relative_url("_static/worker.js", url)}"></script>')
+
+
+def on_post_page(output: str, *, page: "Page", config: "MkDocsConfig") -> str:
+    """Pages load nothing from a network."""
+    return _without_shim(output, page.url)
+
+
+def on_post_template(output_content: str, *, template_name: str, config: "MkDocsConfig") -> str:
+    """Nor does the page of a missing address."""
+    return _without_shim(output_content, template_name)
