@@ -20,7 +20,7 @@ SAMPLES = "samples.jsonl"
 BESIDE = "report"
 """Folder beside report.html for what does not fit into it."""
 
-IN_PAGE = 1_500_000
+IN_PAGE = 1_000_000
 """Characters of completions, and of metrics, that report.html holds at most."""
 
 IN_ALL = 60_000_000
