@@ -18,10 +18,10 @@ STAMP := $(VENV)/.installed
 # Two names for one thing: older and newer pip take the versions of what builds a package from either.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
   $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
-EXTRAS := dev,tasks,data,gguf,lora,tensorboard
+EXTRAS := dev,tasks,data,gguf,lora,tensorboard,docs,notebook
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-gpu lint types format bench bench-gpu docs wheel clean
+.PHONY: help demo test test-vllm test-gpu lint types format bench bench-gpu docs site wheel clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -66,11 +66,16 @@ test-gpu: ## on a GPU: exactness, recorded decoding, bit-identical resume, preci
 
 docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.streams.page
+	$(BIN)/python -m klent.config.page
+	$(BIN)/python -m klent.cli.reference
 	$(BIN)/python -m klent.report.glossary
 	$(BIN)/python -m klent.audit.table
 	$(BIN)/python -m klent.environments.games.page
 	$(BIN)/python -m klent.claims.page
 	$(BIN)/python examples/tables.py
+
+site: $(STAMP) ## build the documentation into site/, strictly; it works from files, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: $(STAMP) ## build wheel and sdist, install the wheel outside the clone, and train from it (needs a package index)
 	rm -rf dist && $(BIN)/python -m hatchling build -d dist
@@ -81,7 +86,7 @@ wheel: $(STAMP) ## build wheel and sdist, install the wheel outside the clone, a
 	  env -u PYTHONPATH venv/bin/klent train quickstart steps=2 && ls runs/quickstart/report.html
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed once, and again when the versions or the dependencies change.

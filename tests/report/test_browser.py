@@ -1,6 +1,8 @@
 """The page in a real browser, without network: it renders, it is quiet, nothing written on it runs."""
 
+import csv
 import html
+import io
 import json
 import re
 import shutil
@@ -254,3 +256,108 @@ def test_pushed_up_and_down_differ_in_shape_and_place(report: Path) -> None:
     assert seen["down"]["content"] == '""'
     assert seen["down"]["striped"]
     assert seen["down"]["under"] == pytest.approx(0, abs=0.6)
+
+
+BROWSE = """
+const box = document.getElementById("browser"), form = box.querySelector("form");
+const list = () => Array.from(document.querySelectorAll("#list > li"));
+const one = () => document.getElementById("one").textContent;
+const set = (values) => {
+  form.querySelectorAll("input, select").forEach((field) => { field.value = values[field.name] || ""; });
+  form.dispatchEvent(new Event("input", { bubbles: true }));
+  return document.getElementById("count").textContent;
+};
+const key = (name) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+const data = JSON.parse(document.getElementById("samples-data").textContent);
+const saved = [];
+URL.createObjectURL = (blob) => { saved.push(blob); return "#"; };
+const seen = { linked: one(), all: set({}), listed: list().length };
+form.reset();
+seen.words = set({ words: "zebra PROMPT" }); seen.zebra = one();
+seen.steps = set({ first: 2, last: 3 });
+seen.reward = set({ least: 0.5 });
+seen.unreached = set({ least: 7 });
+seen.finish = set({ finish: "length" });
+seen.finding = set({ finding: "0" });
+set({});
+key("j"); seen.second = one();
+key("k"); seen.first = one();
+key("k"); seen.still = one() === seen.first;
+key("/"); seen.focus = document.activeElement.name;
+seen.same = document.querySelectorAll(".same li").length;
+seen.overflow = document.documentElement.scrollWidth - innerWidth;
+box.querySelectorAll("[data-table]").forEach((button) => button.click());
+Promise.all(saved.map((blob) => blob.text())).then((texts) => {
+  seen.tables = texts;
+  const out = document.createElement("pre");
+  out.id = "probe";
+  out.textContent = JSON.stringify(seen);
+  document.body.appendChild(out);
+});
+"""
+
+
+def test_completions_are_searched_filtered_compared_and_saved(tmp_path: Path) -> None:
+    """Four steps, in each the same two prompts with two completions; one is a zebra's, and three are cut off."""
+    run = write_run(tmp_path / "r", 8)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_lines(run / "metrics.jsonl", [row | {"completion/truncated": 0.9} for row in rows])
+    first = json.loads((run / "samples.jsonl").read_text().splitlines()[0])
+    written = []
+    for step in range(1, 5):
+        for prompt in "ab":
+            for number in range(2):
+                zebra = (step, prompt, number) == (3, "b", 1)
+                text = 'a "zebra", here\nand there' if zebra else f"{step} {prompt} {number}"
+                finish = "length" if step == 1 and (prompt, number) != ("b", 1) else "stop"
+                numbers = {"reward": float(number), "finish": finish, "completion": text}
+                written.append(
+                    first | numbers | {"step": step, "prompt_id": prompt, "prompt": f"prompt {prompt}"}
+                )
+    write_lines(run / "samples.jsonl", written)
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", write_report(run).read_text())
+    copy = tmp_path / "probe.html"
+    copy.write_text(f"{text}<script>{BROWSE}</script>")
+    document, console = browse(copy.as_uri() + "#completion-12")
+    assert console == []
+    seen = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', document, flags=re.S)[1]))
+    assert (seen["all"], seen["listed"]) == ("16 completions", 16)
+    assert "zebra" in seen["linked"]
+    assert "Step 3, b" in seen["zebra"]
+    assert "entropy" in seen["zebra"]
+    counts = {name: int(seen[name].split()[0]) for name in ("words", "steps", "reward", "finish", "finding")}
+    assert counts == {"words": 1, "steps": 8, "reward": 8, "finish": 3, "finding": 3}
+    assert seen["unreached"] == "0 of 16 completions"
+    assert "1 a 0" in seen["first"]
+    assert "1 a 1" in seen["second"]
+    assert seen["still"]
+    assert seen["focus"] == "words"
+    assert seen["same"] == 8  # the other steps' completions of the prompt
+    assert seen["overflow"] <= 0
+    table, metrics = (list(csv.reader(io.StringIO(text))) for text in seen["tables"])
+    assert len(table) == 17
+    assert table[12][:5] == ["3", "b", "prompt b", 'a "zebra", here\nand there', "1"]
+    assert [row[0] for row in metrics] == ["step", *map(str, range(1, 9))]
+
+
+def test_a_large_page_is_quick(tmp_path: Path) -> None:
+    """A page near its limit, which idle takes about a second, is far from what something quadratic would take."""
+    run = write_run(tmp_path / "r", 3)
+    first = json.loads((run / "samples.jsonl").read_text().splitlines()[0]) | {"tokens": [], "entropy": [0.5]}
+    with open(run / "samples.jsonl", "w") as file:
+        for number in range(30_000):
+            row = first | {
+                "step": number // 8 + 1,
+                "prompt": f"prompt {number // 8}",
+                "completion": f"{number} " * 8,
+            }
+            file.write(json.dumps(row) + "\n")
+    report = write_report(run)
+    assert 1_000_000 < report.stat().st_size < 5_000_000
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text())
+    timed = "<pre id='took'></pre><script>document.getElementById('took').textContent = performance.now()</script>"
+    report.write_text(f"{text}{timed}")
+    document, console = browse(report)
+    assert console == []
+    assert float(re.search(r'<pre id="took">([\d.]+)', document)[1]) < 15_000
+    assert "More (" in document

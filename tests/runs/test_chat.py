@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from typer.testing import CliRunner
 
 from klent.cli import app
 from klent.cli import chat as verb
-from klent.errors import TooLong
+from klent.errors import ConfigError, TooLong
 from klent.kit.seeds import derive_seed
 from klent.models.load import LoadedModel, load_policy
+from klent.rollout.mixture_engine import MixtureEngine
+from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.runs.chat import Answer, Chat, Piece, _Stream
 from klent.streams.prompt import Prompt
@@ -61,6 +64,36 @@ def test_every_turn_reads_those_before(loaded: LoadedModel) -> None:
     assert second.text == episode.text
     chat.forget()
     assert say(chat, "one")[1] == first
+
+
+def test_a_mixture_says_what_the_mixture_engine_draws(loaded: LoadedModel, tmp_path: Path) -> None:
+    """From the middle of a conversation on, and not a word of it forgotten; alpha None is the model again."""
+    other = load_policy(str(tiny_folder(tmp_path / "other", seed=5)))
+    options = SamplingOptions(max_tokens=12)
+    chat = Chat(loaded, options, seed=2, other=other)
+    first = say(chat, "one")[1]
+    chat.mix("0.25")
+    assert chat.mixed
+    mixed = say(chat, "two")[1]
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "two"},
+    ]
+    engine = MixtureEngine(loaded, Target(other, temperature=1.0), options, alpha=0.25)
+    seed = derive_seed(2, "chat", 1)
+    (episode,) = engine.generate([Prompt("p", messages)], group_size=1, seed=seed)
+    assert episode.entropy is not None
+    assert (mixed.text, mixed.entropy) == (episode.text, pytest.approx(episode.entropy.tolist(), abs=0))
+    (alone,) = TransformersEngine(loaded, options).generate([Prompt("p", messages)], group_size=1, seed=seed)
+    assert alone.text != mixed.text
+    chat.mix(None)
+    chat.forget()
+    assert say(chat, "one")[1] == first
+    with pytest.raises(ConfigError, match="--against"):
+        Chat(loaded, options).mix("0.5")
+    with pytest.raises(ConfigError, match=r"must lie in \[0, 1\]"):
+        chat.mix("7")
 
 
 def test_text_goes_on_where_there_is_no_template(
@@ -116,12 +149,19 @@ def test_a_letter_of_several_tokens_is_told_when_it_is_whole() -> None:
 
 class FakeChat:
     templated = True
+    mixed = False
 
     def __init__(self, *_: object, **__: object) -> None:
         self.said: list[str] = []
 
     def forget(self) -> None:
         self.said.append("/new")
+
+    def mix(self, alpha: str | None) -> None:
+        if alpha == "x":
+            raise ConfigError("alpha x: expected a number")
+        self.mixed = alpha is not None
+        self.said.append(f"/alpha {alpha}")
 
     def say(self, words: str, on_piece: Callable[[Piece], None]) -> Answer:
         self.said.append(words)
@@ -152,6 +192,26 @@ def test_the_command_answers_line_by_line_and_obeys_nothing(fake: FakeChat) -> N
     assert "\x1b" not in answer.output
     assert "cut off at --max-tokens" in answer.output
     assert "/entropy shades tokens" in answer.output  # what /what is answered with
+
+
+def test_two_models_answer_in_turn_and_their_mixture_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [FakeChat(), FakeChat()]
+    monkeypatch.setattr("klent.runs.chat.Chat", lambda *_, **__: made.pop(0))
+    monkeypatch.setattr("klent.models.load.load_policy", lambda *_, **__: None)
+    first, second = made
+    typed = "one\n/alpha x\n/alpha 0.5\ntwo\n/alpha off\n/new\nthree\n"
+    answer = run("a", "--against", "b", typed=typed)
+    assert answer.exit_code == 0, answer.output
+    assert first.said == ["one", "/alpha 0.5", "two", "/alpha None", "/new", "three"]
+    assert second.said == ["one", "/new", "three"]
+    lines = answer.output.splitlines()
+    assert [line for line in lines if line in ("a", "b", "mixture")] == ["a", "b", "mixture", "a", "b"]
+    assert "expected a number" in answer.output
+
+
+def test_one_model_against_itself_has_two_names() -> None:
+    assert verb._labels(["a", "a"]) == ["a (1)", "a (2)"]
+    assert verb._labels(["a", "b"]) == ["a", "b"]
 
 
 def test_entropy_is_shown_when_it_is_asked_for(fake: FakeChat) -> None:

@@ -176,9 +176,9 @@ def test_the_quiet_console_remembers(capsys):
     ("seconds", "text"), [(12.34, "12.3s"), (75, "1:15"), (3661, "1:01:01"), (math.nan, "-")]
 )
 def test_times(seconds, text):
-    from klent.runs.console import _clock
+    from klent.runs.console import clock
 
-    assert _clock(seconds) == text
+    assert clock(seconds) == text
 
 
 def plain(*rows: dict, finish: bool = False) -> str:

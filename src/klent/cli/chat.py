@@ -13,9 +13,14 @@ from klent.errors import ConfigError, KlentError
 from klent.kit.terminal import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from klent.runs.chat import Answer, Chat, Piece
 
 _HELP = "/new begins another conversation, /entropy shades tokens or stops it, /quit ends (so does Ctrl-D)"
+_MIXES = (
+    "/alpha 0.5 samples between the two models (also chernoff, ess=0.5, ...), /alpha off from both in turn"
+)
 #: background of a token by the entropy of its distribution, nats: below 0.1 none
 _SHADES = (
     (0.1, ""),
@@ -46,6 +51,12 @@ def chat(
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and words give the same answers.")] = 0,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|RUN", help="A second model that answers too, such as another checkpoint."
+        ),
+    ] = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -55,18 +66,16 @@ def chat(
     goes on with the text. The entropy is of the distribution that each token was drawn from, in nats, at the
     temperature and top-p given.
 
+    With --against two models answer, each in a conversation of its own; /alpha samples between them instead, from
+    MODEL^alpha · AGAINST^(1 - alpha).
+
     ```
     klent chat runs/quickstart
     klent chat smollm2-135m --entropy --temperature 0.7 --system "Be brief."
     echo "Name three rivers" | klent chat smollm2-135m
+    klent chat runs/quickstart --against smollm2-135m
     ```
     """
-    model, run = model_and_run(name, runs)
-    refuse_wordless(name, run)
-    if learnt_values(run):
-        raise ConfigError(
-            f"{name} learnt values, whose player answers one prompt: klent sample {name} PROMPT"
-        )
     if entropy and temperature == 0:
         raise ConfigError("--entropy: at temperature 0 a token is drawn from nothing, entropy 0. Raise it")
     from klent.models.load import load_policy
@@ -74,32 +83,80 @@ def chat(
     from klent.runs.chat import Chat
 
     options = SamplingOptions(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
-    session = Chat(load_policy(model, device="auto"), options, system=system, seed=seed)
-    if system is not None and not session.templated:
-        raise ConfigError(f"--system: {name} has no chat template, so no messages; leave it out")
-    _converse(session, entropy)
+    names = [name, *([against] if against else [])]
+    folders = [_speaking(one, runs) for one in names]
+    loaded = [load_policy(folder, device="auto") for folder in folders]
+    sessions = {
+        label: Chat(model, options, system=system, seed=seed, other=loaded[-1] if against else None)
+        for label, model in zip(_labels(names), loaded, strict=True)
+    }
+    for one, session in sessions.items():
+        if system is not None and not session.templated:
+            raise ConfigError(f"--system: {one} has no chat template, so no messages; leave it out")
+    _converse(sessions, entropy)
 
 
-def _converse(session: "Chat", shaded: bool) -> None:
+def _speaking(name: str, runs: Path) -> str:
+    """The model folder, alias or hub id behind a name, if it can talk."""
+    model, run = model_and_run(name, runs)
+    refuse_wordless(name, run)
+    if learnt_values(run):
+        raise ConfigError(
+            f"{name} learnt values, whose player answers one prompt: klent sample {name} PROMPT"
+        )
+    return model
+
+
+def _labels(names: list[str]) -> list[str]:
+    """What the speakers are called: their names, numbered where they are one."""
+    same = len(set(names)) < len(names)
+    return [f"{name} ({number})" if same else name for number, name in enumerate(names, 1)]
+
+
+def _converse(sessions: "Mapping[str, Chat]", shaded: bool) -> None:
     """Until the input ends."""
     asks = sys.stdin.isatty()
+    aid = f"{_HELP}; {_MIXES}" if len(sessions) > 1 else _HELP
     if asks:
-        out.print(_HELP, style="dim", soft_wrap=True)
+        out.print(aid, style="dim", soft_wrap=True)
     while True:
         try:
             words = input("> " if asks else "")
         except EOFError:
             return
-        if words.strip() == "/quit":
+        command, _, value = words.strip().partition(" ")
+        if command == "/quit":
             return
-        if words.strip() == "/new":
-            session.forget()
-        elif words.strip() == "/entropy":
+        if command == "/new":
+            for session in sessions.values():
+                session.forget()
+        elif command == "/entropy":
             shaded = not shaded
+        elif command == "/alpha":
+            _mix(next(iter(sessions.values())), value.strip())
         elif words.startswith("/"):
-            out.print(_HELP, style="dim", soft_wrap=True)
+            out.print(aid, style="dim", soft_wrap=True)
         elif words.strip():
-            _answer(session, words, shaded)
+            _answers(sessions, words, shaded)
+
+
+def _mix(session: "Chat", alpha: str) -> None:
+    """Sample between the two models, or stop it; what is no alpha is said."""
+    try:
+        session.mix(None if alpha == "off" else alpha)
+    except KlentError as error:
+        err.print(f"/alpha: {error}", style="yellow", soft_wrap=True)
+
+
+def _answers(sessions: "Mapping[str, Chat]", words: str, shaded: bool) -> None:
+    """One turn of each speaker, or of their mixture."""
+    first = next(iter(sessions.values()))
+    for label, session in sessions.items():
+        if first.mixed and session is not first:
+            return
+        if len(sessions) > 1:
+            out.print("mixture" if first.mixed else label, style="bold", soft_wrap=True)
+        _answer(session, words, shaded)
 
 
 def _answer(session: "Chat", words: str, shaded: bool) -> None:

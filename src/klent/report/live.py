@@ -14,7 +14,7 @@ HOST = "127.0.0.1"
 REST = 4.0
 """A page that took a second to draw is not drawn again for so many: a large run must not keep a core busy."""
 
-_PASSED_OVER = (".lock", ".owner", "report.html", "rewards.log")
+_PASSED_OVER = (".lock", ".owner", "report.html", "report", "rewards.log")
 _drawing = threading.Lock()  # one page at a time: matplotlib is not made for threads
 
 

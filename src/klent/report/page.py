@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from klent.kit.text import duration, fixed, number, share, signed
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast, is_believed
 from klent.report import calibration, certainty, entropy, figures, rlhf, surprise
+from klent.report.browse import SAMPLES, Brief, beside, browser, read_briefs, write_beside
 from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
@@ -79,17 +80,34 @@ def write_report(run: Path) -> Path:
     """
     data = read_any(Path(run))
     target = data.path / "report.html"
-    write_atomic(target, page(data))
+    briefs = read_briefs(data.path / SAMPLES)
+    write_atomic(target, page(data, briefs=briefs))
+    findings = diagnose(data.table)
+    held = browser(data, findings, briefs)
+    if held and held.tables:
+        every = _rendered("samples.html.j2", name=headline(data)["name"], browser=beside(findings, briefs))
+        write_beside(data, briefs, every)
     return target
 
 
-def page(run: RunData, live: Live = NOT_LIVE) -> str:
+def page(run: RunData, live: Live = NOT_LIVE, briefs: Sequence[Brief] | None = None) -> str:
     """The HTML of a run. Everything that a model, a task or a recipe wrote is escaped.
 
     Args:
         run: what to draw.
         live: what makes the page follow the run, where it is served.
+        briefs: the completions that it logged; None = they are read from the run's folder.
     """
+    if briefs is None:
+        briefs = read_briefs(run.path / SAMPLES)
+    content = _content(run, briefs, live=bool(live.script))
+    return _rendered(
+        "template.html.j2", **content, sections=_sections(content), live=live, chart=chart, tip=tip
+    )
+
+
+def _rendered(template: str, **content: object) -> str:
+    """A template with the style and the scripts of every page of a run."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -101,21 +119,14 @@ def page(run: RunData, live: Live = NOT_LIVE) -> str:
         lstrip_blocks=True,
     )
     environment.filters["drawing"] = Markup  # our own SVG, CSS and script: the only text that is not escaped
-    style, script = (HERE / "style.css").read_text("utf-8"), (HERE / "script.js").read_text("utf-8")
-    content = _content(run)
-    return environment.get_template("template.html.j2").render(
-        **content,
-        sections=_sections(content),
-        style=style,
-        script=script,
-        script_hash=hash_of(script),
-        live=live,
-        chart=chart,
-        tip=tip,
+    style = (HERE / "style.css").read_text("utf-8")
+    script = "".join((HERE / name).read_text("utf-8") for name in ("script.js", "browse.js"))
+    return environment.get_template(template).render(
+        **content, style=style, script=script, script_hash=hash_of(script)
     )
 
 
-def _content(run: RunData) -> dict[str, object]:
+def _content(run: RunData, briefs: Sequence[Brief], *, live: bool) -> dict[str, object]:
     """Everything that the template reads, except what is the same on every page."""
     fit = fit_run(run)
     ceiling = law(run, fit)
@@ -161,6 +172,7 @@ def _content(run: RunData) -> dict[str, object]:
         "from_data": run.replayed,
         "rewarded": run.rewarded,
         **_samples(run),
+        "browser": browser(run, diagnosis, briefs, live=live),
         "config_text": run.config_text,
         "table": _table(run),
         "terms": [(name, describe(name)) for name in ["step", *_names(run)]] if run.rows else [],
@@ -181,6 +193,7 @@ def _sections(content: Mapping[str, object]) -> list[tuple[str, str]]:
         ("time-section", "Time and tokens", "speeds"),
         ("surprise", "Held-out texts", "replayed"),
         ("samples", "Samples", "stages"),
+        ("browse", "Completions", "browser"),
     ]
     return [*((id, title) for id, title, name in sections if content[name]), ("numbers", "Numbers")]
 

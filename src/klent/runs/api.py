@@ -78,6 +78,7 @@ def train(
         ... )
     """
     from klent.runs.console import QuietConsole, TrainConsole
+    from klent.runs.notebook import NotebookConsole, in_notebook
     from klent.runs.train import train as run_training
 
     if resume and fresh:
@@ -92,7 +93,8 @@ def train(
     run = Path(runs) / settings.name
     resume = _claim(run, resume=resume, fresh=fresh)
     command = _command("klent.train", recipe, {**given, **_given(task=task)})
-    console = QuietConsole() if quiet else TrainConsole()
+    shown = NotebookConsole if in_notebook() else TrainConsole
+    console = QuietConsole() if quiet else shown()
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         if rows is not None:

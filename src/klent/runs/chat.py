@@ -5,10 +5,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from klent.errors import ConfigError
 from klent.kit.seeds import derive_seed
 from klent.models.load import LoadedModel
 from klent.rollout.decoding import Decoder
+from klent.rollout.mixture_engine import MixtureEngine
+from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
+from klent.runs.sample import read_alpha
 from klent.streams.prompt import Messages, Prompt
 
 PART = "\ufffd"  # what the first bytes of a letter decode to
@@ -40,6 +44,7 @@ class Chat:
         options: how answers are drawn.
         system: a message before the first; needs a chat template.
         seed: the same seed and the same words give the same answers.
+        other: a second model, which :meth:`mix` samples between.
 
     >>> chat = Chat(load_policy("smollm2-135m"), SamplingOptions(max_tokens=64))  # doctest: +SKIP
     >>> chat.say("Name a river.", lambda piece: print(piece.text, end="")).finish  # doctest: +SKIP
@@ -48,9 +53,17 @@ class Chat:
     """
 
     def __init__(
-        self, loaded: LoadedModel, options: SamplingOptions, *, system: str | None = None, seed: int = 0
+        self,
+        loaded: LoadedModel,
+        options: SamplingOptions,
+        *,
+        system: str | None = None,
+        seed: int = 0,
+        other: LoadedModel | None = None,
     ) -> None:
-        self.engine = _Speaker(loaded, options)
+        self.engine: _Speaker | _MixedSpeaker = _Speaker(loaded, options)
+        self.mixed = False
+        self._loaded, self._options, self._other = loaded, options, other
         self.templated = bool(loaded.tokenizer.chat_template)
         self._system, self._seed = system, seed
         self.forget()
@@ -60,6 +73,25 @@ class Chat:
         self.turn = 0
         self.text = ""
         self.messages: Messages = [{"role": "system", "content": self._system}] if self._system else []
+
+    def mix(self, alpha: str | None) -> None:
+        """From now on sample from model^alpha · other^(1 - alpha); the conversation goes on.
+
+        Args:
+            alpha: as of :func:`klent.runs.sample.read_alpha`; None = from the model alone again.
+
+        Raises:
+            ConfigError: there is no other model, or no such alpha.
+        """
+        if alpha is None:
+            self.engine = _Speaker(self._loaded, self._options)
+        elif self._other is None:
+            raise ConfigError("alpha needs a second model. Start with --against MODEL")
+        else:
+            share, value = read_alpha(alpha)
+            target = Target(self._other, temperature=self._options.temperature)
+            self.engine = _MixedSpeaker(self._loaded, target, self._options, alpha=share, value=value)
+        self.mixed = alpha is not None
 
     def say(self, words: str, on_piece: Callable[[Piece], None]) -> Answer:
         """The answer to some words, which are then part of the conversation.
@@ -96,10 +128,22 @@ class _Speaker(TransformersEngine):
     hear: Callable[[int, float], None]
 
     def _draw(self, decoder: Decoder, logits: Tensor, uniform: Tensor) -> tuple[Tensor, ...]:
-        drawn = super()._draw(decoder, logits, uniform)
-        token, _, entropy, *_ = drawn
-        self.hear(int(token[0]), float(entropy[0]))
-        return drawn
+        return _told(super()._draw(decoder, logits, uniform), self.hear)
+
+
+class _MixedSpeaker(MixtureEngine):
+    """The same between two models; the entropy is that of the mixture."""
+
+    hear: Callable[[int, float], None]
+
+    def _draw(self, decoder: Decoder, logits: Tensor, uniform: Tensor) -> tuple[Tensor, ...]:
+        return _told(super()._draw(decoder, logits, uniform), self.hear)
+
+
+def _told(drawn: tuple[Tensor, ...], hear: Callable[[int, float], None]) -> tuple[Tensor, ...]:
+    token, _, entropy, *_ = drawn
+    hear(int(token[0]), float(entropy[0]))
+    return drawn
 
 
 class _Stream:

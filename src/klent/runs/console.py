@@ -18,7 +18,7 @@ from klent.measure.score import LABELS, is_judged, is_scored, kind_of, loss_of, 
 Row = Mapping[str, object]  # of metrics.jsonl or eval.jsonl
 
 # heading, width, metrics (the first that the row has is shown), format
-_COLUMNS = (
+COLUMNS = (
     ("reward", 8, ("reward/mean",), "{:.3f}"),
     ("entropy", 8, ("policy/entropy",), "{:.3f}"),
     ("KL", 9, ("kl/reference", "kl/update"), "{:.2g}"),
@@ -55,7 +55,7 @@ class TrainConsole:
         self._last: Row = {}
         self._began = time.monotonic()
         self._timed: list[float] = []
-        self._shown = list(_COLUMNS)
+        self._shown = list(COLUMNS)
         self.stopped_by: int | None = None  # the signal that ended the run before its last step
 
     def start(self, title: str, plan: Sequence[str], *, steps: int, done: int = 0) -> None:
@@ -86,26 +86,32 @@ class TrainConsole:
 
     def step(self, row: Row) -> None:
         """One finished step: a row of metrics.jsonl."""
-        self._done, self._last, self._phase = int(_number(row, "step") or 0), row, ""
-        self._timed.append(_number(row, "time/step") or 0.0)
+        self.finished(row)
         if self.live:
             if len(self._timed) == 1:
                 self._shown = [
-                    c for c in _COLUMNS if c[0] not in _OF_PAIRS or _number(row, c[2][0]) is not None
+                    c for c in COLUMNS if c[0] not in _OF_PAIRS or _number(row, c[2][0]) is not None
                 ]
                 head = f"{'step':>9}" + "".join(f"{name:>{width}}" for name, width, *_ in self._shown)
                 self._print(head + f"{'time':>8}", style="bold")
-            cells = "".join(f"{_cell(row, keys, form):>{width}}" for _, width, keys, form in self._shown)
+            cells = "".join(f"{cell(row, keys, form):>{width}}" for _, width, keys, form in self._shown)
             position = f"{self._done}/{self._steps}"
-            self._print(f"{position:>9}{cells}{_clock(self._timed[-1]):>8}")
+            self._print(f"{position:>9}{cells}{clock(self._timed[-1]):>8}")
         else:
-            metrics = [(key, form) for _, _, keys, form in _COLUMNS for key in keys]
-            pairs = [
-                f"{key}={form.format(row[key])}" for key, form in metrics if _number(row, key) is not None
-            ]
-            pairs += [f"time/step={self._timed[-1]:.1f}s", f"left={_clock(self.seconds_left())}"]
-            self._print(f"step {self._done}/{self._steps} {' '.join(pairs)}")
+            self._print(self.line(row))
         self._update_live(redraw=True)
+
+    def finished(self, row: Row) -> None:
+        """Remember a finished step, for the time that is left."""
+        self._done, self._last, self._phase = int(_number(row, "step") or 0), row, ""
+        self._timed.append(_number(row, "time/step") or 0.0)
+
+    def line(self, row: Row) -> str:
+        """A step as one plain line of ``name=value``."""
+        metrics = [(key, form) for _, _, keys, form in COLUMNS for key in keys]
+        pairs = [f"{key}={form.format(row[key])}" for key, form in metrics if _number(row, key) is not None]
+        pairs += [f"time/step={self._timed[-1]:.1f}s", f"left={clock(self.seconds_left())}"]
+        return f"step {self._done}/{self._steps} {' '.join(pairs)}"
 
     def eval(self, row: Row) -> None:
         """One evaluation: a row of eval.jsonl."""
@@ -124,7 +130,7 @@ class TrainConsole:
         self._print(f"held-out {name} {when}: {scores(row)} on {row['problems']} {noun}{took}", style="bold")
         if (error := _number(row, "calibration/error")) is not None:
             self._print(
-                f"  calibration error {error:.3f}, log-loss {_cell(row, ('calibration/log_loss',), '{:.3f}')}"
+                f"  calibration error {error:.3f}, log-loss {cell(row, ('calibration/log_loss',), '{:.3f}')}"
             )
         for text in unscored(row):
             self.warn(text)
@@ -160,7 +166,7 @@ class TrainConsole:
         for table in filter(None, (make(before or {}, after or {}) for make in tables)):
             self._print(table)
             self._print("")
-        took = _clock(time.monotonic() - self._began)
+        took = clock(time.monotonic() - self._began)
         if early and after:
             self._print(f"stopped early after step {self._done} of {self._steps}, {took}")
             self._print(f"model:  {run / 'final'}, from step {after['step']}")
@@ -194,10 +200,10 @@ class TrainConsole:
         if self._progress is None:
             return
         names = (("reward", 0), ("entropy", 1), ("KL", 2), ("tok/s", 5))
-        metrics = [f"{name} {_cell(self._last, *_COLUMNS[index][2:])}" for name, index in names]
-        elapsed = _clock(time.monotonic() - self._began)
+        metrics = [f"{name} {cell(self._last, *COLUMNS[index][2:])}" for name, index in names]
+        elapsed = clock(time.monotonic() - self._began)
         numbers = " · ".join(
-            [*(metrics if self._last else []), f"{elapsed} elapsed", f"{_clock(self.seconds_left())} left"]
+            [*(metrics if self._last else []), f"{elapsed} elapsed", f"{clock(self.seconds_left())} left"]
         )
         what = f"step {min(self._done + 1, self._steps)}/{self._steps} {self._phase}".rstrip()
         with self._showing():
@@ -271,7 +277,7 @@ def _loss_table(before: Row, after: Row) -> Table | None:
         table.add_column(column, justify="right" if column else "left")
     for (name, loss), row in zip(found.items(), (before, after), strict=True):
         if loss is not None:
-            cells = (f"{loss.value:.3f}", loss.interval or "-", _cell(row, ("perplexity",), "{:.3g}"))
+            cells = (f"{loss.value:.3f}", loss.interval or "-", cell(row, ("perplexity",), "{:.3g}"))
             table.add_row(name, *cells)
     return table
 
@@ -290,7 +296,7 @@ def _score_table(before: Row, after: Row) -> Table | None:
     for at, word in words.items():
         for name, row in (("before", before), ("after", after)):
             score = score_of(row, kind, at)
-            entropy = "" if at else _cell(row, ("entropy",), "{:.3f}")
+            entropy = "" if at else cell(row, ("entropy",), "{:.3f}")
             value = "not scored" if score is None else f"{score.value:.3f}"
             table.add_row(
                 f"{name}, {word}" if len(words) > 1 else name,
@@ -307,11 +313,11 @@ def _number(row: Row, key: str) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _cell(row: Row, keys: tuple[str, ...], form: str) -> str:
+def cell(row: Row, keys: tuple[str, ...], form: str) -> str:
     return next((form.format(row[key]) for key in keys if _number(row, key) is not None), "-")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """``1:02:03``, ``4:20`` or ``12.3s``."""
     if math.isnan(seconds):
         return "-"

@@ -29,6 +29,7 @@ _WRITTEN = (  # klent writes, cuts or removes these
     "config.yaml",
     "run.json",
     "report.html",
+    "report",
     "checkpoints",
     "final",
     "best",

@@ -13,6 +13,7 @@ from klent.io.files import read_steps
 from klent.measure.score import LABELS, is_scored, kind_of, loss_of, score_of
 
 if TYPE_CHECKING:
+    import pandas
     from transformers import PreTrainedTokenizerBase
 
 Row: TypeAlias = dict[str, Any]  # of metrics.jsonl or eval.jsonl
@@ -49,6 +50,21 @@ class Run:
     def metrics(self) -> list[Row]:
         """One row per step; docs/metrics.md says what is in it."""
         return list(read_steps(self.path / "metrics.jsonl", on_damage=warnings.warn))
+
+    def frame(self) -> "pandas.DataFrame":
+        """The metrics as a pandas DataFrame with the step as index, ``run.frame()["reward/mean"].plot()``.
+
+        Raises:
+            RunError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise RunError(
+                "run.frame: pandas is not installed. pip install pandas; run.metrics needs none"
+            ) from error
+        rows = self.metrics
+        return pandas.DataFrame(rows).set_index("step") if rows else pandas.DataFrame()
 
     @property
     def evaluations(self) -> list[Row]:

@@ -1,0 +1,217 @@
+"""Every completion that a run logged, to be searched in its page: texts and numbers, without tokens.
+
+The page holds them all where they are few. Of a large run it holds those of some steps, evenly spread, and the rest
+is beside it in the folder ``report``: a page with all of them, and tables of metrics and completions.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from klent.io.files import write_atomic
+from klent.kit.tables import Row, finite, step_of
+from klent.measure.findings.finding import Finding
+from klent.report.read import RunData
+
+SAMPLES = "samples.jsonl"
+BESIDE = "report"
+"""Folder beside report.html for what does not fit into it."""
+
+IN_PAGE = 1_000_000
+"""Characters of completions, and of metrics, that report.html holds at most."""
+
+IN_ALL = 60_000_000
+"""Characters of completions that the page beside it holds at most."""
+
+ROW = 40
+"""Characters of a completion's numbers, as JSON."""
+
+ONLY = {"truncation": "length", "unscorable": "unscorable", "zero_variance": "equal"}
+"""Signature -> which completions of its steps have the problem; of any other all of them do."""
+
+
+class Brief(NamedTuple):
+    """One completion in a few fields; ``entropy`` is the mean over its tokens, nats."""
+
+    step: int
+    prompt_id: str
+    prompt: str
+    completion: str
+    reward: float | None
+    advantage: float | None
+    finish: str
+    entropy: float | None
+
+
+class Browser(NamedTuple):
+    """What the page's script reads, and what the page says about it.
+
+    Attributes:
+        data: completions and findings as JSON.
+        metrics: metrics as JSON, for the download; empty where they are beside the page.
+        shown: how many completions the data has.
+        total: how many the run logged.
+        all: address of the page with all of them; empty where this one has.
+        tables: addresses of tables beside the page, by name; empty where the page makes them itself.
+    """
+
+    data: str
+    metrics: str
+    shown: int
+    total: int
+    all: str = ""
+    tables: Mapping[str, str] = {}
+
+
+def browser(
+    run: RunData,
+    findings: Sequence[Finding],
+    briefs: Sequence[Brief],
+    *,
+    live: bool = False,
+) -> Browser | None:
+    """What report.html holds of a run's completions; None where none were logged.
+
+    Args:
+        run: the run.
+        findings: its problems, to filter by.
+        briefs: every completion that it logged.
+        live: whether the page is served, so that nothing is beside it.
+    """
+    if not briefs:
+        return None
+    held = thinned(briefs, IN_PAGE)
+    metrics = _metrics(run)
+    part, long = len(held) < len(briefs), len(metrics) > IN_PAGE
+    tables = {name: f"{BESIDE}/{name}.csv" for name in ("metrics", "samples") if (part or long) and not live}
+    return Browser(
+        data=_script_json(_data(held, findings)),
+        metrics="" if long or tables else metrics,
+        shown=len(held),
+        total=len(briefs),
+        all=f"{BESIDE}/samples.html" if part and not live else "",
+        tables=tables,
+    )
+
+
+def beside(findings: Sequence[Finding], briefs: Sequence[Brief]) -> Browser:
+    """What the page beside a large run's report holds: every completion, as far as a browser can."""
+    held = thinned(briefs, IN_ALL)
+    return Browser(_script_json(_data(held, findings)), "", len(held), len(briefs))
+
+
+def read_briefs(path: Path) -> list[Brief]:
+    """The completions of a file in order of their step.
+
+    Damaged lines are passed over, and of lines that a resumed run wrote twice one is read.
+    """
+    if not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        return sorted(_briefs(file), key=lambda brief: brief.step)
+
+
+def _briefs(lines: Iterable[bytes]) -> Iterator[Brief]:
+    seen: set[int] = set()
+    for line in lines:
+        key = hash(line)
+        if line.endswith(b"\n") and key not in seen and (brief := _brief(line)) is not None:
+            seen.add(key)
+            yield brief
+
+
+def thinned(briefs: Sequence[Brief], most: int) -> Sequence[Brief]:
+    """The completions of so many steps, evenly spread, that their texts stay below ``most`` characters."""
+    size = sum(len(brief.completion) + ROW for brief in briefs) + sum(map(len, {b.prompt for b in briefs}))
+    if size <= most:
+        return briefs
+    steps = sorted({brief.step for brief in briefs})
+    count = max(1, len(steps) * most // size)
+    kept = {steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)}
+    return [brief for brief in briefs if brief.step in kept]
+
+
+def _brief(line: bytes) -> Brief | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool):
+        return None
+    prompt, entropy = row.get("prompt", ""), row.get("entropy")
+    values = [v for one in entropy if (v := finite(one)) is not None] if isinstance(entropy, list) else []
+    return Brief(
+        step=step,
+        prompt_id=str(row.get("prompt_id", "")),
+        prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
+        completion=str(row.get("completion", "")),
+        reward=_rounded(row.get("reward")),
+        advantage=_rounded(row.get("advantage")),
+        finish=str(row.get("finish") or ""),
+        entropy=_rounded(sum(values) / len(values)) if values else None,
+    )
+
+
+def _rounded(value: object) -> float | None:
+    number = finite(value)
+    return None if number is None else float(f"{number:.5g}")
+
+
+def _data(briefs: Sequence[Brief], findings: Sequence[Finding]) -> dict[str, object]:
+    """Prompts once each, and completions as lists."""
+    prompts = list(dict.fromkeys((brief.prompt_id, brief.prompt) for brief in briefs))
+    place = {prompt: index for index, prompt in enumerate(prompts)}
+    return {
+        "prompts": prompts,
+        "rows": [
+            [b.step, place[b.prompt_id, b.prompt], b.completion, b.reward, b.advantage, b.finish, b.entropy]
+            for b in briefs
+        ],
+        "findings": [[f.title, f.onset, f.until, ONLY.get(f.name, "")] for f in findings],
+    }
+
+
+def _script_json(value: object) -> str:
+    """JSON that no HTML parser takes for markup: it stands in a script element, and is not run."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _metrics(run: RunData) -> str:
+    names = metric_names(run.rows)
+    rows = [[step_of(row), *(_rounded(row.get(name)) for name in names)] for row in run.rows]
+    return _script_json([["step", *names], *rows])
+
+
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """Every metric in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row if name not in ("step", "split")))
+
+
+def write_beside(run: RunData, briefs: Sequence[Brief], page: str) -> None:
+    """Write what does not fit into report.html: the page with every completion, and the two tables.
+
+    Args:
+        run: the run.
+        briefs: its completions.
+        page: HTML of the page with every completion.
+    """
+    folder = run.path / BESIDE
+    folder.mkdir(exist_ok=True)
+    names = metric_names(run.rows)
+    write_atomic(folder / "samples.html", page)
+    write_atomic(folder / "samples.csv", _table(Brief._fields, briefs))
+    metrics = ([step_of(row), *(row.get(name) for name in names)] for row in run.rows)
+    write_atomic(folder / "metrics.csv", _table(("step", *names), metrics))
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    return text.getvalue()
