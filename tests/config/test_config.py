@@ -321,7 +321,7 @@ REFUSED_OVERRIDES = {
     ),
     "trackers switched on": (["track=true"], "got True. Name some of tensorboard, trackio, wandb"),
     "another name of the trackers": (["wandb=true"], "wandb=true: unknown key; klent calls it `track`"),
-    "GPUs by number": (["num_gpus=2"], "a run is one process on one GPU"),
+    "GPUs by number": (["num_gpus=2"], "torchrun --nproc-per-node N -m klent train"),
     "another program's flag": (["use_vllm=true"], "what samples is `rollout.engine`"),
     "peft's name of the rank": (["lora.r=8"], "lora.r=8: unknown key; klent calls it `lora.rank`"),
     "one tracker as text": (

@@ -57,7 +57,7 @@ SYNONYMS = {
     "fp16": "precision",
     "mixed_precision": "precision",
 }
-_ONE = "a run is one process on one GPU, or on the CPU where there is none"
+_ONE = "a run uses one GPU for each process: torchrun --nproc-per-node N -m klent train RECIPE starts N"
 _SAMPLER = "what samples is `rollout.engine`: transformers, or vllm in the process that trains"
 #: what a recipe does not decide, and who does
 ELSEWHERE = {
