@@ -34,7 +34,7 @@ from klent.streams.episode import Episode
 from klent.tasks import Scores, load_task
 from klent.training.update import Updater
 
-READ_ALONE = 400  # tokens of the last step that are read row by row, about
+READ_ALONE = 128  # tokens of the last step that are read row by row, about
 GROWTH = 3.0  # times the first step's gap, at rate 0
 
 
