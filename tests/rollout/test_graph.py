@@ -30,7 +30,7 @@ OPTIONS = {
     "greedy": replace(LONG, temperature=0.0),
     "top_p": replace(LONG, top_p=0.8),
     "top_k": replace(LONG, top_k=7),
-    "stop strings": replace(LONG, stop=("a", "bc")),
+    "stop strings": replace(LONG, stop=("bc", *"aeiost12")),
 }
 
 
@@ -235,6 +235,17 @@ def test_what_cannot_be_recorded_is_decoded_step_by_step_and_says_so():
     said(mixture)
     assert "step by step from Python (slower, as exact)" in notes[0]
     assert "two models" in notes[0]
+
+
+def test_turns_that_keep_their_keys_are_decoded_step_by_step_and_say_so():
+    notes: list[str] = []
+    engine = TransformersEngine(loaded(), SamplingOptions(max_tokens=4), decoding="graph", note=notes.append)
+    with engine.keeping():
+        kept = said(engine)
+    assert notes == ["rollout.decoding: turns go on from their keys and values, step by step from Python"]
+    assert not engine.sampler.steps
+    assert_alike(said(engine), kept)
+    assert engine.sampler.steps
 
 
 def test_an_attention_that_differs_is_refused(monkeypatch):

@@ -61,7 +61,7 @@ class CudaRecorder:
                 return
             if graph is None:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self.pool):
+                with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                     step()
             graph.replay()
 

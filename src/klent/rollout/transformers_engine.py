@@ -66,8 +66,7 @@ class TransformersEngine:
     """An :class:`klent.rollout.engine.Engine` over a transformers model.
 
     Args:
-        loaded: the model, its tokenizer and its stop tokens; the weights are read at every call, so a trained
-            model
+        loaded: the model, its tokenizer and its stop tokens; the weights are read at every call, so a trained model
             needs no synchronisation.
         options: how to sample.
         rows: the largest number of completions that decode together; more prompts are taken in turns. None = as many
@@ -120,9 +119,7 @@ class TransformersEngine:
         was_training = self.loaded.model.training
         self.loaded.model.eval()
         try:
-            if self.kind is None:
-                self.kind = self._choose_decoder()
-                self.sampler = self._choose_sampler()
+            self._prepare()
             asked = _Asked(prompts, encoded, group_size, uniform, known)
             for chosen in self._batches(encoded, group_size):
                 rows += self._answer(chosen, asked)
@@ -218,10 +215,13 @@ class TransformersEngine:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """While this lasts, keys and values of a row are kept, for a prompt that begins with it: an episode."""
-        if self.kind is None:
-            self.kind = self._choose_decoder()
+        self._prepare()
         if self.extends is None:
             self.extends = self._can_extend()
+            if self.extends and self.sampler is not None:
+                self.note(
+                    "rollout.decoding: turns go on from their keys and values, step by step from Python"
+                )
         self._kept = {} if self.extends else None
         try:
             yield
@@ -262,15 +262,18 @@ class TransformersEngine:
         for start in range(0, len(order), width):
             yield order[start : start + width]
 
-    def _choose_sampler(self) -> GraphSampler | None:
-        return choose_sampler(
-            self.loaded.model,
-            pad=self.loaded.tokenizer.pad_token_id,
-            stop_ids=self.loaded.stop_ids,
-            decoding=self.decoding,
-            alone=self.records,
-            note=self.note,
-        )
+    def _prepare(self) -> None:
+        """Ask the model once how it decodes."""
+        if self.kind is None:
+            self.kind = self._choose_decoder()
+            self.sampler = choose_sampler(
+                self.loaded.model,
+                pad=self.loaded.tokenizer.pad_token_id,
+                stop_ids=self.loaded.stop_ids,
+                decoding=self.decoding,
+                alone=self.records,
+                note=self.note,
+            )
 
     def _sample(
         self, sampler: GraphSampler, rows: list[_Row], ids: list[list[int]], asked: "_Asked"
