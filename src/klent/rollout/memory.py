@@ -81,13 +81,12 @@ def bytes_per_row(model: CausalModel, *, longest: int, max_tokens: int, group_si
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had: of a GPU with what torch keeps in reserve, of the machine else."""
+    """Memory to count on: of a GPU what is free now, with what torch keeps in reserve; else half of the machine's.
+
+    What other programs leave of a machine's memory changes by the minute, and with it would how rows decode together
+    and so how their numbers round: a run could not be repeated.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            kilobytes = next(line.split()[1] for line in file if line.startswith("MemAvailable"))
-        return 1024 * int(kilobytes)
-    except (OSError, StopIteration, ValueError):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
