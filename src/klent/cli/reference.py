@@ -116,7 +116,7 @@ def _parts(signature: inspect.Signature) -> list[str]:
         if p.kind is p.KEYWORD_ONLY and not starred:
             parts.append("*")
         starred |= p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
-        mark = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        mark = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         annotation = "" if p.annotation is p.empty else f": {_type(p.annotation)}"
         equal = " = " if annotation else "="
         default = "" if p.default is p.empty else f"{equal}{_value(p.default)}"

@@ -6,7 +6,7 @@ Keys, types and meanings are those of the typed sections; the settings of object
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -190,7 +190,7 @@ def _term(name: str, summary: str, settings: list[tuple[str, str, str]]) -> str:
     return f"{head}\n{_table(('setting', 'default', 'meaning'), body)}\n"
 
 
-def _table(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
     lines = [f"| {' | '.join(map(_cell, row))} |" for row in (head, *body)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 

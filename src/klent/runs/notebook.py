@@ -2,6 +2,7 @@
 
 import html
 import sys
+from collections.abc import Sequence
 
 from klent.kit.terminal import SafeConsole
 from klent.runs.console import COLUMNS, Row, TrainConsole, cell, clock
@@ -40,7 +41,7 @@ class NotebookConsole(TrainConsole):
         body = "".join(f"<tr>{self._cells(row, columns)}</tr>" for row in self._rows)
         return f"<p>{bar} step {self._done} of {self._steps}{left}</p><table><tr>{head}</tr>{body}</table>"
 
-    def _cells(self, row: Row, columns: list[tuple[str, int, tuple[str, ...], str]]) -> str:
+    def _cells(self, row: Row, columns: Sequence[tuple[str, int, tuple[str, ...], str]]) -> str:
         values = [str(row["step"]), *(cell(row, keys, form) for _, _, keys, form in columns)]
         return "".join(
             f"<td>{html.escape(value)}</td>" for value in (*values, cell(row, ("time/step",), "{:.1f} s"))
