@@ -49,7 +49,8 @@ def test_what_came_after_the_exported_step_is_left_out(tmp_path: Path) -> None:
     assert "not known here" in early
     steps = {json.loads(line)["step"] for line in (run / "eval.jsonl").read_text().splitlines()}
     assert max(steps) == 6
-    assert "after: step 0" in early
+    assert "before: step 0, and no step after it" in early
+    assert "| not measured |" in early
 
 
 def test_a_base_model_and_a_dataset_of_a_hub_are_linked(tmp_path: Path) -> None:

@@ -107,7 +107,11 @@ def _evaluations(run: RunData) -> str:
     if not rows:
         return "## Evaluation\n\nNot evaluated in training."
     measured = run.heldout or run.losses
-    steps = f"before: step {step_of(measured[0])}, after: step {step_of(measured[-1])}"
+    first_step, last_step = step_of(measured[0]), step_of(measured[-1])
+    steps = f"before: step {first_step}, after: step {last_step}"
+    if first_step == last_step:
+        rows = [(label, before, "not measured") for label, before, _ in rows]
+        steps = f"before: step {first_step}, and no step after it"
     problems = finite(measured[-1].get("problems"))
     n = f" on {plural(int(problems), 'held-out problem')}" if problems else ""
     table = [
