@@ -173,7 +173,7 @@ def test_a_refusal_is_a_panel_without_a_traceback(run):
         (["my.yaml", "device=gpu"], "should be auto, cpu, cuda or cuda:N"),
         (
             ["my.yaml", "rollout.engine=sglang"],
-            "samples with transformers (remove rollout.engine) or with vllm",
+            "got 'sglang'. klent samples",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from klent.io.files import read_jsonl
 from klent.models.adapter import merge_adapter
 from klent.models.load import load_policy
 from klent.objectives import importance_weight
+from klent.rollout.memory import Rows
 from klent.rollout.transformers_engine import TransformersEngine
 from klent.runs import language as parts
 from klent.runs import targets
@@ -264,7 +265,7 @@ def test_every_prompt_has_its_own_alpha(world):
     rows, _ = run(world, mixture, prompts_per_step=12, steps=1, rollout={"max_tokens": 8, "mixture": mixture})
     assert 0.2 < rows[0]["mixture/alpha"] < 0.7
     made = built(mixture)
-    made.engine.rows = 12  # two batches, and rows that leave at different times
+    made.engine.rows = Rows(12, pytest.fail)  # two batches, and rows that leave at different times
     prompts = [
         Prompt(f"p/{i}", [{"role": "user", "content": "hm"}], {"mine": a}) for i, a in enumerate([0.3, 1, 0])
     ]

@@ -259,7 +259,9 @@ def test_a_model_is_loaded_onto_its_device(original: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert find_device("auto") == find_device() == torch.device("cpu")
-    with pytest.raises(ModelError, match=r"device 'cuda:1' is not on this machine: it has 0 CUDA devices"):
+    with pytest.raises(
+        ModelError, match=r"device 'cuda:1' is not on this machine: (it has 0|torch .* without CUDA)"
+    ):
         load_policy(str(original), device="cuda:1")
     with pytest.raises(ModelError, match="device 'gpu' is not one of auto, cpu, cuda, cuda:N"):
         load_policy(str(original), device="gpu")

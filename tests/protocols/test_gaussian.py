@@ -79,6 +79,9 @@ class Bandit:
         seed = derive_seed(self.seed, "rollout", step)
         return self.generate([Prompt("arm", "move")], group_size=self.group_size, seed=seed)
 
+    def version(self) -> None:
+        return None
+
     def score(self, episodes) -> Scores:
         return Scores([-float(((e.tokens - GOAL) ** 2).mean()) for e in episodes], {}, {})
 

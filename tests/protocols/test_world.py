@@ -242,6 +242,7 @@ def every_field() -> Episode:
         prefill=17,
         margin=0.1,
         policy_version=4,
+        rescored=True,
         states=torch.randn(length, 3),
         actions=torch.randn(length, 2),
         acted=torch.tensor([True, True, False, True, True]),

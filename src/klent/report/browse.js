@@ -19,9 +19,12 @@
   const lowered = data.prompts.map((prompt) => (prompt[0] + "\n" + prompt[1]).toLowerCase());
   let shown = rows, drawn = 0, chosen = null;
 
+  const hidden = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+  const seen = (text) => String(text).replace(hidden, (c) =>
+    "\u27e8U+" + c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9");
   const make = (tag, text, kind) => {
     const node = document.createElement(tag);
-    if (text !== undefined) node.textContent = text;
+    if (text !== undefined) node.textContent = seen(text);
     if (kind) node.className = kind;
     return node;
   };

@@ -7,6 +7,7 @@ is beside it in the folder ``report``: a page with all of them, and tables of me
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ SAMPLES = "samples.jsonl"
 BESIDE = "report"
 """Folder beside report.html for what does not fit into it."""
 
-IN_PAGE = 1_000_000
+IN_PAGE = 400_000
 """Characters of completions, and of metrics, that report.html holds at most."""
 
 IN_ALL = 60_000_000
@@ -168,7 +169,15 @@ def _data(briefs: Sequence[Brief], findings: Sequence[Finding]) -> dict[str, obj
     return {
         "prompts": prompts,
         "rows": [
-            [b.step, place[b.prompt_id, b.prompt], b.completion, b.reward, b.advantage, b.finish, b.entropy]
+            [
+                b.step,
+                place[b.prompt_id, b.prompt],
+                b.completion,
+                b.reward,
+                b.advantage,
+                b.finish,
+                b.entropy,
+            ]
             for b in briefs
         ],
         "findings": [[f.title, f.onset, f.until, ONLY.get(f.name, "")] for f in findings],
@@ -176,9 +185,9 @@ def _data(briefs: Sequence[Brief], findings: Sequence[Finding]) -> dict[str, obj
 
 
 def _script_json(value: object) -> str:
-    """JSON that no HTML parser takes for markup: it stands in a script element, and is not run."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    """JSON that no HTML parser takes for markup, and in which nothing is invisible; it is data, and is not run."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return re.sub(r"[^ -~]", lambda m: m[0] if m[0].isprintable() else json.dumps(m[0])[1:-1], text)
 
 
 def _metrics(run: RunData) -> str:
