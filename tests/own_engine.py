@@ -6,7 +6,7 @@ import torch
 
 from klent.models.adapter import merged_weights
 from klent.models.load import LoadedModel
-from klent.policies.causal_lm.probe import logits_alone
+from klent.policies.causal_lm.probe import logp_alone
 from klent.rollout.certificate import Certifier
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 
@@ -68,9 +68,7 @@ class OwnEngine(TransformersEngine):
     def score(self, rows):
         scored = []
         for prompt, tokens in rows:
-            logits = logits_alone(self.loaded.model, prompt, tokens).float()
-            logp = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-            scored.append(self._misplaced(logp))
+            scored.append(self._misplaced(logp_alone(self.loaded.model, prompt, tokens)))
         return scored
 
     def generate(self, prompts, *, group_size, seed):

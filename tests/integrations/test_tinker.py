@@ -111,6 +111,17 @@ def test_advantages_of_the_data_are_taken_as_they_are():
     assert float(loss) == pytest.approx(2.0)
 
 
+def test_a_step_in_which_nothing_is_counted_is_0_and_not_nan():
+    data = data_of(batch())
+    for datum in data:
+        datum.loss_fn_inputs["mask"] = TensorData(torch.zeros(len(datum.ids) - 1))
+    logp = [torch.zeros(len(d.ids) - 1, requires_grad=True) for d in data]
+    loss, _ = custom_loss("dapo", group_size=4)(data, logp)
+    loss.backward()
+    assert float(loss) == 0
+    assert not any(row.grad.any() for row in logp)
+
+
 def test_what_cannot_be_is_refused():
     for objective, words in (
         ({"method": "grpo", "loss": {"entropy_loss": {"coef": -0.1}}}, "reads entropy, and Tinker gives"),

@@ -75,12 +75,9 @@ class Bandit:
             for i, (a, p) in enumerate(zip(actions, logp, strict=True))
         ]
 
-    def collect(self, step: int) -> list[Episode]:
+    def collect(self, step: int, version: int) -> list[Episode]:
         seed = derive_seed(self.seed, "rollout", step)
         return self.generate([Prompt("arm", "move")], group_size=self.group_size, seed=seed)
-
-    def version(self) -> None:
-        return None
 
     def score(self, episodes) -> Scores:
         return Scores([-float(((e.tokens - GOAL) ** 2).mean()) for e in episodes], {}, {})

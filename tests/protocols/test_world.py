@@ -1,7 +1,7 @@
 """Two ranks, here two threads: what they do together is what one rank does alone."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,6 +16,10 @@ from klent.kit.world import OneProcess, shares
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.critic import Critic
 from klent.policies.causal_lm.policy import CausalPolicy
+from klent.policies.denoiser.actor import DenoisingActor
+from klent.policies.denoiser.network import Denoiser, DenoiserConfig
+from klent.policies.denoiser.sampler import make_steps
+from klent.rollout.denoising_engine import DenoisingEngine
 from klent.rollout.shared_engine import SharedEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.rollout.wire import pack, unpack
@@ -95,9 +99,8 @@ def test_a_rank_with_nothing_to_compute_still_takes_the_step():
     rewards = [1.0] * 8 + [1.0, 0.0, 0.0, 0.5]
 
     def make(world):
-        return updater(reduce={"over": "tokens"}, world=world, lr=0.1), make_batch(
-            [replace(e, tokens=e.tokens) for e in episodes()], rewards, group_size=4, whole_groups=True
-        )
+        rows = make_batch(episodes(), rewards, group_size=4, whole_groups=True)
+        return updater(reduce={"over": "tokens"}, world=world, lr=0.1), rows
 
     one, expected = run(make(None))
     for step, result in together(make, run):
@@ -288,3 +291,19 @@ def test_one_process_hears_itself():
     world = OneProcess()
     assert world.gather(b"x") == [b"x"]
     assert Prompt("a", "b").number is None
+
+
+def test_ranks_share_the_noise_of_a_denoiser():
+    """Each image's noise is that of its place among all, whoever draws it."""
+    net = Denoiser(DenoiserConfig(size=2, hidden=8, layers=1), generator=torch.Generator().manual_seed(0))
+    actor = DenoisingActor(net, make_steps("ddpm", 3, high=6.0, low=-6.0))
+    prompts = [Prompt(f"noise/{k}", "", {"noise": actor.size}) for k in range(5)]
+    expected = DenoisingEngine(actor).generate(prompts, group_size=2, seed=3)
+    shared = together(
+        lambda seat: SharedEngine(DenoisingEngine(actor), seat),
+        lambda engine: engine.generate(prompts, group_size=2, seed=3),
+    )
+    for found in shared:
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine.actions, theirs.actions)
+    assert len({tuple(e.actions.flatten().tolist()) for e in expected}) == 10

@@ -18,8 +18,11 @@ from klent.rollout.copied_engine import CopiedEngine
 from klent.rollout.source import TaskSource
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.runs.console import QuietConsole
+from klent.runs.objective import step_requirements
+from klent.runs.rollout_check import examine_rollout
 from klent.runs.train import train
 from klent.streams.prompt import Prompt
+from klent.training.update import Updater
 
 RECIPE = """
 model: model
@@ -71,16 +74,11 @@ def drawn(staleness: int | None, steps: int = 5) -> list[list]:
     if staleness is None:
         source = source_of(TransformersEngine(trained, options))
     else:
-        source = Ahead(
-            source_of(CopiedEngine(trained, options)),
-            staleness=staleness,
-            last=steps,
-            version=lambda: len(taken),
-        )
+        source = Ahead(source_of(CopiedEngine(trained, options)), staleness=staleness, last=steps)
     for step in range(1, steps + 1):
         if staleness is not None:
             source.sync(policy)
-        taken.append(source.collect(step))
+        taken.append(source.collect(step, len(taken)))
         nudge(trained.model, step)
     return taken
 
@@ -105,7 +103,7 @@ def test_a_step_is_sampled_by_the_weights_of_so_many_steps_ago(staleness):
         then, options = loaded(), SamplingOptions(max_tokens=7)
         for update in range(1, max(step - staleness, 1)):
             nudge(then.model, update)
-        expected = source_of(TransformersEngine(then, options)).collect(step)
+        expected = source_of(TransformersEngine(then, options)).collect(step, 0)
         assert same(episodes, expected), step
         assert {episode.policy_version for episode in episodes} == {max(step - 1 - staleness, 0)}
     assert not same(found[-1], drawn(None)[-1])
@@ -176,8 +174,9 @@ def clipped(row: dict) -> float:
     ("overrides", "words"),
     [
         (["method=reinforce"], "takes completions for the policy's own, and with rollout.staleness=2"),
-        (["rollout.engine=vllm"], "is not for rollout.engine=vllm"),
-        (["method=dppo", "update.distance=tv"], "is not for update.distance"),
+        (["rollout.engine=vllm"], "does not go with rollout.engine=vllm: it is scored by the trainer"),
+        (["method=dppo", "update.distance=tv"], "does not go with update.distance: it is from the start"),
+        (["rollout.decoding=graph"], "does not go with rollout.decoding=graph: it is recorded while"),
     ],
 )
 def test_what_needs_the_policy_as_it_stands_is_refused(overrides, words, project):
@@ -191,3 +190,30 @@ def test_weights_of_the_mismatch_make_any_loss_possible(project):
     )
     assert rows[-1]["mismatch/ess"] < 1
     assert rows[-1]["policy/staleness"] == 6
+
+
+def test_what_the_sampler_says_is_not_measured_again(project, monkeypatch):
+    """Three optimizer steps read logp_old, which is the sampler's; the passes are those for what changed, alone."""
+    measured = []
+    measure = Updater.measure
+
+    def noting(self, batch, rows, *others, **more):
+        measured.append(batch.lag)
+        return measure(self, batch, rows, *others, **more)
+
+    monkeypatch.setattr(Updater, "measure", noting)
+    go("fresh", "rollout.staleness=0", "eval=null")
+    before = len(measured)
+    measured.clear()
+    go("ahead", "eval=null")
+    assert len(measured) <= before - 6  # one per step
+    assert step_requirements(load_recipe("tiny.yaml", ["rollout.staleness=0"])).old
+    assert not step_requirements(load_recipe("tiny.yaml")).old
+    assert step_requirements(load_recipe("tiny.yaml", ["rollout.mismatch=truncate"])).old
+
+
+def test_the_doctor_examines_a_sampler_that_runs_ahead(project):
+    recipe = load_recipe("tiny.yaml", ["rollout.staleness=1"])
+    checks = examine_rollout(recipe)
+    assert [check.state for check in checks] == ["ok"] * 4
+    assert "gap is flat" in checks[-1].text

@@ -27,7 +27,7 @@ class TransformersRollout(Settings):
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
     """Strings that end a completion, besides the model's own end token."""
     rows: Literal["auto"] | PositiveInt = "auto"
-    """Completions decoded together: `auto` = as many as free memory holds; what is said does not depend on it."""
+    """Completions decoded together: `auto` = as many as memory holds; what is said does not depend on it."""
     decoding: Literal["auto", "eager", "graph"] = "auto"
     """`graph`: one recorded step in fixed memory, replayed; `eager`: step by step; `auto` = graph on a GPU."""
     mixture: MixtureSettings | None = None

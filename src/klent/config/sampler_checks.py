@@ -92,16 +92,23 @@ def _staleness_problems(recipe: Recipe) -> Iterator[Problem]:
     """What takes the sampler for the policy as it stands, or is not made for two threads."""
     path, rollout = ("rollout", "staleness"), recipe.rollout
     steers = recipe.thermostat is not None and recipe.thermostat.steer == "temperature"
+    recorded = rollout.engine == "transformers" and rollout.decoding == "graph"
     others = {
-        "rollout.mixture": rollout.mixture is not None,
-        "rollout.engine=vllm": rollout.engine == "vllm",
-        "task.env": recipe.task.pays,
-        "update.distance": recipe.update.distance is not None,
-        "update.released_code": recipe.update.released_code,
-        "thermostat.steer=temperature": steers,
+        "rollout.mixture": (rollout.mixture is not None, "has a target, which is not copied"),
+        "rollout.engine=vllm": (rollout.engine == "vllm", "is scored by the trainer, which is busy training"),
+        "rollout.decoding=graph": (recorded, "is recorded while nothing else runs"),
+        "task.env": (recipe.task.pays, "is played by one thread at a time"),
+        "update.distance": (
+            recipe.update.distance is not None,
+            "is from the start of the step, not the sampler",
+        ),
+        "update.released_code": (recipe.update.released_code, "trains positions that were not sampled"),
+        "thermostat.steer=temperature": (steers, "would change it while completions are under way"),
     }
-    for name in (name for name, is_set in others.items() if is_set):
-        yield Problem(path, f"{rollout.staleness} is not for {name}, which samples step by step; set it to 0")
+    for name, reason in ((name, reason) for name, (is_set, reason) in others.items() if is_set):
+        yield Problem(
+            path, f"{rollout.staleness} does not go with {name}: it {reason}. Set one of the two back"
+        )
     if rollout.mismatch is not None:
         return
     for name in recipe.loss:

@@ -35,14 +35,6 @@ class StaleData(Organ):
         """``policy/staleness``: optimizer steps between sampling and training."""
         return {"policy/staleness": float(step.batch.lag)}
 
-    def state_dict(self) -> dict[str, object]:
-        """See :class:`klent.rollout.ahead.Ahead`."""
-        return self.ahead.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """See :class:`klent.rollout.ahead.Ahead`."""
-        self.ahead.load_state_dict(state)
-
     def tensors(self) -> dict[str, Tensor]:
         """What was sampled and not trained on."""
         return self.ahead.tensors()

@@ -85,7 +85,9 @@ def custom_loss(
             batch = part.objective.selection.choose(batch, rows, None, seed=seed)
         outcome = part.objective.token_loss(batch.streams.with_(logp=logp))
         counted = part.counted(mask, batch.streams.choices)
-        total: Tensor = part.reduction(outcome.loss, counted, part.divisor(counted))
+        total: Tensor = part.reduction(
+            outcome.loss, counted, part.divisor(counted) or 1.0
+        )  # 0: nothing counted
         means = {f"klent/{name}": float(t / n) for name, (t, n) in outcome.metrics.items() if float(n)}
         return total, means
 

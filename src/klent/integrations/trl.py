@@ -154,8 +154,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         streams = streams.choosing(_named(inputs, "klent.choice.")).weighing(_named(inputs, "klent.weight."))
         outcome = self.klent.objective.token_loss(streams)
         counted = self._counted(inputs)
-        divisor = inputs.get("klent.divisor") or self.klent.divisor(counted)
-        loss: Tensor = self.klent.reduction(outcome.loss, counted, divisor)
+        divisor = inputs["klent.divisor"] if "klent.divisor" in inputs else self.klent.divisor(counted)
+        loss: Tensor = self.klent.reduction(outcome.loss, counted, divisor or 1.0)  # 0: nothing is counted
         self._log(outcome.metrics, entropy, streams.mask)
         if self.model.training:
             loss = loss * self.accelerator.num_processes

@@ -49,3 +49,13 @@ def _seen(count: int) -> str:
     return (
         "torch sees no CUDA device (nvidia-smi lists what the driver sees, CUDA_VISIBLE_DEVICES hides some)"
     )
+
+
+def type_name(dtype: "torch.dtype") -> str:
+    """A type of numbers as a recipe writes it.
+
+    >>> import torch
+    >>> type_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
 """Sampling that runs ahead of training: a thread answers the prompts of later steps with weights of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -29,16 +29,12 @@ class Ahead:
         source: of a task's prompts; its engine has weights of its own, which training does not touch.
         staleness: training steps, at least 1.
         last: the run's last step, beyond which nothing is sampled.
-        version: how many optimizer steps the policy has taken.
     """
 
-    name = "ahead"
-
-    def __init__(self, source: TaskSource, *, staleness: int, last: int, version: Callable[[], int]) -> None:
+    def __init__(self, source: TaskSource, *, staleness: int, last: int) -> None:
         self.source = source
         self.staleness = staleness
         self.last = last
-        self.version = version
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
         self._waiting: dict[int, Future[list[Episode]]] = {}
 
@@ -52,12 +48,11 @@ class Ahead:
         self._settle()
         return self.source.engine.sync(policy)
 
-    def collect(self, step: int) -> list[Episode]:
-        """The episodes of ``step``; those of the next steps are asked for."""
-        version = self.version()
+    def collect(self, step: int, version: int) -> list[Episode]:
+        """The episodes of ``step``; those of the next steps are asked for, of the policy as it stands."""
         for number in range(step, min(step + self.staleness, self.last) + 1):
             if number not in self._waiting:
-                self._waiting[number] = self._thread.submit(self._sample, number, version)
+                self._waiting[number] = self._thread.submit(self.source.collect, number, version)
         return self._waiting.pop(step).result()
 
     def score(self, episodes: Sequence[Episode]) -> Scores | None:
@@ -73,15 +68,8 @@ class Ahead:
         """As of the engine."""
         self.source.engine.check(prompt)
 
-    def state_dict(self) -> dict[str, object]:
-        """The steps that are sampled and not trained on."""
-        return {"steps": sorted(self._waiting)}
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Nothing: :meth:`load_tensors` has all of it."""
-
     def tensors(self) -> dict[str, Tensor]:
-        """Their episodes, as bytes; what is under way is waited for."""
+        """What was sampled and not trained on, as bytes by step; what is under way is waited for."""
         episodes = {number: future.result() for number, future in self._waiting.items()}
         packed = {str(number): bytearray(pack(of_step)) for number, of_step in episodes.items()}
         return {number: torch.frombuffer(data, dtype=torch.uint8) for number, data in packed.items()}
@@ -98,12 +86,6 @@ class Ahead:
     def close(self) -> None:
         """Wait for what is under way, and end the thread."""
         self._thread.shutdown(cancel_futures=True)
-
-    def _sample(self, step: int, version: int) -> list[Episode]:
-        episodes = self.source.collect(step)
-        for episode in episodes:
-            episode.policy_version = version
-        return episodes
 
     def _settle(self) -> None:
         for future in self._waiting.values():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from klent.models.adapter import adapters_off
+from klent.models.device import type_name
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import logits_alone
 from klent.rollout.causes import EXPLAINED, Fault, Reading, Sampler
@@ -77,7 +78,7 @@ def _rounded(
         if model.dtype == torch.float32:
             rounded = deepcopy(model)
             torch.nn.Module.to(rounded, dtype)  # transformers' own hides its types
-            yield str(dtype).removeprefix("torch."), _numbers(rounded, rows, scored, taken)
+            yield type_name(dtype), _numbers(rounded, rows, scored, taken)
 
 
 def _numbers(model: "PreTrainedModel", rows: Rows, scored: Reading, taken: Sampler) -> Tensor:

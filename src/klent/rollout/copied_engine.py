@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from klent.errors import ModelError
+from klent.models.device import type_name
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.policy import CausalPolicy
-from klent.policies.causal_lm.probe import logits_alone
+from klent.policies.causal_lm.probe import logp_alone
 from klent.policies.policy import Policy
 from klent.rollout.certificate import Certifier
 from klent.rollout.engine import SyncCertificate
@@ -37,11 +38,10 @@ class CopiedEngine(TransformersEngine):
     ) -> None:
         own = copy.deepcopy(
             loaded.model
-        ).eval()  # parameters as they are: frozen ones take other kernels, and round
+        ).eval()  # trainable, as frozen parameters take other kernels, and round
         super().__init__(replace(loaded, model=own), options, rows=rows, decoding="eager", note=note)
         self.trained = loaded.model
-        dtype = str(own.dtype).removeprefix("torch.")
-        self.certifier = Certifier(loaded.tokenizer, dtype=dtype)
+        self.certifier = Certifier(loaded.tokenizer, dtype=type_name(own.dtype))
 
     def sync(self, policy: Policy) -> SyncCertificate:
         """Copy every weight, an adapter's too, and certify that they are sampled from.
@@ -59,8 +59,4 @@ class CopiedEngine(TransformersEngine):
     @torch.no_grad()
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
         """Log-probabilities of given tokens; see :class:`klent.rollout.certificate.OwnWeights`."""
-        scored = []
-        for prompt, tokens in rows:
-            logp = logits_alone(self.loaded.model, prompt, tokens).float().log_softmax(-1)
-            scored.append(logp.gather(1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].cpu())
-        return scored
+        return [logp_alone(self.loaded.model, prompt, tokens) for prompt, tokens in rows]

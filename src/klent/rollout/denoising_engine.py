@@ -74,7 +74,7 @@ class DenoisingEngine:
     def _noise(self, prompts: Sequence[Prompt], group_size: int, seed: int) -> Tensor:
         """Standard normal numbers, ``[episodes, steps + 1, D]``: the start, then what each step draws."""
         shape = (self.actor.count + 1, self.actor.size)
-        places = [place if prompt.number is None else prompt.number for place, prompt in enumerate(prompts)]
+        places = (prompt.drawn_at(place) for place, prompt in enumerate(prompts))
         numbers = (place * group_size + k for place in places for k in range(group_size))
         generators = (torch.Generator().manual_seed(derive_seed(seed, "episode", i)) for i in numbers)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

@@ -160,10 +160,8 @@ class GraphSampler:
         decoder = StaticDecoder(
             self.model, prompts, group_size=group_size, pad=self.pad, room=room, cache=self.cache
         )
-        earlier, self.cache = (
-            self.cache,
-            None,
-        )  # where an error comes between, the memory is not trusted again
+        earlier = self.cache
+        self.cache = None  # where an error comes between, the memory is not trusted again
         logits = decoder.start()
         if decoder.cache is not earlier:
             self.steps, self.notes = {}, _Notes(logits, room)

@@ -64,10 +64,9 @@ class PlayEngine:
         self.pool.begin()
         opened = [self._opened(prompt) for prompt in prompts]
         first = self.engine.generate(opened, group_size=group_size, seed=seed)
-        places = [place if prompt.number is None else prompt.number for place, prompt in enumerate(prompts)]
         games = [
-            _Game(place * group_size + k, prompt)
-            for place, prompt in zip(places, opened, strict=True)
+            _Game(prompt.drawn_at(place) * group_size + k, prompt)
+            for place, prompt in enumerate(opened)
             for k in range(group_size)
         ]
         self._hear(games, first)

@@ -29,7 +29,9 @@ class SharedEngine:
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
         """``group_size`` completions of every prompt, prompt by prompt, the same on every rank."""
         parts = shares([1.0] * len(prompts), self.world.size)
-        asked = [_placed(prompts[place], place) for place in parts[self.world.rank]]
+        asked = [
+            replace(prompts[place], number=prompts[place].drawn_at(place)) for place in parts[self.world.rank]
+        ]
         mine = self.engine.generate(asked, group_size=group_size, seed=seed) if asked else []
         said = self.world.gather(pack(mine))
         answers: dict[int, list[Episode]] = {}
@@ -48,7 +50,3 @@ class SharedEngine:
     def sync(self, policy: Policy) -> SyncCertificate | None:
         """This rank's own engine takes over the weights."""
         return self.engine.sync(policy)
-
-
-def _placed(prompt: Prompt, place: int) -> Prompt:
-    return prompt if prompt.number is not None else replace(prompt, number=place)

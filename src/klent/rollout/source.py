@@ -19,12 +19,8 @@ class Source(Protocol):
         """Episodes per prompt, which stand together."""
         ...
 
-    def collect(self, step: int) -> list[Episode]:
-        """The episodes of training step ``step``, from 1."""
-        ...
-
-    def version(self) -> int | None:
-        """How many optimizer steps the policy has taken; None where it always samples as it stands."""
+    def collect(self, step: int, version: int) -> list[Episode]:
+        """The episodes of training step ``step``, from 1; the policy has taken ``version`` optimizer steps by now."""
         ...
 
     def score(self, episodes: Sequence[Episode]) -> Scores | None:
@@ -61,19 +57,18 @@ class TaskSource:
         self.group_size = group_size
         self.seed = seed
 
-    def collect(self, step: int) -> list[Episode]:
-        """The next prompts of the task, answered."""
+    def collect(self, step: int, version: int) -> list[Episode]:
+        """The next prompts of the task, answered by the policy as it stands."""
         seed = derive_seed(self.seed, "rollout", step)
-        return self.engine.generate(self.prompts(step), group_size=self.group_size, seed=seed)
+        episodes = self.engine.generate(self.prompts(step), group_size=self.group_size, seed=seed)
+        for episode in episodes:
+            episode.policy_version = version
+        return episodes
 
     def prompts(self, step: int) -> list[Prompt]:
         """The prompts of training step ``step``, from 1."""
         first = (step - 1) * self.prompts_per_step
         return [self.task.train(first + i) for i in range(self.prompts_per_step)]
-
-    def version(self) -> int | None:
-        """The policy samples as it stands."""
-        return None
 
     def score(self, episodes: Sequence[Episode]) -> Scores | None:
         """What the rewards say."""

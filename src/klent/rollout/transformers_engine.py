@@ -70,7 +70,7 @@ class TransformersEngine:
             needs no synchronisation.
         options: how to sample.
         rows: the largest number of completions that decode together; more prompts are taken in turns. None = as many
-            as free memory holds. What is said does not depend on it.
+            as memory holds. What is said does not depend on it.
         progress: called with (completions done, completions asked for).
         decoding: ``eager``, step by step; ``graph``, by :class:`klent.rollout.graph.GraphSampler`, which a GPU
             records, where the model allows it; ``auto`` is ``graph`` on a GPU.
@@ -205,7 +205,7 @@ class TransformersEngine:
         """The rows of these prompts, the ``chosen`` of the question; a group reads its prompt once."""
         rows = []
         for i, prompt, read in zip(chosen, prompts, ids, strict=True):
-            first = (i if prompt.number is None else prompt.number) * group_size
+            first = prompt.drawn_at(i) * group_size
             new = len(read) - (prompt.read if kept else 0)
             for k in range(group_size):
                 row = _Row(i * group_size + k, i, self._room(prompt), first + k, 0 if k else new)

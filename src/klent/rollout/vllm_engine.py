@@ -16,6 +16,7 @@ from torch import Tensor
 from klent.errors import ModelError
 from klent.kit.seeds import derive_seed
 from klent.models.adapter import merged_weights
+from klent.models.device import type_name
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.policy import Policy
@@ -72,7 +73,9 @@ class VllmEngine(TransformersEngine):
     ) -> None:
         super().__init__(loaded, options, progress=progress)
         self.library = library
-        coarser = next(one for one in ("bfloat16", "float16", "float32") if one in (dtype, _name(loaded)))
+        coarser = next(
+            one for one in ("bfloat16", "float16", "float32") if one in (dtype, type_name(loaded.model.dtype))
+        )
         self.certifier = Certifier(loaded.tokenizer, dtype=coarser, of_engine=lambda: library.tokenizer)
         self.policy: CausalPolicy | None = None
 
@@ -165,9 +168,4 @@ def hugging_face_weights(model: "PreTrainedModel") -> Mapping[str, Tensor]:
 
 def _seed(seed: int, prompt: Prompt, place: int) -> int:
     """Of a prompt's group; room for the seeds of its completions, which vLLM counts on from it."""
-    number = place if prompt.number is None else prompt.number
-    return derive_seed(seed, "vllm", number) % 2**53
-
-
-def _name(loaded: LoadedModel) -> str:
-    return str(loaded.model.dtype).removeprefix("torch.")
+    return derive_seed(seed, "vllm", prompt.drawn_at(place)) % 2**53

@@ -16,6 +16,7 @@ from klent.config import Eval, Recipe, load_recipe, make_recipe
 from klent.config.keywords import keyword_layer, recipe_values
 from klent.errors import ConfigError, DataError, RunError
 from klent.io.files import write_atomic
+from klent.kit.world import is_follower
 from klent.runs.folder import PROMPTS, RunFolder, refuse_occupied, remove_refused
 from klent.runs.results import Evaluation, Row, Run, final_folder
 from klent.tasks import DataTask, load_task
@@ -95,7 +96,7 @@ def train(
     command = _command("klent.train", recipe, {**given, **_given(task=task)})
     shown = NotebookConsole if in_notebook() else TrainConsole
     console = QuietConsole() if quiet else shown()
-    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    made = [folder for folder in (run, *run.parents) if not folder.exists() and not is_follower()]
     try:
         if rows is not None:
             settings = _with_rows(settings, rows, run, resume=resume)
@@ -223,7 +224,9 @@ def _build(
 
 
 def _claim(run: Path, *, resume: bool, fresh: bool) -> bool:
-    """Whether to resume the run; one that exists is moved aside with ``fresh``, else refused."""
+    """Whether to resume the run; one that exists is moved aside with ``fresh``, else refused, by the first rank."""
+    if is_follower():
+        return resume and (run / "config.yaml").is_file()
     if not (run / "config.yaml").is_file():
         refuse_occupied(run)
         return False

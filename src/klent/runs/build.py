@@ -162,11 +162,6 @@ def _ahead(source: TaskSource, recipe: Recipe, parts: Parts, organs: list[Organ]
             f"rollout.staleness is {recipe.rollout.staleness}, and {parts.updater.world.size} ranks share the run: "
             "what a thread samples ahead they cannot exchange. Start one process, or set rollout.staleness: 0"
         )
-    ahead = Ahead(
-        source,
-        staleness=recipe.rollout.staleness,
-        last=recipe.steps,
-        version=lambda: parts.updater.steps_done,
-    )
+    ahead = Ahead(source, staleness=recipe.rollout.staleness, last=recipe.steps)
     organs.insert(0, StaleData(ahead, weighed=recipe.rollout.mismatch is not None))
     return ahead

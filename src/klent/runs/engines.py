@@ -6,6 +6,7 @@ from typing import NamedTuple, TypedDict, Unpack
 from klent.config import Bellman, DatasetRollout, TransformersRollout, VllmRollout
 from klent.control.mixing import alpha_at
 from klent.models.chat import context_length
+from klent.models.device import type_name
 from klent.models.load import LoadedModel
 from klent.rollout.copied_engine import CopiedEngine
 from klent.rollout.dataset_engine import DatasetEngine
@@ -128,7 +129,7 @@ def _vllm(
 ) -> VllmEngine:
     """vLLM with a copy of the model, as its folder has it; the first sync brings the trainer's weights."""
     adapted = hasattr(loaded.model, "peft_config")  # merged for vllm, which bfloat16 would round away
-    own = "float32" if adapted else str(loaded.model.dtype).removeprefix("torch.")
+    own = "float32" if adapted else type_name(loaded.model.dtype)
     dtype = own if rollout.dtype == "auto" else rollout.dtype
     longest = context_length(loaded.model)
     library = VllmLibrary(loaded.source, dtype=dtype, longest=longest, cache_gb=rollout.cache_gb)

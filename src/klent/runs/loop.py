@@ -130,7 +130,7 @@ class Loop:
             organ.before_step(number)
         with self._timed("rollout"):
             certificate = self.engine.sync(self.updater.policy)
-            episodes = self.source.collect(number)
+            episodes = self.source.collect(number, self.updater.steps_done)
         with self._timed("score"):
             scores = self.source.score(episodes)
         rewards = None if scores is None else scores.reward
@@ -140,7 +140,7 @@ class Loop:
             group_size=self.source.group_size,
             whole_groups=self.updater.needs.whole_groups,
             to_go=None if scores is None else scores.to_go,
-            version=self.source.version(),
+            version=self.updater.steps_done,
         )
         with self._timed("train"):
             self._measure_before(batch)

@@ -25,7 +25,8 @@ def build_objective(recipe: Recipe) -> Objective:
 def step_requirements(recipe: Recipe) -> Requirements:
     """The forward passes of each step, worked out before anything is loaded."""
     steps = recipe.update.epochs * recipe.update.minibatches
-    return requirements(build_objective(recipe), optimizer_steps=steps, asked=asked_streams(recipe))
+    objective, ahead = build_objective(recipe), recipe.rollout.staleness > 0
+    return requirements(objective, optimizer_steps=steps, asked=asked_streams(recipe), ahead=ahead)
 
 
 def asked_streams(recipe: Recipe) -> frozenset[str]:

@@ -7,7 +7,7 @@ third number says which side is off: each row alone, without packing and cache, 
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from klent.config import Recipe
 from klent.control.organ import Organ
 from klent.errors import ConfigError, SyncError
 from klent.kit.seeds import derive_seed
+from klent.models.device import type_name
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import logits_alone
@@ -54,7 +55,8 @@ class Gaps(Organ):
     name = "gaps"
 
     def after_rollout(self, batch: Batch) -> None:
-        """Both sides' numbers of everything sampled."""
+        """Both sides' numbers of everything sampled; at rate 0 an older policy is the policy."""
+        batch = replace(batch, lag=0)
         sampling = batch.at_sampling
         if sampling is None:
             raise ConfigError(
@@ -105,6 +107,8 @@ def examine_rollout(recipe: Recipe, *, steps: int = 3) -> list[Check]:
             judge = _Chance(recipe.seed)
             loop = build_loop(recipe, parts, folder, task, task, judge, None, console, evaluate=False)
             refused = _steps(loop, steps)
+            for organ in loop.organs:
+                organ.close()
     finally:
         if task.environments is not None:
             task.environments.close()
@@ -135,7 +139,7 @@ def _verdict(gaps: Gaps, policy: CausalPolicy, loaded: LoadedModel) -> list[Chec
     """What is wrong: a gap beyond rounding with its cause, or one that grows although nothing is trained."""
     if not gaps.steps:
         return []
-    tolerance = TOLERANCE[_name(loaded.model.dtype)]
+    tolerance = TOLERANCE[type_name(loaded.model.dtype)]
     means = [float(gap.mean()) for gap in gaps.steps]
     checks = []
     if not all(tolerance.holds(gap) for gap in gaps.steps):
@@ -185,7 +189,3 @@ def _cause(gaps: Gaps, policy: CausalPolicy, tolerance: float) -> Fault:
             or blame_weights(policy, sampler, rows, taken=taken, tolerance=tolerance)
             or Fault("other weights", "the sampler's numbers are of no policy that the trainer holds")
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

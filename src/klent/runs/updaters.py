@@ -55,6 +55,7 @@ def build_updater(
         minibatches=update.minibatches,
         max_grad_norm=recipe.optimizer.max_grad_norm or float("inf"),
         asked=asked_streams(recipe),
+        ahead=recipe.rollout.staleness > 0,
         world=world,
         moved=masters.named,
     )

@@ -167,7 +167,7 @@ def make_batch(
         whole_groups: whether a loss reads the episodes of a prompt together.
         to_go: for each episode, from each turn on, what its rewards add up to, where each turn has its own
             advantage.
-        version: optimizer steps that the policy has taken by now; None = it is the one that sampled.
+        version: optimizer steps that the policy has taken by now; None = as many as when it sampled.
     """
     mask = pad_sequence([episode.acted for episode in episodes], batch_first=True)
     group = torch.arange(len(episodes)) // group_size
@@ -200,8 +200,15 @@ def make_batch(
         to_go=None
         if to_go is None
         else pad_sequence([torch.tensor(sums) for sums in to_go], batch_first=True, padding_value=math.nan),
-        lag=0 if version is None else max(version - episode.policy_version for episode in episodes),
+        lag=_lag(episodes, version),
     )
+
+
+def _lag(episodes: Sequence[Episode], version: int | None) -> int:
+    """How old the oldest is, optimizer steps."""
+    versions = (episode.policy_version for episode in episodes)
+    known = [one for one in versions if one is not None and version is not None]
+    return 0 if version is None else version - min(known, default=version)
 
 
 def _preferred(episodes: Sequence[Episode]) -> Tensor | None:

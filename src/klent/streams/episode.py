@@ -60,7 +60,7 @@ class Episode:
         mixture: what the mixture was at each action, where the sampler is one of policy and target.
         preferred: of two answers to one prompt, whether it is the better one; None where it is not of a pair.
         margin: by how much it, or the other of its pair, should win; None where nothing asks.
-        policy_version: optimizer steps that the policy had taken when it sampled.
+        policy_version: optimizer steps that the policy had taken when it sampled; None where nobody counts them.
         states: what the policy read before each action, ``[L, S]``, where actions are vectors (:meth:`of_actions`).
         actions: what it chose, ``[L, A]``, likewise: motor commands, or the states that denoising steps drew.
     """
@@ -81,7 +81,7 @@ class Episode:
     prefill: int = 0
     margin: float | None = None
     rescored: bool = False
-    policy_version: int = 0
+    policy_version: int | None = None
     states: Tensor | None = None
     actions: Tensor | None = None
     acted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))

@@ -35,6 +35,10 @@ class Prompt:
     number: int | None = None
     template: Mapping[str, object] = field(default_factory=dict)
 
+    def drawn_at(self, place: int) -> int:
+        """Which of a call's rows of random numbers its answers are drawn with, at this place among the prompts."""
+        return place if self.number is None else self.number
+
 
 def text_of(content: object) -> str:
     """A message's content as text; parts are joined.

@@ -55,25 +55,30 @@ class Requirements:
         return "score" not in self.also
 
 
-def requirements(objective: Objective, *, optimizer_steps: int, asked: Collection[str] = ()) -> Requirements:
+def requirements(
+    objective: Objective, *, optimizer_steps: int, asked: Collection[str] = (), ahead: bool = False
+) -> Requirements:
     """What an objective needs in a step of so many optimizer steps.
 
-    With one optimizer step, ``logp_old`` and ``entropy_old`` are what the update's own forward pass gives.
+    With one optimizer step, ``logp_old`` and ``entropy_old`` are what the update's own forward pass gives; where
+    sampling runs ahead, they are the sampler's.
 
     Args:
         objective: what is minimised.
         optimizer_steps: of a step.
         asked: streams that are wanted beside those: an organ reads them, or a term takes them where they are.
+        ahead: whether ratios are to an older policy that sampled, whose numbers are known.
     """
     several = optimizer_steps > 1
     reads_old = objective.reads("logp_old") or objective.reads("entropy_old")
+    at_start = bool(objective.token_rewards) or (several and reads_old)
     value_old = objective.reads("value_old")
     compared = {
         name for name in COMPARED if name in asked or (objective.reads(name) and name not in ON_REQUEST)
     }
     collision = COLLISION if any(COLLISION & term.streams for term in objective.terms) else frozenset()
     return Requirements(
-        old=bool(objective.token_rewards) or "logp_old" in asked or (several and reads_old) or value_old,
+        old=value_old or "logp_old" in asked or (not ahead and at_start),
         value_old=value_old,
         reference=objective.reads("logp_ref"),
         reselect=several and objective.selection.reads_policy,

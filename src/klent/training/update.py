@@ -98,7 +98,7 @@ class Updater:
         epochs: passes over the batch.
         minibatches: optimizer steps per pass; prompts stay whole.
         max_grad_norm: gradients longer than this are scaled down to it.
-        asked: streams that are wanted beside those of the terms; see :func:`requirements`.
+        asked, ahead: what is wanted beside what the terms read; see :func:`requirements`.
         world: the ranks that share a step.
         moved: what the optimizer moves, by name: master weights; None = the policy's own parameters.
     """
@@ -115,6 +115,7 @@ class Updater:
         minibatches: int = 1,
         max_grad_norm: float = math.inf,
         asked: Collection[str] = (),
+        ahead: bool = False,
         world: World | None = None,
         moved: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
@@ -127,7 +128,8 @@ class Updater:
         self.minibatches = minibatches
         self.max_grad_norm = max_grad_norm
         self.world: World = world or OneProcess()
-        self.needs = requirements(objective, optimizer_steps=epochs * minibatches, asked=asked)
+        steps = epochs * minibatches
+        self.needs = requirements(objective, optimizer_steps=steps, asked=asked, ahead=ahead)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.moved = policy.trainable() if moved is None else moved
         self.steps_done = 0

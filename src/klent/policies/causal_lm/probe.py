@@ -27,6 +27,7 @@ __all__ = [
     "head_is_linear",
     "head_options",
     "logits_alone",
+    "logp_alone",
     "read_alone",
     "takes_joined_rows",
     "takes_shared_prompt",
@@ -253,6 +254,12 @@ def logits_alone(model: CausalModel, prompt: Sequence[int], tokens: Sequence[int
     row = torch.cat([torch.tensor(prompt), torch.as_tensor(tokens)]).to(model.device)
     logits: Tensor = model(input_ids=row[None, :-1], use_cache=False).logits
     return logits[0, len(prompt) - 1 :]
+
+
+def logp_alone(model: CausalModel, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """The log-probability of each of these tokens behind a prompt at temperature 1, nats, ``[L]``, likewise."""
+    logp = logits_alone(model, prompt, tokens).float().log_softmax(-1)
+    return logp.gather(1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].cpu()
 
 
 def _made_up_rows(model: CausalModel, limit: int | None = None) -> tuple[list[Completion], Pack, Pack]:
