@@ -144,6 +144,25 @@ def test_an_adapter_is_merged_under_the_names_of_the_base_model():
     assert torch.allclose(sampler.model(ids).logits, wrapped(input_ids=ids).logits, atol=1e-4)
 
 
+def test_an_adapter_beside_bfloat16_weights_is_not_rounded_away():
+    """An adapter smaller than half a unit of a bfloat16 weight: rounded, the sum would be the base."""
+    pytest.importorskip("peft")
+    base = tiny_model().to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    wrapped = add_adapter(base, recipe(lora={"rank": 1}).lora, seed=0)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.fill_(1e-3)
+    moved = {
+        name: (weight.float() - before[name].float()).abs().max()
+        for name, weight in hugging_face_weights(wrapped).items()
+        if weight.dtype == torch.float32
+    }
+    assert moved
+    assert all(0 < float(change) < 1e-3 for change in moved.values())
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

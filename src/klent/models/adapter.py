@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    import torch
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -97,8 +98,13 @@ def _refuse_unmergeable(model: "PreTrainedModel", linear: "set[str]") -> None:
             )
 
 
-def merged_weights(base: "PreTrainedModel") -> "dict[str, Tensor]":
-    """Weights with the adapter added to them, under the names that they had before there was an adapter."""
+def merged_weights(base: "PreTrainedModel", dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
+    """Weights with the adapter added to them, under the names that they had before there was an adapter.
+
+    Args:
+        base: the model in which the adapter is.
+        dtype: of the sums; None = that of the weights.
+    """
     import torch
     from peft.tuners.lora import LoraLayer
 
@@ -113,7 +119,7 @@ def merged_weights(base: "PreTrainedModel") -> "dict[str, Tensor]":
                 weight = weights[f"{name}.weight"]
                 delta = cast("_Layer", layer).get_delta_weight("default")
                 # added in float32 and rounded once: a small delta rounded by itself loses digits that the sum has
-                weights[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
+                weights[f"{name}.weight"] = (weight.float() + delta.float()).to(dtype or weight.dtype)
     return weights
 
 

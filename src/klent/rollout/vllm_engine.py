@@ -80,7 +80,7 @@ class VllmEngine(TransformersEngine):
         self.policy: CausalPolicy | None = None
 
     def sync(self, policy: Policy) -> SyncCertificate:
-        """Hand the weights over, with an adapter merged in the trainer's own type, and certify them.
+        """Hand the weights over, with an adapter merged in float32, and certify them.
 
         Raises:
             SyncError: they did not arrive, or are not sampled from as the trainer takes it.
@@ -160,10 +160,10 @@ class VllmEngine(TransformersEngine):
 
 
 def hugging_face_weights(model: "PreTrainedModel") -> Mapping[str, Tensor]:
-    """The weights under the names of the model's folder, with an adapter merged in float32."""
+    """The weights under the names of the model's folder, with an adapter merged in float32 and not rounded."""
     if not hasattr(model, "peft_config"):
         return cast("Mapping[str, Tensor]", model.state_dict())
-    return merged_weights(cast("PreTrainedModel", cast("PeftModel", model).get_base_model()))
+    return merged_weights(cast("PreTrainedModel", cast("PeftModel", model).get_base_model()), torch.float32)
 
 
 def _seed(seed: int, prompt: Prompt, place: int) -> int:
