@@ -31,6 +31,22 @@ def test_a_completion_that_is_too_long_is_refused_and_not_cut():
         DatasetEngine(LOADED, max_tokens=8).generate([prompt("12345678")], group_size=1, seed=0)
 
 
+@pytest.mark.parametrize("answer", ["12345678", "123456789", [{"role": "assistant", "content": "12345678"}]])
+def test_an_answer_that_was_cut_has_no_end_and_is_as_long_as_may_be(answer):
+    row = Prompt("rows.jsonl:7", "2+2=", {"completion": answer, "finish_completion": "length"})
+    (rollout,) = DatasetEngine(LOADED, max_tokens=8).generate([row], group_size=1, seed=0)
+    assert rollout.finish == "length"
+    assert tiny_tokenizer().decode(rollout.tokens) == "12345678"
+
+
+def test_a_finish_that_is_none_is_refused():
+    row = Prompt("rows.jsonl:7", "2+2=", {"completion": "4", "finish_completion": "eos"})
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:7: `finish_completion` is 'eos'; \"stop\" and \"length\""
+    ):
+        DatasetEngine(LOADED, max_tokens=8).generate([row], group_size=1, seed=0)
+
+
 def test_a_missing_completion_is_named():
     with pytest.raises(DataError, match=r"rows\.jsonl:7 has no text in its `completion` column"):
         DatasetEngine(LOADED, max_tokens=8).generate([prompt(None)], group_size=1, seed=0)

@@ -10,6 +10,9 @@ from tiny import tiny_folder
 
 from klent.config import make_recipe
 from klent.errors import ConfigError, RunError
+from klent.models.load import load_model
+from klent.rollout.dataset_engine import DatasetEngine
+from klent.streams.prompt import Prompt
 from klent.studies.label import Labels, label_pairs
 from klent.tasks import Scorer
 
@@ -58,6 +61,22 @@ def test_pairs_are_right_by_the_reward_and_can_be_continued(recipe, tmp_path, mo
     assert label_pairs(recipe, Labels(20), out=tmp_path / "part.jsonl") == whole
     assert not (tmp_path / "part.jsonl.part").exists()
     assert (tmp_path / "part.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_answers_that_were_cut_are_trained_as_they_were_sampled(recipe, tmp_path) -> None:
+    """They have all the tokens that were allowed, so that an end behind them would be one too many, and untrue."""
+    rows = label_pairs(recipe, Labels(20), out=tmp_path / "pairs.jsonl")
+    marks = [row.get(f"finish_{side}") for row in rows for side in ("chosen", "rejected")]
+    assert "length" in marks
+    engine = DatasetEngine(load_model("tiny"), max_tokens=6, columns=("chosen", "rejected"))
+    prompts = [Prompt(f"pairs:{i}", row["prompt"], row) for i, row in enumerate(rows)]
+    episodes = engine.generate(prompts, group_size=2, seed=0)
+    assert [episode.finish for episode in episodes] == [mark or "stop" for mark in marks]
+    ends = {episode.finish: set() for episode in episodes}
+    for episode in episodes:
+        ends[episode.finish].add(int(episode.tokens[-1]) in engine.loaded.stop_ids)
+    assert ends["length"] == {False}
+    assert ends.get("stop", {True}) == {True}
 
 
 def test_answers_with_one_text_make_no_pair_whatever_their_rewards(recipe, tmp_path) -> None:

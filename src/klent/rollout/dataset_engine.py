@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -27,7 +27,9 @@ class DatasetEngine:
 
     Nothing was sampled, so episodes have no ``logp`` and no ``entropy``. A text is trained as it stands. A
     list of messages is rendered by the chat template behind the prompt: the assistant's turns, each with the
-    token that ends it, are the actions, and everything between them is what an environment said.
+    token that ends it, are the actions, and everything between them is what an environment said. An answer that was
+    cut where it was sampled, of which a column ``finish_chosen``, ``finish_rejected`` or ``finish_completion`` says
+    ``length``, does not end: no such token follows it, and it is cut at ``max_tokens`` here, too.
 
     Args:
         loaded: the model whose tokenizer is used.
@@ -84,11 +86,17 @@ class DatasetEngine:
         except ModelError as error:
             raise DataError(f"{prompt.id}: {error}") from error
         end = self._end(opened)
+        finish = _finish(prompt, column)
         stretches = []
         for piece in pieces:
             tokens = encode(self.loaded.tokenizer, piece.text)
-            stretches.append((ended(tokens, end) if piece.acted else tokens, piece.acted))
+            whole = piece.acted and (finish == "stop" or piece is not pieces[-1])
+            stretches.append((ended(tokens, end) if whole else tokens, piece.acted))
+        if finish == "length":
+            before = sum(len(tokens) for tokens, _ in stretches[:-1])
+            stretches[-1] = (stretches[-1][0][: max(1, self.max_tokens - before)], True)
         episode = self._episode(prompt, column, prompt_ids, stretches, pieces[-1].text)
+        episode.finish = finish
         episode.preferred = None if len(self.columns) == 1 else column == "chosen"
         episode.margin = _margin(prompt) if self.margins else None
         return episode
@@ -208,6 +216,16 @@ class DatasetEngine:
 def ended(tokens: list[int], end: list[int]) -> list[int]:
     """An answer with the token that ends it, which the data may have written."""
     return tokens if tokens[-len(end) :] == end else tokens + end
+
+
+def _finish(prompt: Prompt, column: str) -> Literal["stop", "length"]:
+    """Whether the answer ended, or was cut where it was sampled."""
+    given = prompt.columns.get(f"finish_{column}")
+    if given in (None, "stop"):
+        return "stop"
+    if given == "length":
+        return "length"
+    raise DataError(f'{prompt.id}: `finish_{column}` is {given!r}; "stop" and "length" are what it may say')
 
 
 def _margin(prompt: Prompt) -> float:

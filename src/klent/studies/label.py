@@ -17,6 +17,7 @@ from klent.runs.evaluate import load_on_device
 from klent.runs.judges import open_judges
 from klent.streams.episode import Episode
 from klent.tasks import Prompt, Scorer, load_task
+from klent.tasks.preferences import SIDES
 
 AT_ONCE = 8  # prompts answered together; fixed, because what is sampled depends on it
 TRIES = 20  # prompts tried for each pair wanted, before the answers are said to be too much alike
@@ -71,7 +72,9 @@ def label_pairs(
 
     Two answers with one text, with one reward, or of which one cannot be scored, make no pair: the next prompt is
     taken. Rows have ``prompt``, ``chosen``, ``rejected``, what the reward says of both (``score_chosen``,
-    ``score_rejected``; a wrong label has the larger score rejected), and the columns of the prompt.
+    ``score_rejected``; a wrong label has the larger score rejected), and the columns of the prompt. An answer that
+    ``rollout.max_tokens`` cut has ``"finish_chosen": "length"`` or ``finish_rejected``, so that training does not
+    take its last word for an end.
 
     Args:
         recipe: whose model, task, reward, sampling and seed to use.
@@ -131,22 +134,22 @@ def _pairs(rollouts: Sequence[Episode], rewards: Sequence[float], labels: Labels
         if not known or scores[0] == scores[1] or texts[0] == texts[1] or not all(texts):
             continue
         better = labels.first_is_better(*scores, drawn)
-        pair = ((one.text, scores[0]), (other.text, scores[1]))
-        (chosen, high), (rejected, low) = pair if better else pair[::-1]
-        rows.append(_row(one.prompt, chosen, rejected, high, low))
+        pair = ((one, scores[0]), (other, scores[1]))
+        rows.append(_row(one.prompt, dict(zip(SIDES, pair if better else pair[::-1], strict=True))))
     return rows
 
 
-def _row(prompt: Prompt, chosen: str, rejected: str, high: float, low: float) -> Row:
+def _row(prompt: Prompt, sides: dict[str, tuple[Episode, float]]) -> Row:
     """A pair as the field writes it: texts behind a text, messages behind messages."""
 
     def answer(text: str) -> object:
         return text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
 
-    own = {"prompt": prompt.prompt, "chosen": answer(chosen), "rejected": answer(rejected)}
-    taken = {*own, "completion", "messages", "score_chosen", "score_rejected"}
-    others = {name: value for name, value in prompt.columns.items() if name not in taken}
-    return {**own, "score_chosen": high, "score_rejected": low, **others}
+    own = {"prompt": prompt.prompt, **{side: answer(episode.text) for side, (episode, _) in sides.items()}}
+    scores = {f"score_{side}": score for side, (_, score) in sides.items()}
+    cut = {f"finish_{side}": "length" for side, (episode, _) in sides.items() if episode.finish == "length"}
+    taken = {*own, *scores, *(f"finish_{side}" for side in SIDES), "completion", "messages"}
+    return {**own, **scores, **cut, **{n: v for n, v in prompt.columns.items() if n not in taken}}
 
 
 def _header(recipe: Recipe, labels: Labels) -> Row:
