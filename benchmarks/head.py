@@ -10,7 +10,8 @@ Compared, in one process, their repeats interleaved, median of the times:
                backward, and one product each for the gradients of hidden states and weight; bare, nothing
                added up, in tiles of 2048 x 512. Taken through oneDNN and, as "floor-mkl", through torch.mm:
                the ratio is to the faster of the two
-    chunked    klent.token_stats as it is used
+    chunked    klent.token_stats: no logits are kept
+    kept       the same with every logit kept from the forward to the backward (keep_bytes): three products
     reference  klent.token_stats(implementation="reference"): full logits and autograd
     trl        trl.kernels.ChunkedLogProbFunction of TRL 1.16 (what its GRPOTrainer runs), asked for the
                entropy, with the same coefficients for both outputs, at whichever of several chunk sizes is
@@ -33,6 +34,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,9 +83,12 @@ def head(implementation: str) -> Callable[[Inputs], None]:
     """A contender by its name; ``trl-4096`` is TRL's kernel with chunks of 4096 tokens."""
     if implementation.startswith("trl-"):
         return trl_head(int(implementation.removeprefix("trl-")))
+    options: dict[str, Any] = {"implementation": implementation}
+    if implementation == "kept":
+        options = {"implementation": "chunked", "keep_bytes": 1 << 40}
 
     def run(x: Inputs) -> None:
-        out = klent.token_stats(x.hidden, x.weight, x.target, implementation=implementation)  # type: ignore[arg-type]
+        out = klent.token_stats(x.hidden, x.weight, x.target, **options)
         assert out.entropy is not None
         torch.autograd.grad([out.logp, out.entropy], [x.hidden, x.weight], [x.c, x.e])
 
@@ -140,6 +145,7 @@ def measure_times(
     """Median milliseconds by contender; ``chunks`` are the chunk sizes that TRL may choose from."""
     x = Inputs(case)
     contenders = {"floor": floor(product), "floor-mkl": floor(mkl), "chunked": head("chunked")}
+    contenders["kept"] = head("kept")
     if case.rows * case.vocabulary <= 2**27:  # the reference keeps about six [N, V] tensors
         contenders["reference"] = head("reference")
 

@@ -7,7 +7,8 @@ Compared, in one process, their repeats interleaved, median of the times:
 
     floor      the four matrix products that nothing can avoid, bare, as the library gives them for whole
                tiles of 8192 tokens (bfloat16 in, float32 sums)
-    triton     klent.token_stats as it is used on a GPU
+    triton     klent.token_stats on a GPU, no logits kept
+    kept       the same with every logit kept from the forward to the backward (keep_bytes): three products
     chunked    klent.token_stats(implementation="chunked"): the same without Triton
     trl        TRL 1.16's ChunkedLogProbFunction with the entropy and its gradient, at the fastest of several
                chunk sizes.  pip install trl==1.16.0
@@ -30,6 +31,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,9 +68,11 @@ class Inputs:
 Contender = Callable[[Inputs], Outcome]
 
 
-def klent_head(implementation: str) -> Contender:
+def klent_head(implementation: str, keep_bytes: int = 0) -> Contender:
+    options: dict[str, Any] = {"implementation": implementation, "keep_bytes": keep_bytes}
+
     def run(x: Inputs) -> Outcome:
-        out = klent.token_stats(x.hidden, x.weight, x.target, implementation=implementation)  # type: ignore[arg-type]
+        out = klent.token_stats(x.hidden, x.weight, x.target, **options)
         assert out.entropy is not None
         dhidden, _ = torch.autograd.grad([out.logp, out.entropy], [x.hidden, x.weight], [x.c, x.e])
         return Outcome(out.logp.detach(), out.entropy.detach(), dhidden)
@@ -130,6 +134,7 @@ def find(wanted: list[str]) -> dict[str, Contender]:
     makers: dict[str, Callable[[], Contender]] = {
         "floor": lambda: floor,
         "triton": lambda: klent_head("triton"),
+        "kept": lambda: klent_head("triton", keep_bytes=1 << 40),
         "chunked": lambda: klent_head("chunked"),
         **{f"trl-{size}": lambda size=size: trl_head(size) for size in TRL_CHUNKS},  # type: ignore[misc]
         "liger": liger_head,

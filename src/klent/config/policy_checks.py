@@ -21,7 +21,10 @@ _OF_LANGUAGE: tuple[KeyPath, ...] = (
         for key in ("device", "precision", "attention", "trust_remote_code", "lora", "critic", "bellman")
     ),
     *((key,) for key in ("thermostat", "adaptive_kl")),
-    *(("update", key) for key in ("packing", "gradient_checkpointing", "released_code", "distance")),
+    *(
+        ("update", key)
+        for key in ("packing", "gradient_checkpointing", "keep_logits", "released_code", "distance")
+    ),
     *(("eval", key) for key in ("play", "temperatures", "same", "logits", "early_stop")),
 )
 """Keys about tokens, or about models of text."""

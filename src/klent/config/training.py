@@ -74,6 +74,9 @@ class Update(Settings):
     """Share a group's prompt in a row: `auto` = where the model allows it; `full`: also join prompts, unpadded."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    keep_logits: Literal["auto"] | Count = "auto"
+    """MB of logits that the forward pass leaves to the backward pass, which else computes them again; `auto` = a 64th
+    of the memory, 0 with gradient_checkpointing."""
     kl: ExactKL = ExactKL()
     """The divergence that terms reading `kl` (sequence_kl, token_kl) penalise."""
     released_code: bool = False

@@ -28,6 +28,7 @@ def token_stats(
     softcap: float | None = None,
     entropy: bool = True,
     collision: bool = False,
+    keep_bytes: int = 0,
     implementation: Literal["auto", "chunked", "triton", "reference"] = "auto",
 ) -> TokenStats:
     """Log-probability of each target and entropy of each distribution, without keeping the logits.
@@ -54,6 +55,8 @@ def token_stats(
         entropy: False leaves the entropy out and saves a little time.
         collision: True adds ``collision`` and ``collision_logp`` in the same pass: with them
             :func:`klent.objectives.entropy_effect` is exact.
+        keep_bytes: how much of the logits the forward may leave to the backward, which then need not compute
+            them again; 0 leaves nothing. They take 4·N·V bytes in all (8 for float64).
         implementation: "chunked" works in tiles of the logits; "triton" does so with kernels for GPUs;
             "reference" holds all logits and is the definition that the others are tested against; "auto"
             takes "triton" for tensors on a GPU where Triton is installed, and "chunked" elsewhere.
@@ -74,8 +77,9 @@ def token_stats(
         *Precision.* Products and sums are float32 for bfloat16 and float16 inputs; a gradient has the dtype
         of its input.
 
-        *Work.* "chunked" computes the logits twice (forward, and again in the backward) and needs one product
-        each for the gradients of ``hidden`` and ``weight``; a gradient that nobody needs is not computed.
+        *Work.* "chunked" computes the logits twice (forward, and again in the backward, but for what
+        ``keep_bytes`` holds) and needs one product each for the gradients of ``hidden`` and ``weight``; a
+        gradient that nobody needs is not computed.
         Rows whose ``c`` and ``e`` are both exactly 0 (clipped, dropped or unselected tokens) are left out of
         the backward altogether: even a NaN in such a hidden state gives the gradient 0.
 
@@ -106,16 +110,18 @@ def token_stats(
     _check(hidden, weight, target, bias)
     transform = LogitTransform(temperature, scale, softcap)
     _check_transform(transform)
+    if keep_bytes < 0:
+        raise ValueError(f"keep_bytes must be at least 0, not {keep_bytes}")
     compute = _choose(implementation, hidden)
     head = Head(hidden.reshape(-1, hidden.shape[-1]), weight, bias, transform)
-    stats = compute(head, target.reshape(-1), entropy, collision)
+    stats = compute(head, target.reshape(-1), entropy, collision, keep_bytes)
     numbers = (stats.logp, stats.entropy, stats.collision, stats.collision_logp)
     logp, *others = (None if x is None else x.view(target.shape) for x in numbers)
     assert logp is not None
     return TokenStats(logp, *others)
 
 
-def _choose(implementation: str, hidden: Tensor) -> Callable[[Head, Tensor, bool, bool], TokenStats]:
+def _choose(implementation: str, hidden: Tensor) -> Callable[[Head, Tensor, bool, bool, int], TokenStats]:
     if implementation == "reference":
         return token_stats_reference
     installed = importlib.util.find_spec("triton") is not None

@@ -16,8 +16,9 @@ Backward. With ``c = dL/dlogp`` and ``e = dL/dH`` of a row, and the mean ``u / s
     dL/dz_v = c ([v = target] - p_v) - e p_v (log p_v + H)
             = c [v = target] - exp(z_v - m) / s * (c + e ((z_v - m) - u / s))
 
-so a recomputed tile of logits becomes a tile of coefficients in place, and one product each carries it to
-``hidden`` and ``weight``. A row with ``c = e = 0`` contributes exactly nothing: it is dropped beforehand.
+so a tile of logits, recomputed or kept by the forward, becomes a tile of coefficients in place, and one product
+each carries it to ``hidden`` and ``weight``. A row with ``c = e = 0`` contributes exactly nothing: it is dropped
+beforehand.
 
 Logits are held in bits, ``z / log 2``: ``torch.exp2`` is four times as fast as ``torch.exp`` on a processor
 for which the vendor's mathematical library is not made, and the factor costs nothing, because the hidden
@@ -27,7 +28,7 @@ states are multiplied by a constant anyway. Outside of this file everything is i
 import torch
 from torch import Tensor
 
-from klent.head.autograd import Gradients, Kernels, Rows, Sums, Wanted, fused_token_stats
+from klent.head.autograd import Gradients, Kept, Kernels, Rows, Sums, Wanted, fused_token_stats
 from klent.head.products import product
 from klent.head.stats import FLOOR, NATS, Head, TokenStats, accumulation_dtype
 
@@ -36,9 +37,11 @@ from klent.head.stats import FLOOR, NATS, Head, TokenStats, accumulation_dtype
 TILE_ROWS, TILE_COLUMNS = 2048, 512
 
 
-def token_stats_chunked(head: Head, target: Tensor, entropy: bool, collision: bool = False) -> TokenStats:
+def token_stats_chunked(
+    head: Head, target: Tensor, entropy: bool, collision: bool = False, keep_bytes: int = 0
+) -> TokenStats:
     """The numbers and gradients of ``token_stats_reference``, tile by tile. Differentiable once."""
-    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy, collision)
+    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy, collision, keep_bytes)
 
 
 class Tiles:
@@ -71,27 +74,35 @@ class Tiles:
         y = product(self.hidden[rows], w, None if self.bias is None else self.bias[columns])
         return (y, None) if self.reach is None else (y.tanh_() * self.reach, y)
 
+    def derivative(self, z: Tensor) -> Tensor | None:
+        """``tanh(y)`` of logits that were kept, where they are capped."""
+        return None if self.reach is None else z / self.reach
+
     def scratch(self, z: Tensor) -> Tensor:
         """A second tile like ``z``; the next call gives the same memory."""
         return self.buffer[: z.numel()].view_as(z)
 
 
-def _sweep(head: Head, target: Tensor, entropy: bool, collision: bool) -> Sums:
+def _sweep(head: Head, target: Tensor, entropy: bool, collision: bool, keep: int) -> Sums:
     logits = Tiles(head)
     m = logits.hidden.new_full(target.shape, FLOOR)
     s, u, at_target = torch.zeros_like(m), torch.zeros_like(m), torch.zeros_like(m)
     squares = (torch.zeros_like(m), torch.zeros_like(m)) if collision else None
-    for columns in blocks(logits.weight.shape[0], TILE_COLUMNS):
+    kept = room_for_tiles(m, len(logits.weight), TILE_COLUMNS, keep)
+    for number, columns in enumerate(blocks(logits.weight.shape[0], TILE_COLUMNS)):
         w = logits.weight_of(columns)
         for rows in blocks(target.shape[0], TILE_ROWS):
             z, _ = logits.tile(rows, columns, w)
+            if number < len(kept):
+                kept[number][rows] = z
             inside, column = locate(target[rows], columns)
             at_target[rows] = torch.where(inside, z.gather(1, column).squeeze(1), at_target[rows])
             of_squares = None if squares is None else (squares[0][rows], squares[1][rows])
             fold(
                 z, logits.scratch(z), m[rows], s[rows], u[rows] if entropy or collision else None, of_squares
             )
-    return Sums(m, s, u, at_target, *(squares or ()))
+    s2, u2 = squares or (None, None)
+    return Sums(m, s, u, at_target, s2, u2, kept)
 
 
 def fold(
@@ -145,7 +156,7 @@ class _Coefficients:
         return g if tanh is None else g.addcmul_(g, tanh.square_(), value=-1)
 
 
-def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:
+def _gradients(head: Head, rows: Rows, wanted: Wanted, kept: Kept) -> Gradients:
     logits = Tiles(head)
     coefficients = _Coefficients(logits, rows)
     hidden, weight = logits.hidden, logits.weight
@@ -154,11 +165,13 @@ def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:
     dbias = hidden.new_zeros(weight.shape[0]) if wanted[2] else None
     row_blocks = blocks(hidden.shape[0], TILE_ROWS)
     across = [hidden[block].T.contiguous() for block in row_blocks] if wanted[1] else []
-    for columns in blocks(weight.shape[0], TILE_COLUMNS):
+    for number, columns in enumerate(blocks(weight.shape[0], TILE_COLUMNS)):
         w = logits.weight_of(columns)
         dw = None
         for k, block in enumerate(row_blocks):
-            g = coefficients(*logits.tile(block, columns, w), block, columns)
+            z = kept.copy(number, block)
+            tile = logits.tile(block, columns, w) if z is None else (z, logits.derivative(z))
+            g = coefficients(*tile, block, columns)
             if dhidden is not None:
                 dhidden[block] += product(g, w.T)
             if dweight is not None:  # [H, columns]: the library would first transpose g for [columns, H]
@@ -173,6 +186,18 @@ def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:
         dweight,
         None if dbias is None else dbias.mul_(logits.factor),
     )
+
+
+def room_for_tiles(m: Tensor, vocabulary: int, width: int, room: int) -> tuple[Tensor, ...]:
+    """Empty tiles of the rows of ``m``, for the first blocks of the vocabulary: as many as fit in ``room`` bytes."""
+    tiles: list[Tensor] = []
+    for columns in blocks(vocabulary, width):
+        size = columns.stop - columns.start
+        room -= len(m) * size * m.element_size()
+        if room < 0:
+            break
+        tiles.append(m.new_empty(len(m), size))
+    return tuple(tiles)
 
 
 def blocks(length: int, size: int) -> list[slice]:

@@ -6,8 +6,10 @@ from torch import Tensor
 from klent.head.stats import Head, TokenStats, accumulation_dtype
 
 
-def token_stats_reference(head: Head, target: Tensor, entropy: bool, collision: bool = False) -> TokenStats:
-    """``log_softmax`` at the target and ``-sum p log p``, differentiated by autograd."""
+def token_stats_reference(
+    head: Head, target: Tensor, entropy: bool, collision: bool = False, keep_bytes: int = 0
+) -> TokenStats:
+    """``log_softmax`` at the target and ``-sum p log p``, differentiated by autograd, which keeps every logit."""
     dtype = accumulation_dtype(head.hidden, head.weight)
     temperature, scale, softcap = head.transform
     logits = head.hidden.to(dtype) @ head.weight.to(dtype).T

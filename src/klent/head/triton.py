@@ -20,15 +20,17 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from klent.head.autograd import Gradients, Kernels, Rows, Sums, Wanted, fused_token_stats
-from klent.head.chunked import token_stats_chunked
+from klent.head.autograd import Gradients, Kept, Kernels, Rows, Sums, Wanted, fused_token_stats
+from klent.head.chunked import room_for_tiles, token_stats_chunked
 from klent.head.stats import FLOOR, NATS, Head, TokenStats, accumulation_dtype
 
 TILE_ROWS, TILE_COLUMNS = 4096, 8192  # 134 MB in float32: large enough for the products, small beside a model
 BLOCK = 1024  # columns that one step of a kernel holds
 
 
-def token_stats_triton(head: Head, target: Tensor, entropy: bool, collision: bool = False) -> TokenStats:
+def token_stats_triton(
+    head: Head, target: Tensor, entropy: bool, collision: bool = False, keep_bytes: int = 0
+) -> TokenStats:
     """The numbers and gradients of ``token_stats_reference`` on a GPU. Differentiable once."""
     device = head.hidden.device
     if device.type != "cuda" and not triton.knobs.runtime.interpret:
@@ -36,8 +38,8 @@ def token_stats_triton(head: Head, target: Tensor, entropy: bool, collision: boo
             f'implementation="triton" needs tensors on a GPU, not on {device}: use "auto" or "chunked"'
         )
     if accumulation_dtype(head.hidden, head.weight) == torch.float64:
-        return token_stats_chunked(head, target, entropy, collision)
-    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy, collision)
+        return token_stats_chunked(head, target, entropy, collision, keep_bytes)
+    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy, collision, keep_bytes)
 
 
 @triton.jit
@@ -142,24 +144,25 @@ class _Tiles:
         return self.weight if self.bias is None else self.bias[columns]
 
 
-def _sweep(head: Head, target: Tensor, entropy: bool, collision: bool) -> Sums:
+def _sweep(head: Head, target: Tensor, entropy: bool, collision: bool, keep: int) -> Sums:
     """The entropy's sum ``u`` costs nothing here: it is always computed."""
     tiles = _Tiles(head)
     m = torch.full(target.shape, FLOOR, device=target.device)
     s, u, at_target = torch.zeros_like(m), torch.zeros_like(m), torch.zeros_like(m)
     s2, u2 = (torch.zeros_like(m), torch.zeros_like(m)) if collision else (s, u)  # not read without it
-    for columns, w in tiles:
+    kept = room_for_tiles(m, len(head.weight), TILE_COLUMNS, keep)
+    for number, (columns, w) in enumerate(tiles):
         for rows in tiles.row_blocks():
-            tile = _multiply(tiles.hidden[rows], w.T)
+            tile = _multiply(tiles.hidden[rows], w.T, kept[number][rows] if number < len(kept) else None)
             _fold[(tile.shape[0],)](
                 tile, tile.stride(0), tiles.bias_of(columns), target[rows], m[rows], s[rows], u[rows],
                 at_target[rows], s2[rows], u2[rows], columns.start, tile.shape[1], tiles.scale, tiles.reach,
                 SQUARES=collision, **tiles.options,
             )  # fmt: skip
-    return Sums(m, s, u, at_target, *((s2, u2) if collision else ()))
+    return Sums(m, s, u, at_target, s2 if collision else None, u2 if collision else None, kept)
 
 
-def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:
+def _gradients(head: Head, rows: Rows, wanted: Wanted, kept: Kept) -> Gradients:
     tiles = _Tiles(head)
     target, m, s, mean, c, e = rows
     level, slope = (e * NATS * mean - c) / s * tiles.slope, -e * NATS / s * tiles.slope
@@ -168,10 +171,11 @@ def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:
     dhidden = torch.zeros_like(hidden, dtype=torch.float32) if wanted[0] else None
     dweight = torch.zeros_like(weight) if wanted[1] else None
     dbias = torch.zeros(len(weight), device=weight.device) if wanted[2] else None
-    for columns, w in tiles:
+    for number, (columns, w) in enumerate(tiles):
         dw = torch.zeros_like(w, dtype=torch.float32) if wanted[1] else None
         for block in tiles.row_blocks():
-            tile = _multiply(hidden[block], w.T)
+            tile = kept.copy(number, block)
+            tile = _multiply(hidden[block], w.T) if tile is None else tile
             g = tile if tiles.dtype == tile.dtype else torch.empty_like(tile, dtype=tiles.dtype)
             grid = (tile.shape[0], math.ceil(tile.shape[1] / BLOCK))
             _coefficients[grid](
@@ -189,11 +193,11 @@ def _gradients(head: Head, rows: Rows, wanted: Wanted) -> Gradients:
     return dhidden, dweight, dbias
 
 
-def _multiply(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in float32."""
+def _multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a @ b`` in float32, into ``out`` if it is given."""
     if a.is_cuda and a.dtype == torch.bfloat16:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a.float(), b.float(), out=out)
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -28,7 +28,7 @@ from klent.runs.critics import build_critic
 from klent.runs.device import placement
 from klent.runs.engines import Progress, build_engine, build_sampler, turn_engine
 from klent.runs.objective import build_objective
-from klent.runs.packing import choose_packing
+from klent.runs.packing import choose_packing, kept_logits
 from klent.runs.parts import Around, Note, Parts
 from klent.runs.references import build_compared
 from klent.runs.targets import build_player, build_target, load_reference
@@ -72,6 +72,7 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
     learnt = recipe.bellman
     of_data = learnt is not None and learnt.target == "bellman"  # held against the model of the data
     policy.packing = choose_packing(recipe.update, rollout, recipe.model, policy, note)
+    policy.keep_bytes = kept_logits(recipe.update, loaded.model.device)
     reference, compared = build_compared(
         name=recipe.reference or recipe.model,
         loaded=loaded,

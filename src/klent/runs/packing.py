@@ -1,6 +1,8 @@
-"""How a recipe's rows are laid out: what ``update.packing`` asks for and the model allows."""
+"""How a recipe's passes are laid out in memory: what ``update`` asks for and the model allows."""
 
 from collections.abc import Callable
+
+import torch
 
 from klent.config.training import Update
 from klent.errors import RunError
@@ -8,6 +10,7 @@ from klent.policies.causal_lm.model import attention_window
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import takes_joined_rows, takes_shared_prompt
+from klent.rollout.memory import whole_bytes
 from klent.runs.critics import critic_shares
 from klent.runs.engines import RolloutSection
 
@@ -54,6 +57,13 @@ def choose_packing(
         note("the model tells prompts in one row not apart: each gets its own row (exact, padded)")
         return Packing(True, budget)
     return Packing(True, budget, joined=min(budget, _reach(policy)))
+
+
+def kept_logits(update: Update, device: torch.device) -> int:
+    """Bytes of logits that a forward pass may leave to its backward pass."""
+    if update.keep_logits != "auto":
+        return update.keep_logits * 1_000_000
+    return 0 if update.gradient_checkpointing else whole_bytes(device) // 64
 
 
 def _reach(policy: CausalPolicy) -> int:

@@ -67,6 +67,7 @@ class CausalPolicy(nn.Module):
         self.active = active
         self.teachers = dict(teachers or {})
         self.critic = critic
+        self.keep_bytes = 0  # of logits that a forward pass leaves to its backward pass
         options = head_options(model)
         self.fused = options is not None
         self.head_options = options or {}
@@ -222,9 +223,15 @@ class CausalPolicy(nn.Module):
         target = rows.target.to(states.device)
         if self.fused:
             head = self.head(states)
-            options = head.transform._asdict()
             return token_stats(
-                states, head.weight, target, bias=head.bias, entropy=entropy, collision=collision, **options
+                states,
+                head.weight,
+                target,
+                bias=head.bias,
+                entropy=entropy,
+                collision=collision,
+                keep_bytes=self.keep_bytes,
+                **head.transform._asdict(),
             )
         return full_logit_stats(
             states.float(), target, self.temperature, entropy=entropy, collision=collision
