@@ -154,6 +154,11 @@ def front_by_kl(setting: str) -> str:
     return markdown(["KL per completion, nats", *rewards, *apart], at_equal_kl(rows))
 
 
+def price(study: str, shown: str) -> str:
+    """A table of a study of learnt rewards."""
+    return overoptimise.tables(overoptimise.STUDIES[study])[shown]
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "unsupervised.md": {
         "before training": lambda: baselines_table(
@@ -201,9 +206,9 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "drawer, one behaviour": lambda: drawer.table("drawer_open_same.csv"),
     },
     "price.md": {
-        "overoptimise": lambda: overoptimise.table(overoptimise.read(overoptimise.FILE)),
-        "overoptimise, held": lambda: overoptimise.held(overoptimise.read(overoptimise.FILE)),
-        "overoptimise, fit": lambda: overoptimise.fits(overoptimise.read(overoptimise.FILE)),
+        "overoptimise": lambda: price("small_model", "policies"),
+        "overoptimise, held": lambda: price("small_model", "held"),
+        "overoptimise, fit": lambda: price("small_model", "fit"),
         "forgetting": lambda: forgetting.matched(forgetting.read()),
         "forgetting, predictors": lambda: forgetting.predictors(forgetting.read()),
         "forgetting, pass@k": lambda: forgetting.sharpening(forgetting.read()),

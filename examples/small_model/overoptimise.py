@@ -1,8 +1,10 @@
 """Gold and proxy against the exact KL of completions, from the file of a finished study.
 
     klent study examples/small_model/overoptimise.yaml --seeds 3
-    python examples/small_model/overoptimise.py runs/overoptimise     # copies study.csv here, writes the picture
-    python examples/small_model/overoptimise.py                       # the table, from overoptimise.csv
+    python examples/small_model/overoptimise.py small_model runs/overoptimise   # keeps study.csv, draws the picture
+    python examples/small_model/overoptimise.py small_model                     # the tables, from overoptimise.csv
+
+`sentiment` in place of `small_model` is the study of examples/sentiment.
 
 Gao et al., Scaling Laws for Reward Model Overoptimization, 2022, arXiv:2210.10760: with d = sqrt(KL), the gold reward
 rises and falls as `d (a - b d)` for best-of-n and as `d (a - b log d)` for policies that are trained. Both are fitted
@@ -21,13 +23,38 @@ import numpy as np
 from numpy.typing import NDArray
 from study_csv import Rows, interval, read
 
-HERE = Path(__file__).resolve().parent
-FILE = HERE / "overoptimise.csv"
-PICTURE = HERE.parents[1] / "docs" / "images" / "overoptimise.png"
+EXAMPLES = Path(__file__).resolve().parents[1]
+IMAGES = EXAMPLES.parent / "docs" / "images"
 METHODS = {"ppo": "PPO", "grpo": "GRPO", "dpo": "DPO", "best": "best of n"}
-HELD = (("ppo_0p2", "ppo_0_10"), ("grpo_0p2", "grpo_0_10"), ("grpo_0p8", "grpo_0_10"))
-ON = "problems/"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a0589c")  # told apart by colour-blind readers too
+
+
+class Study(NamedTuple):
+    """One study: its numbers, its picture, where it was judged, what its gold reward is, and policies to compare."""
+
+    file: Path
+    picture: Path
+    on: str
+    gold: str
+    held: tuple[tuple[str, str], ...]
+
+
+STUDIES = {
+    "small_model": Study(
+        file=EXAMPLES / "small_model" / "overoptimise.csv",
+        picture=IMAGES / "overoptimise.png",
+        on="problems/",
+        gold="the number is right",
+        held=(("ppo_0p2", "ppo_0_10"), ("grpo_0p2", "grpo_0_10"), ("grpo_0p8", "grpo_0_10")),
+    ),
+    "sentiment": Study(
+        file=EXAMPLES / "sentiment" / "overoptimise.csv",
+        picture=IMAGES / "overoptimise_sentiment.png",
+        on="prompts/",
+        gold="VADER's sentiment",
+        held=(("ppo_0p1", "ppo_0_10"), ("grpo_0p1", "grpo_0_10")),
+    ),
+}
 
 
 class Point(NamedTuple):
@@ -38,27 +65,39 @@ class Point(NamedTuple):
     proxy: float
 
 
+def measured(study: Study) -> Rows:
+    """The study's numbers, under the measures' own names."""
+    rows = read(study.file)
+    return {
+        stage: {
+            seed: {name.removeprefix(study.on): value for name, value in numbers.items()}
+            for seed, numbers in seeds.items()
+        }
+        for stage, seeds in rows.items()
+    }
+
+
 def point(rows: Rows, stage: str, seed: int) -> Point:
     """A trained policy, against the untrained model of its seed, which the seed's own reward model scored too."""
     after, before = rows[stage][seed], rows["base"][seed]
-    gold, proxy = (after[ON + name] - before[ON + name] for name in ("reward", "model"))
-    return Point(after[f"{ON}kl_reverse"], gold, proxy)
+    gold, proxy = (after[name] - before[name] for name in ("reward", "model"))
+    return Point(after["kl_reverse"], gold, proxy)
 
 
 def best_of(rows: Rows, n: int, seed: int) -> Point:
     """Choosing among n answers of the untrained model by the proxy; its KL is at most log n - (n-1)/n."""
     base = rows["base"][seed]
-    gold, proxy = base[f"{ON}best_of_{n}"], base[f"{ON}best_of_{n}_model"]
-    return Point(math.log(n) - (n - 1) / n, gold - base[f"{ON}reward"], proxy - base[f"{ON}model"])
+    gold, proxy = base[f"best_of_{n}"], base[f"best_of_{n}_model"]
+    return Point(math.log(n) - (n - 1) / n, gold - base["reward"], proxy - base["model"])
 
 
 def points(rows: Rows, method: str, seed: int) -> dict[str, Point]:
     """Every policy of a method and a seed, by its stage, in the order of the file."""
     if method == "best":
         sizes = sorted(
-            int(n.removeprefix(f"{ON}best_of_"))
-            for n in rows["base"][seed]
-            if n[-1].isdigit() and "best_of" in n
+            int(name.removeprefix("best_of_"))
+            for name in rows["base"][seed]
+            if name.startswith("best_of_") and name[-1].isdigit()
         )
         return {f"best_{n}": best_of(rows, n, seed) for n in sizes}
     return {stage: point(rows, stage, seed) for stage in rows if stage.startswith(f"{method}_")}
@@ -121,13 +160,13 @@ def table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def held(rows: Rows) -> str:
+def held(rows: Rows, pairs: Sequence[tuple[str, str]]) -> str:
     """Policies held by a KL against those that were free and stopped first, paired by seed."""
     lines = ["| policy | against | gold, less the other's | KL, less the other's |", "|---|---|---|---|"]
-    for stage, other in HELD:
-        pairs = [(point(rows, stage, seed), point(rows, other, seed)) for seed in sorted(rows["base"])]
+    for stage, other in pairs:
+        both = [(point(rows, stage, seed), point(rows, other, seed)) for seed in sorted(rows["base"])]
         cells = [
-            interval([getattr(a, f) - getattr(b, f) for a, b in pairs], sign=True) for f in ("gold", "kl")
+            interval([getattr(a, f) - getattr(b, f) for a, b in both], sign=True) for f in ("gold", "kl")
         ]
         lines.append("| " + " | ".join([label(stage), label(other), *cells]) + " |")
     return "\n".join(lines)
@@ -152,7 +191,7 @@ def fits(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: Rows, target: Path = PICTURE) -> None:
+def draw(study: Study, rows: Rows) -> None:
     """Gold and proxy against sqrt(KL): a mark per run, hollow where a KL holds it, and each method's mean curve."""
     import matplotlib
 
@@ -172,7 +211,7 @@ def draw(rows: Rows, target: Path = PICTURE) -> None:
         a, b = np.mean([fit(method, path(rows, method, seed)) for seed in seeds], axis=0)
         line = np.linspace(0.02, math.sqrt(max(p.kl for p in on_path)), 100)
         left.plot(line, np.array([a, b]) @ shape(method)(line), color=colour, linewidth=1.5)
-    for panel, title in ((left, "gold: the number is right"), (right, "proxy: the reward model's score")):
+    for panel, title in ((left, f"gold: {study.gold}"), (right, "proxy: the reward model's score")):
         panel.axhline(0, color="0.6", linewidth=0.8)
         panel.set(
             title=title, xlabel="sqrt of the KL of completions, nats", ylabel="more than the untrained model"
@@ -180,16 +219,24 @@ def draw(rows: Rows, target: Path = PICTURE) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(target, dpi=150)
+    figure.savefig(study.picture, dpi=150)
+
+
+def tables(study: Study) -> dict[str, str]:
+    """Every table of a study, by what it shows."""
+    rows = measured(study)
+    return {"policies": table(rows), "held": held(rows, study.held), "fit": fits(rows)}
 
 
 def main() -> None:
     """Print the tables, after taking over a study's numbers where its folder is named."""
-    if len(sys.argv) > 1:
-        shutil.copyfile(Path(sys.argv[1]) / "study.csv", FILE)
-        draw(read(FILE))
-    rows = read(FILE)
-    print(table(rows), held(rows), fits(rows), sep="\n\n")
+    if len(sys.argv) not in (2, 3) or sys.argv[1] not in STUDIES:
+        sys.exit(f"usage: overoptimise.py {'|'.join(STUDIES)} [RUN]")
+    study = STUDIES[sys.argv[1]]
+    if len(sys.argv) == 3:
+        shutil.copyfile(Path(sys.argv[2]) / "study.csv", study.file)
+        draw(study, measured(study))
+    print(*tables(study).values(), sep="\n\n")
 
 
 if __name__ == "__main__":
