@@ -151,11 +151,12 @@ def test_columns_get_the_names_that_klent_reads(
 def test_a_column_that_is_not_there_is_named_with_its_row(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"question": "a", "answer": 1}\n{"question": "a", "answr": 1}\n')
     with pytest.raises(
-        DataError, match=r"p\.jsonl:1: no column 'questions'; did you mean `question`\?, which"
+        DataError,
+        match=r"p\.jsonl:1: no column 'questions' for task.columns.prompt; did you mean `question`\?;",
     ):
         task_of(tmp_path / "p.jsonl", columns={"prompt": "questions"})
     with pytest.raises(
-        DataError, match=r"p\.jsonl:2: no column 'answer'; did you mean `answr`.*for 'answer'"
+        DataError, match=r"p\.jsonl:2: no column 'answer' for task.columns.answer; did you mean `answr`"
     ):
         task_of(tmp_path / "p.jsonl", columns={"prompt": "question", "answer": "answer"})
     with pytest.raises(ConfigError, match=r"task\.columns"):
