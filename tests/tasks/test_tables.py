@@ -80,7 +80,7 @@ def test_a_cell_may_be_long_and_messages_are_json(tmp_path: Path) -> None:
     [
         ("", r"p\.csv: no rows"),
         ("prompt,answer\n", r"p\.csv: no rows"),
-        ("prompt,prompt\na,b\n", r"p\.csv:1: column 'prompt' stands 2 times"),
+        ("prompt,prompt\na,b\n", r"p\.csv:1: column 'prompt' is there 2 times"),
         ("prompt,\na,b\n", r"p\.csv:1: a column has no name"),
         ("prompt,answer\na,1\nb\n", r"p\.csv:3: 1 cells, but the header has 2 columns"),
         ("prompt,answer\na,1\nb,2,3\n", r"p\.csv:3: 3 cells"),
@@ -88,7 +88,7 @@ def test_a_cell_may_be_long_and_messages_are_json(tmp_path: Path) -> None:
         ('prompt,answer\n"a" b,1\n', r"p\.csv:2: not readable"),
         ("prompt,answer\n,1\n", r"p\.csv:2: no 'prompt': the column has no value in this row"),
         ("frage,answer\na,1\n", r"p\.csv:2: no 'prompt'; columns are: frage, answer"),
-        ("messages\nhello\n", r"p\.csv:2: 'messages' is no JSON"),
+        ("messages\nhello\n", r"p\.csv:2: 'messages' is not JSON"),
         (b"prompt\na\n\xff\n", r"p\.csv:3: not UTF-8"),
     ],
 )
