@@ -31,6 +31,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not [output for output in outputs if output.output_type == "error"]
     (bar,) = (o for o in outputs if "<progress" in str(o.get("data", {}).get("text/html")))
     assert "step 2 of 2" in bar["data"]["text/html"]
+    assert not [output for output in outputs if "\x1b" in str(output.get("text"))]  # no live line beside it
     assert any("policy/entropy" in str(o.get("data", {}).get("text/plain")) for o in outputs)
     rows = (tmp_path / "runs" / "notebook" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from klent.config import Lora
 from klent.errors import DataError, ModelError
 from klent.models import exact, load, locate
-from klent.models.adapter import merged_weights
+from klent.models.adapter import add_adapter, merged_weights
 from klent.models.chat import context_length
 from klent.models.device import find_device
 from klent.models.load import LoadedModel, load_policy
@@ -551,3 +552,15 @@ def test_a_full_disk_leaves_the_model_that_was_there(folder: Path, tmp_path: Pat
         save_model(tiny_model(seed=1), tiny_tokenizer(), folder)
     assert (folder / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_an_adapter_is_put_on_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def renamed(self: object) -> bool:
+        warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning, stacklevel=2)
+        return False
+
+    model = tiny_model()
+    monkeypatch.setattr(type(model), "is_gradient_checkpointing", property(renamed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert add_adapter(model, Lora(rank=2), seed=0) is not None

@@ -196,7 +196,7 @@ RECIPE = {
     "steps": 1,
 }
 REFUSED = {
-    "no noise": ({"policy": {"kind": "denoiser", "eta": 0}}, r"policy.eta: 0 draws no noise, so that a step"),
+    "no noise": ({"policy": {"kind": "denoiser", "eta": 0}}, r"policy.eta: 0 draws no noise, so a step"),
     "eta of another sampler": (
         {"policy": {"kind": "denoiser", "sampler": "ddpm", "eta": 0.5}},
         r"policy.eta: is not used by sampler ddpm, only by ddim; remove it",

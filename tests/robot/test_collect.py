@@ -119,7 +119,7 @@ def test_nothing_to_prefer_is_refused():
         (["task=reach", "segment=3"], "segment: there is no such setting; did you mean `segments`?"),
         (["task=reach", "length=0"], "length: should be greater than or equal to 1"),
         (["task=reach", "behaviours=[0]"], "0 is a policy without a density"),
-        (["task=reach", "branches=7"], "7 do not part length: 64 equally"),
+        (["task=reach", "branches=7"], "7 do not divide length: 64 evenly"),
     ],
 )
 def test_settings_are_refused_with_the_key(overrides, message):

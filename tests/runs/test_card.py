@@ -103,3 +103,10 @@ def test_an_alias_and_a_card_of_klent_name_a_licence(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", 2)
     (tmp_path / "README.md").write_text(model_card(run, 2, licence="gemma"))
     assert licence_of("x", tmp_path) == "gemma"  # so that a model made of this one has it too
+
+
+def test_an_alias_is_described_behind_its_name(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", 2)
+    config = run / "config.yaml"
+    config.write_text("model: smollm2-135m\n")
+    assert "`smollm2-135m` (SmolLM2-135M-Instruct by Hugging Face" in model_card(run, 2, licence=None)

@@ -151,9 +151,15 @@ def test_resuming_says_where():
     console = Console(file=io.StringIO(), width=100)
     train = TrainConsole(console)
     train.start(title_of(RECIPE), describe_plan(RECIPE), steps=3, done=2)
-    assert "resuming after step 2" in console.file.getvalue()
+    assert "resuming after step 2\n" in console.file.getvalue()
     train.step(row(3))
     assert "step 3/3" in console.file.getvalue()
+
+
+def test_resuming_a_finished_run_says_how_to_go_on():
+    console = Console(file=io.StringIO(), width=100)
+    TrainConsole(console).start(title_of(RECIPE), describe_plan(RECIPE), steps=3, done=3)
+    assert "resuming after step 3; all are done, and steps=+20 would add 20" in console.file.getvalue()
 
 
 def test_text_in_brackets_is_printed_as_it_is():

@@ -199,7 +199,7 @@ REFUSED = {
         "unknown key `comon`; did you mean `common`?",
     ),
     "no stage": (HEAD, "`stages` is missing"),
-    "a stage that needs itself": (HEAD + '  sft: {model: "{sft}", method: sft}\n', "starts where it ends"),
+    "a stage that needs itself": (HEAD + '  sft: {model: "{sft}", method: sft}\n', "refers to itself"),
     "a ring": (
         HEAD + '  a: {model: "{b}", method: sft}\n  b: {model: "{a}", method: sft}\n',
         "the stages a, b wait for one another",

@@ -230,7 +230,7 @@ GOOD = {"prompt": "a", "completion": "b"}
             [GOOD, {"prompt": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}],
             r"p\.jsonl:2: 'prompt', message 1: expected",
         ),
-        ([GOOD, '{"prompt": "a", "prompt": "b"}'], r"p\.jsonl:2: the key 'prompt' stands twice"),
+        ([GOOD, '{"prompt": "a", "prompt": "b"}'], r"p\.jsonl:2: the key 'prompt' is there twice"),
         ([GOOD, {"prompt": "a", "completions": "b"}], r"p\.jsonl:2: a column cannot be called 'completions'"),
         ([GOOD, {"prompt": "a", "prompts": "b"}], r"p\.jsonl:2: a column cannot be called 'prompts'"),
         ([GOOD, {"prompt": "a", "tools": "add"}], r"p\.jsonl:2: 'tools': not valid JSON"),
@@ -336,7 +336,7 @@ def test_rows_are_kept_as_they_are_in_the_file(tmp_path: Path) -> None:
         ),
         (
             {"messages": [{"role": "user", "content": "a"}]},
-            r"p\.jsonl:2: 'messages' has no message of the assistant behind the last.*Add the answer",
+            r"p\.jsonl:2: 'messages' has no message of the assistant after the user's last.*Add the answer",
         ),
         ({"prompt": "a", "completion": 3}, r"p\.jsonl:2: 'completion' must be text or a list of messages"),
     ],

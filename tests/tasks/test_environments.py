@@ -301,7 +301,7 @@ def test_a_run_in_which_hardly_any_opening_fits_is_ended(world, monkeypatch):
     made = task(too_long="drop")
     made.fit(check, lambda prompt: None)
     assert made.train(3).id == "world/3"
-    with pytest.raises(DataError, match="hardly any opening of world fits"):
+    with pytest.raises(DataError, match="almost no opening of world fits"):
         made.train(4)
     made.environments.close()
 

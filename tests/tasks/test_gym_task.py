@@ -137,7 +137,7 @@ def test_too_few_questions_to_hold_out(make: Any) -> None:
 
 def test_nothing_left_to_train_on(make: Any) -> None:
     bits = {"min_terms": 1, "max_terms": 1, "min_digits": 1, "max_digits": 1}  # the ten questions 0 to 9
-    with pytest.raises(DataError, match="hardly any question besides the 10 held out"):
+    with pytest.raises(DataError, match="almost no question besides the 10 held out"):
         make("chain_sum", bits, heldout=10)
 
 

@@ -65,9 +65,9 @@ def test_every_layout_is_cut_where_the_answers_begin(name):
 
 
 REFUSED = {
-    "equal": (("q", "a", "a"), "'chosen' and 'rejected' are the same, which prefers nothing"),
+    "equal": (("q", "a", "a"), "'chosen' and 'rejected' are the same, so neither is preferred"),
     "empty": (("q", "a", " "), "'rejected' is empty"),
-    "nothing behind the prompt": (("q", "q a", "q "), "'rejected' has no answer behind the prompt"),
+    "nothing behind the prompt": (("q", "q a", "q "), "'rejected' has no answer after the prompt"),
     "an empty message": ((ASKED, PAIR[0], [said("")]), "'rejected', message 1: the assistant says nothing"),
     "two kinds": (("q", "a", PAIR[1]), "one of 'chosen' and 'rejected' is text and the other a list"),
     "a number": (("q", "a", 5), "'rejected' must be text or a list of messages, not int"),

@@ -9,6 +9,7 @@ from tiny import tiny_tokenizer
 from typer.testing import CliRunner
 
 from klent.cli import app
+from klent.cli.data import _fitting_reward
 from klent.config.sections import read_task
 from klent.tasks import survey as module
 from klent.tasks.survey import Survey, survey
@@ -133,3 +134,29 @@ def test_a_recipe_s_data_is_shown_with_what_its_method_needs() -> None:
     assert answer.exit_code == 1  # the model is named, and is not there
     assert "there is no model folder" in " ".join(answer.output.replace("│", " ").split())
     assert run("quickstart").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "reward"),
+    [
+        (["5", "8"], "last_number"),
+        (["1/2 m", "x = 3"], "math_verify"),
+        (["5", "Paris"], "exact"),
+        (["blue"], "exact"),
+    ],
+)
+def test_the_reward_that_it_names_reads_every_answer_shown(
+    tmp_path: Path, answers: list[str], reward: str
+) -> None:
+    rows = [{"prompt": f"question {n}", "answer": answer} for n, answer in enumerate(answers)]
+    assert _fitting_reward(look(write(tmp_path / "p.jsonl", rows))) == reward
+
+
+def test_a_file_without_rows_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("klent.models.pull.pulled", lambda name: None)
+    for name, text in {"empty.jsonl": "", "header.csv": "prompt,answer\n"}.items():
+        Path(name).write_text(text)
+        answer = run(name)
+        assert answer.exit_code == 1
+        assert f"{name} has no rows" in answer.output

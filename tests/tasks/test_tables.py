@@ -80,7 +80,7 @@ def test_a_cell_may_be_long_and_messages_are_json(tmp_path: Path) -> None:
     [
         ("", r"p\.csv: no rows"),
         ("prompt,answer\n", r"p\.csv: no rows"),
-        ("prompt,prompt\na,b\n", r"p\.csv:1: column 'prompt' stands 2 times"),
+        ("prompt,prompt\na,b\n", r"p\.csv:1: column 'prompt' is there 2 times"),
         ("prompt,\na,b\n", r"p\.csv:1: a column has no name"),
         ("prompt,answer\na,1\nb\n", r"p\.csv:3: 1 cells, but the header has 2 columns"),
         ("prompt,answer\na,1\nb,2,3\n", r"p\.csv:3: 3 cells"),
@@ -88,7 +88,7 @@ def test_a_cell_may_be_long_and_messages_are_json(tmp_path: Path) -> None:
         ('prompt,answer\n"a" b,1\n', r"p\.csv:2: not readable"),
         ("prompt,answer\n,1\n", r"p\.csv:2: no 'prompt': the column has no value in this row"),
         ("frage,answer\na,1\n", r"p\.csv:2: no 'prompt'; columns are: frage, answer"),
-        ("messages\nhello\n", r"p\.csv:2: 'messages' is no JSON"),
+        ("messages\nhello\n", r"p\.csv:2: 'messages' is not JSON"),
         (b"prompt\na\n\xff\n", r"p\.csv:3: not UTF-8"),
     ],
 )
@@ -151,11 +151,12 @@ def test_columns_get_the_names_that_klent_reads(
 def test_a_column_that_is_not_there_is_named_with_its_row(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"question": "a", "answer": 1}\n{"question": "a", "answr": 1}\n')
     with pytest.raises(
-        DataError, match=r"p\.jsonl:1: no column 'questions'; did you mean `question`\?, which"
+        DataError,
+        match=r"p\.jsonl:1: no column 'questions' for task.columns.prompt; did you mean `question`\?;",
     ):
         task_of(tmp_path / "p.jsonl", columns={"prompt": "questions"})
     with pytest.raises(
-        DataError, match=r"p\.jsonl:2: no column 'answer'; did you mean `answr`.*for 'answer'"
+        DataError, match=r"p\.jsonl:2: no column 'answer' for task.columns.answer; did you mean `answr`"
     ):
         task_of(tmp_path / "p.jsonl", columns={"prompt": "question", "answer": "answer"})
     with pytest.raises(ConfigError, match=r"task\.columns"):

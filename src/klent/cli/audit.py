@@ -62,7 +62,7 @@ def claims(
     """Test statements of the field, each with its control.
 
     Every claim is a small experiment that runs now; the verdict is computed from its figures. docs/sources.md
-    says who makes the claims.
+    says who stated each claim.
 
     ```
     klent claims

@@ -60,13 +60,13 @@ def chat(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Talk with a model over several turns; answers arrive token by token, and Ctrl-C cuts one.
+    """Chat with a model over several turns. Answers appear token by token; Ctrl-C stops one.
 
     /new begins another conversation, /entropy shades tokens or stops it, /quit ends. A model without a chat template
-    goes on with the text. The entropy is of the distribution that each token was drawn from, in nats, at the
+    continues the text. The entropy is of the distribution that each token was drawn from, in nats, at the
     temperature and top-p given.
 
-    With --against two models answer, each in a conversation of its own; /alpha samples between them instead, from
+    With --against two models answer, each in its own conversation; /alpha samples from a mixture of both instead:
     MODEL^alpha · AGAINST^(1 - alpha).
 
     ```

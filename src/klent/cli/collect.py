@@ -20,9 +20,9 @@ def collect(
 ) -> None:
     """Record segments of a robot that noisy scripted policies move, labelled by regret, return and success.
 
-    Regret is found by going back: the scripted policy finishes the episode from the segment's start and from its
+    For the regret, the scripted policy finishes the episode from the segment's start and from its
     end. The mean and the standard deviation of every recorded action are kept. If interrupted, the same command
-    goes on; the number of workers changes nothing.
+    continues. The number of workers does not change the result.
 
     ```
     klent collect data/drawer task=drawer-open segments=2500

@@ -103,18 +103,23 @@ def print_yaml(text: str) -> None:
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
 Yes = Annotated[
-    bool, typer.Option("--yes", help="Run code of the run also where it is not what it was started with.")
+    bool,
+    typer.Option("--yes", help="Do not ask before running code of the run that has changed since its start."),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that contains the runs.")]
 Beta = Annotated[
     float | None,
     typer.Option(
-        min=0, help="Of a run that learnt values: how far its player tilts; default: its bellman.beta."
+        min=0,
+        help="For a run that learnt values: how much they count in its player; default: its bellman.beta.",
     ),
 ]
 Behaviour = Annotated[
     str | None,
-    typer.Option(help="Of a run that learnt values: where the model of the data is now.", show_default=False),
+    typer.Option(
+        help="For a run that learnt values: the folder of the model of the data, if it has moved.",
+        show_default=False,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -55,8 +55,8 @@ def compare(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Compare methods or settings: same data, same budget, several seeds, one page. Or lay runs that exist over
-    one another.
+    """Compare methods or settings: same data, same budget, several seeds, one page. Or draw existing
+    runs in one set of plots.
 
     Runs are in RUNS/NAME-compare/ARM-seedN (NAME is the recipe's; name=... sets the folder's whole name).
     Finished runs are skipped and stopped ones are resumed, so the same command, or one with more seeds or
@@ -71,8 +71,9 @@ def compare(
     klent compare quickstart --dry-run
     ```
 
-    Given runs, finished or not and of any recipe, also log folders of TRL and verl, it trains nothing: it writes
-    RUNS/compare.html with their curves over one another, what each reached, and in what their recipes differ.
+    If you give runs instead of a recipe, it trains nothing. It writes RUNS/compare.html with their curves in one set
+    of plots, their results, and how their recipes differ. Runs may be unfinished and of any recipe; log folders of
+    TRL and verl work too.
 
     ```
     klent compare runs/quickstart runs/rloo

@@ -38,7 +38,7 @@ def data(
 
     Nothing is trained and nothing is written. KEY=VALUE are keys of a recipe, `model` and those of `task`:
     `task.columns` gives columns the names that klent reads, `prompt`, `completion`, `answer`. The exit code is 1
-    where a row would be refused.
+    if a row would be refused, or if there is no row.
 
     ```
     klent data problems.csv task.columns.prompt=question task.columns.answer=result
@@ -59,7 +59,9 @@ def data(
         out.print(_columns(found, section))
     _show_prompts(found, tokenizer)
     _show_findings(found)
-    if found.refused:
+    if not found.rows:
+        out.print(f"{source} has no rows: there is nothing to train on", style="red", soft_wrap=True)
+    if found.refused or not found.rows:
         raise typer.Exit(1)
     if not _is_recipe(source) and section.key == "data" and (reward := _fitting_reward(found)):
         words = [
@@ -215,7 +217,7 @@ def _show_findings(found: "Survey") -> None:
 def _lengths(lengths: "Lengths", rows: int) -> str:
     some = f"; counted in {lengths.counted:,} rows spread over all" if lengths.counted < rows // 2 else ""
     return (
-        f"median {lengths.median:,}, 19 of 20 at most {lengths.most:,}, longest {lengths.longest:,} "
+        f"median {lengths.median:,}, 95% have at most {lengths.most:,}, longest {lengths.longest:,} "
         f"({lengths.place}){some}"
     )
 
@@ -232,4 +234,4 @@ def _fitting_reward(found: "Survey") -> str | None:
     numbers = gsm8k(answers, [str(answer) for answer in answers], answer=answers)
     if None not in numbers:
         return "last_number"
-    return "math_verify" if any(find_last_number(str(a)) is not None for a in answers) else "exact"
+    return "math_verify" if all(find_last_number(str(a)) is not None for a in answers) else "exact"

@@ -53,9 +53,9 @@ def evaluate(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Measure the mean reward on held-out problems; the accuracy, where every reward is 0 or 1.
+    """Measure the mean reward on held-out problems; it is the accuracy if every reward is 0 or 1.
 
-    Of a run on given texts without a reward: the loss of those held out, or the share of pairs in the right order.
+    For a run on given texts without a reward: the loss on held-out texts, or the share of pairs in the right order.
 
     At the recipe's temperature, and at those of eval.temperatures; 0 is greedy.
 
@@ -232,7 +232,7 @@ def sample(
     klent sample smollm2-135m "What is 4 + 7?" --target-prompt "{prompt} (it is 11)" --alpha 0.5
     ```
 
-    Of a run that learnt values (qsft, ilql) their player writes, at temperature 1; --beta says how far it tilts.
+    For a run that learnt values (qsft, ilql) the player of these values writes, at temperature 1; see --beta.
 
     With a target, the text is followed by alpha and KL per token, green where the mixture equals the model.
     """

@@ -70,7 +70,7 @@ def play(
 ) -> None:
     """Play a game, at the keyboard, by a scripted player or by a model, and record what happens.
 
-    A line of the record has `start` and `seed`, which begin the episode again, `turns` with `observation`,
+    A line of the record has `start` and `seed`, which reproduce the start, `turns` with `observation`,
     `action` and `reward`, and `return`. The file is written at the end, whole; episodes that were finished
     before Ctrl-C are in it. A model plays many episodes side by side, from the same starts as a scripted player
     with this seed; of a run that learnt values (qsft, ilql) their player does.

@@ -55,8 +55,9 @@ def train(
     130 (143 after SIGTERM); `klent resume` continues from there. The run's folder is RUNS/NAME, its report
     RUNS/NAME/report.html.
 
-    The recipe overrides its method's settings, and KEY=VALUE overrides both. Terms of `loss` and
-    `token_reward` add up, and null removes one; another `advantage`, `reward` or `task` replaces the former.
+    A recipe overrides the settings of its method, and KEY=VALUE overrides both. A term that you set in `loss` or
+    `token_reward` is added to those of the method, and null removes one. `advantage`, `reward` and `task` are
+    replaced as a whole.
 
     ```
     klent train quickstart
@@ -99,11 +100,11 @@ def resume(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Continue a run that was stopped, from its newest intact checkpoint; or go on after its last step.
+    """Continue a stopped run from its newest intact checkpoint, or train a finished run for more steps.
 
     The final weights and metrics are those of a run without the stop, bit for bit. KEY=VALUE changes what may
-    change in a run: steps, optimizer, eval, track, checkpoint and limits; `steps=+20` is 20 more than are
-    done. config.yaml and run.json keep the change. Anything else, also another data file or model, is refused.
+    change in a run: steps, optimizer, eval, track, checkpoint and limits; `steps=+20` adds 20
+    steps. config.yaml and run.json keep the change. Anything else, also another data file or model, is refused.
 
     Code that the run names and that is not what the run was started with (a loss, a reward) is shown, and runs
     once you confirm it: in a terminal by an answer, elsewhere by --yes.
@@ -150,9 +151,9 @@ def export(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Write a checkpoint as a model folder, as `final/` is one: to sample, to evaluate, to load anywhere.
+    """Write a checkpoint as a model folder like `final/`, to sample from, to evaluate, or to load in other programs.
 
-    The run may be going on, stopped or finished. A LoRA adapter is added to the weights in float32, the sum is
+    The run may be running, stopped or finished. A LoRA adapter is added to the weights in float32, the sum is
     rounded once to the type that is written, and without --merge the adapter is also saved by itself in `adapter/`.
     README.md is the model's card: what was trained on what, evaluations with intervals, the command, the recipe, and
     the licence of the base model, which binds this one too.
@@ -191,7 +192,7 @@ def report(
     """Write the report of a run again from its files, also while it is running.
 
     A log folder of TRL (trainer_state.json) or verl (its file logger's JSON Lines, or TensorBoard's files)
-    gets such a report too, as far as its columns allow.
+    works too: you get a report with everything that its columns allow.
 
     ```
     klent report runs/quickstart

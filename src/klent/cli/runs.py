@@ -29,11 +29,11 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per run.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List the runs: state, steps, the number that the report begins with, entropy, and when the last step was.
+    """List the runs: state, steps, the result at the top of the report, entropy, and when the last step was.
 
-    `running`: a process works on it. `done`: its last step is done, or it ended early by its own rule. `stopped`: it
-    was asked to stop, and saved; `klent resume` goes on. `failed`: it ended by an error or was killed; `klent resume`
-    goes on from its last checkpoint. Runs of comparisons and studies are listed too.
+    `running`: a process works on it. `done`: its last step is done, or `eval.early_stop` ended it. `stopped`: it
+    was stopped and saved; `klent resume` continues it. `failed`: it ended with an error or was killed; `klent resume`
+    continues from its last checkpoint. Runs of comparisons and studies are listed too.
 
     ```
     klent runs

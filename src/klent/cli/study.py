@@ -27,10 +27,10 @@ def study(
 ) -> None:
     """Train the stages of a study, judge each on the same problems, and write one page.
 
-    A study is a file with `stages`, each a recipe over `common`; `{STAGE}` stands for the model that another
-    stage ended with, so that a policy starts from an SFT model and is rewarded by a reward model. `judge` says
-    what all are measured by: rewards on named problems, exact KL from the base both ways, English prose, and
-    the distance of the weights.
+    A study is a file with `stages`. Each stage is a recipe that adds to `common`; `{STAGE}` stands for the result of
+    another stage, so that a policy can start from an SFT model and get its reward from a reward model. `judge` says
+    what is measured: rewards on named problems, exact KL to and from the base, English prose, and the distance of
+    the weights.
 
     Runs are in RUNS/NAME/STAGE-seedN. Finished stages are skipped and stopped ones are resumed, so the same
     command, or one with more seeds, continues. Ctrl-C finishes the step, saves and stops. Overrides have the keys
@@ -75,15 +75,17 @@ def label(
     noise: Annotated[
         float, typer.Option("--noise", help="Temperature of the choice, in units of reward; 0 = never wrong.")
     ] = 0.0,
-    flip: Annotated[float, typer.Option("--flip", help="Share of labels turned round afterwards.")] = 0.0,
+    flip: Annotated[
+        float, typer.Option("--flip", help="Share of labels that are reversed afterwards.")
+    ] = 0.0,
     output: Annotated[Path, typer.Option("--out", help="JSON Lines file to write.")] = Path("pairs.jsonl"),
     debug: Debug = False,
 ) -> None:
-    """Make preferences from a reward: two answers to each prompt, and which of them is better.
+    """Make preference pairs from a reward: two answers to each prompt, and which of them is better.
 
-    The file can be used as `task.pairs`. Labels are drawn as Bradley and Terry have it, from the difference in
-    reward over `--noise`; `--flip` turns some round, so that what noise costs can be measured. If interrupted,
-    the same command continues.
+    The file can be used as `task.pairs`. With `--noise` labels are random: their probability is that of
+    Bradley and Terry, sigmoid of the difference in reward over the noise. `--flip` reverses some labels. Use both to
+    measure what wrong labels cost. If interrupted, the same command continues.
 
     ```
     klent label quickstart --pairs 200 --out pairs.jsonl

@@ -33,11 +33,11 @@ def watch(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Serve a page that follows a run: its report, drawn again as steps arrive. Ctrl-C ends it, and not the run.
+    """Serve a page that follows a run: its report, drawn again after new steps. Ctrl-C ends the page, not the run.
 
-    Of several runs it shows their curves over one another, with the page of each behind its name. Only this machine
-    can open it, nothing can be changed through it, and it reads the run's files alone: the run does not notice. The
-    page is drawn at low priority, only while somebody looks, and a large one at most a fifth of the time.
+    For several runs it shows their curves in one set of plots, with links to the page of each. Only this machine can
+    open the page, and nothing can be changed through it. It only reads the run's files, so it does not disturb the
+    run. It is drawn at low priority, only while a browser shows it, and a large page at most a fifth of the time.
 
     From another machine: ssh -L 8000:127.0.0.1:8000 HOST, and here --port 8000.
 

@@ -40,7 +40,7 @@ class CollectionSettings(Settings):
         if 0 in self.behaviours:
             raise ValueError("behaviours: 0 is a policy without a density; set a small one, such as 0.1")
         if self.branches and self.length % self.branches:
-            raise ValueError(f"branches: {self.branches} do not part length: {self.length} equally")
+            raise ValueError(f"branches: {self.branches} do not divide length: {self.length} evenly")
         return self
 
 

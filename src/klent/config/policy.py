@@ -73,7 +73,7 @@ class DenoiserSettings(PolicySettings):
     def _random(cls, value: float) -> float:
         if value == 0:
             raise ValueError(
-                "0 draws no noise, so that a step has no density and nothing to learn from; set it above 0, such as 1"
+                "0 draws no noise, so a step has no density and nothing to learn from; set it above 0, such as 1"
             )
         return value
 

@@ -226,7 +226,7 @@ def _stage(name: str, value: Yaml, common: Layer, whole: Layer, stages: Mapping[
     merged = merge(common, layer)
     named = set(STAGE.findall(str(merged.values)))
     if name in named:
-        raise ConfigError(f"{origin}: stage `{name}` starts where it ends; name another stage, or a model")
+        raise ConfigError(f"{origin}: stage `{name}` refers to itself; name another stage, or a model")
     judged = judged and label is None
     return StageFile(name, merged, judged, label, tuple(other for other in stages if other in named))
 

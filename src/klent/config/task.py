@@ -90,7 +90,8 @@ class FileSettings(Rendered):
     subset: str | None = None
     """Configuration of a dataset that has several."""
     heldout: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None = None
-    """Prompts kept out of training for evaluation: a fraction below 1, or a count; null = a tenth."""
+    """Prompts kept out of training for evaluation: a fraction below 1, or a count; null = as many as `eval.problems`,
+    at most a tenth."""
     heldout_data: str | None = None
     """Another file or dataset to hold out instead."""
     heldout_split: str | None = None

@@ -1,5 +1,6 @@
 """LoRA adapters: put on a model for training, merged into its weights for saving."""
 
+import warnings
 from typing import TYPE_CHECKING, Protocol, cast
 
 from klent.errors import ModelError, first_line
@@ -58,8 +59,9 @@ def add_adapter(model: "PreTrainedModel", lora: LoraSettings, seed: int) -> "Pre
     )
     linear = {name.split(".")[-1] for name, part in model.named_modules() if type(part) is torch.nn.Linear}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
             wrapped = get_peft_model(model, config)
     except ValueError as error:
         reason = f"lora: {first_line(error)} Linear layers of this model: {', '.join(sorted(linear))}"

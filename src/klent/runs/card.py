@@ -62,7 +62,7 @@ def _front(run: RunData, licence: str | None) -> str:
 def _what(run: RunData, step: int) -> str:
     recipe = run.config
     model = str(recipe.get("model") or "a model")
-    known = f" ({KNOWN[model].description})" if model in KNOWN else ""
+    known = f" {_escaped(f'({KNOWN[model].description})')}" if model in KNOWN else ""
     lora, rate = recipe.get("lora"), finite(_mapping(recipe.get("optimizer")).get("lr")) or 0.0
     how = (
         f"a LoRA adapter of rank {lora.get('rank')}, merged into the weights"
@@ -73,7 +73,7 @@ def _what(run: RunData, step: int) -> str:
     prompts, group = finite(recipe.get("prompts_per_step")), finite(recipe.get("group_size"))
     size = f" of {prompts:.0f} prompts × {group:.0f} completions" if prompts and group else ""
     sentences = [
-        f"`{_code(model)}`{_escaped(known)}, trained on `{_code(_source(run))}`{method}:",
+        f"`{_code(model)}`{known}, trained on `{_code(_source(run))}`{method}:",
         f"{plural(step, 'step')}{size}.",
         f"What was trained: {how}.",
         f"Learning rate {rate:g}, seed {recipe.get('seed', 0)}.",

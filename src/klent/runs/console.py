@@ -68,7 +68,8 @@ class TrainConsole:
             done: steps done before, if the run is resumed.
         """
         self._steps, self._done, self._began = steps, done, time.monotonic()
-        lines = [*plan, *([f"resuming after step {done}"] if done else [])]
+        over = "; all are done, and steps=+20 would add 20" if done >= steps else ""
+        lines = [*plan, *([f"resuming after step {done}{over}"] if done else [])]
         if self.live:
             text = Text(visible("\n".join(lines)))
             self._print(Panel(text, title=Text(visible(title)), title_align="left", border_style="dim"))

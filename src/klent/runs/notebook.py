@@ -22,7 +22,10 @@ class NotebookConsole(TrainConsole):
     """Prints a run in a notebook. What is no step is a plain line, as in a log."""
 
     def __init__(self) -> None:
-        super().__init__(SafeConsole(highlight=False, markup=False, force_jupyter=False, width=110))
+        # Kernels set FORCE_COLOR, from which rich would take their output for a terminal's.
+        super().__init__(
+            SafeConsole(highlight=False, markup=False, force_jupyter=False, force_terminal=False, width=110)
+        )
         self._rows: list[Row] = []
         self._shown_as: str | None = None  # the output's id, once there is one
 

@@ -266,9 +266,10 @@ def _evaluated(recipe: Recipe) -> str:
     """What an evaluation looks at: held-out pairs, problems that are answered, or both."""
     settings = recipe.eval
     assert settings is not None
-    pairs = [f"{settings.problems} held-out pairs"] if recipe.task.paired else []
+    size = str(settings.problems) if recipe.task.generated else f"at most {settings.problems}"
+    pairs = [f"{size} held-out pairs"] if recipe.task.paired else []
     asked = f"held-out starts of {settings.play.env}" if settings.play else "held-out problems"
-    answered = [f"{settings.problems} {asked} x {settings.samples}"] if recipe.judged else []
+    answered = [f"{size} {asked} x {settings.samples}"] if recipe.judged else []
     if recipe.bellman is not None and answered:
         form = "" if recipe.bellman.form == "ratio" else f", form {recipe.bellman.form}"
         answered[0] += f" by the player of beta {recipe.bellman.beta:g}{form}"

@@ -56,8 +56,7 @@ def _value(row: Row, name: str, new: str, where: str) -> object:
         if not isinstance(value, Mapping) or key not in value:
             listed = ", ".join(row) or "none"
             raise DataError(
-                f"{where}: no column {name!r}{nearest(name, row)}, which task.columns names for {new!r}; columns "
-                f"are: {listed}"
+                f"{where}: no column {name!r} for task.columns.{new}{nearest(name, row)}; columns are: {listed}"
             )
         value = value[key]
     return value

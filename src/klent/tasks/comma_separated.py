@@ -97,7 +97,7 @@ def _refuse_header(names: list[str], shown: str) -> None:
         raise DataError(f"{shown}: no rows; the first line should name the columns")
     for name, count in Counter(names).items():
         if count > 1 or not name.strip():
-            problem = f"column {name!r} stands {count} times" if name.strip() else "a column has no name"
+            problem = f"column {name!r} is there {count} times" if name.strip() else "a column has no name"
             raise DataError(f"{shown}:1: {problem}. Give each column of the header a name of its own")
 
 
@@ -110,5 +110,5 @@ def _cell(name: str, cell: str, where: str) -> object:
         return json.loads(cell)
     except (ValueError, RecursionError):
         raise DataError(
-            f"{where}: {name!r} is no JSON. Write messages as JSON, or a prompt and an answer as two columns"
+            f"{where}: {name!r} is not JSON. Write messages as JSON, or a prompt and an answer as two columns"
         ) from None

@@ -148,7 +148,8 @@ def _mismatch(prompt: Prompt) -> str:
     if isinstance(prompt.prompt, str):
         return (
             "It is written for messages, completion[0]['content'], and this task's prompts are text, so that "
-            'completions are text: read them as text, or write each prompt as [{"role": "user", "content": ...}]'
+            "completions are text: read them as text, or make messages of the prompts: write each as "
+            '[{"role": "user", "content": ...}], or set task.system'
         )
     return (
         "It is written for text, and this task's prompts are messages, so that each completion is a list of one "

@@ -107,7 +107,7 @@ class GymTask:
             attempt, width = attempt + width, _AT_ONCE
         fitting = "question that fits the context" if self._dropped else "question"
         raise DataError(
-            f"task.gym: {self.name} with these parameters has hardly any {fitting} besides the "
+            f"task.gym: {self.name} with these parameters has almost no {fitting} besides the "
             f"{len(self._questions)} held out; lower eval.problems or change task.config"
         )
 

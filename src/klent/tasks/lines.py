@@ -132,7 +132,7 @@ def _read(line: bytes, where: str) -> Row:
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1} of the line)") from None
     except _Twice as error:
-        raise DataError(f"{where}: the key {error.args[0]!r} stands twice in one object") from None
+        raise DataError(f"{where}: the key {error.args[0]!r} is there twice in one object") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # JSON that Python does not read

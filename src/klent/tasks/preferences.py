@@ -44,11 +44,11 @@ def split_pair(row: Row, column: str, where: str) -> Row:
     chosen, rejected = (checked_completion(row[side], f"{where}: {side!r}") for side in SIDES)
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError(
-            f"{where}: one of 'chosen' and 'rejected' is text and the other a list of messages; write both alike"
+            f"{where}: one of 'chosen' and 'rejected' is text and the other messages; write both in the same form"
         )
     if chosen == rejected:
         raise DataError(
-            f"{where}: 'chosen' and 'rejected' are the same, which prefers nothing. Remove that line"
+            f"{where}: 'chosen' and 'rejected' are the same, so neither is preferred. Remove that line"
         )
     given = row.get(column)
     if given is None and column != "prompt":
@@ -58,7 +58,7 @@ def split_pair(row: Row, column: str, where: str) -> Row:
     for side, answer in zip(SIDES, found[1:], strict=True):
         if _is_empty(answer):
             raise DataError(
-                f"{where}: {side!r} has no answer behind the prompt; write one or remove that line"
+                f"{where}: {side!r} has no answer after the prompt; write one or remove that line"
             )
     return {**row, "chosen": found[1], "rejected": found[2], column: found[0]}
 

@@ -81,7 +81,7 @@ class PromptReader:
             row, column = _as_prompt(source, section.prompt_column, where)
         if column == "messages" and "completion" in self._needed and row.get("completion") is None:
             raise DataError(
-                f"{where}: 'messages' has no message of the assistant behind the last one of the user: there is "
+                f"{where}: 'messages' has no message of the assistant after the user's last one: there is "
                 "nothing to train. Add the answer, or remove the row"
             )
         for name in (column, *self._needed):

@@ -98,7 +98,7 @@ def _dataset(data: str, path: Path, split: str, subset: str | None, key: str) ->
         import datasets
     except ImportError as error:
         raise ConfigError(
-            f"{key}: {data} is no .jsonl, .csv or .parquet file; a dataset needs: pip install 'klent[data]'"
+            f"{key}: {data} is not a .jsonl, .csv or .parquet file; a dataset needs: pip install 'klent[data]'"
         ) from error
     saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     try:

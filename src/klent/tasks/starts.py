@@ -163,7 +163,7 @@ class EnvironmentTask:
                     return prompt
                 self._dropped.add(index)
         raise DataError(
-            f"task.too_long=drop: hardly any opening of {self.name} fits the context; let the environment say "
+            f"task.too_long=drop: almost no opening of {self.name} fits the context; let the environment say "
             "less, or lower task.turn_tokens or rollout.max_tokens"
         )
 
