@@ -19,10 +19,12 @@ given reads every turn as a call of the game's one tool, and its chat template w
 it, as a message of the user. TRL does not write the end of a turn that was cut, klent does: one token a turn more.
 
 Each contender is a worker process that stays; they take turns, one repetition after the other, in one order and then
-the reverse, so that what else runs on the machine slows all of them. `load` is the mean number of running processes
-of the last minute, the worker's own among them. Figures are ratios within a repetition, their median and range.
+the reverse. `load` is the mean number of running processes of the last minute, the worker's own among them. Figures
+are ratios of processor seconds within a repetition, their median and range: where more runs than the machine has
+cores, the clock counts the waiting too. The game itself runs beside klent in other processes, and takes no time.
 
-    seconds    of one rollout
+    seconds    of one rollout, by the clock
+    cpu        processor seconds of one rollout, of the process that samples
     sampled    tokens that the policy wrote
     read       tokens read beside them: klent's `tokens/prefill`, and the lengths of what TRL gives generate()
     once       the least that can be read: a group's opening once, what the environment said once, and the last
@@ -56,7 +58,8 @@ GAMES = {
 KLENT = {"klent": True, "klent, reread": False}  # whether it keeps keys and values
 Rows = list[dict[str, Any]]
 Counts = dict[str, int]
-Rollout = Callable[[int], tuple[float, Counts]]
+Times = tuple[float, float]  # by the clock, and of the processor
+Rollout = Callable[[int], tuple[Times, Counts]]
 
 
 class Spoken:
@@ -108,6 +111,12 @@ def watch(model: Any) -> list[int]:
     return fed
 
 
+def stopwatch() -> Callable[[], Times]:
+    """Start; what is returned tells the seconds since then."""
+    begun, worked = time.perf_counter(), time.process_time()
+    return lambda: (time.perf_counter() - begun, time.process_time() - worked)
+
+
 def klent_rollout(options: argparse.Namespace, game: str, *, keeps: bool) -> Rollout:
     from contextlib import nullcontext
 
@@ -122,16 +131,16 @@ def klent_rollout(options: argparse.Namespace, game: str, *, keeps: bool) -> Rol
         engine.engine.keeping = nullcontext
     fed = watch(loaded.model)
 
-    def rollout(repetition: int) -> tuple[float, Counts]:
+    def rollout(repetition: int) -> tuple[Times, Counts]:
         prompts = [task.train(repetition * options.starts + i) for i in range(options.starts)]
         fed.clear()
-        started = time.perf_counter()
+        elapsed = stopwatch()
         episodes = engine.generate(prompts, group_size=options.group, seed=repetition)
-        seconds = time.perf_counter() - started
+        times = elapsed()
         problems = [episode.problem for episode in episodes if episode.problem]
         if problems:
             sys.exit(problems[0])
-        return seconds, counted(episodes, options.group) | {"fed": sum(fed)}
+        return times, counted(episodes, options.group) | {"fed": sum(fed)}
 
     return rollout
 
@@ -189,9 +198,9 @@ def trl_rollout(options: argparse.Namespace, game: str) -> Rollout:
         def _generate(self, *given: Any, **named: Any) -> Any:
             self.read: list[int] = []
             self.sampled: list[int] = []
-            started = time.perf_counter()
+            elapsed = stopwatch()
             answer = super()._generate(*given, **named)
-            self.seconds = time.perf_counter() - started
+            self.times = elapsed()
             return answer
 
         def _generate_single_turn(self, prompt_ids: Any, *given: Any, **named: Any) -> Any:
@@ -243,7 +252,7 @@ def trl_rollout(options: argparse.Namespace, game: str) -> Rollout:
     fed = watch(trainer.model)
     task = task_of(recipe_of(options, game))
 
-    def rollout(repetition: int) -> tuple[float, Counts]:
+    def rollout(repetition: int) -> tuple[Times, Counts]:
         starts = [task.train(repetition * options.starts + i).columns["start"] for i in range(options.starts)]
         empty = [{"role": "user", "content": ""}]
         fed.clear()
@@ -252,7 +261,7 @@ def trl_rollout(options: argparse.Namespace, game: str) -> Rollout:
         )
         positions = sum(fed)
         counts = {"episodes": episodes, "turns": len(trainer.read), "sampled": sum(trainer.sampled)}
-        return trainer.seconds, counts | {"read": sum(trainer.read), "fed": positions}
+        return trainer.times, counts | {"read": sum(trainer.read), "fed": positions}
 
     return rollout
 
@@ -268,8 +277,8 @@ def worker(name: str, game: str, options: argparse.Namespace) -> None:
     rollout = klent_rollout(options, game, keeps=KLENT[name]) if name in KLENT else trl_rollout(options, game)
     version = __import__("trl" if name == "trl" else "klent").__version__
     for line in sys.stdin:
-        seconds, counts = rollout(int(line))
-        record = {"version": version, "seconds": round(seconds, 3), **counts}
+        (seconds, cpu), counts = rollout(int(line))
+        record = {"version": version, "seconds": round(seconds, 3), "cpu": round(cpu, 3), **counts}
         record |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
         print(f"RECORD {json.dumps(record)}", flush=True)
 
@@ -327,8 +336,8 @@ def measure(game: str, options: argparse.Namespace) -> Rows:
 
 
 def ratios(rows: Rows, game: str, peer: str) -> list[float]:
-    """The peer's seconds over klent's, one for each repetition."""
-    seconds = {(r["contender"], r["repetition"]): float(r["seconds"]) for r in rows if r["game"] == game}
+    """The peer's processor seconds over klent's, one for each repetition."""
+    seconds = {(r["contender"], r["repetition"]): float(r["cpu"]) for r in rows if r["game"] == game}
     pairs = [number for name, number in seconds if name == peer and ("klent", number) in seconds]
     return [seconds[peer, number] / seconds["klent", number] for number in pairs]
 
@@ -355,8 +364,8 @@ def main() -> None:
     sys.path.insert(0, str(HERE))
     from common import show, write
 
-    names = ["game", "contender", "repetition", "version", "seconds", "episodes", "turns", "sampled", "read"]
-    names += ["once", "again", "fed", "load", "threads", "model", "device", "torch", "date"]
+    names = ["game", "contender", "repetition", "version", "seconds", "cpu", "episodes", "turns", "sampled"]
+    names += ["read", "once", "again", "fed", "load", "threads", "model", "device", "torch", "date"]
     rows: Rows = []
     for game in options.games:
         rows += measure(game, options)

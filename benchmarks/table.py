@@ -117,10 +117,10 @@ def environment_rollout() -> Iterator[Row]:
         ours = [row for row in rows if (row["game"], row["contender"]) == (game, "klent")]
         found = ratios(rows, game, "trl")
         if ours and found:
-            seconds = statistics.median(float(row["seconds"]) for row in ours)
+            seconds = statistics.median(float(row["cpu"]) for row in ours)
             one = ours[0]
             peer = next(f"TRL {row['version']}" for row in rows if row["contender"] == "trl")
-            what = f"{game}, {one['episodes']} episodes, {one['turns']} turns ({one['model']}, load {one['load']})"
+            what = f"{game}, {one['episodes']} episodes, {one['turns']} turns ({one['model']}, processor seconds)"
             yield line(what, peer, seconds, seconds * statistics.median(found), "1.5", "", one)
 
 

@@ -45,8 +45,9 @@ def test_what_is_read_once_and_again_by_hand(benchmark):
 def test_no_token_is_read_twice_and_without_what_is_kept_each_turn_reads_all(benchmark, tmp_path):
     model = str(tiny_folder(tmp_path / "model"))
     options = argparse.Namespace(model=model, starts=2, group=2, turns=3, turn_tokens=4)
-    seconds, kept = benchmark.klent_rollout(options, "maze", keeps=True)(0)
+    (seconds, cpu), kept = benchmark.klent_rollout(options, "maze", keeps=True)(0)
     assert seconds > 0
+    assert cpu > 0
     assert kept["read"] == kept["once"] < kept["again"]
     assert (kept["episodes"], kept["turns"], kept["sampled"]) == (4, 12, 48)
     _, reread = benchmark.klent_rollout(options, "maze", keeps=False)(0)
@@ -57,7 +58,7 @@ def test_no_token_is_read_twice_and_without_what_is_kept_each_turn_reads_all(ben
 
 def test_ratios_are_of_one_repetition(benchmark):
     rows = [
-        {"game": "maze", "contender": name, "repetition": number, "seconds": seconds}
+        {"game": "maze", "contender": name, "repetition": number, "cpu": seconds}
         for name, number, seconds in [
             ("klent", 1, 2),
             ("trl", 1, 6),
