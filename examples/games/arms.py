@@ -233,9 +233,9 @@ def main() -> None:
     parser.add_argument("--betas", nargs="+", type=float, default=[8.0, 32.0])
     parser.add_argument("--episodes", type=int, default=200, help="of a log")
     parser.add_argument("--play", type=int, default=64, help="episodes that an arm is judged by")
-    parser.add_argument("--steps", type=int, default=100, help="of cloning, 16 episodes each")
-    parser.add_argument("--values", type=int, default=150, help="steps of values, likewise")
-    parser.add_argument("--online", type=int, default=40, help="steps of GRPO, 32 episodes each")
+    parser.add_argument("--steps", type=int, default=80, help="of cloning, 16 episodes each")
+    parser.add_argument("--values", type=int, default=120, help="steps of values, likewise")
+    parser.add_argument("--online", type=int, default=25, help="steps of GRPO, 32 episodes each")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--online-lr", type=float, default=1e-3)
     parser.add_argument(

@@ -7,6 +7,13 @@ from torch import nn
 from klent.head import products
 from klent.head.products import Linear, product, use_onednn_linears
 
+
+@pytest.fixture(autouse=True, params=[range(0), range(1 << 20)], ids=["oneDNN", "MKL"])
+def mkls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which weights are left to MKL, by their number of elements."""
+    monkeypatch.setattr(products, "_MKLS", request.param)
+
+
 SHAPES = [(1, 1, 1), (3, 5, 2), (64, 48, 17), (0, 4, 3), (130, 7, 256)]
 
 
@@ -56,7 +63,26 @@ def test_gradients_are_those_of_float64(bias: bool) -> None:
         torch.testing.assert_close(actual.grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
 
 
+def test_weights_of_some_sizes_are_left_to_the_ordinary_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[int] = []
+
+    def onednn(x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
+        taken.append(weight.numel())
+        return nn.functional.linear(x, weight)
+
+    monkeypatch.setattr(products, "_ONEDNN", onednn)
+    monkeypatch.setattr(products, "_MKLS", range(8, 24))
+    x = torch.randn(3, 4)
+    for rows in (1, 2, 5, 6):
+        weight = torch.randn(rows, 4)
+        assert torch.equal(product(x, weight), nn.functional.linear(x, weight))
+    assert taken == [4, 24]
+
+
 def test_frozen_weights_get_no_gradient_and_cost_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_MKLS", range(0))
     layer = nn.Linear(6, 4, bias=False).requires_grad_(False)
     use_onednn_linears(layer)
     count = 0
