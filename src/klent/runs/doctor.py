@@ -16,7 +16,7 @@ State = Literal["ok", "missing", "note", "fault"]
 EXTRAS = {
     "tasks": ("reasoning_gym", "problems with a verifier (task.gym) and mathematics (reward: math_verify)"),
     "data": ("datasets", "parquet files and Hugging Face datasets (task.data)"),
-    "gguf": ("gguf", "klent models pull"),
+    "gguf": ("gguf", "klent models pull, and klent export --gguf"),
     "lora": ("peft", "low-rank adapters (lora)"),
     "tensorboard": ("tensorboard", "track: [tensorboard]"),
     "wandb": ("wandb", "track: [wandb]"),
