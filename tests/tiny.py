@@ -110,7 +110,7 @@ SPLITS = {
 
 
 def byte_level(splits: str = "gpt-2", **model: object) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that has 8 tokens or more for a merge; two are special, and ``<think>`` is added without being so."""
+    """A byte-level BPE of 291 tokens; two are special, and ``<think>`` is added and is not."""
     tokenizer = Tokenizer(models.BPE(**model))
     tokenizer.pre_tokenizer = SPLITS[splits]
     tokenizer.decoder = decoders.ByteLevel()

@@ -75,7 +75,7 @@ def test_who_may_not_write_is_told_before_anything_is_written(
     with pytest.raises(ConfigError, match="does not take this machine's token"):
         open_hub("me/my-model")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(ConfigError, match="needs a token .* `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(ConfigError, match=r"needs a token .* `hf auth login`, or set HF_TOKEN"):
         open_hub("me/my-model")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from klent.tasks.first_call import Tried
 
 
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Serve a page that follows the run; see `klent watch --help`.")
+]
+
+
 def train(
     recipe: Annotated[
         str, typer.Argument(help="A recipe file, or the name of a shipped one.", show_default=False)
@@ -42,9 +47,7 @@ def train(
         bool,
         typer.Option("--fresh", help="Rename an existing run folder to NAME.1, NAME.2, ... first."),
     ] = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Serve a page that follows the run; see `klent watch --help`.")
-    ] = False,
+    watch: Watch = False,
     yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -96,6 +99,7 @@ def train(
 def resume(
     run: Annotated[Path, typer.Argument(help="The run's folder, or its name.", show_default=False)],
     overrides: Overrides = None,
+    watch: Watch = False,
     yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -111,10 +115,11 @@ def resume(
 
     ```
     klent resume runs/quickstart
-    klent resume quickstart steps=+20 optimizer.lr=1e-6
+    klent resume quickstart steps=+20 optimizer.lr=1e-6 --watch
     ```
     """
     from klent.config import load_recipe
+    from klent.kit.world import is_follower
 
     folder = run_folder(run, runs)
     if any(word.startswith("name=") for word in overrides or []):
@@ -124,7 +129,8 @@ def resume(
     confirm_code(folder, yes)
     words = ["klent", "resume", str(folder), *(overrides or [])]
     settings = load_recipe(folder / "config.yaml", _in_all(overrides or [], folder))
-    _train(settings, folder, command=shlex.join(words), resume=True)
+    with watched(folder, on=watch and not is_follower()):
+        _train(settings, folder, command=shlex.join(words), resume=True)
 
 
 def export(

@@ -14,9 +14,8 @@ from klent.errors import ModelError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-    from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 FILE = "model.gguf"
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -30,13 +29,9 @@ FILE_TYPES = {
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens
 
 _GPT2, _LLAMA3 = "gpt-2", "llama-bpe"
-_SPLITS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": (
-        "qwen2"
-    ),
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+": _LLAMA3,
-}
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {rf"{_WORDS}|\p{{N}}|{_OTHERS}": "qwen2", rf"{_WORDS}|\p{{N}}{{1,3}}|{_OTHERS}": _LLAMA3}
 """Regular expression by which a tokenizer splits text first -> llama.cpp's name for it."""
 
 

@@ -30,7 +30,7 @@ def open_hub(repository: str) -> Hub:
         ModelError: the hub does not answer.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
@@ -73,7 +73,7 @@ def push_folder(hub: Hub, folder: Path, *, public: bool, message: str) -> str:
         hub.api.upload_folder(repo_id=hub.repository, folder_path=folder, commit_message=message)
     except Exception as error:  # refusals of the hub, and whatever its HTTP client raises
         raise ModelError(
-            f"--push: {hub.repository} was not written: {first_line(error)}. The model is in {folder}; upload it with "
-            f"`hf upload {hub.repository} {folder}`"
+            f"--push: {hub.repository} was not written: {first_line(error)}. The model is in {folder}; upload it "
+            f"with `hf upload {hub.repository} {folder}`"
         ) from error
     return str(made)
