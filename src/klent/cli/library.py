@@ -185,7 +185,8 @@ def doctor(
 
 def _examine(rollout: str | None, recipe: str | None, overrides: list[str], runs: Path) -> "list[Check]":
     from klent.config import load_recipe
-    from klent.runs.doctor import examine, examine_recipe
+    from klent.runs.doctor import examine
+    from klent.runs.needs import examine_recipe
 
     if rollout is not None:
         from klent.runs.rollout_check import examine_rollout

@@ -94,7 +94,7 @@ def browser(
     """
     if not briefs:
         return None
-    held = range(len(briefs))
+    held: Sequence[int] = range(len(briefs))
     if _size(briefs) > IN_PAGE:
         held = thinned(briefs, IN_PAGE // 2)
     metrics = _metrics(run)

