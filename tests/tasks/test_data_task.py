@@ -469,6 +469,19 @@ def test_a_large_file_is_read_from_the_disk_and_gives_the_same(
         assert in_order(open_data("p.jsonl", base=tmp_path, asked=20)) == held
 
 
+def test_lines_are_found_wherever_a_block_of_the_search_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b'\n{"prompt": "a"}\n   \n\t\n {"prompt": "b"}\n\n{"prompt": "c"}\r\n \r\n{"prompt": "d"}\n  '
+    (tmp_path / "p.jsonl").write_bytes(content)
+    monkeypatch.setattr(lines, "IN_MEMORY", 10)
+    for size in range(1, len(content) + 2):
+        monkeypatch.setattr(lines, "_READ", size)
+        rows = lines.JsonLines(tmp_path / "p.jsonl", "p")
+        assert [row["prompt"] for row in rows] == ["a", "b", "c", "d"], size
+        assert [rows.place(index) for index in range(4)] == ["p:2", "p:5", "p:7", "p:9"], size
+
+
 def test_of_a_large_file_hardly_anything_is_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
