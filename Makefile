@@ -68,6 +68,7 @@ docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m klent.streams.page
 	$(BIN)/python -m klent.config.page
 	$(BIN)/python -m klent.cli.reference
+	$(BIN)/python -m klent.cli.page
 	$(BIN)/python -m klent.report.glossary
 	$(BIN)/python -m klent.audit.table
 	$(BIN)/python -m klent.environments.games.page

@@ -192,6 +192,7 @@ ROOTS = {
             "parts",
         ),
         *(
+            "needs",
             "plan",
             "play",
             "replayed",

@@ -11,8 +11,10 @@ import types
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from klent.cli import reference
+from klent.cli import app, reference
+from klent.cli import page as commands
 from klent.config import describe_fields, page
 from klent.config.base import Settings
 from klent.config.recipe import Recipe
@@ -67,6 +69,37 @@ def test_the_reference_is_complete_and_up_to_date(module: str) -> None:
         for argument in inspect.signature(value).parameters if inspect.isfunction(value) else ():
             assert argument in entry, f"{name}: {argument}"
     assert written == reference.page(module), "run `make docs`"
+
+
+def test_the_page_of_commands_is_complete_and_up_to_date() -> None:
+    """Every verb and each of its options, as its own --help has them, and the page is the generator's."""
+    written = (DOCS / "commands.md").read_text(encoding="utf-8")
+    assert written == commands.markdown(), "run `make docs`"
+    verbs = commands.verbs()
+    assert re.findall(r"^## klent (.+)$", written, flags=re.M) == list(verbs)
+    assert {"train", "export", "models pull", "recipes show", "doctor"} <= verbs.keys()
+    for name in verbs:
+        entry = written.partition(f"\n## klent {name}\n")[2].partition("\n## ")[0]
+        said = CliRunner(env={"COLUMNS": "300", "TERM": "dumb"}).invoke(app, [*name.split(), "--help"]).output
+        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", said.partition("Options")[2])) - {
+            "--help",
+            "--debug",
+        }
+        for option in options:
+            assert re.search(rf"^\| `[^`]*{option}[ `]", entry, flags=re.M), f"{name}: {option}"
+
+
+def test_the_reference_misses_nothing_that_klent_names() -> None:
+    """Every public module has a page, and of every page one entry per public name: a coverage of 1."""
+    import klent
+
+    modules = {f"klent.{name}" for name in klent.__all__ if inspect.ismodule(getattr(klent, name))}
+    assert modules <= set(reference.MODULES)
+    named = {module: set(reference.names(module)) for module in reference.MODULES}
+    assert sum(map(len, named.values())) > 100
+    for module, listed in named.items():
+        page_of = (DOCS / "api" / f"{module.removeprefix('klent.')}.md").read_text(encoding="utf-8")
+        assert listed == set(re.findall(r"^## (\w+)$", page_of, flags=re.M)), module
 
 
 def test_a_name_without_a_docstring_is_refused() -> None:

@@ -9,8 +9,9 @@ and any such text comes back from encoding and decoding as it was.
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 SPECIAL = ["<pad>", "<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 PAD, UNK, END, TURN_START, TURN_END = range(len(SPECIAL))
@@ -89,3 +90,42 @@ def tiny_folder(path: Path, seed: int = 0) -> Path:
     tiny_model(seed).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
+
+
+TEXT = "Ann's 12 cats, 345 dogs; naïve\n\n  and <think>so</think> on. It's 7 + 7 = 14\t!<|im_end|>"
+"""What :func:`byte_level` learns its merges from: everything that tokenizers split differently."""
+
+SPLITS = {
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "qwen2": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    ),
+}
+
+
+def byte_level(splits: str = "gpt-2", **model: object) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 291 tokens; two are special, and ``<think>`` is added and is not."""
+    tokenizer = Tokenizer(models.BPE(**model))
+    tokenizer.pre_tokenizer = SPLITS[splits]
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<|endoftext|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT, "the cats and the dogs and 12 345 14 on"] * 4, trainer)
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )

@@ -379,6 +379,23 @@ def test_doctor_says_what_to_install(run, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else real(name))
     assert "pip install 'klent[lora]'" in run("doctor").output
+    needed = run("doctor", "--recipe", "quickstart", "lora.rank=8", "model=./nowhere/x", "reward=exact")
+    assert needed.exit_code == 1
+    said = " ".join(needed.output.split())
+    assert "missing model there is no model folder at ./nowhere/x" in said
+    assert "missing extra lora for low-rank adapters (lora): pip install 'klent[lora]'" in said
+    assert "ok extra tasks" in said
+    assert "tensorboard" not in said
+    assert run("doctor", "--recipe", "quickstart", "--rollout", "quickstart").exit_code == 2
+
+
+def test_doctor_knows_every_extra():
+    import tomllib
+
+    from klent.runs.doctor import EXTRAS
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert EXTRAS.keys() == project["optional-dependencies"].keys() - {"all", "dev"}
 
 
 def test_eval_of_graded_and_of_unscorable_answers(run, trained, monkeypatch):

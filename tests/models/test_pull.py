@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from klent.errors import ModelError
 from klent.models import pull as module
 from klent.models.chat import render_prompt
-from klent.models.load import load_policy
+from klent.models.gguf import write_gguf
+from klent.models.load import LoadedModel, load_policy
 from klent.models.locate import locate_model
 from klent.models.pull import KNOWN, Source, cache_folder, list_models, pull, pulled, quiet
 
@@ -265,3 +266,20 @@ def test_smollm2_is_the_model_in_the_gguf_file(tmp_path: Path) -> None:
     )  # the products' rounding; the weights are equal
     for name, value in original.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value), name
+    same_in_gguf(loaded, tmp_path / source.weights, tmp_path / "model.gguf")
+
+
+def same_in_gguf(loaded: LoadedModel, theirs: Path, ours: Path) -> None:
+    """What klent writes as GGUF is what llama.cpp's own conversion of the model holds, weight for weight."""
+    import gguf
+
+    weights = loaded.model.state_dict()
+    write_gguf(loaded.model.config, weights, loaded.tokenizer, ours, name="ours", dtype="float32")
+    expected, written = gguf.GGUFReader(theirs), gguf.GGUFReader(ours)
+    for name, field in expected.fields.items():
+        if name.startswith(("llama.", "tokenizer.")):
+            assert written.fields[name].contents() == field.contents(), name
+    tensors = {tensor.name: tensor.data for tensor in written.tensors}
+    assert tensors.keys() == {tensor.name for tensor in expected.tensors}
+    for tensor in expected.tensors:
+        assert (gguf.dequantize(tensor.data, tensor.tensor_type) == tensors[tensor.name]).all(), tensor.name

@@ -1,6 +1,7 @@
 """The completions of a run in its page: what is held, what is beside it, and that a large run stays small."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from klent.io.files import write_atomic
 from klent.measure.findings import diagnose
 from klent.report import browse, write_report
 from klent.report.browse import Brief, read_briefs, thinned
@@ -73,22 +75,45 @@ def test_whole_steps_are_left_out_evenly() -> None:
         Brief(step, "a", "p", "x" * 60, 1.0, 0.0, "stop", 0.5) for step in range(1, 101) for _ in range(3)
     ]
     kept = thinned(briefs, 3000)
-    steps = sorted({brief.step for brief in kept})
+    steps = sorted({briefs[index].step for index in kept})
     assert len(kept) == 3 * len(steps) == 27
     assert (steps[0], steps[-1]) == (1, 100)
     gaps = [b - a for a, b in itertools.pairwise(steps)]
     assert max(gaps) - min(gaps) <= 1
-    assert thinned(briefs, 10**9) == briefs
+    assert list(thinned(briefs, 10**9)) == list(range(300))
+
+
+def parts_of(run: Path) -> dict[int, list[Any]]:
+    """Number of a completion, from 0 -> it, as the parts beside the page have it."""
+    rows: dict[int, list[Any]] = {}
+    for file in sorted((run / "report").glob("samples-*.js")):
+        first, data = re.fullmatch(r"klentPart\((\d+),(.*)\);\n", file.read_text()).groups()
+        part = json.loads(data)
+        for index, row in enumerate(part["rows"]):
+            assert rows.setdefault(int(first) + index, [*part["prompts"][row[1]], *row[2:]])
+    return rows
 
 
 def test_of_a_large_run_the_rest_is_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browse, "IN_PAGE", 4000)
+    monkeypatch.setattr(browse, "IN_PAGE", 8000)
+    monkeypatch.setattr(browse, "IN_PART", 3000)
     run = write_run(tmp_path / "r", 15)
+    write_atomic(run / "report" / "samples-9999.js", "of a longer run")
     text = write_report(run).read_text()
-    part, every = held(text)["rows"], held((run / "report" / "samples.html").read_text())["rows"]
-    assert 0 < len(part) < len(every) == 180
-    assert f"{len(part)} of the 180 completions" in text
-    assert 'href="report/samples.html"' in text
+    data, every = held(text), parts_of(run)
+    written = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [every[number][:4] for number in range(180)] == [
+        [one["prompt_id"], one["prompt"], one["completion"], one["reward"]] for one in written
+    ]
+    assert 0 < len(data["rows"]) == len(data["numbers"]) < 90
+    assert [every[number][2] for number in data["numbers"]] == [row[2] for row in data["rows"]]
+    files = sorted((run / "report").glob("samples-*.js"))
+    assert [run / name for name, *_ in data["parts"]] == files
+    assert len(files) > 5
+    assert [size for *_, size in data["parts"]] == [file.stat().st_size for file in files]
+    steps = [(first, last) for _, _, first, last, _ in data["parts"]]
+    assert (steps[0][0], steps[-1][1]) == (1, 15)
+    assert f"{len(data['rows'])} of the 180 completions" in text
     assert 'href="report/metrics.csv" download' in text
     assert held(text, "metrics") is None
     with open(run / "report" / "samples.csv", newline="") as file:
@@ -112,15 +137,19 @@ def test_a_text_that_is_markup_stays_text(tmp_path: Path) -> None:
 
 
 def test_a_run_of_ten_thousand_steps_fits_into_five_megabytes(tmp_path: Path) -> None:
-    """Its texts and metrics are cut by the number of characters, whatever there is of them."""
-    run = write_run(tmp_path / "r", 3)
-    data = read_run(run)
+    """Texts and metrics are cut by characters, whatever there is of them, and the page holds few of 100,000 texts."""
+    run = read_run(write_run(tmp_path / "r", 3))
+    one = run.rows[-1]
+    rows = [one | {"step": step, "policy/entropy": 1 / step} for step in range(1, 10_001, 10)]
     briefs = [
-        Brief(step, f"p/{step}", f"prompt {step}", f"{step} and some words " * 5, 1.0, 0.5, "stop", 0.25)
+        Brief(step, f"p/{step}", f"prompt {step}", f"{step} and some words " * 20, 1.0, 0.5, "stop", 0.25)
         for step in range(1, 10_001)
         for _ in range(10)
     ]
-    assert 400_000 < len(page(data, briefs=briefs)) < 5_000_000
+    text = page(dataclasses.replace(run, rows=rows), briefs=briefs)
+    assert 400_000 < len(text) < 2_000_000
+    assert 200 < len(held(text)["rows"]) < 2_000
+    assert text.count("<") < 15_000  # what a browser takes its time for
 
 
 def test_every_section_has_an_address(tmp_path: Path) -> None:

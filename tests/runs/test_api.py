@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -397,3 +399,35 @@ def test_rows_of_a_refused_start_leave_no_folder(world: Path, tmp_path: Path, mo
     with pytest.raises(RunError):
         klent.train(model=str(world / "model"), task=ROWS, reward=letters("0"), steps=1, **SMALL)
     assert [file.name for file in (tmp_path / "runs" / "run").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_is_watched_while_it_goes_on_and_its_page_ends_with_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python, and by the verb that goes on with a run."""
+    from typer.testing import CliRunner
+
+    from klent.cli import app
+    from klent.runs import watching
+
+    begun: list[subprocess.Popen[str]] = []
+
+    def started(*arguments: Any, **named: Any) -> subprocess.Popen[str]:
+        begun.append(subprocess.Popen(*arguments, **named))
+        return begun[-1]
+
+    stand_in = types.SimpleNamespace(Popen=started, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(watching, "subprocess", stand_in)
+    (Path() / "always.py").write_text(
+        "def one(completions, **columns):\n    return [1.0] * len(completions)\n"
+    )
+    klent.train(
+        model="model", task="prompts.jsonl", reward="always.py:one", steps=1, name="seen", watch=True, **SMALL
+    )
+    assert re.fullmatch(r"watch: http://127\.0\.0\.1:\d+/\n", capsys.readouterr().out)
+    assert begun[0].wait(60) == 0
+    result = CliRunner().invoke(app, ["resume", "seen", "steps=+1", "--watch", "--yes"])
+    assert result.exit_code == 0, result.output
+    assert "watch: http://127.0.0.1:" in result.output
+    assert begun[1].wait(60) == 0
+    assert "--until-input-ends" in begun[1].args

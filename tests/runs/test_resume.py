@@ -12,7 +12,8 @@ import yaml
 from processes import finish, printed
 from processes import start as start_process
 from safetensors.torch import load_file
-from tiny import tiny_folder
+from tiny import byte_level, tiny_folder, tiny_model
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import klent
@@ -572,6 +573,23 @@ def test_an_adapters_checkpoint_is_merged_and_needs_its_base_model(world):
     result = CliRunner().invoke(app, ["export", "cut", "other"])
     assert result.exit_code == 1
     assert "its files have changed" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_merged_adapter_is_written_as_gguf_too_or_refused_before_anything_is(world):
+    refused = CliRunner().invoke(app, ["export", str(start("lora.rank=2", "steps=1")), "--merge", "--gguf"])
+    assert refused.exit_code == 1
+    assert "no byte-level BPE" in " ".join(refused.output.replace("│", " ").split())
+    assert not Path("runs/cut/step-1").exists()
+    tiny_model(vocab_size=304).save_pretrained(world / "model")
+    byte_level().save_pretrained(world / "model")
+    run = start("lora.rank=2", "steps=1", name="bytes")
+    result = CliRunner().invoke(app, ["export", "bytes", "--merge", "--to", "merged", "--gguf"])
+    assert result.exit_code == 0, result.output
+    read = AutoModelForCausalLM.from_pretrained("merged", gguf_file="model.gguf", dtype=torch.float32)
+    weights = load_file(run / "final" / "model.safetensors")
+    assert weights.keys() - read.state_dict().keys() == set()
+    for name, value in weights.items():
+        assert torch.equal(read.state_dict()[name], value), name
 
 
 def test_eval_finds_the_recipe_of_a_model_in_a_run(world, monkeypatch):

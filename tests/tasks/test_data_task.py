@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from klent.errors import ConfigError, DataError, TooLong
 from klent.streams.prompt import Prompt
-from klent.tasks import DataTask, load_task
+from klent.tasks import DataTask, lines, load_task, sources
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -432,3 +432,162 @@ def test_a_dataset_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(ConfigError, match=r"cannot load 'someone/something' \(split 'train'\): no network"):
         open_data("someone/something", base=tmp_path)
+
+
+# files that do not fit into memory
+
+
+def large_rows(count: int = 3000) -> list[dict[str, Any]]:
+    return [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i), "text": "x" * 800} for i in range(count)]
+
+
+def in_order(task: DataTask) -> list[Prompt]:
+    """Two epochs, and the held-out prompts."""
+    return [*map(task.train, range(2 * len(task))), *task.heldout(1000)]
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
+def test_a_large_file_is_read_from_the_disk_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bytes
+) -> None:
+    """Blank lines, the byte order mark, the end of the file, and lines that cross the blocks of the search."""
+    odd = [
+        "",
+        "  ",
+        '{"prompt": "é"}',
+        "\t",
+        ' {"prompt": "a"}',
+        *map(json.dumps, large_rows(200)),
+        "",
+        "   ",
+    ]
+    (tmp_path / "p.jsonl").write_bytes(b"\xef\xbb\xbf" + ends.join(line.encode() for line in odd))
+    held = in_order(open_data("p.jsonl", base=tmp_path, asked=20))
+    monkeypatch.setattr(lines, "IN_MEMORY", 10)
+    for size in (1000, 997, 1 << 24):
+        monkeypatch.setattr(lines, "_READ", size)
+        assert in_order(open_data("p.jsonl", base=tmp_path, asked=20)) == held
+
+
+def test_lines_are_found_wherever_a_block_of_the_search_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b'\n{"prompt": "a"}\n   \n\t\n {"prompt": "b"}\n\n{"prompt": "c"}\r\n \r\n{"prompt": "d"}\n  '
+    (tmp_path / "p.jsonl").write_bytes(content)
+    monkeypatch.setattr(lines, "IN_MEMORY", 10)
+    for size in range(1, len(content) + 2):
+        monkeypatch.setattr(lines, "_READ", size)
+        rows = lines.JsonLines(tmp_path / "p.jsonl", "p")
+        assert [row["prompt"] for row in rows] == ["a", "b", "c", "d"], size
+        assert [rows.place(index) for index in range(4)] == ["p:2", "p:5", "p:7", "p:9"], size
+
+
+def test_of_a_large_file_hardly_anything_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in allocations, which the load of the machine does not change."""
+    import tracemalloc
+
+    size = write(tmp_path / "p.jsonl", large_rows()).stat().st_size
+    monkeypatch.setattr(lines, "IN_MEMORY", 10)
+    monkeypatch.setattr(lines, "_READ", 1 << 14)
+    monkeypatch.setattr(lines, "_BLOCK", 16)
+    tracemalloc.start()
+    task = open_data("p.jsonl", base=tmp_path, asked=8)
+    prompts = sum(len(task.train(position).id) > 0 for position in range(2 * len(task)))
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert prompts == 2 * 2992
+    assert held < 140 * 3000 < most < size / 3  # a row has 900 bytes
+
+
+def test_a_large_file_that_changes_is_refused_and_one_that_is_replaced_is_not_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "IN_MEMORY", 10)
+    file = write(tmp_path / "p.jsonl", large_rows(20))
+    task = open_data("p.jsonl", base=tmp_path)
+    before = [task.train(position) for position in range(20)]
+    write(tmp_path / "other.jsonl", large_rows(3)).replace(file)
+    assert [task.train(position) for position in range(20)] == before
+    task = open_data("p.jsonl", base=tmp_path)
+    with open(file, "a") as opened:
+        opened.write('{"prompt": "later"}\n')
+    with pytest.raises(DataError, match=r"p\.jsonl: the file was changed while it was in use"):
+        task.train(0)
+
+
+def test_a_large_parquet_file_is_unpacked_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(large_rows()), tmp_path / "p.parquet", row_group_size=500)
+    held = in_order(open_data("p.parquet", base=tmp_path, asked=8))
+    monkeypatch.setattr(sources, "IN_MEMORY", 10)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    before = pyarrow.total_allocated_bytes()
+    task = open_data("p.parquet", base=tmp_path, asked=8)
+    assert pyarrow.total_allocated_bytes() - before < 500_000  # of 2.5 MB
+    assert in_order(task) == held
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+# ShareGPT's layout
+
+
+def turns(*said: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": speaker, "value": text} for speaker, text in said]
+
+
+def test_conversations_are_read_like_messages(tmp_path: Path) -> None:
+    shared = [
+        {"conversations": turns(("human", "2 + 2?"), ("gpt", "4")), "id": "a"},
+        {
+            "conversations": turns(
+                ("system", "Be brief."), ("human", "3?"), ("gpt", "3"), ("human", "4?"), ("gpt", "4")
+            )
+        },
+        {"conversations": turns(("human", "5?"), ("gpt", "5")), "system": "Be kind."},
+        {"conversations": [{"role": "user", "content": "6?"}, {"role": "assistant", "content": "6"}]},
+    ]
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+
+    def as_messages(row: dict[str, Any]) -> dict[str, Any]:
+        messages = [
+            turn if "role" in turn else {"role": roles[turn["from"]], "content": turn["value"]}
+            for turn in row["conversations"]
+        ]
+        if "system" in row:
+            messages = [{"role": "system", "content": row["system"]}, *messages]
+        return {"messages": messages, **{key: row[key] for key in row if key == "id"}}
+
+    write(tmp_path / "shared.jsonl", shared)
+    write(tmp_path / "p.jsonl", [as_messages(row) for row in shared])
+    for needed in ((), ("completion",)):
+        a, b = (
+            load_task({"data": name}, seed=0, heldout=0, needed=needed, base=tmp_path)
+            for name in ("shared.jsonl", "p.jsonl")
+        )
+        for position in range(4):
+            one, other = a.train(position), b.train(position)
+            assert (one.prompt, one.columns) == (other.prompt, other.columns)
+    assert {len(a.train(position).prompt) for position in range(4)} == {1, 2, 4}
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        (turns(("human", "a"), ("gtp", "b")), r"turn 2: nobody is known as 'gtp'; did you mean `gpt`"),
+        ([{"from": "human"}], r'turn 1: expected \{"from": "human", "value": "text"\}'),
+        ([], "'conversations' must be a list of turns, not empty"),
+        ("hello", "'conversations' must be a list of turns, not str"),
+        (turns(("gpt", "b")), "has no message of a user"),
+    ],
+)
+def test_what_is_wrong_with_a_conversation(tmp_path: Path, conversation: Any, message: str) -> None:
+    write(tmp_path / "p.jsonl", [{"conversations": conversation}])
+    with pytest.raises(DataError, match=rf"p\.jsonl:1.*{message}"):
+        open_data("p.jsonl", base=tmp_path)

@@ -144,22 +144,28 @@ def doctor(
         str | None,
         typer.Option(help="A recipe: run three steps of it at rate 0, and compare sampler and trainer."),
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="A recipe: what it needs, and whether that is here.")
+    ] = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
     """Show what this machine has, and what to install for what it lacks; or whether a recipe samples what it trains.
 
+    With --recipe only what that recipe needs is looked at, and the exit code is 1 where something is missing.
+
     ```
     klent doctor
+    klent doctor --recipe quickstart lora.rank=8
     klent doctor --rollout quickstart
     klent doctor --rollout my.yaml rollout.engine=vllm
     ```
     """
-    from klent.runs.doctor import examine
-
-    if overrides and rollout is None:
+    if rollout is not None and recipe is not None:
+        raise ConfigError("--recipe looks at what is installed, --rollout runs three steps; choose one")
+    if overrides and rollout is None and recipe is None:
         raise ConfigError(
-            f"{overrides[0]} changes a recipe, and none is named; write --rollout RECIPE before it"
+            f"{overrides[0]} changes a recipe, and none is named; write --recipe or --rollout RECIPE before it"
         )
 
     marks = {
@@ -168,7 +174,7 @@ def doctor(
         "fault": Text("fault", style="red"),
         "note": Text("-", style="yellow"),
     }
-    checks = examine(runs) if rollout is None else _examine_rollout(rollout, overrides or [])
+    checks = _examine(rollout, recipe, overrides or [], runs)
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         table.add_row(marks[check.state], check.name, check.text)
@@ -177,11 +183,16 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _examine_rollout(name: str, overrides: list[str]) -> "list[Check]":
+def _examine(rollout: str | None, recipe: str | None, overrides: list[str], runs: Path) -> "list[Check]":
     from klent.config import load_recipe
-    from klent.runs.rollout_check import examine_rollout
+    from klent.runs.doctor import examine
+    from klent.runs.needs import examine_recipe
 
-    return examine_rollout(load_recipe(name, overrides))
+    if rollout is not None:
+        from klent.runs.rollout_check import examine_rollout
+
+        return examine_rollout(load_recipe(rollout, overrides))
+    return examine(runs) if recipe is None else examine_recipe(load_recipe(recipe, overrides))
 
 
 def _data_files(source: Path, target: Path) -> list[tuple[Path, Path]]:

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from klent.tasks.first_call import Tried
 
 
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Serve a page that follows the run; see `klent watch --help`.")
+]
+
+
 def train(
     recipe: Annotated[
         str, typer.Argument(help="A recipe file, or the name of a shipped one.", show_default=False)
@@ -42,9 +47,7 @@ def train(
         bool,
         typer.Option("--fresh", help="Rename an existing run folder to NAME.1, NAME.2, ... first."),
     ] = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Serve a page that follows the run; see `klent watch --help`.")
-    ] = False,
+    watch: Watch = False,
     yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -96,6 +99,7 @@ def train(
 def resume(
     run: Annotated[Path, typer.Argument(help="The run's folder, or its name.", show_default=False)],
     overrides: Overrides = None,
+    watch: Watch = False,
     yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -111,10 +115,11 @@ def resume(
 
     ```
     klent resume runs/quickstart
-    klent resume quickstart steps=+20 optimizer.lr=1e-6
+    klent resume quickstart steps=+20 optimizer.lr=1e-6 --watch
     ```
     """
     from klent.config import load_recipe
+    from klent.kit.world import is_follower
 
     folder = run_folder(run, runs)
     if any(word.startswith("name=") for word in overrides or []):
@@ -124,7 +129,8 @@ def resume(
     confirm_code(folder, yes)
     words = ["klent", "resume", str(folder), *(overrides or [])]
     settings = load_recipe(folder / "config.yaml", _in_all(overrides or [], folder))
-    _train(settings, folder, command=shlex.join(words), resume=True)
+    with watched(folder, on=watch and not is_follower()):
+        _train(settings, folder, command=shlex.join(words), resume=True)
 
 
 def export(
@@ -147,6 +153,22 @@ def export(
             "--dtype", help="float32, bfloat16 or float16; default: the recipe's.", show_default=False
         ),
     ] = None,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Also write model.gguf into the folder, for llama.cpp.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="Upload the folder to the Hugging Face Hub.",
+            show_default=False,
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="With --push: a new repository is for everybody; default: private."),
+    ] = False,
     yes: Yes = False,
     runs: Runs = Path("runs"),
     debug: Debug = False,
@@ -158,28 +180,43 @@ def export(
     README.md is the model's card: what was trained on what, evaluations with intervals, the command, the recipe, and
     the licence of the base model, which binds this one too.
 
+    GGUF is written for Llama, SmolLM2, Qwen2 and Qwen3, in the type of the weights; of others it is refused. --push
+    takes the token of `hf auth login` or HF_TOKEN. Look at the card before: it has the command and the recipe.
+
     ```
     klent export runs/quickstart --step 20
     klent export my-lora --merge --to ./my-model --dtype bfloat16
     klent eval runs/quickstart/step-20
     klent export quickstart ./my-model
+    klent export my-lora --merge --to ./my-model --dtype float16 --gguf
+    klent export my-lora --merge --to ./my-model --push me/my-model
     ```
     """
+    from klent.models.hub import open_hub, push_folder
     from klent.runs.export import export_checkpoint
 
     if folder is not None and to is not None:
         raise ConfigError(f"{folder} and --to {to} name two folders; give one")
+    if public and push is None:
+        raise ConfigError(
+            "--public says who may see what --push uploads; give --push OWNER/NAME, or leave it out"
+        )
     source = run_folder(run, runs)
     confirm_code(source, yes)
+    hub = open_hub(push) if push is not None else None
     target = export_checkpoint(
         source,
         folder or to,
         step=step,
         merge=merge,
         dtype=dtype,
+        gguf=gguf,
         on_damage=lambda line: err.print(line, style="yellow"),
     )
     out.print(f"model: {target}", soft_wrap=True)
+    if hub is not None:
+        address = push_folder(hub, target, public=public, message=f"{source.name}, by klent export")
+        out.print(f"pushed: {address}", soft_wrap=True)
 
 
 def report(

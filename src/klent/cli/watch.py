@@ -2,12 +2,9 @@
 
 import contextlib
 import os
-import shlex
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,33 +77,13 @@ def _wait_for_parent(server: "Server") -> None:
         time.sleep(0.2)
 
 
-@contextlib.contextmanager
-def watched(run: Path, *, on: bool) -> Iterator[None]:
-    """A process beside this one that serves the run's page, and ends soon after the run does, however that ends."""
-    if not on:
-        yield
-        return
-    command = [sys.executable, "-m", "klent", "watch", str(run), "--until-input-ends"]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for the run
+def watched(run: Path, *, on: bool) -> contextlib.AbstractContextManager[None]:
+    """The run's page, served beside the run; its address is printed."""
+    from klent.runs.watching import watched as watched_run
+
+    return watched_run(
+        run,
+        on=on,
+        say=lambda line: out.print(line, style="bold", soft_wrap=True),
+        warn=lambda line: err.print(f"warning: {line}", soft_wrap=True),
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if line:
-            out.print(line.rstrip(), style="bold", soft_wrap=True)
-        else:
-            err.print(
-                f"warning: no page is served: `{shlex.join(command)}` ended. The run goes on", soft_wrap=True
-            )
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        process.stdout.close()

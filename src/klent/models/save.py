@@ -24,6 +24,7 @@ def save_model(
     *,
     dtype: str | None = None,
     adapter_too: bool = True,
+    gguf: str | None = None,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a plain Hugging Face folder: safetensors, config, tokenizer, chat template. Whole or not at all.
@@ -36,10 +37,12 @@ def save_model(
         folder: where to; an existing one is replaced.
         dtype: of the written weights, to which they are rounded once; None = the model's.
         adapter_too: whether an adapter is also saved by itself.
+        gguf: a name to write ``model.gguf`` under too (:mod:`klent.models.gguf`); None = no such file.
         texts: more files, such as a model card: name -> content.
 
     Raises:
-        ModelError: the folder cannot be written, for example because the disk is full.
+        ModelError: the folder cannot be written, for example because the disk is full; or ``gguf`` of a model for
+            which its layout is not known.
     """
     from safetensors import SafetensorError
 
@@ -48,9 +51,12 @@ def save_model(
     try:
         with quiet(), whole_folder(folder) as scratch:
             weights = None if adapter is None else merged_weights(base)
-            base.save_pretrained(
-                scratch, state_dict=weights if dtype is None else _cast(base, weights, dtype)
-            )
+            if dtype is not None:
+                weights = _cast(base, weights, dtype)
+            if gguf is not None:
+                whole = base.state_dict() if weights is None else weights
+                _write_gguf(base, whole, tokenizer, scratch, name=gguf)
+            base.save_pretrained(scratch, state_dict=weights)  # which empties the dictionary
             if dtype is not None:
                 _write_dtype(scratch / "config.json", dtype)
             tokenizer.save_pretrained(scratch)
@@ -64,6 +70,21 @@ def save_model(
             f"cannot write the model to {folder}: {first_line(error)}. No partial folder is left; free some "
             "space or choose another folder"
         ) from error
+
+
+def _write_gguf(
+    base: "PreTrainedModel",
+    weights: "Mapping[str, Tensor]",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    *,
+    name: str,
+) -> None:
+    """The GGUF file, its matrices of the type that the weights have."""
+    from klent.models.gguf import FILE, write_gguf
+
+    kept = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    write_gguf(base.config, weights, tokenizer, folder / FILE, name=name, dtype=kept)
 
 
 def _cast(base: "PreTrainedModel", weights: "dict[str, Tensor] | None", dtype: str) -> "dict[str, Tensor]":

@@ -1,7 +1,8 @@
 """Every completion that a run logged, to be searched in its page: texts and numbers, without tokens.
 
-The page holds them all where they are few. Of a large run it holds those of some steps, evenly spread, and the rest
-is beside it in the folder ``report``: a page with all of them, and tables of metrics and completions.
+The page holds them all where they are few. Of a large run it holds those of some steps, evenly spread, and all are
+beside it in the folder ``report``: in parts that the page reads when it is asked for them, and in tables of metrics
+and completions. A part is a script, since a page that is a file may read nothing else.
 """
 
 import csv
@@ -22,10 +23,10 @@ BESIDE = "report"
 """Folder beside report.html for what does not fit into it."""
 
 IN_PAGE = 400_000
-"""Characters of completions, and of metrics, that report.html holds at most."""
+"""Characters of completions, and of metrics, that report.html holds at most; half as many where it holds some."""
 
-IN_ALL = 60_000_000
-"""Characters of completions that the page beside it holds at most."""
+IN_PART = 1_000_000
+"""Characters of completions that a part beside it holds, or a few more."""
 
 ROW = 40
 """Characters of a completion's numbers, as JSON."""
@@ -47,6 +48,15 @@ class Brief(NamedTuple):
     entropy: float | None
 
 
+class Part(NamedTuple):
+    """A file beside the page with completions ``first``, ``first + 1``, ..., those of some steps, counted from 0."""
+
+    first: int
+    first_step: int
+    last_step: int
+    text: str
+
+
 class Browser(NamedTuple):
     """What the page's script reads, and what the page says about it.
 
@@ -55,7 +65,7 @@ class Browser(NamedTuple):
         metrics: metrics as JSON, for the download; empty where they are beside the page.
         shown: how many completions the data has.
         total: how many the run logged.
-        all: address of the page with all of them; empty where this one has.
+        parts: files with all of them; empty where the data has all, or nothing is beside the page.
         tables: addresses of tables beside the page, by name; empty where the page makes them itself.
     """
 
@@ -63,7 +73,7 @@ class Browser(NamedTuple):
     metrics: str
     shown: int
     total: int
-    all: str = ""
+    parts: Sequence[Part] = ()
     tables: Mapping[str, str] = {}
 
 
@@ -84,24 +94,29 @@ def browser(
     """
     if not briefs:
         return None
-    held = thinned(briefs, IN_PAGE)
+    held: Sequence[int] = range(len(briefs))
+    if _size(briefs) > IN_PAGE:
+        held = thinned(briefs, IN_PAGE // 2)
     metrics = _metrics(run)
     part, long = len(held) < len(briefs), len(metrics) > IN_PAGE
     tables = {name: f"{BESIDE}/{name}.csv" for name in ("metrics", "samples") if (part or long) and not live}
+    parts = list(_parts(briefs)) if part and not live else []
+    data = _rows([briefs[index] for index in held])
+    data["findings"] = [[f.title, f.onset, f.until, ONLY.get(f.name, "")] for f in findings]
+    if parts:
+        data["numbers"] = list(held)
+        data["parts"] = [
+            [_file(place), part.first, part.first_step, part.last_step, len(part.text.encode())]
+            for place, part in enumerate(parts)
+        ]
     return Browser(
-        data=_script_json(_data(held, findings)),
+        data=_script_json(data),
         metrics="" if long or tables else metrics,
         shown=len(held),
         total=len(briefs),
-        all=f"{BESIDE}/samples.html" if part and not live else "",
+        parts=parts,
         tables=tables,
     )
-
-
-def beside(findings: Sequence[Finding], briefs: Sequence[Brief]) -> Browser:
-    """What the page beside a large run's report holds: every completion, as far as a browser can."""
-    held = thinned(briefs, IN_ALL)
-    return Browser(_script_json(_data(held, findings)), "", len(held), len(briefs))
 
 
 def read_briefs(path: Path) -> list[Brief]:
@@ -124,15 +139,38 @@ def _briefs(lines: Iterable[bytes]) -> Iterator[Brief]:
             yield brief
 
 
-def thinned(briefs: Sequence[Brief], most: int) -> Sequence[Brief]:
-    """The completions of so many steps, evenly spread, that their texts stay below ``most`` characters."""
-    size = sum(len(brief.completion) + ROW for brief in briefs) + sum(map(len, {b.prompt for b in briefs}))
+def _size(briefs: Sequence[Brief]) -> int:
+    """Characters that completions take; a prompt counts once."""
+    return sum(len(brief.completion) + ROW for brief in briefs) + sum(map(len, {b.prompt for b in briefs}))
+
+
+def thinned(briefs: Sequence[Brief], most: int) -> Sequence[int]:
+    """Indices of the completions of so many steps, evenly spread, that their texts stay below ``most`` characters."""
+    size = _size(briefs)
     if size <= most:
-        return briefs
+        return range(len(briefs))
     steps = sorted({brief.step for brief in briefs})
     count = max(1, len(steps) * most // size)
     kept = {steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)}
-    return [brief for brief in briefs if brief.step in kept]
+    return [index for index, brief in enumerate(briefs) if brief.step in kept]
+
+
+def _parts(briefs: Sequence[Brief]) -> Iterator[Part]:
+    """All completions, in files of about ``IN_PART`` characters."""
+    start = size = 0
+    for index, brief in enumerate(briefs, 1):
+        size += len(brief.prompt) + len(brief.completion) + ROW
+        if size < IN_PART and index < len(briefs):
+            continue
+        held = briefs[start:index]
+        text = f"klentPart({start},{_script_json(_rows(held))});\n"
+        yield Part(start, held[0].step, held[-1].step, text)
+        start, size = index, 0
+
+
+def _file(place: int) -> str:
+    """Address of a part."""
+    return f"{BESIDE}/samples-{place + 1:04}.js"
 
 
 def _brief(line: bytes) -> Brief | None:
@@ -162,7 +200,7 @@ def _rounded(value: object) -> float | None:
     return None if number is None else float(f"{number:.5g}")
 
 
-def _data(briefs: Sequence[Brief], findings: Sequence[Finding]) -> dict[str, object]:
+def _rows(briefs: Sequence[Brief]) -> dict[str, object]:
     """Prompts once each, and completions as lists."""
     prompts = list(dict.fromkeys((brief.prompt_id, brief.prompt) for brief in briefs))
     place = {prompt: index for index, prompt in enumerate(prompts)}
@@ -180,7 +218,6 @@ def _data(briefs: Sequence[Brief], findings: Sequence[Finding]) -> dict[str, obj
             ]
             for b in briefs
         ],
-        "findings": [[f.title, f.onset, f.until, ONLY.get(f.name, "")] for f in findings],
     }
 
 
@@ -201,18 +238,22 @@ def metric_names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row if name not in ("step", "split")))
 
 
-def write_beside(run: RunData, briefs: Sequence[Brief], page: str) -> None:
-    """Write what does not fit into report.html: the page with every completion, and the two tables.
+def write_beside(run: RunData, briefs: Sequence[Brief], parts: Sequence[Part]) -> None:
+    """Write what does not fit into report.html: parts with every completion, and the two tables.
 
     Args:
         run: the run.
         briefs: its completions.
-        page: HTML of the page with every completion.
+        parts: of :func:`browser`; those of an earlier report are removed.
     """
     folder = run.path / BESIDE
     folder.mkdir(exist_ok=True)
+    for place, part in enumerate(parts):
+        write_atomic(run.path / _file(place), part.text)
+    kept = {run.path / _file(place) for place in range(len(parts))}
+    for file in {*folder.glob("samples-*.js"), folder / "samples.html"} - kept:
+        file.unlink(missing_ok=True)
     names = metric_names(run.rows)
-    write_atomic(folder / "samples.html", page)
     write_atomic(folder / "samples.csv", _table(Brief._fields, briefs))
     metrics = ([step_of(row), *(row.get(name) for name in names)] for row in run.rows)
     write_atomic(folder / "metrics.csv", _table(("step", *names), metrics))

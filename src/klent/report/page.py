@@ -14,7 +14,7 @@ from klent.kit.text import duration, fixed, number, share, signed
 from klent.measure.findings import diagnose
 from klent.measure.law import Fit, forecast, is_believed
 from klent.report import calibration, certainty, entropy, figures, rlhf, surprise
-from klent.report.browse import SAMPLES, Brief, beside, browser, read_briefs, write_beside
+from klent.report.browse import SAMPLES, Brief, Browser, browser, read_briefs, write_beside
 from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
 from klent.report.fit import fit_run, reward_entropy
@@ -26,7 +26,7 @@ from klent.report.read import RunData
 from klent.report.samples import choose
 
 HERE = Path(__file__).parent
-ROWS_SHOWN = 200
+ROWS_SHOWN = 100
 CELLS_SHOWN = 600
 COVERS = {
     "zero_variance": "Groups",
@@ -81,12 +81,10 @@ def write_report(run: Path) -> Path:
     data = read_any(Path(run))
     target = data.path / "report.html"
     briefs = read_briefs(data.path / SAMPLES)
-    write_atomic(target, page(data, briefs=briefs))
-    findings = diagnose(data.table)
-    held = browser(data, findings, briefs)
+    held = browser(data, diagnose(data.table), briefs)
     if held and held.tables:
-        every = _rendered("samples.html.j2", name=headline(data)["name"], browser=beside(findings, briefs))
-        write_beside(data, briefs, every)
+        write_beside(data, briefs, held.parts)
+    write_atomic(target, _html(data, held))
     return target
 
 
@@ -100,14 +98,10 @@ def page(run: RunData, live: Live = NOT_LIVE, briefs: Sequence[Brief] | None = N
     """
     if briefs is None:
         briefs = read_briefs(run.path / SAMPLES)
-    content = _content(run, briefs, live=bool(live.script))
-    return _rendered(
-        "template.html.j2", **content, sections=_sections(content), live=live, chart=chart, tip=tip
-    )
+    return _html(run, browser(run, diagnose(run.table), briefs, live=bool(live.script)), live)
 
 
-def _rendered(template: str, **content: object) -> str:
-    """A template with the style and the scripts of every page of a run."""
+def _html(run: RunData, held: Browser | None, live: Live = NOT_LIVE) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -121,13 +115,22 @@ def _rendered(template: str, **content: object) -> str:
     environment.filters["drawing"] = Markup  # our own SVG, CSS and script: the only text that is not escaped
     style = (HERE / "style.css").read_text("utf-8")
     script = "".join((HERE / name).read_text("utf-8") for name in ("script.js", "browse.js"))
-    return environment.get_template(template).render(
-        **content, style=style, script=script, script_hash=hash_of(script)
+    content = _content(run)
+    content["browser"] = held
+    return environment.get_template("template.html.j2").render(
+        **content,
+        sections=_sections(content),
+        live=live,
+        chart=chart,
+        tip=tip,
+        style=style,
+        script=script,
+        script_hash=hash_of(script),
     )
 
 
-def _content(run: RunData, briefs: Sequence[Brief], *, live: bool) -> dict[str, object]:
-    """Everything that the template reads, except what is the same on every page."""
+def _content(run: RunData) -> dict[str, object]:
+    """Everything that the template reads, except its completions and what is the same on every page."""
     fit = fit_run(run)
     ceiling = law(run, fit)
     ahead = forecast(run.rows, fit)
@@ -172,7 +175,6 @@ def _content(run: RunData, briefs: Sequence[Brief], *, live: bool) -> dict[str, 
         "from_data": run.replayed,
         "rewarded": run.rewarded,
         **_samples(run),
-        "browser": browser(run, diagnosis, briefs, live=live),
         "config_text": run.config_text,
         "table": _table(run),
         "terms": [(name, describe(name)) for name in ["step", *_names(run)]] if run.rows else [],

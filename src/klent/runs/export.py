@@ -6,6 +6,7 @@ from pathlib import Path
 from klent.config import load_recipe
 from klent.errors import CheckpointError, ConfigError
 from klent.kit.names import nearest
+from klent.models.gguf import refuse_gguf
 from klent.models.licence import licence_file, licence_of
 from klent.models.load import DTYPES, load_policy
 from klent.models.locate import locate_model
@@ -28,6 +29,7 @@ def export_checkpoint(
     step: int | None = None,
     merge: bool = False,
     dtype: str | None = None,
+    gguf: bool = False,
     on_damage: Callable[[str], None],
 ) -> Path:
     """Write the weights of a checkpoint as a plain Hugging Face folder with a model card, whole or not at all.
@@ -40,11 +42,14 @@ def export_checkpoint(
         step: of the checkpoint; None = the newest that is intact.
         merge: False = an adapter is also written by itself, in ``adapter/``.
         dtype: of the written weights; None = that of the recipe's ``precision.weights``.
+        gguf: also write ``model.gguf`` into the folder.
         on_damage: told of each damaged checkpoint that is passed over, in one line.
 
     Raises:
         CheckpointError: there is no such checkpoint, or the run's model is not the one that it was made with.
-        ConfigError: the folder exists; ``merge`` where there is no adapter; an unknown ``dtype``.
+        ConfigError: the folder exists; ``merge`` where there is no adapter; an unknown ``dtype``; ``gguf`` of what is
+            no language model.
+        ModelError: ``gguf`` of a model or tokenizer whose layout is not known.
     """
     recipe = load_recipe(run / "config.yaml")
     if merge and recipe.lora is None:
@@ -59,6 +64,9 @@ def export_checkpoint(
     target = folder or run / f"step-{checkpoint.step}"
     if target.exists():
         raise ConfigError(f"{target} exists already; name another folder, or remove it")
+    if gguf and (recipe.policy.scores or not recipe.policy.language):
+        kind = "reward model" if recipe.policy.scores else f"{recipe.policy.kind} policy"
+        raise ConfigError(f"--gguf is for language models, and {run} trained a {kind}. Leave it out")
     if recipe.policy.language:
         locate_model(recipe.model)  # refuses in words what the fingerprint passes over
     before = checkpoint.state.get("fingerprint") or {}
@@ -85,6 +93,8 @@ def export_checkpoint(
         seed=recipe.seed,
         scores=recipe.policy.scores,
     )
+    if gguf:
+        refuse_gguf(loaded.model.config, loaded.tokenizer)
     trainable = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     take_weights(policy_of(checkpoint), trainable, remedy)
     base = Path(loaded.source)
@@ -96,6 +106,7 @@ def export_checkpoint(
         target,
         dtype=None if dtype in (None, kept) else dtype,
         adapter_too=not merge,
+        gguf=recipe.name if gguf else None,
         texts={"README.md": card, **({"LICENSE": terms.read_text("utf-8", "replace")} if terms else {})},
     )
     return target

@@ -11,7 +11,7 @@ from klent.errors import DataError
 from klent.tasks.lines import Row, content_of
 
 TABLES = (".csv", ".tsv")
-_AS_JSON = ("messages",)  # columns that hold no text, but a list written as JSON
+_AS_JSON = ("messages", "conversations")  # columns that hold no text, but a list written as JSON
 _LONGEST = 2**31 - 1  # letters of a cell; the library's own limit is 131,072
 
 

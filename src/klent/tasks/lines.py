@@ -1,9 +1,15 @@
-"""JSON Lines in memory as they are in the file: each row is an offset, and becomes an object when it is asked for."""
+"""JSON Lines as they are in the file: each row is an offset, and becomes an object when it is asked for.
+
+A file of less than ``IN_MEMORY`` bytes is read once. Of a larger one 24 bytes per row are kept, and rows are read
+from the disk when they are drawn.
+"""
 
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +18,12 @@ from klent.errors import ConfigError, DataError
 
 Row = dict[str, object]
 
+IN_MEMORY = 1 << 28
+"""Bytes of a file that is kept in memory."""
+
 _BLOCK = 256  # rows that are parsed at once
-_BLANK = b" \t\v\f"
+_READ = 1 << 24  # bytes of a file that are searched for line ends at once
+_BLANK = b" \t\v\f\r"
 _BETWEEN = secrets.token_hex(16).encode()
 
 
@@ -37,8 +47,62 @@ def content_of(path: Path, shown: str, key: str) -> bytes:
         raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
 
 
+class _Content(Protocol):
+    size: int
+
+    def read(self, start: int, stop: int) -> bytes: ...
+
+
+class _Held:
+    """A file that is in memory; what happens to it later changes nothing."""
+
+    def __init__(self, content: bytes) -> None:
+        if b"\r" in content:
+            content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        self._content, self.size = content, len(content)
+
+    def read(self, start: int, stop: int) -> bytes:
+        return self._content[start:stop]
+
+
+class _OnDisk:
+    """A file that is too large for that. It stays open, so that another file of its name changes nothing either."""
+
+    def __init__(self, file: BinaryIO, shown: str) -> None:
+        self._file, self._shown = file, shown
+        self._state = self._now()
+        self.size = self._state[0]
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Some bytes of it.
+
+        Raises:
+            DataError: the file has been written to since it was opened.
+        """
+        content = os.pread(self._file.fileno(), stop - start, start)
+        if self._now() != self._state or len(content) != stop - start:
+            raise DataError(
+                f"{self._shown}: the file was changed while it was in use. Put it back, and go on with `klent resume`"
+            )
+        return content
+
+
+def _open(path: Path, shown: str, key: str) -> _Content:
+    """The content of a file, in memory unless it is too large."""
+    if not path.is_file() or path.stat().st_size < IN_MEMORY:
+        return _Held(content_of(path, shown, key))
+    try:
+        return _OnDisk(open(path, "rb", buffering=0), shown)
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+
+
 class JsonLines:
-    """The rows of a file, in its order; a million short ones take the file's size and 16 MB.
+    """The rows of a file, in its order; a million short ones take 24 MB, and the file's size where that is small.
 
     Args:
         path: the file.
@@ -51,17 +115,16 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, shown: str, key: str = "task.data") -> None:
-        content = content_of(path, shown, key)
-        content = content.removeprefix(b"\xef\xbb\xbf")
-        if content[:64].lstrip().startswith(b"["):
+        content = _open(path, shown, key)
+        head = content.read(0, min(64, content.size))
+        first = 3 if head.startswith(b"\xef\xbb\xbf") else 0
+        if head[first:].lstrip().startswith(b"["):
             raise DataError(
                 f"{shown}: one JSON array; write one object per line (jq -c '.[]' {shown} > lines.jsonl)"
             )
-        if b"\r" in content:
-            content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self._shown = shown
         self._content = content
-        self._starts, self._ends, self._numbers = _lines(content)
+        self._starts, self._ends, self._numbers = _lines(content, first)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -78,24 +141,38 @@ class JsonLines:
         """Every row, checked."""
         for start in range(0, len(self), _BLOCK):
             stop = min(start + _BLOCK, len(self))
-            block = self._content[self._starts[start] : self._ends[stop - 1]]
+            block = self._content.read(int(self._starts[start]), int(self._ends[stop - 1]))
             rows = _read_at_once(block, stop - start)
             yield from rows if rows is not None else (self[index] for index in range(start, stop))
 
     def _line(self, index: int) -> bytes:
-        return self._content[self._starts[index] : self._ends[index]]
+        return self._content.read(int(self._starts[index]), int(self._ends[index]))
 
 
-def _lines(content: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Start, end and number of every line that is not blank."""
-    letters = np.frombuffer(content + b"\n", dtype=np.uint8)
-    breaks = np.flatnonzero(letters == ord("\n"))
-    starts, ends = np.concatenate(([0], breaks[:-1] + 1)), breaks
-    numbers = np.arange(1, len(starts) + 1)
+def _lines(content: _Content, first: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Start, end and number of every line that is not blank; ``first`` is where the first one starts."""
+    found, spaced = (
+        [],
+        [np.zeros(1, dtype=np.int64)],
+    )  # line ends; lines that begin with white space, by number
+    count = 0
+    for base in range(0, content.size, _READ):
+        letters = np.frombuffer(content.read(base, min(base + _READ, content.size)), dtype=np.uint8)
+        ends = np.flatnonzero(letters == ord("\n"))
+        inside = ends[ends + 1 < len(letters)] + 1
+        blank = np.isin(letters[inside], np.frombuffer(_BLANK, dtype=np.uint8))
+        spaced.append(np.flatnonzero(blank) + count + 1)
+        if base:  # whether the line at its very beginning is blank is seen when it is read
+            spaced.append(np.array([count]))
+        found.append(ends + base)
+        count += len(ends)
+    breaks = np.concatenate([*found, np.array([content.size])])
+    starts, ends = np.concatenate(([first], breaks[:-1] + 1)), breaks
     kept = ends > starts
-    for index in np.flatnonzero(kept & np.isin(letters[starts], np.frombuffer(_BLANK, dtype=np.uint8))):
-        kept[index] = bool(content[starts[index] : ends[index]].strip(_BLANK))
-    return starts[kept], ends[kept], numbers[kept]
+    for index in np.unique(np.concatenate(spaced)):
+        if kept[index]:
+            kept[index] = bool(content.read(int(starts[index]), int(ends[index])).strip(_BLANK))
+    return starts[kept], ends[kept], np.flatnonzero(kept) + 1
 
 
 def _read_at_once(block: bytes, count: int) -> list[Row] | None:

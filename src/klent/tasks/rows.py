@@ -11,6 +11,7 @@ from klent.tasks.columns import Renamed
 from klent.tasks.lines import Row
 from klent.tasks.messages import checked_completion, checked_prompt, checked_tools
 from klent.tasks.preferences import split_pair
+from klent.tasks.sharegpt import with_messages
 from klent.tasks.sources import Rows, open_rows
 
 Reader = Callable[[Rows], Rows]
@@ -117,6 +118,8 @@ def _lacks(row: Row, name: str, where: str, *, is_prompt: bool) -> str:
 def _as_prompt(row: Row, column: str, where: str) -> tuple[Row, str]:
     """The row with its prompt, and the prompt's column; a whole conversation is cut before its last answer."""
     whole = "messages"
+    if column in ("prompt", whole) and "prompt" not in row and row.get(whole) is None:
+        row = with_messages(row, where)
     if column not in ("prompt", whole) or "prompt" in row or row.get(whole) is None:
         return dict(row), column
     chat = checked_prompt(row[whole], f"{where}: {whole!r}")

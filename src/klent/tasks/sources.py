@@ -2,14 +2,19 @@
 
 import datetime
 import decimal
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from klent.errors import ConfigError, DataError
 from klent.kit.names import nearest
 from klent.tasks.comma_separated import TABLES, CommaSeparated
-from klent.tasks.lines import JsonLines, Row
+from klent.tasks.lines import IN_MEMORY, JsonLines, Row
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetFile
 
 LINES = (".jsonl", ".ndjson", ".json")
 FILES = (*LINES, *TABLES, ".parquet")
@@ -82,7 +87,7 @@ def _parquet(path: Path, shown: str, key: str) -> Rows:
     except ImportError as error:
         raise ConfigError(f"{key}: parquet needs: pip install 'klent[data]'") from error
     try:
-        table = parquet.read_table(path)
+        table = _small_or_mapped(parquet.ParquetFile(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{shown}: not a readable parquet file: {str(error).splitlines()[0]}") from error
     return _Cells(
@@ -91,6 +96,26 @@ def _parquet(path: Path, shown: str, key: str) -> Rows:
         lambda index: table.slice(index, 1).to_pylist()[0],
         lambda: (row for batch in table.to_batches(max_chunksize=1000) for row in batch.to_pylist()),
     )
+
+
+def _small_or_mapped(file: "ParquetFile") -> "Table":
+    """A parquet file as a table: in memory, or where it is large as an uncompressed copy on the disk.
+
+    Rows are drawn in any order, for which parquet would unpack a whole group of them each time. The copy has no name
+    any more, and goes with this process.
+    """
+    import pyarrow
+
+    parts = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+    if sum(part.total_byte_size for part in parts) < IN_MEMORY:
+        return file.read()
+    with tempfile.NamedTemporaryFile(prefix="klent-", suffix=".arrow") as copy:
+        with pyarrow.ipc.new_file(copy, file.schema_arrow) as writer:
+            for batch in file.iter_batches(1000):
+                writer.write_batch(batch)
+        copy.flush()
+        with pyarrow.memory_map(copy.name) as mapped:
+            return pyarrow.ipc.open_file(mapped).read_all()
 
 
 def _dataset(data: str, path: Path, split: str, subset: str | None, key: str) -> Rows:

@@ -194,10 +194,14 @@ def _lengths(counts: Sequence[tuple[int, str]]) -> Lengths:
 def kind_of(value: object) -> str:
     """What a value is, in a word.
 
+    >>> kind_of([{"from": "human", "value": "hi"}])
+    'conversation'
     >>> kind_of("a"), kind_of(3), kind_of([{"role": "user", "content": "hi"}]), kind_of([1]), kind_of({})
     ('text', 'number', 'messages', 'list', 'object')
     """
     if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
         return "messages"
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "from" in item for item in value):
+        return "conversation"
     names = {str: "text", bool: "yes or no", int: "number", float: "number", list: "list", dict: "object"}
     return names.get(type(value), type(value).__name__)
