@@ -24,6 +24,7 @@ def save_model(
     *,
     dtype: str | None = None,
     adapter_too: bool = True,
+    weights: "Mapping[str, Tensor] | None" = None,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a plain Hugging Face folder: safetensors, config, tokenizer, chat template. Whole or not at all.
@@ -36,6 +37,7 @@ def save_model(
         folder: where to; an existing one is replaced.
         dtype: of the written weights, to which they are rounded once; None = the model's.
         adapter_too: whether an adapter is also saved by itself.
+        weights: of a model without an adapter, in place of what its ``state_dict`` says.
         texts: more files, such as a model card: name -> content.
 
     Raises:
@@ -47,7 +49,8 @@ def save_model(
     base = model if adapter is None else cast("PreTrainedModel", adapter.get_base_model())
     try:
         with quiet(), whole_folder(folder) as scratch:
-            weights = None if adapter is None else merged_weights(base)
+            weights = dict(weights) if weights else None
+            weights = weights if adapter is None else merged_weights(base)
             base.save_pretrained(
                 scratch, state_dict=weights if dtype is None else _cast(base, weights, dtype)
             )
