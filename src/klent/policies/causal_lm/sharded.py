@@ -48,7 +48,7 @@ def shard(policy: CausalPolicy, ranks: int) -> "Gathered":
     added_up = MixedPrecisionPolicy(
         reduce_dtype=_at_least_float32(policy.model.dtype), cast_forward_inputs=False
     )
-    for part in (*_layers(policy.model), policy):
+    for part in (*_layers(policy), policy):
         cut = fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=added_up)
         cut.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by counts of all ranks
         cut.set_force_sum_reduction_for_comms(True)
@@ -104,10 +104,10 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights | buffers
 
 
-def _layers(model: nn.Module) -> Sequence[nn.Module]:
+def _layers(policy: CausalPolicy) -> Sequence[nn.Module]:
     """What transformers says must stay on one device; none of them = the model is gathered at once."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    names = set(getattr(policy.model, "_no_split_modules", None) or ())
+    return [module for module in policy.modules() if type(module).__name__ in names]
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
