@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -35,6 +35,14 @@ def start(
     process = CONTEXT.Process(
         target=_klent, args=(str(folder), str(output), arguments, dict(environment or {}))
     )
+    process.start()
+    return process
+
+
+def call(work: Callable[..., None], *arguments: object) -> BaseProcess:
+    """A function of a module of the tests in such a process, started at once."""
+    CONTEXT.set_forkserver_preload(PRELOADED)
+    process = CONTEXT.Process(target=work, args=arguments)
     process.start()
     return process
 

@@ -50,6 +50,24 @@ def refusal(write):
     return refusal
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("lora: {rank: 2}", "lora"),
+        ("update: {distance: tv}\nloss: {dppo: {}}", "update.distance"),
+        ("rollout: {staleness: 1}", "rollout.staleness"),
+        ("rollout: {engine: vllm}", "rollout.engine=vllm"),
+        ("rollout: {decoding: graph}", "rollout.decoding=graph"),
+        ("rollout: {mixture: {target: {model: other}}}", "rollout.mixture"),
+    ],
+)
+def test_what_does_not_go_with_sharded_weights_is_refused(refusal, write, line, name):
+    said = refusal(f"distributed: fsdp\n{line}\n")
+    assert f"fsdp does not go with {name}:" in said
+    assert "distributed: ddp" in said
+    assert load_recipe(write(BASE + "distributed: fsdp\n")).text_rollout.decoding == "eager"
+
+
 def test_defaults_and_method_are_filled_in(write):
     recipe = load_recipe(write(BASE))
     assert recipe.name == "my"

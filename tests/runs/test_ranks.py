@@ -114,10 +114,9 @@ def check_same_run(run: Path, expected: Path, *, atol: float = 2e-5) -> None:
         torch.testing.assert_close(found[name], weight, atol=atol, rtol=1e-4)
 
 
-def alone(project: Path, recipe: str, name: str) -> Path:
-    return train(
-        load_recipe(recipe, [f"name={name}"]), Path("runs") / name, command="c", console=QuietConsole()
-    )
+def alone(project: Path, recipe: str, name: str, *changes: str) -> Path:
+    chosen = load_recipe(recipe, [f"name={name}", *changes])
+    return train(chosen, Path("runs") / name, command="c", console=QuietConsole())
 
 
 def test_two_ranks_are_the_run_of_one(project):
@@ -155,6 +154,50 @@ def test_a_rank_that_dies_ends_the_run_and_one_rank_goes_on(project):
     assert not (run / "final").exists()
     assert len(numbers(run)) in (3, 4, 5)
     train(load_recipe(run / "config.yaml"), run, command="c", resume=True, console=QuietConsole())
+    check_same_run(run, expected)
+
+
+def test_weights_sharded_over_two_ranks_give_the_run_of_one(project):
+    """FSDP2: also the thermostat, the reference, held-out problems, and a final folder like any other."""
+    expected = alone(project, "tiny.yaml", "one")
+    both = ranks(project, 2, "train", "tiny.yaml", "name=two", "distributed=fsdp")
+    assert [finish(process) for process in both] == [0, 0], (project / "rank0.log").read_text()
+    run = project / "runs" / "two"
+    check_same_run(run, expected)
+    assert sorted(p.name for p in (run / "final").iterdir()) == sorted(
+        p.name for p in (expected / "final").iterdir()
+    )
+    for name in ("model", "optimizer"):
+        saved, whole = (
+            load_file(folder / "checkpoints" / "000004" / f"{name}.safetensors") for folder in (run, expected)
+        )
+        assert {key: value.shape for key, value in saved.items()} == {
+            key: v.shape for key, v in whole.items()
+        }
+
+
+def test_a_rank_with_a_part_of_the_weights_dies_and_one_rank_with_all_goes_on(project):
+    expected = alone(project, "tiny.yaml", "one")
+    both = ranks(project, 2, "train", "tiny.yaml", "name=cut", "checkpoint.every=1", "distributed=fsdp")
+    for line in printed(both[0], project / "rank0.log"):
+        if line.startswith("step 3/"):
+            os.kill(both[1].pid, signal.SIGKILL)
+            break
+    assert finish(both[0]) == 1
+    assert "cannot reach the other ranks" in " ".join((project / "rank0.log").read_text().split())
+    run = project / "runs" / "cut"
+    assert not (run / "final").exists()
+    one = load_recipe(run / "config.yaml", ["distributed=auto"])
+    train(one, run, command="c", resume=True, console=QuietConsole())
+    check_same_run(run, expected)
+
+
+def test_a_run_of_one_goes_on_with_its_weights_sharded_over_three(project):
+    (project / "tiny.yaml").write_text(RECIPE.replace("schedule: cosine", "schedule: constant"))
+    expected = alone(project, "tiny.yaml", "one")
+    run = alone(project, "tiny.yaml", "more", "steps=3")
+    three = ranks(project, 3, "resume", "runs/more", "steps=6", "distributed=fsdp")
+    assert [finish(process) for process in three] == [0, 0, 0], (project / "rank0.log").read_text()
     check_same_run(run, expected)
 
 
@@ -206,9 +249,10 @@ def test_a_signal_while_the_others_are_waited_for_is_not_lost():
 
 
 def test_what_cannot_be_is_refused(project, monkeypatch):
-    recipe = load_recipe("tiny.yaml", ["distributed=ddp"])
-    with pytest.raises(ConfigError, match="torchrun"):
-        train(recipe, Path("runs/no"), command="c")
+    for distributed in ("ddp", "fsdp"):
+        recipe = load_recipe("tiny.yaml", [f"distributed={distributed}"])
+        with pytest.raises(ConfigError, match=f"distributed is {distributed}, .*torchrun"):
+            train(recipe, Path("runs/no"), command="c")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="distributed is none, and 2 processes"):
         train(load_recipe("tiny.yaml", ["distributed=none"]), Path("runs/no"), command="c")

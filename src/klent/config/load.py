@@ -22,6 +22,7 @@ from klent.config.recipe import Recipe
 from klent.config.rewards import REWARD_MODEL
 from klent.config.sampler_checks import sampler_problems
 from klent.config.shape_checks import key_path, shape_problems, without
+from klent.config.shard_checks import shard_problems
 from klent.config.usage_checks import usage_problems
 from klent.config.yaml_text import RecipeDumper, parse_overrides, read_layer
 from klent.errors import ConfigError
@@ -302,6 +303,7 @@ def _check(layer: Layer) -> Recipe:
         problems.extend(mixture_problems(recipe))
         problems.extend(sampler_problems(recipe))
         problems.extend(policy_problems(recipe))
+        problems.extend(shard_problems(recipe))
     refuse(problems, layer)
     assert recipe is not None
     return recipe

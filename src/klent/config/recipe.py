@@ -81,8 +81,9 @@ class Recipe(Settings):
     """Values learnt from task.trajectories, for loss: {weighted_cross_entropy: {}}; null = there are none."""
     reference: str | None = None
     """Model that log-probs are compared with, the data's in `bellman`; null = the policy as it was at the start."""
-    distributed: Literal["auto", "none", "ddp"] = "auto"
-    """auto = the ranks that torchrun started, each with all weights; ddp insists on several, none on one."""
+    distributed: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """auto = the ranks that torchrun started, each with all weights; ddp insists on several, fsdp shards the weights
+    over them, none insists on one."""
     checkpoint: Checkpoint = Checkpoint()
     """When the state is saved."""
     eval: Eval | None = Eval()
@@ -132,6 +133,8 @@ class Recipe(Settings):
                 f"{self.name} trains a {self.policy.kind}, which reads and writes no text. `klent eval`, `export`, "
                 "`compare` and `report` take its runs"
             )
+        if self.distributed == "fsdp" and not isinstance(self.rollout, DatasetRollout):
+            return self.rollout.model_copy(update={"decoding": "eager"})  # weights lie elsewhere in each step
         return self.rollout
 
     def dated(self, clock: datetime.date | None) -> Self:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from klent.control.organ import Organ, StepRecord
+from klent.kit.world import OneProcess, World
+from klent.training.shards import own_part
 
 SAMPLE = 4096  # numbers looked at of each parameter, evenly spaced: the share is known to a thousandth or so
 MOST = 0.5  # of the updates: beyond it, a warning
@@ -20,13 +22,17 @@ class RoundedAway(Organ):
     Args:
         optimizer: of the weights that are stored: of master weights, where there are some.
         warn: told once, where most updates vanish.
+        world: the ranks of which each holds a part of every weight; None = this process has all.
     """
 
     name = "rounding"
 
-    def __init__(self, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, warn: Callable[[str], None], world: World | None = None
+    ) -> None:
         self.optimizer = optimizer
         self.warn = warn
+        self.world = world or OneProcess()
         self.warned = False
         self.before: list[tuple[Tensor, Tensor]] = []
         self.lost: list[Tensor] = []
@@ -40,8 +46,9 @@ class RoundedAway(Organ):
             for parameter in group["params"] if group["lr"] else ():
                 if parameter.grad is not None:
                     apart = -(-parameter.numel() // SAMPLE)
-                    values = parameter.detach().reshape(-1)[::apart]
-                    yield values, parameter.grad.reshape(-1)[::apart] != 0, apart
+                    values, first = own_part(parameter.detach())
+                    evenly = slice(-first % apart, None, apart)  # the same numbers, whoever holds them
+                    yield values[evenly], own_part(parameter.grad).values[evenly] != 0, apart
 
     def _look(self) -> None:
         self.before = [(values.clone(), moves) for values, moves, _ in self._sampled()]
@@ -53,7 +60,8 @@ class RoundedAway(Organ):
 
     def after_update(self, step: StepRecord) -> dict[str, float]:
         """``update/rounded_away``, a fraction; nothing where no weight had a gradient."""
-        lost, moved = (int(torch.stack(some).sum()) if some else 0 for some in (self.lost, self.moved))
+        counted = [int(torch.stack(some).sum()) if some else 0 for some in (self.lost, self.moved)]
+        lost, moved = self.world.sum(torch.tensor(counted)).tolist()
         self.lost, self.moved = [], []
         if not moved:
             return {}

@@ -25,6 +25,7 @@ def save_model(
     dtype: str | None = None,
     adapter_too: bool = True,
     gguf: str | None = None,
+    weights: "Mapping[str, Tensor] | None" = None,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a plain Hugging Face folder: safetensors, config, tokenizer, chat template. Whole or not at all.
@@ -38,6 +39,7 @@ def save_model(
         dtype: of the written weights, to which they are rounded once; None = the model's.
         adapter_too: whether an adapter is also saved by itself.
         gguf: a name to write ``model.gguf`` under too (:mod:`klent.models.gguf`); None = no such file.
+        weights: of a model without an adapter, in place of what its ``state_dict`` says.
         texts: more files, such as a model card: name -> content.
 
     Raises:
@@ -50,13 +52,14 @@ def save_model(
     base = model if adapter is None else cast("PreTrainedModel", adapter.get_base_model())
     try:
         with quiet(), whole_folder(folder) as scratch:
-            weights = None if adapter is None else merged_weights(base)
+            given = dict(weights) if weights else None
+            written = given if adapter is None else merged_weights(base)
             if dtype is not None:
-                weights = _cast(base, weights, dtype)
+                written = _cast(base, written, dtype)
             if gguf is not None:
-                whole = base.state_dict() if weights is None else weights
+                whole = base.state_dict() if written is None else written
                 _write_gguf(base, whole, tokenizer, scratch, name=gguf)
-            base.save_pretrained(scratch, state_dict=weights)  # which empties the dictionary
+            base.save_pretrained(scratch, state_dict=written)  # which empties the dictionary
             if dtype is not None:
                 _write_dtype(scratch / "config.json", dtype)
             tokenizer.save_pretrained(scratch)

@@ -1,6 +1,7 @@
 """An engine whose work is shared by ranks: each answers a part of the prompts, and all have all episodes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from klent.kit.world import World, shares
@@ -20,11 +21,18 @@ class SharedEngine:
     Args:
         engine: this rank's own, with the weights that every rank has.
         world: the ranks; each calls :meth:`generate` with the same prompts.
+        gathered: a context in which this rank has all weights; the ranks enter it together.
     """
 
-    def __init__(self, engine: Engine, world: World) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        world: World,
+        gathered: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.engine = engine
         self.world = world
+        self.gathered = gathered
 
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
         """``group_size`` completions of every prompt, prompt by prompt, the same on every rank."""
@@ -32,7 +40,8 @@ class SharedEngine:
         asked = [
             replace(prompts[place], number=prompts[place].drawn_at(place)) for place in parts[self.world.rank]
         ]
-        mine = self.engine.generate(asked, group_size=group_size, seed=seed) if asked else []
+        with self.gathered():
+            mine = self.engine.generate(asked, group_size=group_size, seed=seed) if asked else []
         said = self.world.gather(pack(mine))
         answers: dict[int, list[Episode]] = {}
         for places, of_rank in zip(parts, said, strict=True):

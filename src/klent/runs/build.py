@@ -3,6 +3,7 @@
 Here and in klent.config a whole recipe is known; every part takes the sections that it reads.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from klent.rollout.shared_engine import SharedEngine
 from klent.rollout.source import TaskSource
 from klent.runs.console import TrainConsole
 from klent.runs.denoisers import build_denoiser_parts
-from klent.runs.evaluation import Evaluations
+from klent.runs.evaluation import EvalRow, Evaluations, Exam
 from klent.runs.exams import build_exams
 from klent.runs.folder import RunFolder
 from klent.runs.language import build_language_parts
@@ -84,14 +85,15 @@ def build_loop(
     organs = _organs(recipe, parts, folder, task, console)
     exams = []
     if evaluate:
-        exams = build_exams(recipe, parts, task=task, examined=examined, judge=judge, note=console.warn)
+        asked = build_exams(recipe, parts, task=task, examined=examined, judge=judge, note=console.warn)
+        exams = [_with_all_weights(parts, exam) for exam in asked]
     settings = recipe.eval
     evaluations = Evaluations(
         folder,
         exams,
         every=settings.every if settings else 0,
         early_stop=settings.early_stop if settings else None,
-        keep_best=lambda: parts.save(task, folder.best) if leader is None else None,
+        keep_best=lambda: save(parts, task, folder.best, writes=leader is None),
         show=console.eval,
     )
     source = TaskSource(
@@ -127,14 +129,30 @@ def build_loop(
     )
 
 
+def _with_all_weights(parts: Parts, exam: Exam) -> Exam:
+    """The exam where this rank has all weights: some of what it measures reads the model itself."""
+
+    def run(step: int, votes: Sequence[str | None] | None) -> EvalRow:
+        with parts.gathered():
+            return exam(step, votes)
+
+    return run
+
+
+def save(parts: Parts, task: Task, folder: Path, *, writes: bool) -> None:
+    """Write the model as a folder; a rank that does not write it gives the others its part of the weights."""
+    with parts.gathered():
+        if writes:
+            parts.save(task, folder)
+
+
 def _shared(parts: Parts, *, sampled: bool) -> Parts:
     """The same parts, where ranks share the run with engines whose work is shared."""
     world = parts.updater.world
     if world.size == 1 or not sampled:
         return parts
-    return replace(
-        parts, engine=SharedEngine(parts.engine, world), sampler=SharedEngine(parts.sampler, world)
-    )
+    engine, sampler = (SharedEngine(one, world, parts.gathered) for one in (parts.engine, parts.sampler))
+    return replace(parts, engine=engine, sampler=sampler)
 
 
 def _organs(
@@ -145,7 +163,8 @@ def _organs(
     def checkpoints() -> list[str]:
         return sorted(path.name for path in folder.checkpoints.glob("[0-9]*"))
 
-    rounded = RoundedAway(parts.updater.optimizer, console.warn)
+    updater = parts.updater
+    rounded = RoundedAway(updater.optimizer, console.warn, updater.world if updater.sharded else None)
     organs = [*parts.organs, rounded, Guard(recipe.limits, folder.path, checkpoints, console.warn)]
     if parts.alone is not None and parts.loaded is not None:
         agree = partial(close, dtype=parts.loaded.model.dtype)

@@ -23,6 +23,7 @@ from torch import Tensor
 from klent.errors import CheckpointError
 from klent.io.files import sha256_file
 from klent.io.folders import remove_folder, sweep, whole_folder
+from klent.training.shards import cut_like
 
 MANIFEST, STATE = "manifest.json", "state.json"
 SPARE_BYTES = 1 << 20  # JSON, headers and the folder itself
@@ -180,7 +181,7 @@ def restore_optimizer(
         if value.dim() > 0 and value.shape != parameter.shape:
             shapes = f"{list(value.shape)}, but this model's is {list(parameter.shape)}"
             raise CheckpointError(f"the checkpoint's {full_name} has shape {shapes}")
-        state.setdefault(index[id(parameter)], {})[key] = value.clone()
+        state.setdefault(index[id(parameter)], {})[key] = cut_like(value.clone(), parameter)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -1,8 +1,12 @@
 """A causal language model's parts: model, engine, reference, updater, organs."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
+
+from torch import Tensor
 
 from klent.config import Recipe
 from klent.config.preference_checks import kl_terms
@@ -21,6 +25,7 @@ from klent.policies.causal_lm.kept import KeptWeights
 from klent.policies.causal_lm.packing import Packing
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.policies.causal_lm.probe import read_alone
+from klent.policies.causal_lm.sharded import Gathered, plain_weights, shard
 from klent.rollout.engine import Engine
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.transformers_engine import TransformersEngine
@@ -29,12 +34,14 @@ from klent.runs.device import placement
 from klent.runs.engines import Progress, build_engine, build_sampler, turn_engine
 from klent.runs.objective import build_objective
 from klent.runs.packing import choose_packing, kept_logits
-from klent.runs.parts import Around, Note, Parts
+from klent.runs.parts import Around, Gathering, Note, Parts
 from klent.runs.references import build_compared
 from klent.runs.targets import build_player, build_target, load_reference
 from klent.runs.teachers import build_teachers, distance_teacher
-from klent.runs.updaters import build_updater
+from klent.runs.updaters import build_updater, is_sharded
 from klent.runs.values import add_second_head, build_values, prepare_head
+from klent.streams.batch import Batch
+from klent.tasks import Task
 from klent.tasks.pool import EnvironmentPool
 from klent.training.objective import Objective
 
@@ -67,12 +74,13 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
     if recipe.critic is not None:
         policy.critic = build_critic(recipe.critic, recipe, policy, loaded, note)
         add_second_head(objective, policy.critic, loaded.rows, recipe.seed)
+    policy.packing = choose_packing(recipe.update, rollout, recipe.model, policy, note)
+    policy.keep_bytes = kept_logits(recipe.update, loaded.model.device)
+    gathered = shard(policy, around.world.size) if is_sharded(recipe, around.world) else None
     updater = build_updater(recipe, policy, objective, around.world, filler=loaded.tokenizer.pad_token_id)
     needs = updater.needs
     learnt = recipe.bellman
     of_data = learnt is not None and learnt.target == "bellman"  # held against the model of the data
-    policy.packing = choose_packing(recipe.update, rollout, recipe.model, policy, note)
-    policy.keep_bytes = kept_logits(recipe.update, loaded.model.device)
     reference, compared = build_compared(
         name=recipe.reference or recipe.model,
         loaded=loaded,
@@ -95,10 +103,21 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
         reference=reference,
         compared=compared,
         organs=_build_organs(recipe, objective, turn_engine(engine), policy, reference),
-        alone=partial(read_alone, policy),
+        alone=partial(_read_alone, policy, gathered or nullcontext),
         values=values,
-        save=lambda task, folder: save_model(loaded.model, loaded.tokenizer, folder),
+        save=partial(_save, loaded, gathered),
+        gathered=gathered or nullcontext,
     )
+
+
+def _read_alone(policy: CausalPolicy, gathered: Gathering, batch: Batch, row: int) -> Tensor:
+    with gathered():
+        return read_alone(policy, batch, row)
+
+
+def _save(loaded: LoadedModel, gathered: Gathered | None, task: Task, folder: Path) -> None:
+    weights = None if gathered is None else plain_weights(loaded.model)
+    save_model(loaded.model, loaded.tokenizer, folder, weights=weights)
 
 
 def _load(recipe: Recipe) -> LoadedModel:

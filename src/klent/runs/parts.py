@@ -1,6 +1,7 @@
 """The moving parts of a run, whatever is trained, and what their builders are given."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from klent.training.reference import Reference
 from klent.training.update import Updater
 
 Note = Callable[[str], None]
+Gathering = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Parts:
         alone: log-probabilities of a row's tokens, read without other rows; None of a policy that has none.
         values: makes the organ that learns values from logged play, given the task; None where there is none.
         compare: measures held-out pairs after so many steps; None where completions are sampled and scored.
+        gathered: a context in which every rank has all weights, for ranks that hold a part of each; all enter it.
     """
 
     model: nn.Module
@@ -62,6 +65,7 @@ class Parts:
     alone: Callable[[Batch, int], Tensor] | None = None
     values: Callable[[Task], Organ] | None = None
     compare: Callable[[Sequence[Prompt], int], EvalRow] | None = None
+    gathered: Gathering = nullcontext
 
     @property
     def objective(self) -> Objective:

@@ -16,6 +16,7 @@ from klent.runs.checkpoint import (
     save_checkpoint,
 )
 from klent.runs.folder import RunFolder
+from klent.training.shards import collected, cut_like
 from klent.training.update import Updater
 
 OF_CRITIC = "critic."
@@ -75,16 +76,19 @@ class RunState:
         self.fingerprint: Mapping[str, object] = {}  # of what the run reads, for every checkpoint to store
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of ``step`` steps done; a follower leaves that to the first rank."""
-        if self.run != self.folder.path:
+        """Write the checkpoint of ``step`` steps done; a follower only gives the first rank its part of weights."""
+        writes = self.run == self.folder.path
+        model = collected({name: p.detach() for name, p in self.trainable.items()}, keep=writes)
+        optimizer = collected(flatten_optimizer(self.updater.optimizer, self.trainable), keep=writes)
+        if not writes:
             return
         kept = {name: one.tensors() for name, one in self.holders.items() if isinstance(one, HoldsTensors)}
         save_checkpoint(
             self.folder.path,
             step,
             tensors={
-                "model": {name: p.detach() for name, p in self.trainable.items()},
-                "optimizer": flatten_optimizer(self.updater.optimizer, self.trainable),
+                "model": model,
+                "optimizer": optimizer,
                 **{name: tensors for name, tensors in kept.items() if tensors},
             },
             state={
@@ -157,4 +161,4 @@ def take_weights(checkpoint: Checkpoint, trainable: Mapping[str, torch.nn.Parame
             )
     with torch.no_grad():
         for name, value in saved.items():
-            trainable[name].copy_(value)
+            trainable[name].copy_(cut_like(value, trainable[name]))

@@ -19,7 +19,7 @@ from klent.kit.world import World
 from klent.models.chat import reads_clock, unheard_tools
 from klent.report import write_report
 from klent.rollout.mixture_engine import MixtureEngine
-from klent.runs.build import build_loop, build_parts
+from klent.runs.build import build_loop, build_parts, save
 from klent.runs.checkpoint import peek_newest
 from klent.runs.console import TrainConsole
 from klent.runs.engines import turn_engine
@@ -278,11 +278,12 @@ def _finish(
 ) -> None:
     """``final/``, the record and the report."""
     best = loop.evaluations.best(loop.done)
-    if loop.finished and leads(world):
-        if folder.best.is_dir():
-            replace_folder(folder.best, folder.final)
+    if loop.finished:
+        if from_first(world, lambda: b"kept" if folder.best.is_dir() else b""):
+            if leads(world):
+                replace_folder(folder.best, folder.final)
         elif best == loop.done:
-            parts.save(task, folder.final)
+            save(parts, task, folder.final, writes=leads(world))
     loop.recorder.close()
     for organ in loop.organs:
         organ.close()

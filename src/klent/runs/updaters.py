@@ -58,10 +58,16 @@ def build_updater(
         ahead=recipe.rollout.staleness > 0,
         world=world,
         moved=masters.named,
+        sharded=is_sharded(recipe, world),
     )
     if isinstance(updater, ReleasedPositions):
         updater.filler = filler
     return updater
+
+
+def is_sharded(recipe: Recipe, world: World) -> bool:
+    """Whether each of these ranks holds a part of every weight."""
+    return recipe.distributed == "fsdp" and world.size > 1
 
 
 def _adamw(recipe: Recipe, trainable: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:

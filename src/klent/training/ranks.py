@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from klent.errors import ConfigError, RunError
+from klent.errors import ConfigError, KlentError, RunError
 from klent.kit.world import OneProcess, World, started
 
 LAUNCHED = "torchrun --nproc-per-node 2 -m klent train RECIPE"
@@ -44,20 +44,22 @@ class Ranks:
 
 
 @contextmanager
-def joined(distributed: Literal["auto", "none", "ddp"]) -> Iterator[World]:
+def joined(distributed: Literal["auto", "none", "ddp", "fsdp"]) -> Iterator[World]:
     """The ranks of this run, as torchrun tells of them by the environment; one process where it did not start it.
 
     Args:
-        distributed: of the recipe: ``auto`` takes what there is, ``ddp`` wants several processes, ``none`` one.
+        distributed: of the recipe: ``auto`` takes what there is, ``ddp`` and ``fsdp`` want several processes,
+            ``none`` one.
 
     Raises:
         ConfigError: there are other processes than the recipe wants.
         RunError: a rank has ended while the others waited for it.
     """
     size = started()
-    if distributed == "ddp" and "WORLD_SIZE" not in os.environ:
+    if distributed in ("ddp", "fsdp") and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
-            f"distributed is ddp, and this is one process: WORLD_SIZE is not set. Start the ranks with `{LAUNCHED}`"
+            f"distributed is {distributed}, and this is one process: WORLD_SIZE is not set. Start the ranks with "
+            f"`{LAUNCHED}`, or go on alone with distributed=auto"
         )
     if distributed == "none" and size > 1:
         raise ConfigError(
@@ -70,8 +72,15 @@ def joined(distributed: Literal["auto", "none", "ddp"]) -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    ranks = Ranks()
     try:
-        yield Ranks()
+        yield ranks
+    except KlentError:
+        raise
+    except RuntimeError as error:
+        if not _of_others(error):
+            raise
+        raise _unreachable(ranks.rank, error) from error
     finally:
         dist.destroy_process_group()
 
@@ -85,8 +94,20 @@ def _said(speak: Callable[[], object], rank: int) -> None:
     try:
         speak()
     except RuntimeError as error:  # gloo's and nccl's errors alike
-        first = str(error).splitlines()[0][:160]
-        raise RunError(
-            f"rank {rank} cannot reach the other ranks: {first}. One of them has ended, and says why. The run goes "
-            "on from its newest checkpoint with `klent resume RUN`, on as many ranks as you like"
-        ) from error
+        raise _unreachable(rank, error) from error
+
+
+def _of_others(error: RuntimeError) -> bool:
+    """Whether another rank is not there: where weights are sharded, any pass may be the first to notice."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in said for word in ("gloo", "nccl", "closed by peer")
+    )
+
+
+def _unreachable(rank: int, error: RuntimeError) -> RunError:
+    first = str(error).splitlines()[0][:160]
+    return RunError(
+        f"rank {rank} cannot reach the other ranks: {first}. One of them has ended, and says why. The run goes "
+        "on from its newest checkpoint with `klent resume RUN`, on as many ranks as you like"
+    )

@@ -17,6 +17,7 @@ from klent.streams.episode import Episode
 from klent.training.objective import Objective
 from klent.training.reduction import Reduction
 from klent.training.requirements import COLLISION, requirements
+from klent.training.shards import whole
 
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count): adds up over micro-batches, divided once
 
@@ -101,6 +102,8 @@ class Updater:
         asked, ahead: what is wanted beside what the terms read; see :func:`requirements`.
         world: the ranks that share a step.
         moved: what the optimizer moves, by name: master weights; None = the policy's own parameters.
+        sharded: whether each rank holds a part of every weight. Then each makes as many passes as the busiest one,
+            as every pass gathers weights from all, and gradients come added up.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Updater:
         ahead: bool = False,
         world: World | None = None,
         moved: Mapping[str, nn.Parameter] | None = None,
+        sharded: bool = False,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
@@ -128,6 +132,7 @@ class Updater:
         self.minibatches = minibatches
         self.max_grad_norm = max_grad_norm
         self.world: World = world or OneProcess()
+        self.sharded = sharded
         steps = epochs * minibatches
         self.needs = requirements(objective, optimizer_steps=steps, asked=asked, ahead=ahead)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -197,8 +202,12 @@ class Updater:
         device = self.parameters[0].device
         done = _Pass(torch.zeros((), dtype=torch.float64, device=device))
         mine = self._mine(batch, active)
-        for part in self.policy.microbatches(batch, mine) if mine else []:
+        parts = self.policy.microbatches(batch, mine) if mine else []
+        idle = self._idle(batch, active, len(parts))
+        for part in parts:
             self._accumulate(batch, part, divisor, done)
+        for row in idle:
+            (self.policy.evaluate(batch, [row]).logp.sum() * 0.0).backward()
         norm = float(self._gradient_norm()) if active else 0.0
         self._read(done, batch, result, first_pass=first_pass)
         total = float(self.world.sum(done.loss))
@@ -245,11 +254,24 @@ class Updater:
 
     def _gradient_norm(self) -> Tensor:
         """Add gradients up over ranks, clip them, and give their norm before clipping."""
-        if self.world.size > 1:
+        if self.world.size > 1 and not self.sharded:
             for parameter in self.parameters:
                 idle = parameter.grad is None
                 parameter.grad = self.world.sum(torch.zeros_like(parameter) if idle else parameter.grad)
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
+        return norm
+
+    def _idle(self, batch: Batch, rows: Sequence[int], passes: int) -> list[int]:
+        """The row to compute in each pass that others make beyond this rank's own, for nothing; the shortest.
+
+        Asked before the first pass: a pass is one more thing that ranks do together.
+        """
+        if not self.sharded:
+            return []
+        most = max(int(said) for said in self.world.gather(str(passes).encode()))
+        return [min(rows, key=lambda row: _length(batch.episodes[row]))] * (most - passes) if rows else []
 
     def _read(self, done: _Pass, batch: Batch, result: UpdateResult, *, first_pass: bool) -> None:
         """Take the numbers of an optimizer step off the device, and add up what the ranks have of them."""
@@ -292,10 +314,14 @@ class Updater:
         measured = {name: torch.zeros(batch.mask.shape) for name in ("logp", "entropy", *also)}
         policy.train(False)
         mine = self._mine(batch, rows)
-        for part in policy.microbatches(batch, mine) if mine else []:
+        parts = policy.microbatches(batch, mine) if mine else []
+        idle = self._idle(batch, rows, len(parts)) if policy is self.policy else []
+        for part in parts:
             stats = policy.evaluate(batch, part, **_also(also))
             for name, grid in measured.items():
-                grid[part] = getattr(stats, name).cpu()
+                grid[part] = getattr(stats, name).to(grid)
+        for row in idle:
+            policy.evaluate(batch, [row])
         measured = {name: self.world.sum(grid) for name, grid in measured.items()}
         return Stats(
             measured["logp"],

@@ -28,6 +28,7 @@ __all__ = [
     "head_options",
     "logits_alone",
     "logp_alone",
+    "made_up_rows",
     "read_alone",
     "takes_joined_rows",
     "takes_shared_prompt",
@@ -160,7 +161,7 @@ def takes_shared_prompt(policy: PackedPolicy, *, longest: int) -> bool:
     window = attention_window(policy.model)
     if window is not None and longest > window:
         return False
-    _, apart, shared = _made_up_rows(policy.model, longest)
+    _, apart, shared = made_up_rows(policy.model, longest)
     policy.takes_blocks = False
     if not agrees(policy.model, lambda: policy(apart).logp, lambda: policy(shared).logp):
         return False
@@ -180,7 +181,7 @@ def takes_joined_rows(policy: PackedPolicy, *, longest: int) -> bool:
         policy: the policy to ask, after :func:`takes_shared_prompt` has said yes.
         longest: as there.
     """
-    items, _, _ = _made_up_rows(policy.model, longest)
+    items, _, _ = made_up_rows(policy.model, longest)
     takes_blocks = policy.takes_blocks
     try:
         for kept in (items, items[1:]):
@@ -211,7 +212,7 @@ def require_rows(policy: PackedPolicy) -> None:
     Raises:
         ModelError: the policy's numbers are not those of the rows alone.
     """
-    items, apart, _ = _made_up_rows(policy.model)
+    items, apart, _ = made_up_rows(policy.model)
     model, temperature = policy.model, policy.temperature
     if temperature <= 0:
         return
@@ -262,7 +263,7 @@ def logp_alone(model: CausalModel, prompt: Sequence[int], tokens: Sequence[int])
     return logp.gather(1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].cpu()
 
 
-def _made_up_rows(model: CausalModel, limit: int | None = None) -> tuple[list[Completion], Pack, Pack]:
+def made_up_rows(model: CausalModel, limit: int | None = None) -> tuple[list[Completion], Pack, Pack]:
     """Completions of unequal lengths, two of one prompt and one of another: in three rows, and in two."""
     config = model.config.get_text_config()
     size, longest = config.vocab_size, made_up_length(config)
