@@ -22,10 +22,11 @@ from klent.studies.controls import Rows, read_csv
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [
     str(HERE / folder)
-    for folder in (".", "unsupervised", "mixture_world", "small_model", "diffusion", "robot")
+    for folder in (".", "unsupervised", "mixture_world", "small_model", "diffusion", "robot", "ppo_details")
 ]
 sys.path.append(str(HERE.parent / "benchmarks"))
 
+import details  # noqa: E402
 import drawer  # noqa: E402
 import figure  # noqa: E402
 import forgetting_table as forgetting  # noqa: E402
@@ -205,6 +206,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "drawer": lambda: drawer.table("drawer_open.csv"),
         "drawer, one behaviour": lambda: drawer.table("drawer_open_same.csv"),
     },
+    "ppo.md": {"details": lambda: "\n".join(details.table(plain(details.FILE)))},
     "price.md": {
         "overoptimise": lambda: price("small_model", "policies"),
         "overoptimise, held": lambda: price("small_model", "held"),
