@@ -155,6 +155,16 @@ def front_by_kl(setting: str) -> str:
     return markdown(["KL per completion, nats", *rewards, *apart], at_equal_kl(rows))
 
 
+def apart_table(rows: list[dict[str, str]]) -> str:
+    """Simulated tokens per second of devices apart, over those of devices that take turns, by staleness."""
+    stale = sorted({row["staleness"] for row in rows})
+    lines = ["| 8 GPUs | staleness " + " | ".join(stale) + " |", "|---" * (len(stale) + 1) + "|"]
+    for how in dict.fromkeys(row["how"] for row in rows if row["how"] != "in turns"):
+        over = {row["staleness"]: f"{float(row['to_turns']):.2f}" for row in rows if row["how"] == how}
+        lines.append(f"| {how} | " + " | ".join(over[k] for k in stale) + " |")
+    return "\n".join(lines)
+
+
 def price(study: str, shown: str) -> str:
     """A table of a study of learnt rewards."""
     return overoptimise.tables(overoptimise.STUDIES[study])[shown]
@@ -206,6 +216,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "drawer": lambda: drawer.table("drawer_open.csv"),
         "drawer, one behaviour": lambda: drawer.table("drawer_open_same.csv"),
     },
+    "engines.md": {"apart": lambda: apart_table(plain(TIMINGS / "apart.csv"))},
     "ppo.md": {"details": lambda: "\n".join(details.table(plain(details.FILE)))},
     "price.md": {
         "overoptimise": lambda: price("small_model", "policies"),

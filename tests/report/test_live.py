@@ -61,7 +61,7 @@ def test_it_is_the_report_and_follows_the_run(tmp_path: Path) -> None:
         body = re.compile(r'<header class="title">.*</section>', re.S)
         assert body.search(text)[0] == body.search(report)[0]  # type: ignore[index]
         assert 'data-version="' in text
-        assert "data-version" not in report
+        assert 'data-version="' not in report
         assert f'data-version="{ask(server, "/version")[1]}"' in text
         append_line(run / "metrics.jsonl", later[0])
         after = LivePage([run], lambda live: live.version).html()

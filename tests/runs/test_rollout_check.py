@@ -142,4 +142,5 @@ def test_the_verb_prints_and_exits(world):
     wrong = CliRunner().invoke(app, ["doctor", "--rollout", "tiny.yaml", "rollout.top_k=6"])
     assert (wrong.exit_code, "wrong truncation" in wrong.output) == (1, True)
     lost = CliRunner().invoke(app, ["doctor", "rollout.top_k=6"])
-    assert (lost.exit_code, "write --rollout RECIPE" in " ".join(lost.stderr.split())) == (2, True)
+    said = " ".join(lost.stderr.replace("│", " ").split())
+    assert (lost.exit_code, "write --recipe or --rollout RECIPE before it" in said) == (2, True)
