@@ -4,8 +4,6 @@
     python examples/small_model/overoptimise.py small_model runs/overoptimise   # keeps study.csv, draws the picture
     python examples/small_model/overoptimise.py small_model                     # the tables, from overoptimise.csv
 
-`sentiment` in place of `small_model` is the study of examples/sentiment.
-
 Gao et al., Scaling Laws for Reward Model Overoptimization, 2022, arXiv:2210.10760: with d = sqrt(KL), the gold reward
 rises and falls as `d (a - b d)` for best-of-n and as `d (a - b log d)` for policies that are trained. Both are fitted
 by least squares to each seed's policies of a method, of PPO and GRPO those that nothing holds back; where the curve
@@ -46,13 +44,6 @@ STUDIES = {
         on="problems/",
         gold="the number is right",
         held=(("ppo_0p2", "ppo_0_10"), ("grpo_0p2", "grpo_0_10"), ("grpo_0p8", "grpo_0_10")),
-    ),
-    "sentiment": Study(
-        file=EXAMPLES / "sentiment" / "overoptimise.csv",
-        picture=IMAGES / "overoptimise_sentiment.png",
-        on="prompts/",
-        gold="VADER's sentiment",
-        held=(("ppo_0p1", "ppo_0_10"), ("grpo_0p1", "grpo_0_10")),
     ),
 }
 

@@ -41,9 +41,7 @@ def test_smollm2_run_is_as_recorded(tmp_path: Path, monkeypatch) -> None:
     if pulled("smollm2-135m") is None:
         pytest.skip("needs `klent models pull smollm2-135m`")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        products, "_MKLS", range(0)
-    )  # as it was recorded: MKL rounds otherwise
+    monkeypatch.setattr(products, "_MKLS", range(0))  # as it was recorded: MKL rounds otherwise
     compare(run_case("smollm2", tmp_path), SAVED["smollm2"])
 
 
