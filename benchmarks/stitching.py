@@ -26,8 +26,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from klent.config import make_recipe
 from klent.control.bellman import Scale
@@ -45,9 +43,12 @@ from klent.runs.train import train
 from klent.streams.prompt import Prompt
 from klent.tasks.trajectories import TrajectoryTask
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from word_llama import END, make_word_llama
+
 RESULTS = Path(__file__).resolve().parent / "results" / "stitching.jsonl"
 TURNS, LONGEST = 14, 12
-END = "<end>"
 Say = Callable[[str], None]
 
 
@@ -68,36 +69,10 @@ def halves(game: Maze, seed: int, count: int) -> list[Played]:
 
 def make_model(game: Maze, folder: Path, seed: int) -> None:
     """A small model that has read nothing, with a token for each word of the game."""
-    split = Regex(r"\w+|[^\w\s]|\s+")
-    cut = pre_tokenizers.Split(split, behavior="isolated")
     texts = [game.opening(start) for start in range(len(game.rows))] + ["up down left right", game.allowed]
     for state in states(game):
         texts += [outcome.text for action in game.actions(state) for outcome in game.outcomes(state, action)]
-    words = sorted({piece for text in texts for piece, _ in cut.pre_tokenize_str(text)})
-    vocabulary = {word: number for number, word in enumerate(["<pad>", "<unk>", END, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = cut
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in ("<pad>", "<unk>", END)])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=END
-    )
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=2,
-    )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0)
-    model.save_pretrained(folder)
-    wrapped.save_pretrained(folder)
+    make_word_llama(texts, folder, seed, word=r"\w+|[^\w\s]|\s+", longest=512)
 
 
 def fit(folder: Path, name: str, seed: int, steps: int, **changes: object) -> Path:

@@ -15,7 +15,7 @@ GAMES = Path(__file__).parents[1] / "examples" / "games"
 @pytest.fixture(scope="module")
 def parts():
     """The example's modules, which import each other by name."""
-    folders = [GAMES, GAMES.parent / "unsupervised", GAMES.parents[1] / "benchmarks"]
+    folders = [GAMES, GAMES.parent, GAMES.parent / "unsupervised", GAMES.parents[1] / "benchmarks"]
     before, modules = list(sys.path), set(sys.modules)
     sys.path[:0] = [str(folder) for folder in folders]
     loaded = {}

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from arms_table import FILE, Row, read  # noqa: E402
 from worlds import WORLDS, World, log, make_model, play  # noqa: E402

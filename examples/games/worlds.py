@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from textworld_game import Walked
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from word_llama import make_word_llama
 
 from klent.environments.episode_log import Played, play_episode
 from klent.environments.games import Game, GuessWho, Maze, Solution, Wordle
@@ -22,9 +20,6 @@ from klent.environments.games.players import POLICIES
 from klent.models.load import LoadedModel
 from klent.rollout.engine import Engine
 from klent.streams.prompt import Prompt
-
-END = "<end>"
-CONTROL = ("<pad>", "<unk>", END)
 
 
 class World(NamedTuple):
@@ -72,36 +67,10 @@ def log(world: World, seed: int, count: int) -> list[Played]:
 def make_model(world: World, episodes: Sequence[Played], folder: Path, seed: int) -> None:
     """A small model that has read nothing, with a token for each word of the log and of the game's actions."""
     game = world.make(**world.config)
-    split = Regex(r" ?\w+| ?[^\w\s]|\s+")
-    cut = pre_tokenizers.Split(split, behavior="isolated")
     texts = [game.opening(start) for start in range(len(game.rows))]
     texts += [f"Not understood. {game.allowed} No turns left."]
     texts += [text for e in episodes for t in e["turns"] for text in (str(t["observation"]), t["action"])]
-    words = sorted({piece for text in texts for piece, _ in cut.pre_tokenize_str(text)})
-    vocabulary = {word: number for number, word in enumerate([*CONTROL, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = cut
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in CONTROL])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=END
-    )
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=2,
-    )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0)
-    model.save_pretrained(folder)
-    wrapped.save_pretrained(folder)
+    make_word_llama(texts, folder, seed, word=r" ?\w+| ?[^\w\s]|\s+", longest=1024)
 
 
 def play(world: World, engine: Engine, loaded: LoadedModel, episodes: int, seed: int) -> float:

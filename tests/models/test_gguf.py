@@ -151,6 +151,9 @@ def test_transformers_reads_the_tokenizer_that_the_folder_holds(tmp_path: Path, 
     save_model(made("llama" if splits == "gpt-2" else "qwen2"), tokenizer, tmp_path / "m", gguf="tiny")
     read = AutoTokenizer.from_pretrained(tmp_path / "m", gguf_file=FILE)
     assert read(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
+    fields = gguf.GGUFReader(tmp_path / "m" / FILE).fields
+    special = [fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "padding")]
+    assert special == [1, 0]
     if splits == "qwen2":  # its reader of Llama's takes no special tokens from a file
         assert (read.eos_token_id, read.pad_token_id) == (1, 0)
 

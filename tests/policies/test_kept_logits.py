@@ -1,10 +1,13 @@
 """Logits kept from a forward pass for its backward pass: as many as a recipe says, and no number is another."""
 
+import pytest
 import torch
 from helpers_training import batch
 from tiny import tiny_model
 
+from klent.config import make_recipe
 from klent.config.training import Update
+from klent.errors import ConfigError
 from klent.policies.causal_lm import policy as causal
 from klent.policies.causal_lm.policy import CausalPolicy
 from klent.rollout.memory import whole_bytes
@@ -39,3 +42,16 @@ def test_a_recipe_says_how_much():
     assert kept_logits(Update(keep_logits=3, gradient_checkpointing=True), cpu) == 3_000_000
     assert kept_logits(Update(), cpu) == whole_bytes(cpu) // 64
     assert kept_logits(Update(gradient_checkpointing=True), cpu) == 0
+
+
+def test_a_reward_model_has_none_to_keep():
+    recipe = {
+        "model": "tiny",
+        "method": "reward_model",
+        "steps": 1,
+        "task": {"pairs": "p.jsonl"},
+        "update": {"keep_logits": 5},
+    }
+    with pytest.raises(ConfigError, match=r"update\.keep_logits.*a reward model has no logits"):
+        make_recipe(recipe)
+    assert make_recipe({**recipe, "update": {}}).update.keep_logits == "auto"

@@ -185,6 +185,8 @@ def score_problems(recipe: Recipe) -> Iterator[Problem]:
     for section in OF_WRITERS:
         if getattr(recipe, section) is not None:
             yield Problem((section,), "is not used: a reward model samples nothing; remove it")
+    if recipe.update.keep_logits != "auto":
+        yield Problem(("update", "keep_logits"), "is not used: a reward model has no logits; remove it")
     yield from _eval_problems(recipe)
 
 

@@ -76,7 +76,7 @@ class Update(Settings):
     """Recompute activations in the backward pass: less memory, about a third slower."""
     keep_logits: Literal["auto"] | Count = "auto"
     """MB of logits that the forward pass leaves to the backward pass, which else computes them again; `auto` = a 64th
-    of the memory, 0 with gradient_checkpointing."""
+    of the memory, 0 with gradient_checkpointing. A pass that also computes the exact KL (`kl`) leaves none."""
     kl: ExactKL = ExactKL()
     """The divergence that terms reading `kl` (sequence_kl, token_kl) penalise."""
     released_code: bool = False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from klent.errors import ModelError, first_line
 from klent.io.folders import whole_folder
 from klent.models.adapter import merged_weights
+from klent.models.device import type_name
 from klent.models.pull import quiet
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _write_gguf(
     """The GGUF file, its matrices of the type that the weights have."""
     from klent.models.gguf import FILE, write_gguf
 
-    kept = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    kept = type_name(next(iter(weights.values())).dtype)
     write_gguf(base.config, weights, tokenizer, folder / FILE, name=name, dtype=kept)
 
 
