@@ -8,9 +8,10 @@ go on drawing until half of them have; then the others move together, and a step
 On a CPU the same step runs as it is: same memory, same counters, same numbers.
 """
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from klent.models.exact import close
 from klent.policies.causal_lm.model import CausalModel, attention_window
 from klent.policies.causal_lm.probe import REFUSALS, agrees, evaluating
 from klent.rollout.decoding import made_up, read_alone, trial
-from klent.rollout.sampling import diverged, draw
+from klent.rollout.fused import Fused, has_kernels
+from klent.rollout.sampling import Sampled, diverged, draw
 from klent.rollout.static import StaticCache, StaticDecoder
 
 ASK = 16  # steps between two looks: each waits for the device, and rows that end meanwhile draw in vain
@@ -43,7 +45,11 @@ class CudaRecorder:
     """CUDA graphs that share their scratch memory; the first call of each runs the step, which loads its kernels."""
 
     def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+
+    def pool(self) -> Any:
+        """That of the graphs there are: torch takes a pool away with the last of its graphs."""
+        return next((graph.pool() for graph in self.graphs), None)
 
     def __call__(self, step: Step) -> Step:
         graph: torch.cuda.CUDAGraph | None = None
@@ -61,8 +67,9 @@ class CudaRecorder:
                 return
             if graph is None:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=self.pool(), capture_error_mode="thread_local"):
                     step()
+                self.graphs.add(graph)
             graph.replay()
 
         return run
@@ -121,12 +128,19 @@ class GraphSampler:
         pad: fills prompts up, and is read by rows that have ended.
         stop_ids: tokens that end a row.
         record: what a step is made into.
+        fused: the model's small operations in kernels, attention and the draw among them; None = as they are.
     """
 
     def __init__(
-        self, model: CausalModel, *, pad: int, stop_ids: Sequence[int], record: Recorder = as_it_is
+        self,
+        model: CausalModel,
+        *,
+        pad: int,
+        stop_ids: Sequence[int],
+        record: Recorder = as_it_is,
+        fused: Fused | None = None,
     ) -> None:
-        self.model, self.pad, self.record = model, pad, record
+        self.model, self.pad, self.record, self.fused = model, pad, record, fused
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=model.device)
         self.cache: StaticCache | None = None
         self.steps: dict[tuple[object, ...], Step] = {}
@@ -158,7 +172,13 @@ class GraphSampler:
         """
         room = uniform.shape[1]
         decoder = StaticDecoder(
-            self.model, prompts, group_size=group_size, pad=self.pad, room=room, cache=self.cache
+            self.model,
+            prompts,
+            group_size=group_size,
+            pad=self.pad,
+            room=room,
+            cache=self.cache,
+            fused=self.fused,
         )
         earlier = self.cache
         self.cache = None  # where an error comes between, the memory is not trusted again
@@ -203,10 +223,7 @@ class GraphSampler:
         rows, place = cache.rows, cache.position
         line = cache.slot[:rows]
         uniform = notes.uniform.index_select(1, place)[:, 0].index_select(0, line)
-        temperature = notes.temperature if how.temperature else 0.0
-        drawn, largest = draw(
-            notes.logits[:rows], uniform, temperature=temperature, top_p=how.top_p, top_k=how.top_k
-        )
+        drawn, largest = self._draw(notes.logits[:rows], uniform, how)
         going = ~notes.ended.index_select(0, line)
         notes.broken += (~largest.isfinite() & going).sum()
         token = torch.where(going, drawn.token, self.pad)
@@ -220,6 +237,17 @@ class GraphSampler:
         notes.stopped.index_copy_(0, line, notes.stopped.index_select(0, line) | stopped)
         notes.ended.index_copy_(0, line, ~going | stopped | full)
         notes.logits[:rows].copy_(decoder.read(token))
+
+    def _draw(self, logits: Tensor, uniform: Tensor, how: Draw) -> tuple[Sampled, Tensor]:
+        """As :func:`klent.rollout.sampling.draw`."""
+        temperature = self.notes.temperature
+        if self.fused is not None and how.temperature and how.top_p == 1.0 and not how.top_k:
+            from klent.rollout.triton import draw as draw_on_chip
+
+            token, numbers = draw_on_chip(logits, uniform, temperature)
+            return Sampled(token, *numbers[:, :4].unbind(1)), numbers[:, 4]
+        heat = temperature if how.temperature else 0.0
+        return draw(logits, uniform, temperature=heat, top_p=how.top_p, top_k=how.top_k)
 
     def _going(self, cache: StaticCache) -> list[int]:
         """The rows that have not ended: the one number that a look waits for."""
@@ -277,35 +305,46 @@ def choose_sampler(
     if not (decoding == "graph" or (decoding == "auto" and on_gpu)):
         return None
     record: Recorder = CudaRecorder() if on_gpu else as_it_is
-    reason = graph_refusal(model, record) if alone else "two models give each token's distribution"
-    if reason is not None:
-        note(
-            f"rollout.decoding: step by step from Python (slower, as exact), not one recorded step: {reason}"
-        )
-        return None
-    return GraphSampler(model, pad=pad, stop_ids=stop_ids, record=record)
+    reason: str | None = "two models give each token's distribution"
+    for fused in _ways(model) if alone else ():
+        reason = graph_refusal(model, record, fused)
+        if reason is None:
+            return GraphSampler(model, pad=pad, stop_ids=stop_ids, record=record, fused=fused)
+    note(f"rollout.decoding: step by step from Python (slower, as exact), not one recorded step: {reason}")
+    return None
 
 
-def graph_refusal(model: CausalModel, record: Recorder) -> str | None:
+def _ways(model: CausalModel) -> Iterator[Fused | None]:
+    if has_kernels(model.device):
+        yield Fused(model)
+    yield None
+
+
+def graph_refusal(model: CausalModel, record: Recorder, fused: Fused | None = None) -> str | None:
     """Why a model cannot be sampled by a :class:`GraphSampler`; None where it can: tried on made-up tokens."""
     if attention_window(model) is not None:
         return "its attention has a window"
-    if not agrees(model, lambda: read_alone(model), partial(trial, StaticDecoder, model), rounding=3e-2):
-        return "its attention or its cache does more than scores and a softmax over keys and values"
-    if record is as_it_is:
-        return None
     try:
+        decoder = partial(StaticDecoder, fused=fused)
+        if not agrees(model, lambda: read_alone(model), partial(trial, decoder, model), rounding=3e-2):
+            return "its attention or its cache does more than scores and a softmax over keys and values"
+        if record is as_it_is:
+            return None
         with evaluating(model):
-            usual, recorded = (_made_up_numbers(model, some) for some in (as_it_is, record))
+            usual, recorded = (_made_up_numbers(model, some, fused) for some in (as_it_is, record))
     except REFUSALS as error:
         return f"it cannot be recorded ({first_line(error)})"
+    except Exception as error:  # a compiler's errors are of no common type
+        if fused is None:
+            raise
+        return f"klent's kernels do not run here ({first_line(error)})"
     return None if close(usual, recorded, model.dtype) else "recorded, its numbers are others"
 
 
-def _made_up_numbers(model: CausalModel, record: Recorder) -> Tensor:
+def _made_up_numbers(model: CausalModel, record: Recorder, fused: Fused | None) -> Tensor:
     """Numbers of some tokens that a model says behind made-up prompts."""
     prompts, _ = made_up(model)
     uniform = torch.linspace(0.1, 0.9, 4 * 6).view(4, 6)
-    sampler = GraphSampler(model, pad=0, stop_ids=(), record=record)
+    sampler = GraphSampler(model, pad=0, stop_ids=(), record=record, fused=fused)
     how = Draw(temperature=1.0, top_p=1.0, top_k=0)
     return sampler(prompts, group_size=2, uniform=uniform, rooms=[6] * 4, how=how).numbers

@@ -8,6 +8,7 @@ places a step looks at is decided by the host, and stays as it is from one step 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from klent.policies.causal_lm.attention import AttentionKernel, AttentionLayer, attending
 from klent.policies.causal_lm.model import CausalModel, reading_cache
 from klent.rollout.decoding import prefill
+from klent.rollout.fused import Fused
 from klent.rollout.grid import Grid, attend, moved
 
 ROOM = 32  # tokens of a completion where nobody says how many there may be
@@ -37,11 +39,14 @@ class StaticCache:
         rows: how many rows a step computes: the first ones.
         window: how many places it looks at: the first ones.
         in_order: whether rows fill the grid one after the other.
+        fused: whether attention is klent's kernel, which writes new keys and values, and looks at what is written.
     """
 
-    def __init__(self, prefilled: Any, mask: Tensor, group_size: int, *, room: int) -> None:
+    def __init__(
+        self, prefilled: Any, mask: Tensor, group_size: int, *, room: int, fused: bool = False
+    ) -> None:
         count, length = mask.shape
-        self.group_size, self.room = group_size, room
+        self.group_size, self.room, self.fused = group_size, room, fused
         self.length_of_prompts = -(-length // ROUND) * ROUND
         keys: Tensor = prefilled.layers[0].keys
         device, dtype = keys.device, keys.dtype
@@ -89,14 +94,19 @@ class StaticCache:
 
     def look(self, written: int) -> None:
         """Look at as many places as a token behind ``written`` others needs, and at most at twice as many."""
-        self.window = min(self.room, WINDOW)
+        self.window = self.room if self.fused else min(self.room, WINDOW)
         while self.window <= written and self.window < self.room:
             self.window = min(self.room, 2 * self.window)
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one token per row, ``[rows, K, 1, D]``; the places that are looked at, ``[rows, K, window, D]``."""
+        """Write one token per row, ``[rows, K, 1, D]``; the places that are looked at, ``[rows, K, window, D]``.
+
+        A kernel gets the new token alone, as it comes.
+        """
+        if self.fused:
+            return keys, values
         pair = self.completions[layer_idx]
         for memory, new in zip(pair, (keys, values), strict=True):
             memory[: self.rows].index_copy_(2, self.position, new)
@@ -135,7 +145,27 @@ def _attend(
     return attend(query, key, value, shared, grid, scaling=scaling, bias=cache.bias, ahead=ahead)
 
 
+def _attend_fused(
+    layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, cache: StaticCache, scaling: float
+) -> Tensor:
+    from klent.rollout.triton import attend as attend_on_chip
+
+    return attend_on_chip(
+        query,
+        key,
+        value,
+        cache.prompts[layer.layer_idx],
+        cache.completions[layer.layer_idx],
+        slot=cache.slot,
+        length=cache.length,
+        position=cache.position,
+        group_size=cache.group_size,
+        scaling=scaling,
+    )
+
+
 static_attention: AttentionKernel[StaticCache] = AttentionKernel("klent_static", _attend)
+fused_attention: AttentionKernel[StaticCache] = AttentionKernel("klent_static_fused", _attend_fused)
 
 
 class StaticDecoder:
@@ -145,6 +175,7 @@ class StaticDecoder:
         model, prompts, group_size, pad: as of :class:`klent.rollout.decoding.GroupDecoder`.
         room: the most tokens that follow a prompt.
         cache: the memory of earlier prompts, which is used again where these fit into it.
+        fused: the model's small operations in kernels; None = as transformers runs them.
     """
 
     def __init__(
@@ -156,8 +187,9 @@ class StaticDecoder:
         pad: int,
         room: int = ROOM,
         cache: StaticCache | None = None,
+        fused: Fused | None = None,
     ) -> None:
-        self.model, self.prompts = model, prompts
+        self.model, self.prompts, self.fused = model, prompts, fused
         self.group_size, self.pad, self.room = group_size, pad, room
         self.memory = cache
         self.written = 0
@@ -170,7 +202,8 @@ class StaticDecoder:
         else:
             self.memory = None  # freed before its successor is laid out
             del old
-            self.memory = StaticCache(prefilled, mask, self.group_size, room=self.room)
+            fused = self.fused is not None
+            self.memory = StaticCache(prefilled, mask, self.group_size, room=self.room, fused=fused)
         self.written = 0
         return logits.repeat_interleave(self.group_size, dim=0)
 
@@ -188,9 +221,11 @@ class StaticDecoder:
     def read(self, token: Tensor) -> Tensor:
         """The part of a step that is on the device alone: read a token per row, move on; logits ``[rows, V]``."""
         cache = self.cache
-        cache.ahead.masked_fill_(cache.places == cache.position, 0.0)
+        kernel = static_attention if self.fused is None else fused_attention
+        if self.fused is None:
+            cache.ahead.masked_fill_(cache.places == cache.position, 0.0)
         position = cache.length.index_select(0, cache.slot[: cache.rows]) + cache.position
-        with attending(self.model, static_attention, cache) as attention:
+        with (self.fused or nullcontext)(), attending(self.model, kernel, cache) as attention:
             output = self.model(
                 input_ids=token[:, None],
                 position_ids=position[:, None],
