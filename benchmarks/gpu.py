@@ -5,11 +5,14 @@
     python benchmarks/gpu.py --device cpu --small  # a model of some thousand weights: whether the plumbing runs
 
     decode   128 and 512 rows of a prompt of about 110 tokens and 128 new ones, nothing ends: milliseconds per token
-             place, step by step and recorded. Floor: the weights read once, or their products, whichever is longer
+             place, recorded with klent's kernels, recorded without them, and step by step; what a device starts for
+             a token. Floor: the weights read once, or their products, whichever is longer
     solver   64 rows of 49,152 logits each: milliseconds. Floor: a log-softmax of both
     step     16 prompts x 8 completions x 128 tokens, float32 weights, bfloat16 arithmetic: seconds of a GRPO
              step, the median of those after the first, sampling and training apart; TRL too, where it is
              installed (pip install trl==1.16.0)
+    long     8 prompts x 8 completions x 4096 tokens: what 1000 tokens cost to sample and to train, beside those of
+             completions of 128 tokens, and the memory
 
 Needs a Python with torch, triton, transformers and klent's light dependencies. Without a GPU it says so, and ends
 well. On a GPU the table is written to benchmarks/results/gpu.csv, with device, versions and date.
@@ -37,6 +40,11 @@ REWARD = (
     "def noisy(prompts, completions, **columns):\n"
     "    return [sum(map(ord, str(one))) % 7 / 7 for one in completions]\n"
 )
+WAYS = {
+    "recorded": ("graph", True, 3),
+    "without kernels": ("graph", False, 3),
+    "step by step": ("eager", False, 1),
+}
 Row = dict[str, Any]
 
 
@@ -102,8 +110,11 @@ def row(part: str, case: str, contender: str, value: float, unit: str, floor: fl
 
 def decode(bench: Bench) -> Iterator[Row]:
     """Milliseconds for a place of all rows, prompts read included."""
+    from unittest import mock
+
     from klent.measure.roofline import Floor
     from klent.models.load import load_policy
+    from klent.rollout import graph
     from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
     from klent.streams.prompt import Prompt
 
@@ -118,14 +129,31 @@ def decode(bench: Bench) -> Iterator[Row]:
             for i in range(rows // bench.group)
         ]
         floor = max(weights * rates.width / rates.bytes, 2 * weights * rows / rates.operations) * 1e3
-        for contender, way, repeats in (("recorded", "graph", 3), ("step by step", "eager", 1)):
-            engine = TransformersEngine(loaded, options, rows=rows, decoding=way, note=print)  # type: ignore[arg-type]
-            bench.peak_gb()
-            work = partial(engine.generate, prompts, group_size=bench.group, seed=0)
-            seconds = bench.seconds(work, repeats)
-            case = f"{rows} rows x {bench.tokens} tokens"
+        case = f"{rows} rows x {bench.tokens} tokens"
+        for contender, (way, kernels, repeats) in WAYS.items():
+            with mock.patch.object(
+                graph, "has_kernels", graph.has_kernels if kernels else lambda device: False
+            ):
+                engine = TransformersEngine(loaded, options, rows=rows, decoding=way, note=print)  # type: ignore[arg-type]
+                bench.peak_gb()
+                work = partial(engine.generate, prompts, group_size=bench.group, seed=0)
+                seconds = bench.seconds(work, repeats)
             yield row("decode", case, contender, seconds / bench.tokens * 1e3, "ms", floor, bench.peak_gb())
             yield row("decode", case, contender, rows * bench.tokens / seconds, "tokens/s", None, "")
+            if way == "graph" and bench.device.startswith("cuda"):
+                yield row(
+                    "decode", case, contender, started(work) / bench.tokens, "kernels a token", None, ""
+                )
+
+
+def started(work: Callable[[], Any]) -> int:
+    """Kernels that a device runs meanwhile."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        work()
+    return sum(event.device_type == DeviceType.CUDA for event in seen.events())
 
 
 def solver(bench: Bench) -> Iterator[Row]:
@@ -155,12 +183,10 @@ def solver(bench: Bench) -> Iterator[Row]:
 def step(bench: Bench) -> Iterator[Row]:
     """Seconds of a GRPO step of klent, and of TRL where it is installed."""
     prompts, steps = (2, 3) if bench.small else (16, 4)
-    rows = [{"prompt": [{"role": "user", "content": f"{i} {bench.text}"}]} for i in range(4 * prompts)]
-    (bench.folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    (bench.folder / "noisy.py").write_text(REWARD)
+    rows = written(bench, 4 * prompts)
     case = f"{prompts} x {bench.group} x {bench.tokens}"
     bench.peak_gb()
-    for name, value in klent_step(bench, prompts, steps).items():
+    for name, value in klent_step(bench, prompts, steps, bench.tokens).items():
         yield row("step", case, f"klent {name}", value, "s", None, bench.peak_gb() if name == "step" else "")
     try:
         import trl
@@ -171,7 +197,28 @@ def step(bench: Bench) -> Iterator[Row]:
     yield row("step", case, f"TRL {trl.__version__} step", seconds, "s", None, bench.peak_gb())
 
 
-def klent_step(bench: Bench, prompts: int, steps: int) -> dict[str, float]:
+def long(bench: Bench) -> Iterator[Row]:
+    """What 1000 tokens of long completions cost, beside those of short ones in the same number of rows."""
+    prompts = 2 if bench.small else 8
+    written(bench, 4 * prompts)
+    for tokens in (bench.tokens, 2 * bench.tokens if bench.small else 4096):
+        bench.peak_gb()
+        times = klent_step(bench, prompts, 3, tokens)
+        peak, thousands = bench.peak_gb(), prompts * bench.group * tokens / 1000
+        for name in ("sampling", "training"):
+            case = f"{prompts} x {bench.group} x {tokens}"
+            yield row("long", case, name, times[name] / thousands * 1e3, "ms per 1000 tokens", None, peak)
+
+
+def written(bench: Bench, count: int) -> list[Row]:
+    """Rows of prompts, in the file that a step reads, beside a reward."""
+    rows = [{"prompt": [{"role": "user", "content": f"{i} {bench.text}"}]} for i in range(count)]
+    (bench.folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (bench.folder / "noisy.py").write_text(REWARD)
+    return rows
+
+
+def klent_step(bench: Bench, prompts: int, steps: int, tokens: int) -> dict[str, float]:
     """Medians of whole step, sampling and training."""
     from klent.config import make_recipe
     from klent.runs.train import train
@@ -181,11 +228,11 @@ def klent_step(bench: Bench, prompts: int, steps: int) -> dict[str, float]:
             "name": "step", "model": str(bench.folder / "model"), "method": "grpo", "device": bench.device,
             "precision": {"compute": "bfloat16"}, "task": {"data": str(bench.folder / "rows.jsonl")},
             "reward": f"{bench.folder / 'noisy.py'}:noisy", "steps": steps, "prompts_per_step": prompts,
-            "group_size": bench.group, "rollout": {"max_tokens": bench.tokens}, "eval": None,
+            "group_size": bench.group, "rollout": {"max_tokens": tokens}, "eval": None,
             "checkpoint": {"every": 0}, "update": {"tokens_per_microbatch": 32_768},
         }
     )  # fmt: skip
-    run = train(recipe, bench.folder / "step", command="benchmarks/gpu.py")
+    run = train(recipe, Path(tempfile.mkdtemp(dir=bench.folder)) / "run", command="benchmarks/gpu.py")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
     names = {"step": "time/step", "sampling": "time/rollout", "training": "time/train"}
     return {name: statistics.median(one[key] for one in rows) for name, key in names.items()}
@@ -241,7 +288,12 @@ def trl_step(bench: Bench, rows: list[Row], prompts: int, steps: int) -> float:
     return statistics.median(times[1:])
 
 
-PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {"decode": decode, "solver": solver, "step": step}
+PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "decode": decode,
+    "solver": solver,
+    "step": step,
+    "long": long,
+}
 
 
 def main() -> int:

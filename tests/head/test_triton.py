@@ -1,6 +1,11 @@
 """The GPU head, run by Triton's interpreter on the CPU: the numbers and gradients of the definition."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +168,32 @@ def test_collision_equals_the_reference(shape: tuple[int, int, int], options: di
     assert plain.entropy is not None
     assert actual.entropy is not None
     assert torch.equal(actual.entropy, plain.entropy)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from klent.head import triton as head
+
+integers = dict.fromkeys(["stride", "first", "above", "start", "width"], "i32")
+types = {"out": "*bf16", "bias": "*bf16", "target": "*i64", "index": "*i64", "scale": "fp32", "reach": "fp32"}
+flags = {head._fold: ["SQUARES"], head._coefficients: ["INDEXED"]}
+for kernel, own in flags.items():
+    for on in (False, True):
+        constants = dict.fromkeys(["HAS_BIAS", "CAPPED", "EVEN", *own], on) | {"BLOCK": 1024}
+        names = [p.name for p in kernel.params]
+        signature = {n: "constexpr" if n in constants else (integers | types).get(n, "*fp32") for n in names}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        for arch in (80, 90):
+            assert triton.compile(source, target=GPUTarget("cuda", arch, 32)).asm["ptx"]
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton.backends.nvidia") is None, reason="Triton without CUDA")
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """Types that the interpreter does not look at; compiling needs no GPU."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -55,9 +56,7 @@ def test_a_norm_of_narrow_numbers_by_wide_weights_is_wide():
 def test_a_gate(dtype):
     gates, values = 4 * random(3, 1, 700, dtype=dtype), random(3, 1, 700, dtype=dtype, seed=1)
     exact = torch.nn.functional.silu(gates) * values
-    torch.testing.assert_close(
-        kernels.gate(gates, values), exact, rtol=ROUNDING[dtype], atol=1e-6
-    )
+    torch.testing.assert_close(kernels.gate(gates, values), exact, rtol=ROUNDING[dtype], atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [2, 8, 20])
@@ -102,7 +101,9 @@ class Lines:
                 self.prompts, self.completions, (self.key, self.value), strict=True
             ):
                 prompt = prompts[place // self.group_size, :, self.longest - int(self.length[place]) :]
-                own.append(torch.cat([prompt, completions[row, :, : self.position], new[row]], dim=1).double())
+                own.append(
+                    torch.cat([prompt, completions[row, :, : self.position], new[row]], dim=1).double()
+                )
             repeat = len(query) // self.kv_heads
             key, value = (x.repeat_interleave(repeat, dim=0) for x in own)
             out.append(((query @ key.transpose(1, 2)) * scaling).softmax(-1) @ value)
@@ -227,7 +228,7 @@ def test_sampling_on_kernels_says_what_sampling_without_them_says(temperature):
     prompts, _ = made_up(model)
     said = [
         GraphSampler(model, pad=0, stop_ids=(TURN_END, 7, 8), fused=fused)(
-            prompts, group_size=3, uniform=random(6, 20).sigmoid(), rooms=[20] * 5 + [4],
+            prompts, group_size=2, uniform=random(4, 9).sigmoid(), rooms=[9] * 3 + [4],
             how=Draw(temperature, 1.0, 0),
         )
         for fused in (None, Fused(model))
@@ -240,6 +241,30 @@ def test_sampling_on_kernels_says_what_sampling_without_them_says(temperature):
         torch.testing.assert_close(
             ours.numbers[row, :length], plain.numbers[row, :length], rtol=1e-4, atol=2e-5
         )
+
+
+def test_a_layer_is_five_kernels_beside_its_products(monkeypatch):
+    """Two norms, the rotation, attention and the gate; behind the layers one norm more, and two for the draw."""
+    model, launched = tiny_model(), []
+
+    class Counted:
+        def __init__(self, name):
+            self.name, self.kernel = name, getattr(kernels, name)
+
+        def __getitem__(self, grid):
+            launched.append(self.name)
+            return self.kernel[grid]
+
+    fused = Fused(model)
+    for name in ("_normalise", "_gate", "_rotate", "_attend", "_join", "_weigh", "_pick"):
+        monkeypatch.setattr(kernels, name, Counted(name))
+    sampler = GraphSampler(model, pad=0, stop_ids=(), fused=fused)
+    with torch.no_grad():
+        sampler([[1, 2, 3]], group_size=1, uniform=random(1, 3), rooms=[3], how=Draw(1.0, 1.0, 0))
+    layers = len(model.model.layers)
+    expected = {"_normalise": 2 * layers + 1, "_rotate": layers, "_attend": layers, "_gate": layers}
+    expected |= {"_weigh": 1, "_pick": 1}
+    assert Counter(launched) == {name: 3 * count for name, count in expected.items()}
 
 
 COMPILE = """

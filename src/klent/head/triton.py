@@ -65,7 +65,8 @@ def _fold(  # type: ignore[no-untyped-def]
     HAS_BIAS: tl.constexpr, CAPPED: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr, SQUARES: tl.constexpr,
 ):  # fmt: skip
     """One row of a tile into its running maximum, sums and target logit; sums of squares where asked."""
-    line = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)  # what was written last is still in the cache
+    # From the last row up: what the product has written last is still in the cache.
+    line = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     row = first + line
     tile += line * stride
     m, s, u = tl.load(m_rows + row), tl.load(s_rows + row), tl.load(u_rows + row)
@@ -74,8 +75,8 @@ def _fold(  # type: ignore[no-untyped-def]
         s2, u2 = tl.load(s2_rows + row), tl.load(u2_rows + row)
     wanted = tl.load(target + row) - start
     here = (wanted >= 0) & (wanted < width)
-    y = tl.load(tile + wanted, mask=here, other=0.0)
-    at_target, _ = _logits(y, bias + start, wanted, here, scale, reach, HAS_BIAS, CAPPED)
+    product = tl.load(tile + wanted, mask=here, other=0.0)
+    at_target, _tanh = _logits(product, bias + start, wanted, here, scale, reach, HAS_BIAS, CAPPED)
     for begin in range(0, width, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         mask = (columns < width) | EVEN
@@ -158,7 +159,7 @@ class _Tiles:
             yield columns, self.weight[columns].to(self.dtype)
 
     def memory(self, name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``[rows, columns]``, whatever it holds: the same memory for every tile, of which the first is the largest."""
+        """``[rows, columns]``, whatever it holds: one memory for all tiles, of which the first is the largest."""
         if name not in self.memories:
             self.memories[name] = torch.empty(rows * columns, dtype=dtype, device=self.hidden.device)
         return self.memories[name][: rows * columns].view(rows, columns)

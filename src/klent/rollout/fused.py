@@ -46,7 +46,9 @@ class Fused:
                     self.forwards.append((module, replacement))
         names = sorted({type(module).__module__ for module in inner.modules()})
         files = [sys.modules[name] for name in names if name in sys.modules]
-        self.rotary = [file for file in files if hasattr(file, ROTARY) and _turns(getattr(file, ROTARY), model)]
+        self.rotary = [
+            file for file in files if hasattr(file, ROTARY) and _turns(getattr(file, ROTARY), model)
+        ]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -110,7 +112,7 @@ def _gated(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 def _same(module: nn.Module, replacement: Callable[[Tensor], Tensor], model: CausalModel) -> bool:
     """Whether the two give the same of made-up numbers."""
     gate_proj = getattr(module, "gate_proj", None)
-    width = module.weight.shape[0] if gate_proj is None else gate_proj.in_features  # type: ignore[union-attr,index]
+    width = module.weight.shape[0] if gate_proj is None else gate_proj.in_features  # type: ignore[index]
     x = _made_up(3, 1, int(width), like=model)
     try:
         with torch.no_grad():
@@ -124,9 +126,7 @@ def _turns(function: Callable[..., Any], model: CausalModel) -> bool:
     """Whether a function of this name is the plain rotation of all dimensions."""
     from klent.rollout.triton import rotate
 
-    query, key, turn = (
-        _made_up(3, heads, 1, 16, like=model) for heads in (4, 2, 1)
-    )
+    query, key, turn = (_made_up(3, heads, 1, 16, like=model) for heads in (4, 2, 1))
     cos, sin = turn[:, 0].cos(), turn[:, 0].sin()
     try:
         with torch.no_grad():

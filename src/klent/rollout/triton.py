@@ -19,7 +19,7 @@ WORDS = 4096  # of the vocabulary that are weighed together
 
 
 def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``weight · x / rms(x)``, ``[..., H]``: the ratio in float32, rounded to the dtype of ``x`` before the weight."""
+    """``weight · x / rms(x)``, ``[..., H]``: the ratio in float32, rounded as ``x`` is before the weight comes."""
     rows = x.reshape(-1, x.shape[-1])
     out = torch.empty_like(rows, dtype=torch.promote_types(x.dtype, weight.dtype))
     width = rows.shape[1]
@@ -108,7 +108,9 @@ def _turn(x, cos, sin, out, HALF: tl.constexpr, BLOCK: tl.constexpr):  # type: i
     straight = (first * tl.load(cos + at, mask=mask, other=0.0).to(tl.float32)).to(dtype).to(tl.float32)
     turned = (-second * tl.load(sin + at, mask=mask, other=0.0).to(tl.float32)).to(dtype).to(tl.float32)
     tl.store(out + at, (straight + turned).to(dtype), mask=mask)
-    straight = (second * tl.load(cos + HALF + at, mask=mask, other=0.0).to(tl.float32)).to(dtype).to(tl.float32)
+    straight = (
+        (second * tl.load(cos + HALF + at, mask=mask, other=0.0).to(tl.float32)).to(dtype).to(tl.float32)
+    )
     turned = (first * tl.load(sin + HALF + at, mask=mask, other=0.0).to(tl.float32)).to(dtype).to(tl.float32)
     tl.store(out + HALF + at, (straight + turned).to(dtype), mask=mask)
 
@@ -132,7 +134,7 @@ def attend(
         query: ``[R, heads, 1, D]``.
         key, value: of the new token, ``[R, K, 1, D]``.
         prompts: keys and values, ``[P, K, L, D]``, each prompt at the end of its line.
-        completions: keys and values, ``[at least R, K, room, D]``: of each row ``position`` tokens, and room for more.
+        completions: keys and values, ``[at least R, K, room, D]``, of which ``position`` tokens are written.
         slot: of each row its place among prompts times group, ``[R]``.
         length: tokens of each place's prompt, ``[P * group]``.
         position: tokens of the completions so far, ``[1]``.
@@ -157,7 +159,9 @@ def attend(
         HEADS_BLOCK=max(16, triton.next_power_of_2(repeat)), WIDTH_BLOCK=max(16, triton.next_power_of_2(width)),
     )  # fmt: skip
     if splits > 1:
-        _join[(rows, heads)](parts, out, WIDTH=width, WIDTH_BLOCK=triton.next_power_of_2(width), SPLITS=splits)
+        _join[(rows, heads)](
+            parts, out, WIDTH=width, WIDTH_BLOCK=triton.next_power_of_2(width), SPLITS=splits
+        )
     return out
 
 
@@ -212,7 +216,18 @@ def _attend(  # type: ignore[no-untyped-def]
         token = start + ahead
         seen = (token >= first) & (token < longest)
         top, total, sums = _look(
-            q, prompt_keys + line, prompt_values + line, token, seen, d, wide, scaling, top, total, sums, WIDTH
+            q,
+            prompt_keys + line,
+            prompt_values + line,
+            token,
+            seen,
+            d,
+            wide,
+            scaling,
+            top,
+            total,
+            sums,
+            WIDTH,
         )
     line = (row * KV_HEADS + head) * room * WIDTH
     for start in range(split * BLOCK, now, SPLITS * BLOCK):
@@ -291,7 +306,9 @@ def _weigh(logits, stride, temperature, parts, size, blocks, WORDS: tl.constexpr
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = block * WORDS + tl.arange(0, WORDS)
     mask = at < size
-    z = tl.load(logits + row * stride + at, mask=mask, other=float("-inf")).to(tl.float32) / tl.load(temperature)
+    z = tl.load(logits + row * stride + at, mask=mask, other=float("-inf")).to(tl.float32) / tl.load(
+        temperature
+    )
     top = tl.maximum(tl.max(z, axis=0), FLOOR)
     x = z - top
     weight = tl.exp(x)
@@ -357,4 +374,3 @@ def _pick(  # type: ignore[no-untyped-def]
     tl.store(out + 3, tl.where(collision_logp > 0, 0.0, collision_logp))
     broken = (total != total) | (top <= FLOOR)
     tl.store(out + 4, tl.where(broken, float("nan"), top))
-
