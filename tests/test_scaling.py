@@ -60,7 +60,7 @@ def test_the_pages_say_what_the_tables_say():
         assert f"{int(row['tokens_per_second_per_device']):,}" in ranks
     split = {(row["how"], row["staleness"]): float(row["to_turns"]) for row in committed("apart.csv")}
     lines = re.findall(r"^\| (\d sample, \d train) \| (\S+) \| (\S+) \| (\S+) \|$", engines, flags=re.M)
-    assert len(lines) == len({how for how, _ in split})
+    assert {how for how, *_ in lines} == {how for how, _ in split} - {"in turns"}
     for how, *shown in lines:
         for staleness, value in enumerate(shown):
             assert float(value) == pytest.approx(split[how, str(staleness)], abs=0.0051)
