@@ -461,7 +461,7 @@ def test_claims_and_pages_of_real_runs_name_each_other(claim: Claim) -> None:
 
 
 def test_pages_of_real_runs_name_no_other_claim() -> None:
-    for page in ("entropy.md", "unsupervised.md", "mixture.md", "sequences.md"):
+    for page in ("entropy.md", "unsupervised.md", "mixture.md", "sequences.md", "price.md", "ppo.md"):
         rows = re.findall(
             r"^\| \[([\w-]+)\]\(claims\.md#", (DOCS / page).read_text(encoding="utf-8"), flags=re.M
         )

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import torch
 
-from klent.claims.claim import Claim, Figure, Figures, Judgement, over_seeds
+from klent.claims.claim import Claim, Figure, Figures, Judgement, RealRuns, over_seeds
 from klent.claims.sources import ENTROPY_ESSAY, RAZOR, RETAINING
 from klent.claims.worlds.two_tasks import SCORE, Kept, learn, ways, worlds
 
@@ -151,6 +151,12 @@ FORGETTING = Claim(
     control="maximum likelihood of right answers that the policy draws anew at every step",
     measure=measure_forgetting,
     judge=judge_forgetting,
+    real_runs=RealRuns(
+        "price.md#forgetting",
+        "agree",
+        "at one score imitating gold answers costs more of the old texts than GRPO, with every weight and with "
+        "adapters of rank 1; imitating the model's own right answers costs no more than GRPO that could be told",
+    ),
 )
 
 PREDICTION = Claim(
@@ -163,4 +169,10 @@ PREDICTION = Claim(
     control="the distance of the weights; the same within one way to learn",
     measure=measure_prediction,
     judge=judge_prediction,
+    real_runs=RealRuns(
+        "price.md#forgetting",
+        "agree in part",
+        "over all arms and rates together the KL on the new task ranks the runs as what they lost does, where way to "
+        "learn and score differ; the distance of the weights, the better measure here, has an interval that overlaps",
+    ),
 )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from klent import objectives as O
-from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, over_seeds
+from klent.claims.claim import SEEDS, Claim, Figure, Figures, Judgement, RealRuns, over_seeds
 from klent.claims.sources import BEYOND_BASE, ENTROPY_ESSAY
 from klent.claims.worlds import shared
 from klent.claims.worlds.shared import ACTIONS, CONTEXTS, GROUP, World, groups, policy, sample, taken
@@ -107,4 +107,11 @@ CLAIM = Claim(
     control="the model before at its best temperature; separate weights, where nothing is traded",
     measure=measure,
     judge=judge,
+    real_runs=RealRuns(
+        "price.md#forgetting",
+        "agree in part",
+        "every arm but one raises pass@1, and at pass@8 none can be told from the untrained model: neither the gain "
+        "nor the loss that the small world finds at 256 tries. Imitating gold answers does no better there than "
+        "reinforcement",
+    ),
 )
