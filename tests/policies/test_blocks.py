@@ -5,6 +5,7 @@ import torch
 from tiny import tiny_model
 
 from klent.models.load import recompute_activations
+from klent.policies.causal_lm import blocks as blocks_module
 from klent.policies.causal_lm.blocks import block_attention, find_blocks
 from klent.policies.causal_lm.packing import Completion, make_groups, pack
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -55,10 +56,31 @@ def test_blocks_hold_every_pair_that_sees_and_no_other():
     assert pairs == seen(owner)
 
 
+def test_completions_too_long_for_a_mask_are_sequences_behind_their_prompt(monkeypatch):
+    monkeypatch.setattr(blocks_module, "LARGEST_MASK", 0)
+    packed = rows()
+    blocks = find_blocks(packed.owner, packed.segment)
+    assert blocks.mask is None
+    length, width = packed.owner.shape[1], blocks.prompt.shape[1]
+    lines = [*blocks.prompt.tolist(), *blocks.sequence.tolist()]
+    places = [(line, place) for line in lines for place in range(len(line))]
+    pairs = set()
+    for token, output in enumerate(blocks.output.tolist()):
+        if packed.owner.flatten()[token] < 0:
+            continue
+        line, place = places[output]
+        assert line[place] == token
+        pairs |= {(token // length, token % length, line[j] % length) for j in range(place + 1)}
+    assert pairs == seen(packed.owner)
+    assert blocks.sequence.shape == (len(blocks.completion), width + blocks.completion.shape[1])
+
+
+@pytest.mark.parametrize("largest", [1 << 26, 0], ids=["masked", "sequences"])
 @pytest.mark.parametrize(
     "lengths", [LENGTHS, [[1, 1], [1]], [[9], [2]]], ids=["mixed", "single tokens", "one"]
 )
-def test_values_and_gradients_are_those_of_one_mask(lengths):
+def test_values_and_gradients_are_those_of_one_mask(lengths, largest, monkeypatch):
+    monkeypatch.setattr(blocks_module, "LARGEST_MASK", largest)
     model = tiny_model()
     policy, packed = CausalPolicy(model, temperature=1.0), rows(lengths)
     assert takes_shared_prompt(policy, longest=30)

@@ -8,6 +8,9 @@ A row of a prompt and C completions of n tokens has (P + C·n)² pairs of tokens
 which for a prompt of 200 and 8 completions of 100 is a quarter. :data:`block_attention` takes the row apart,
 attends in each part, and puts the outputs back in their positions. Where several prompts stand in a row, each is
 a part.
+
+What a completion sees is told by a mask, of n · (P + n) numbers for each. Where these would be too many, each
+completion is a plain causal sequence behind a copy of its prompt: P² pairs more for each, and no mask.
 """
 
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from klent.policies.causal_lm.attention import AttentionKernel, AttentionLayer
+
+LARGEST_MASK = 1 << 26  # numbers: 128 MB in bfloat16 before it is repeated for the heads of a key
 
 
 @dataclass(frozen=True)
@@ -28,22 +33,26 @@ class Blocks:
         completion: indices of each completion's tokens, ``[C, T]``, padded likewise.
         behind: the prompt of each completion, ``[C]``.
         mask: added to the scores of completions over ``[prompt, completion]``, 0 or the lowest number,
-            ``[C, 1, T, P + T]``.
-        output: for each token of the grid its index among the ``[S * P + C * T]`` outputs, ``[R * L]``.
+            ``[C, 1, T, P + T]``; None where they are sequences.
+        sequence: where there is no mask, indices of each completion behind its prompt, ``[C, P + T]``, padded on the
+            right with 0.
+        output: for each token of the grid its index among the outputs, prompts first, ``[R * L]``.
     """
 
     prompt: Tensor
     completion: Tensor
     behind: Tensor
-    mask: Tensor
+    mask: Tensor | None
+    sequence: Tensor | None
     output: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Blocks":
         """The same on a device, the mask in the model's numbers."""
-        mask = self.mask.clamp_min(torch.finfo(dtype).min).to(device, dtype)
+        mask = None if self.mask is None else self.mask.clamp_min(torch.finfo(dtype).min).to(device, dtype)
+        sequence = None if self.sequence is None else self.sequence.to(device)
         indices = (self.prompt, self.completion, self.behind, self.output)
         prompt, completion, behind, output = (index.to(device) for index in indices)
-        return Blocks(prompt, completion, behind, mask, output)
+        return Blocks(prompt, completion, behind, mask, sequence, output)
 
 
 def find_blocks(owner: Tensor, segment: Tensor) -> Blocks:
@@ -70,20 +79,32 @@ def find_blocks(owner: Tensor, segment: Tensor) -> Blocks:
                 prompts.append(here)
     width = max(map(len, prompts))
     longest = max((len(positions) for _, positions in completions), default=1)
+    masked = len(completions) * longest * (width + longest) <= LARGEST_MASK
+    before = 0 if masked else width  # places for the prompt in a completion's line of outputs
+    line = before + longest
     prompt = torch.zeros(len(prompts), width, dtype=torch.long)
     completion = torch.zeros(len(completions), longest, dtype=torch.long)
-    mask = torch.full((len(completions), longest, width + longest), torch.finfo(torch.float32).min)
-    mask[:, :, width:].masked_fill_(torch.ones(longest, longest, dtype=torch.bool).tril(), 0.0)
+    mask = sequence = None
+    if masked:
+        mask = torch.full((len(completions), longest, width + longest), torch.finfo(torch.float32).min)
+        mask[:, :, width:].masked_fill_(torch.ones(longest, longest, dtype=torch.bool).tril(), 0.0)
+    else:
+        sequence = torch.zeros(len(completions), line, dtype=torch.long)
     output = torch.zeros(owner.numel(), dtype=torch.long)
     for s, positions in enumerate(prompts):
         prompt[s, : len(positions)] = positions
         output[positions] = s * width + torch.arange(len(positions))
     for c, (s, positions) in enumerate(completions):
         completion[c, : len(positions)] = positions
-        output[positions] = len(prompts) * width + c * longest + torch.arange(len(positions))
-        mask[c, :, : len(prompts[s])] = 0.0
-    behind = torch.tensor([s for s, _ in completions], dtype=torch.long)
-    return Blocks(prompt, completion, behind, mask[:, None], output)
+        behind = len(prompts[s])
+        first = len(prompts) * width + c * line + (0 if masked else behind)
+        output[positions] = first + torch.arange(len(positions))
+        if mask is not None:
+            mask[c, :, :behind] = 0.0
+        if sequence is not None:
+            sequence[c, : behind + len(positions)] = torch.cat([prompts[s], positions])
+    behinds = torch.tensor([s for s, _ in completions], dtype=torch.long)
+    return Blocks(prompt, completion, behinds, None if mask is None else mask[:, None], sequence, output)
 
 
 def _attend(
@@ -97,13 +118,19 @@ def _attend(
     def take(x: Tensor, index: Tensor) -> Tensor:  # [blocks, heads of x, tokens, D]
         return x.index_select(0, index.flatten()).view(*index.shape, -1, width).transpose(1, 2)
 
+    def causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Each line of tokens sees itself; padding behind it is seen by padding alone."""
+        keys, values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))
+        out = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scaling)
+        return out.transpose(1, 2).flatten(0, 1)
+
     keys, values = take(k, blocks.prompt), take(v, blocks.prompt)
-    wide_keys, wide_values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))
-    prompt = scaled_dot_product_attention(
-        take(q, blocks.prompt), wide_keys, wide_values, is_causal=True, scale=scaling
-    )
-    outputs = [prompt.transpose(1, 2).flatten(0, 1)]
-    if len(blocks.completion):
+    outputs = [causal(take(q, blocks.prompt), keys, values)]
+    if blocks.sequence is not None:
+        queries, keys, values = (take(x, blocks.sequence) for x in (q, k, v))
+        outputs.append(causal(queries, keys, values))
+    elif len(blocks.completion):
+        assert blocks.mask is not None
         keys, values = (
             torch.cat([shared.index_select(0, blocks.behind), take(x, blocks.completion)], dim=2)
             for shared, x in ((keys, k), (values, v))
