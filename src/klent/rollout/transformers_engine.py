@@ -59,6 +59,7 @@ class _Row:
     read: int  # tokens that were read for it before its first
     tokens: list[int] = field(default_factory=list)
     numbers: list[tuple[float, ...]] = field(default_factory=list)  # of each: those of Sampled, and more
+    table: Tensor | None = None  # the same, where a device has drawn them all
     stopped: bool = False
 
 
@@ -292,7 +293,7 @@ class TransformersEngine:
             rows, said.tokens, said.numbers, said.lengths, said.stopped, strict=True
         ):
             row.tokens, row.stopped = tokens[:count].tolist(), stopped
-            row.numbers = [tuple(its) for its in numbers[:count].tolist()]
+            row.table = numbers[:count].clone()
         return rows
 
     def _choose_decoder(self) -> DecoderKind:
@@ -366,7 +367,8 @@ class TransformersEngine:
         return any(stop in tail for stop in self.options.stop)
 
     def _episode(self, row: _Row, prompt: Prompt, prompt_ids: list[int]) -> Episode:
-        logp, entropy, renyi, collision_logp, *_ = torch.tensor(row.numbers).unbind(dim=1)
+        table = torch.tensor(row.numbers) if row.table is None else row.table
+        logp, entropy, renyi, collision_logp, *_ = table.unbind(dim=1)
         return Episode(
             prompt=prompt,
             prompt_ids=prompt_ids,
