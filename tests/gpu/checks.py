@@ -20,7 +20,9 @@ import klent
 from klent.config import load_recipe
 from klent.mixture import solve_alpha
 from klent.models.load import LoadedModel
+from klent.rollout.fused import has_kernels
 from klent.rollout.graph import CudaRecorder, as_it_is, graph_refusal
+from klent.rollout.sampling import draw
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.runs.checkpoint import load_step
 from klent.runs.train import train
@@ -109,6 +111,51 @@ OPTIONS = [
 ]
 
 
+def decoding_kernels_are_exact(device: str) -> str:
+    """Attention of a new token and the draw against float64, in the shapes of a model that people use."""
+    from klent.rollout import triton as kernels
+
+    on_gpu = device.startswith("cuda")
+    rows, longest, room, width, size = (32, 192, 2048, 64, 151_936) if on_gpu else (2, 64, 64, 16, 300)
+    # The interpreter cannot multiply bfloat16.
+    dtype, limit = (torch.bfloat16, 2e-2) if on_gpu else (torch.float32, 1e-5)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    query, key, value = normal(rows, 14, 1, width), normal(rows, 2, 1, width), normal(rows, 2, 1, width)
+    prompts = normal(1, 2, longest, width), normal(1, 2, longest, width)
+    written = normal(rows, 2, room, width), normal(rows, 2, room, width)
+    length = torch.full((rows,), longest - 7, device=device)
+    slot = torch.arange(rows, device=device)
+    worst = 0.0
+    for position in (0, room // 2, room - 1):
+        ours = kernels.attend(
+            query, key, value, prompts, written, slot=slot, length=length, group_size=rows, scaling=0.125,
+            position=torch.tensor([position], device=device),
+        )  # fmt: skip
+        keys, values = (
+            torch.cat([mine[:, :, 7:].expand(rows, -1, -1, -1), own[:, :, : position + 1]], dim=2)
+            .double()
+            .repeat_interleave(7, dim=1)
+            for mine, own in zip(prompts, written, strict=True)
+        )
+        exact = (query.double() @ keys.mT * 0.125).softmax(-1) @ values
+        worst = max(worst, _distance(ours.transpose(1, 2), exact))
+    assert worst < limit, worst
+    logits, uniform = 3 * torch.randn(rows, size, generator=generator), torch.rand(rows, generator=generator)
+    heat = torch.tensor(0.8)
+    token, numbers = kernels.draw(logits.to(device), uniform.to(device), heat.to(device))
+    drawn, _ = draw(logits.double(), uniform.double(), temperature=heat, top_p=1.0, top_k=0)
+    same = token.cpu() == drawn.token
+    expected = torch.stack(drawn[1:], dim=1)[same]
+    error = float((numbers[:, :4].cpu()[same] - expected).abs().max())
+    assert same.sum() >= rows - 1, same
+    assert error < 2e-5, error
+    return f"attention to {worst:.1e}, {int(same.sum())} of {rows} tokens drawn alike, numbers to {error:.1e}"
+
+
 def recorded_is_eager(device: str) -> str:
     """The recorded step says what step-by-step decoding says from the same uniform numbers, call after call.
 
@@ -128,6 +175,8 @@ def recorded_is_eager(device: str) -> str:
             with torch.no_grad():
                 model.lm_head.weight.mul_(1.0 + 0.01 * seed)  # the optimizer moves weights in place
             recorded = engine.generate(PROMPTS, group_size=8, seed=seed)
+            assert engine.sampler is not None
+            assert (engine.sampler.fused is not None) == has_kernels(model.device)
             eager = TransformersEngine(loaded, options, decoding="eager").generate(
                 PROMPTS, group_size=8, seed=seed
             )
@@ -258,6 +307,7 @@ CHECKS: dict[str, Check] = {
     for check in (
         head_is_exact,
         solver_is_exact,
+        decoding_kernels_are_exact,
         recorded_is_eager,
         bfloat16_numbers_are_the_models,
         rows_by_memory,

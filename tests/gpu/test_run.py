@@ -23,7 +23,8 @@ def test_without_a_gpu_it_says_so_and_ends_well():
 
 
 def test_the_quick_checks_run_on_a_cpu():
-    names = ("solver_is_exact", "recorded_is_eager", "rows_by_memory", "bfloat16_numbers_are_the_models")
+    names = ["solver_is_exact", "decoding_kernels_are_exact", "recorded_is_eager", "rows_by_memory"]
+    names.append("bfloat16_numbers_are_the_models")
     result = run("--device", "cpu", *names)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count(" ok ") == len(names)
