@@ -14,9 +14,7 @@ from klent.models.load import LoadedModel
 from klent.rollout import graph, static
 from klent.rollout.graph import GraphSampler, as_it_is, graph_refusal
 from klent.rollout.memory import Rows, bytes_per_row
-from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.static import StaticCache, StaticDecoder
-from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
@@ -228,13 +226,17 @@ def test_what_cannot_be_recorded_is_decoded_step_by_step_and_says_so():
     assert graph_refusal(window, as_it_is) == "its attention has a window"
     assert graph_refusal(tiny_model(), as_it_is) is None
     notes: list[str] = []
-    options = SamplingOptions(max_tokens=4)
-    mixture = MixtureEngine(
-        loaded(), Target(loaded()), options, alpha=0.5, decoding="graph", note=notes.append
+    engine = TransformersEngine(
+        LoadedModel(window, tiny_tokenizer(), "tiny", ()),
+        SamplingOptions(max_tokens=4),
+        decoding="graph",
+        note=notes.append,
     )
-    said(mixture)
-    assert "step by step from Python (slower, as exact)" in notes[0]
-    assert "two models" in notes[0]
+    engine._prepare()
+    assert engine.sampler is None
+    (note,) = notes
+    assert "step by step from Python (slower, as exact)" in note
+    assert "its attention has a window" in note
 
 
 def test_turns_that_keep_their_keys_are_decoded_step_by_step_and_say_so():

@@ -1,5 +1,7 @@
 """Two-model decoding: what it reports is what independent passes of both models say of what it sampled."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -193,3 +195,58 @@ def test_what_a_prompt_lacks_is_named():
         MixtureEngine(loaded(), Target(loaded(1), temperature=0.0), OPTIONS)
     with pytest.raises(ValueError, match="needs a value"):
         MixtureEngine(loaded(), Target(loaded(1)), OPTIONS, alpha="ess")
+
+
+#: share of the policy and what it aims at, top-p, the target's prompt and temperature
+RECORDED = {
+    "a number": (0.3, None, 1.0, None, 1.0),
+    "by prompt": (lambda prompt: 0.1 + 0.2 * int(prompt.id[-1]), None, 1.0, None, 1.0),
+    "chernoff": ("chernoff", None, 1.0, "Say of {prompt} what you think of it", 1.0),
+    "a budget, cut": ("kl_budget", 0.1, 0.9, None, 1.3),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_step_mixes_as_step_by_step(name):
+    alpha, value, top_p, prompt, temperature = RECORDED[name]
+    options = SamplingOptions(max_tokens=20, temperature=0.7, top_p=top_p)
+    ours = loaded()
+    target = Target(loaded(1) if prompt is None else ours, prompt=prompt, temperature=temperature)
+
+    def engine(decoding: str) -> MixtureEngine:
+        return MixtureEngine(
+            ours, target, options, alpha=alpha, value=value, decoding=decoding, note=pytest.fail
+        )
+
+    recorded, eager = engine("graph"), engine("eager")
+    for seed in (3, 4):  # memory and recordings of the first call serve the second
+        pairs = zip(
+            *(one.generate(PROMPTS, group_size=4, seed=seed) for one in (recorded, eager)), strict=True
+        )
+        lengths = set()
+        for one, other in pairs:
+            assert one.tokens.tolist() == other.tokens.tolist()
+            assert (one.finish, one.text) == (other.finish, other.text)
+            lengths.add(len(one.tokens))
+            for field in (own.name for own in fields(one.mixture)):
+                mine, theirs = (getattr(x.mixture, field) for x in (one, other))
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(one.logp, other.logp, rtol=1e-4, atol=2e-5)
+        assert len(lengths) > 1
+    assert len({rows for rows, *_ in recorded.sampler.steps}) > 1  # rows have ended, and others moved
+
+
+def test_a_share_that_is_set_anew_is_heeded_by_the_recording():
+    ours, target = loaded(), Target(loaded(1))
+    recorded = MixtureEngine(ours, target, OPTIONS, alpha=0.2, decoding="graph", note=pytest.fail)
+    recorded.generate(PROMPTS, **SEEDED)
+    steps = dict(recorded.sampler.steps)
+    recorded.alpha = 0.9
+    said = recorded.generate(PROMPTS, **SEEDED)
+    assert all(recorded.sampler.steps[key] is step for key, step in steps.items())
+    expected = MixtureEngine(ours, target, OPTIONS, alpha=0.9).generate(PROMPTS, **SEEDED)
+    assert [one.tokens.tolist() for one in said] == [one.tokens.tolist() for one in expected]
+    assert {round(float(a), 6) for one in said for a in one.mixture.alpha} == {0.9}
+    recorded.alpha, recorded.value = "kl_budget", 0.05
+    recorded.generate(PROMPTS, **SEEDED)
+    assert not any(step in steps.values() for step in recorded.sampler.steps.values())

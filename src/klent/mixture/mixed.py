@@ -92,7 +92,8 @@ def _given(policy: Tensor, target: Tensor, alpha: Tensor) -> tuple[Tensor, Tenso
     With d = target - policy, both KLs follow from E_q[d] and the three normalisers.
     """
     policy_below, target_below = (logits - logits.amax(-1, keepdim=True) for logits in (policy, target))
-    if not torch.isfinite(policy_below.amin() + target_below.amin()):
+    # A GPU is not asked: the host would wait for it, and a recorded step may not.
+    if policy.is_cuda or not torch.isfinite(policy_below.amin() + target_below.amin()):
         return _given_supports(policy, target, alpha)
     log_q = torch.lerp(target_below, policy_below, alpha.unsqueeze(-1))
     # exp2 takes a quarter of the time of exp on a CPU.

@@ -10,6 +10,7 @@ On a CPU the same step runs as it is: same memory, same counters, same numbers.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -19,10 +20,10 @@ from torch import Tensor
 from klent.errors import first_line
 from klent.models.exact import close
 from klent.policies.causal_lm.model import CausalModel, attention_window
-from klent.policies.causal_lm.probe import REFUSALS, agrees, evaluating
+from klent.policies.causal_lm.probe import agrees, evaluating
 from klent.rollout.decoding import made_up, read_alone, trial
 from klent.rollout.fused import Fused, has_kernels
-from klent.rollout.sampling import Sampled, diverged, draw
+from klent.rollout.sampling import diverged, draw
 from klent.rollout.static import StaticCache, StaticDecoder
 
 ASK = 16  # steps between two looks: each waits for the device, and rows that end meanwhile draw in vain
@@ -75,21 +76,93 @@ class CudaRecorder:
         return run
 
 
+class Reader(NamedTuple):
+    """A model that reads what is said."""
+
+    model: CausalModel
+    fused: Fused | None = None
+    """Its small operations in kernels, attention among them; None = as they are."""
+    active: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """A context in which the model stands for itself, such as one that switches an adapter off."""
+
+
+class Drawn(NamedTuple):
+    """A token for each row, ``[R]``; columns of what is known of it, the first as of ``Sampled``, ``[R]`` each; and
+    the largest logit, not finite where a model has diverged."""
+
+    token: Tensor
+    numbers: Sequence[Tensor]
+    largest: Tensor
+
+
+class How(Protocol):
+    """How tokens are drawn from the logits of all readers. No number may leave the device."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What a recording cannot change."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a token."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """What :meth:`__call__` gets as ``temperature``, which may change from call to call; 0 is greedy."""
+        ...
+
+    def __call__(
+        self, logits: Sequence[Tensor], uniform: Tensor, *, temperature: Tensor, share: Tensor, fused: bool
+    ) -> Drawn:
+        """Draw.
+
+        Args:
+            logits: of each reader, ``[R, V]``.
+            uniform: a number in [0, 1) for each row, ``[R]``.
+            temperature: as set, without dimensions.
+            share: a number of each row, as the call was given it, ``[R]``.
+            fused: whether klent's kernels may be used.
+        """
+        ...
+
+
 class Draw(NamedTuple):
-    """How tokens are drawn; see :func:`klent.rollout.sampling.sample_tokens`."""
+    """From one reader's logits; see :func:`klent.rollout.sampling.sample_tokens`."""
 
     temperature: float
     top_p: float
     top_k: int
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        return self.temperature == 0, self.top_p, self.top_k
+
+    @property
+    def columns(self) -> int:
+        return 4
+
+    def __call__(
+        self, logits: Sequence[Tensor], uniform: Tensor, *, temperature: Tensor, share: Tensor, fused: bool
+    ) -> Drawn:
+        if fused and self.temperature and self.top_p == 1.0 and not self.top_k:
+            from klent.rollout.triton import draw as draw_on_chip
+
+            token, numbers = draw_on_chip(logits[0], uniform, temperature)
+            return Drawn(token, numbers[:, :4].unbind(1), numbers[:, 4])
+        heat = temperature if self.temperature else 0.0
+        drawn, largest = draw(logits[0], uniform, temperature=heat, top_p=self.top_p, top_k=self.top_k)
+        return Drawn(drawn.token, drawn[1:], largest)
+
 
 class Completions(NamedTuple):
-    """What was said, row by row: so many tokens each, and of each token the numbers of ``Sampled``."""
+    """What was said, row by row: so many tokens each, and of each token the numbers that its draw has."""
 
     tokens: Tensor
     """``[R, T]``"""
     numbers: Tensor
-    """``[R, T, 4]``"""
+    """``[R, T, columns]``"""
     lengths: list[int]
     stopped: list[bool]
 
@@ -97,23 +170,34 @@ class Completions(NamedTuple):
 class _Notes:
     """What the rows have said, by their first order; and what they draw with."""
 
-    def __init__(self, logits: Tensor, room: int) -> None:
-        total, device = len(logits), logits.device
-        self.logits = torch.zeros_like(logits)
+    def __init__(self, logits: Sequence[Tensor], room: int, columns: int) -> None:
+        total, device = len(logits[0]), logits[0].device
+        self.logits = [torch.zeros_like(own) for own in logits]
         self.uniform = torch.zeros(total, room, device=device)
         self.temperature = torch.ones((), device=device)
         self.tokens = torch.zeros(total, room, dtype=torch.int64, device=device)
-        self.numbers = torch.zeros(total, room, 4, device=device)
+        self.numbers = torch.zeros(total, room, columns, device=device)
+        self.share = torch.zeros(total, device=device)
         self.room = torch.zeros(total, dtype=torch.int64, device=device)
         self.count = torch.zeros(total, dtype=torch.int64, device=device)
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.stopped = torch.zeros(total, dtype=torch.bool, device=device)
         self.broken = torch.zeros((), dtype=torch.int64, device=device)
 
-    def begin(self, logits: Tensor, uniform: Tensor, rooms: Sequence[int], temperature: float) -> None:
+    def begin(
+        self,
+        logits: Sequence[Tensor],
+        uniform: Tensor,
+        rooms: Sequence[int],
+        temperature: float,
+        share: Tensor | None,
+    ) -> None:
         """Nothing is said yet."""
-        self.logits.copy_(logits)
+        for memory, own in zip(self.logits, logits, strict=True):
+            memory.copy_(own)
         self.uniform.copy_(uniform)
+        if share is not None:
+            self.share.copy_(share)
         self.temperature.fill_(temperature)
         self.room.copy_(torch.tensor(rooms))
         for memory in (self.count, self.ended, self.stopped, self.broken):
@@ -129,6 +213,7 @@ class GraphSampler:
         stop_ids: tokens that end a row.
         record: what a step is made into.
         fused: the model's small operations in kernels, attention and the draw among them; None = as they are.
+        beside: a further model whose logits the draw asks for.
     """
 
     def __init__(
@@ -139,15 +224,18 @@ class GraphSampler:
         stop_ids: Sequence[int],
         record: Recorder = as_it_is,
         fused: Fused | None = None,
+        beside: Reader | None = None,
     ) -> None:
-        self.model, self.pad, self.record, self.fused = model, pad, record, fused
+        self.pad, self.record, self.fused = pad, record, fused
+        self.readers = [Reader(model, fused), *([] if beside is None else [beside])]
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=model.device)
-        self.cache: StaticCache | None = None
+        self.caches: list[StaticCache | None] = [None] * len(self.readers)
+        self.drawn_by: tuple[object, ...] = ()  # what the recordings draw with
         self.steps: dict[tuple[object, ...], Step] = {}
 
     def release(self) -> None:
         """Give up the memory of earlier calls, with what was recorded on it."""
-        self.cache, self.steps = None, {}
+        self.caches, self.steps = [None] * len(self.readers), {}
 
     def __call__(
         self,
@@ -156,8 +244,10 @@ class GraphSampler:
         group_size: int,
         uniform: Tensor,
         rooms: Sequence[int],
-        how: Draw,
+        how: How,
         meets_stop: Callable[[list[int]], bool] | None = None,
+        beside: Sequence[Sequence[int]] = (),
+        share: Tensor | None = None,
     ) -> Completions:
         """``group_size`` completions of every prompt, prompt by prompt.
 
@@ -166,88 +256,105 @@ class GraphSampler:
             rooms: the most tokens of each row, at most ``T``.
             how: the distribution.
             meets_stop: whether a row ends with its newest token; None = only ``stop_ids`` end one.
+            beside: the prompts as the model beside reads them.
+            share: a number of each row for the draw, ``[R]``.
 
         Raises:
             DivergenceError: logits that are not finite.
         """
         room = uniform.shape[1]
-        decoder = StaticDecoder(
-            self.model,
-            prompts,
-            group_size=group_size,
-            pad=self.pad,
-            room=room,
-            cache=self.cache,
-            fused=self.fused,
-        )
-        earlier = self.cache
-        self.cache = None  # where an error comes between, the memory is not trusted again
-        logits = decoder.start()
-        if decoder.cache is not earlier:
-            self.steps, self.notes = {}, _Notes(logits, room)
-        self.notes.begin(logits, uniform, rooms, how.temperature)
-        self._run(decoder, how, max(rooms), meets_stop)
-        self.cache = decoder.cache
+        asked = [prompts, *([beside] if len(self.readers) > 1 else [])]
+        decoders = [
+            StaticDecoder(
+                reader.model,
+                its,
+                group_size=group_size,
+                pad=self.pad,
+                room=room,
+                cache=cache,
+                fused=reader.fused,
+            )
+            for reader, its, cache in zip(self.readers, asked, self.caches, strict=True)
+        ]
+        earlier = self.caches
+        self.caches = [None] * len(
+            self.readers
+        )  # where an error comes between, the memory is not trusted again
+        logits = [self._active(number, decoder.start) for number, decoder in enumerate(decoders)]
+        caches = [decoder.cache for decoder in decoders]
+        if any(one is not other for one, other in zip(caches, earlier, strict=True)):
+            self.steps, self.notes = {}, _Notes(logits, room, how.columns)
+        if self.drawn_by != how.key:
+            self.steps, self.drawn_by = {}, how.key
+        self.notes.begin(logits, uniform, rooms, how.temperature, share)
+        self._run(decoders, how, max(rooms), meets_stop)
+        self.caches = [*caches]
         notes = self.notes
         count, stopped = notes.count.tolist(), notes.stopped.tolist()
         return Completions(notes.tokens.cpu(), notes.numbers.cpu(), count, stopped)
 
+    def _active(self, number: int, work: Callable[[], Tensor]) -> Tensor:
+        """What a reader's decoder gives, in the context where its model stands for itself."""
+        with self.readers[number].active():
+            return work()
+
     def _run(
-        self, decoder: StaticDecoder, how: Draw, most: int, meets_stop: Callable[[list[int]], bool] | None
+        self,
+        decoders: Sequence[StaticDecoder],
+        how: How,
+        most: int,
+        meets_stop: Callable[[list[int]], bool] | None,
     ) -> None:
-        cache, looked = decoder.cache, 0
+        caches, looked = [decoder.cache for decoder in decoders], 0
         for done in range(most):
-            cache.look(done)
-            self._step(decoder, how)()
+            for cache in caches:
+                cache.look(done)
+            self._step(decoders, how)()
             if (done + 1) % ASK and done + 1 < most:
                 continue
             if meets_stop is not None:
                 self._cut(looked, done + 1, meets_stop)
                 looked = done + 1
-            going = self._going(cache)
+            going = self._going(caches[0])
             if not going:
                 return
-            self._shrink(cache, going)
+            self._shrink(caches, going)
 
-    def _step(self, decoder: StaticDecoder, how: Draw) -> Step:
+    def _step(self, decoders: Sequence[StaticDecoder], how: How) -> Step:
         """The recorded step for so many rows and places."""
-        cache = decoder.cache
-        key = (cache.rows, cache.window, cache.in_order, how.temperature == 0, how.top_p, how.top_k)
+        cache, *others = (decoder.cache for decoder in decoders)
+        windows = tuple(other.window for other in others)
+        key = (cache.rows, cache.window, cache.in_order, *windows)
         if key not in self.steps:
-            self.steps[key] = self.record(partial(self._advance, decoder, how))
+            self.steps[key] = self.record(partial(self._advance, decoders, how))
         return self.steps[key]
 
-    def _advance(self, decoder: StaticDecoder, how: Draw) -> None:
+    def _advance(self, decoders: Sequence[StaticDecoder], how: How) -> None:
         """One token for every row: nothing here depends on a number that the device holds."""
-        notes, cache = self.notes, decoder.cache
+        notes, cache = self.notes, decoders[0].cache
         rows, place = cache.rows, cache.position
         line = cache.slot[:rows]
-        uniform = notes.uniform.index_select(1, place)[:, 0].index_select(0, line)
-        drawn, largest = self._draw(notes.logits[:rows], uniform, how)
+        drawn = how(
+            [memory[:rows] for memory in notes.logits],
+            notes.uniform.index_select(1, place)[:, 0].index_select(0, line),
+            temperature=notes.temperature,
+            share=notes.share.index_select(0, line),
+            fused=self.fused is not None,
+        )
         going = ~notes.ended.index_select(0, line)
-        notes.broken += (~largest.isfinite() & going).sum()
+        notes.broken += (~drawn.largest.isfinite() & going).sum()
         token = torch.where(going, drawn.token, self.pad)
         at = (line, place.expand(rows))
         notes.tokens.index_put_(at, token)
-        notes.numbers.index_put_(at, torch.stack(drawn[1:], dim=-1))
+        notes.numbers.index_put_(at, torch.stack([*drawn.numbers], dim=-1))
         stopped = (token[:, None] == self.stop_ids).any(dim=-1) & going
         full = place + 1 >= notes.room.index_select(0, line)
         count = torch.where(going, place + 1, notes.count.index_select(0, line))
         notes.count.index_copy_(0, line, count)
         notes.stopped.index_copy_(0, line, notes.stopped.index_select(0, line) | stopped)
         notes.ended.index_copy_(0, line, ~going | stopped | full)
-        notes.logits[:rows].copy_(decoder.read(token))
-
-    def _draw(self, logits: Tensor, uniform: Tensor, how: Draw) -> tuple[Sampled, Tensor]:
-        """As :func:`klent.rollout.sampling.draw`."""
-        temperature = self.notes.temperature
-        if self.fused is not None and how.temperature and how.top_p == 1.0 and not how.top_k:
-            from klent.rollout.triton import draw as draw_on_chip
-
-            token, numbers = draw_on_chip(logits, uniform, temperature)
-            return Sampled(token, *numbers[:, :4].unbind(1)), numbers[:, 4]
-        heat = temperature if how.temperature else 0.0
-        return draw(logits, uniform, temperature=heat, top_p=how.top_p, top_k=how.top_k)
+        for number, (memory, decoder) in enumerate(zip(notes.logits, decoders, strict=True)):
+            memory[:rows].copy_(self._active(number, partial(decoder.read, token)))
 
     def _going(self, cache: StaticCache) -> list[int]:
         """The rows that have not ended: the one number that a look waits for."""
@@ -258,14 +365,15 @@ class GraphSampler:
             raise diverged(broken, cache.rows)
         return [row for row, over in enumerate(ended_rows) if not over]
 
-    def _shrink(self, cache: StaticCache, going: list[int]) -> None:
+    def _shrink(self, caches: Sequence[StaticCache], going: list[int]) -> None:
         """Half as many rows, or fewer, where they hold all that go on."""
-        size = cache.rows
+        rows = size = caches[0].rows
         while size > 1 and len(going) <= -(-size // 2):
             size = -(-size // 2)
-        if size < cache.rows:
-            order = cache.shrink(going, size)
-            self.notes.logits[:size] = self.notes.logits[order]
+        if size < rows:
+            for cache, logits in zip(caches, self.notes.logits, strict=True):
+                order = cache.shrink(going, size)  # of all caches the same
+                logits[:size] = logits[order]
 
     def _cut(self, looked: int, done: int, meets_stop: Callable[[list[int]], bool]) -> None:
         """End the rows in which a stop string has come up since the last look, behind it."""
@@ -290,28 +398,47 @@ def choose_sampler(
     pad: int,
     stop_ids: Sequence[int],
     decoding: Decoding,
-    alone: bool,
     note: Callable[[str], None],
+    how: How,
+    beside: Reader | None = None,
 ) -> GraphSampler | None:
-    """What draws on the device by itself; None where that is not asked for, or the model does not allow it.
+    """What draws on the device by itself; None where that is not asked for, or a model does not allow it.
 
     Args:
         model, pad, stop_ids: as of :class:`GraphSampler`.
         decoding: ``auto`` asks for it on a GPU.
-        alone: whether tokens are drawn from this model's logits alone.
         note: told why it cannot be had.
+        how: what it will draw with, tried too.
+        beside: a further model that the draw asks for, as of :class:`GraphSampler`.
     """
     on_gpu = model.device.type == "cuda"
     if not (decoding == "graph" or (decoding == "auto" and on_gpu)):
         return None
     record: Recorder = CudaRecorder() if on_gpu else as_it_is
-    reason: str | None = "two models give each token's distribution"
-    for fused in _ways(model) if alone else ():
-        reason = graph_refusal(model, record, fused)
-        if reason is None:
-            return GraphSampler(model, pad=pad, stop_ids=stop_ids, record=record, fused=fused)
+    fused, reason = _way(model, record)
+    if reason is None and beside is not None:
+        with beside.active():
+            theirs, reason = _way(beside.model, record)
+        beside = beside._replace(fused=theirs)
+        if reason is not None:
+            reason = f"of the model beside: {reason}"
+    make = partial(GraphSampler, model, fused=fused, beside=beside)
+    if reason is None and beside is not None and on_gpu:
+        reason = _changed(model, partial(make, pad=0, stop_ids=()), record, how)
+    if reason is None:
+        return make(pad=pad, stop_ids=stop_ids, record=record)
     note(f"rollout.decoding: step by step from Python (slower, as exact), not one recorded step: {reason}")
     return None
+
+
+def _way(model: CausalModel, record: Recorder) -> tuple[Fused | None, str | None]:
+    """The kernels that a model is sampled with, and why it cannot be sampled; None where it can."""
+    reason = None
+    for fused in _ways(model):
+        reason = graph_refusal(model, record, fused)
+        if reason is None:
+            return fused, None
+    return None, reason
 
 
 def _ways(model: CausalModel) -> Iterator[Fused | None]:
@@ -324,27 +451,32 @@ def graph_refusal(model: CausalModel, record: Recorder, fused: Fused | None = No
     """Why a model cannot be sampled by a :class:`GraphSampler`; None where it can: tried on made-up tokens."""
     if attention_window(model) is not None:
         return "its attention has a window"
+    decoder = partial(StaticDecoder, fused=fused)
     try:
-        decoder = partial(StaticDecoder, fused=fused)
         if not agrees(model, lambda: read_alone(model), partial(trial, decoder, model), rounding=3e-2):
             return "its attention or its cache does more than scores and a softmax over keys and values"
-        if record is as_it_is:
-            return None
-        with evaluating(model):
-            usual, recorded = (_made_up_numbers(model, some, fused) for some in (as_it_is, record))
-    except REFUSALS as error:
-        return f"it cannot be recorded ({first_line(error)})"
     except Exception as error:  # a compiler's errors are of no common type
         if fused is None:
             raise
         return f"klent's kernels do not run here ({first_line(error)})"
-    return None if close(usual, recorded, model.dtype) else "recorded, its numbers are others"
+    make = partial(GraphSampler, model, pad=0, stop_ids=(), fused=fused)
+    return None if record is as_it_is else _changed(model, make, record, Draw(1.0, 1.0, 0))
 
 
-def _made_up_numbers(model: CausalModel, record: Recorder, fused: Fused | None) -> Tensor:
-    """Numbers of some tokens that a model says behind made-up prompts."""
+def _changed(model: CausalModel, make: Callable[..., GraphSampler], record: Recorder, how: How) -> str | None:
+    """Why a recorded step cannot stand for the step as it is: tried on tokens behind made-up prompts."""
     prompts, _ = made_up(model)
-    uniform = torch.linspace(0.1, 0.9, 4 * 6).view(4, 6)
-    sampler = GraphSampler(model, pad=0, stop_ids=(), record=record, fused=fused)
-    how = Draw(temperature=1.0, top_p=1.0, top_k=0)
-    return sampler(prompts, group_size=2, uniform=uniform, rooms=[6] * 4, how=how).numbers
+    uniform, share = torch.linspace(0.1, 0.9, 4 * 6).view(4, 6), torch.full((4,), 0.5)
+
+    def numbers(recorder: Recorder) -> Tensor:
+        said = make(record=recorder)(
+            prompts, group_size=2, uniform=uniform, rooms=[6] * 4, how=how, beside=prompts, share=share
+        )
+        return said.numbers
+
+    try:
+        with evaluating(model):
+            usual, recorded = numbers(as_it_is), numbers(record)
+    except Exception as error:  # a compiler's errors are of no common type
+        return f"it cannot be recorded ({first_line(error)})"
+    return None if close(usual, recorded, model.dtype) else "recorded, its numbers are others"

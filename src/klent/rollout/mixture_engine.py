@@ -19,7 +19,7 @@ from klent.mixture.mixed import Mixed, mix
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
 from klent.rollout.decoding import Decoder, DecoderKind, GroupDecoder, PlainDecoder, choose_decoder
-from klent.rollout.graph import Decoding
+from klent.rollout.graph import Decoding, Draw, Drawn, How, Reader
 from klent.rollout.sampling import LOG2_E, TILE, sample_tokens
 from klent.rollout.target import Target, check_tokenizers
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
@@ -48,8 +48,6 @@ class MixtureEngine(TransformersEngine):
         ModelError: the tokenizers differ.
         ConfigError: a temperature of 0, whose distribution has nothing to mix.
     """
-
-    records = False
 
     def __init__(
         self,
@@ -127,6 +125,25 @@ class MixtureEngine(TransformersEngine):
             value=self.value,
         )
 
+    def _how(self) -> How:
+        criterion = self.alpha if isinstance(self.alpha, str) else None
+        options = self.options
+        return MixtureDraw(
+            options.temperature, self.target.temperature, options.top_p, options.top_k, criterion, self.value
+        )
+
+    def _reader_beside(self) -> Reader:
+        return Reader(self.target.loaded.model, active=self.target.active)
+
+    def _read_beside(
+        self, prompts: Sequence[Prompt], group_size: int
+    ) -> tuple[Sequence[Sequence[int]], Tensor | None]:
+        share = self._shares(prompts, group_size)
+        if isinstance(share, float | int):
+            share = torch.full((len(prompts) * group_size,), float(share))
+        theirs = [self._encode_target(prompt) for prompt in prompts]
+        return theirs, None if isinstance(share, str) else share
+
     def _shares(self, prompts: Sequence[Prompt], group_size: int) -> float | Tensor | Criterion:
         """Alpha as it is, or a number for each row."""
         share = self.alpha
@@ -143,8 +160,45 @@ class MixtureEngine(TransformersEngine):
 
     def _episode(self, row: Any, prompt: Prompt, prompt_ids: list[int]) -> Episode:
         episode = super()._episode(row, prompt, prompt_ids)
-        _, _, _, _, *numbers = torch.tensor(row.numbers).unbind(dim=1)
+        _, _, _, _, *numbers = row.columns()
         return replace(episode, mixture=MixtureTrace(*numbers))
+
+
+class MixtureDraw(NamedTuple):
+    """From the logits of policy and target: a :class:`klent.rollout.graph.How`.
+
+    The alpha of each row is its share, or what the criterion finds.
+    """
+
+    temperature: float
+    temperature_target: float
+    top_p: float
+    top_k: int
+    criterion: Criterion | None
+    value: float | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return self[1:]
+
+    @property
+    def columns(self) -> int:
+        return 4 + 3 + len(Own._fields)
+
+    def __call__(
+        self, logits: Sequence[Tensor], uniform: Tensor, *, temperature: Tensor, share: Tensor, fused: bool
+    ) -> Drawn:
+        width = min(own.shape[-1] for own in logits)
+        ours = logits[0][:, :width].float() / temperature
+        theirs = _tempered(logits[1][:, :width], self.temperature_target)
+        mixed = mix(ours, theirs, alpha=self.criterion or share, value=self.value)
+        once = Draw(1.0, self.top_p, self.top_k)
+        drawn = once(
+            [mixed.log_q], uniform, temperature=torch.ones_like(temperature), share=share, fused=fused
+        )
+        own = _own(ours, theirs, drawn.token)
+        numbers = (*drawn.numbers, mixed.alpha, mixed.kl_policy, mixed.kl_target, *own)
+        return Drawn(drawn.token, numbers, drawn.largest)
 
 
 class Own(NamedTuple):

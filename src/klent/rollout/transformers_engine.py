@@ -20,7 +20,7 @@ from klent.policies.policy import Policy
 from klent.rollout.decoding import Decoder, DecoderKind, choose_decoder
 from klent.rollout.engine import SyncCertificate
 from klent.rollout.extending import ExtendingDecoder, Kept, can_extend, keep_row
-from klent.rollout.graph import Decoding, Draw, GraphSampler, choose_sampler
+from klent.rollout.graph import Decoding, Draw, GraphSampler, How, Reader, choose_sampler
 from klent.rollout.memory import Rows
 from klent.rollout.sampling import sample_tokens
 from klent.streams.episode import Episode
@@ -62,6 +62,10 @@ class _Row:
     table: Tensor | None = None  # the same, where a device has drawn them all
     stopped: bool = False
 
+    def columns(self) -> tuple[Tensor, ...]:
+        """What is known of the tokens, number by number."""
+        return (torch.tensor(self.numbers) if self.table is None else self.table).unbind(dim=1)
+
 
 class TransformersEngine:
     """An :class:`klent.rollout.engine.Engine` over a transformers model.
@@ -79,7 +83,7 @@ class TransformersEngine:
     """
 
     records = True
-    """Whether tokens are drawn from this model's logits alone, so that a device can draw them by itself."""
+    """Whether a device can draw the tokens by itself."""
 
     def __init__(
         self,
@@ -150,7 +154,7 @@ class TransformersEngine:
         kept = _found(asked.known, prompts, asked.group_size)
         wanted = self._rows(chosen, prompts, ids, asked.group_size, kept=bool(kept))
         if self.sampler is not None and self._kept is None:
-            return self._sample(self.sampler, wanted, ids, asked)
+            return self._sample(self.sampler, wanted, prompts, ids, asked)
         decoder = self._extending(ids, kept) if kept else self._decoder(prompts, ids, asked.group_size)
         return self._decode(wanted, decoder, asked.uniform, asked.encoded)
 
@@ -271,23 +275,48 @@ class TransformersEngine:
                 self.loaded.model,
                 pad=self.loaded.tokenizer.pad_token_id,
                 stop_ids=self.loaded.stop_ids,
-                decoding=self.decoding,
-                alone=self.records,
+                decoding=self.decoding if self.records else "eager",
                 note=self.note,
+                how=self._how(),
+                beside=self._reader_beside(),
             )
+            if self.decoding == "graph" and not self.records:
+                self.note("rollout.decoding: step by step from Python, as every player of values")
+
+    def _how(self) -> How:
+        """How a device draws."""
+        options = self.options
+        return Draw(options.temperature, options.top_p, options.top_k)
+
+    def _reader_beside(self) -> Reader | None:
+        """A further model that the draw asks for."""
+        return None
+
+    def _read_beside(
+        self, prompts: Sequence[Prompt], group_size: int
+    ) -> tuple[Sequence[Sequence[int]], Tensor | None]:
+        """The prompts as that model reads them, and a number of each row for the draw."""
+        return (), None
 
     def _sample(
-        self, sampler: GraphSampler, rows: list[_Row], ids: list[list[int]], asked: "_Asked"
+        self,
+        sampler: GraphSampler,
+        rows: list[_Row],
+        prompts: Sequence[Prompt],
+        ids: list[list[int]],
+        asked: "_Asked",
     ) -> list[_Row]:
         """As :meth:`_decode`, on the device."""
-        options = self.options
+        beside, share = self._read_beside(prompts, asked.group_size)
         said = sampler(
             ids,
             group_size=asked.group_size,
             uniform=asked.uniform[[row.draws for row in rows]],
             rooms=[row.room for row in rows],
-            how=Draw(options.temperature, options.top_p, options.top_k),
-            meets_stop=self._meets_stop if options.stop else None,
+            how=self._how(),
+            meets_stop=self._meets_stop if self.options.stop else None,
+            beside=beside,
+            share=share,
         )
         for row, tokens, numbers, count, stopped in zip(
             rows, said.tokens, said.numbers, said.lengths, said.stopped, strict=True
@@ -367,8 +396,7 @@ class TransformersEngine:
         return any(stop in tail for stop in self.options.stop)
 
     def _episode(self, row: _Row, prompt: Prompt, prompt_ids: list[int]) -> Episode:
-        table = torch.tensor(row.numbers) if row.table is None else row.table
-        logp, entropy, renyi, collision_logp, *_ = table.unbind(dim=1)
+        logp, entropy, renyi, collision_logp, *_ = row.columns()
         return Episode(
             prompt=prompt,
             prompt_ids=prompt_ids,

@@ -44,6 +44,8 @@ class ValueEngine(MixtureEngine):
         ConfigError: a temperature other than 1, at which a ratio of probabilities is no value.
     """
 
+    records = False
+
     def __init__(
         self,
         loaded: LoadedModel,
