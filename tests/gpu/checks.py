@@ -102,19 +102,20 @@ def solver_is_exact(device: str) -> str:
     worst = {}
     for size in (1000, 49_152) if device.startswith("cuda") else (1, 150):
         generator = torch.Generator().manual_seed(size)
-        rows = 16 if size > 150 else 3
-        policy, target, reward = torch.randn(3, rows, size, generator=generator)
-        target[::2] *= 3  # less entropy than the policy
-        for criterion, value in CRITERIA:
-            options: dict[str, Any] = {"criterion": criterion, "value": value}
-            if value == "r":
-                options = {"criterion": criterion, "reward": reward}
-            exact = solve_alpha(policy.double(), target.double(), **options)
-            if value == "r":
-                options["reward"] = reward.to(device)
+        policy, target, reward = torch.randn(3, 8 if size > 150 else 3, size, generator=generator)
+        target[::2] *= 3  # less entropy than the policy: the value is between the two
+        for name, options in {
+            "chernoff": {"criterion": "chernoff"},
+            "kl_budget": {"criterion": "kl_budget", "value": 0.05},
+            "ess": {"criterion": "ess", "value": 0.5},
+            "entropy": {"criterion": "entropy", "value": max(math.log(size) - 1.5, 0.0)},
+            "snr": {"criterion": "snr"},
+            "snr of rewards": {"criterion": "snr", "reward": reward},
+        }.items():
+            exact = solve_alpha(policy.double(), target.double(), **options)  # type: ignore[arg-type]
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
             with patch.object(solve, "_has_kernel", lambda _: True):
-                ours = solve_alpha(policy.to(device), target.to(device), **options)
-            name = criterion if value != "r" else "snr of rewards"
+                ours = solve_alpha(policy.to(device), target.to(device), **moved)  # type: ignore[arg-type]
             assert torch.equal(ours.converged.cpu(), exact.converged), (size, name)
             error = float((ours.alpha.cpu() - exact.alpha).abs().max())
             distance = float((ours.log_q.cpu().exp() - exact.log_q.exp()).abs().max())

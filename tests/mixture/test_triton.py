@@ -31,7 +31,9 @@ if not triton.knobs.runtime.interpret:
 
 INF = math.inf
 # the interpreter's NumPy, on infinities that the kernel expects
-pytestmark = [pytest.mark.filterwarnings(f"ignore:{what} encountered") for what in ("overflow", "invalid value")]
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{what} encountered") for what in ("overflow", "invalid value")
+]
 NUMBERS = ("alpha", "log_q", "kl_policy", "kl_target", "residual")
 
 

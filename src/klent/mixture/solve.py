@@ -38,7 +38,8 @@ class MixtureSolution:
         kl_target: KL(q ‖ target), nats; inf where q is the policy and the target lacks some of its tokens.
         iterations: sweeps over the row, int64.
         converged: True where the criterion is met, bool.
-        residual: by how much it is missed, nats (for ``snr`` the width in alpha of the last search interval).
+        residual: by how much it is missed, nats (for ``snr`` the width in alpha of the last search interval or
+            step).
     """
 
     alpha: Tensor
@@ -66,7 +67,7 @@ def solve_alpha(
         kl_budget   KL(q ‖ policy) = value
         entropy     H(q) = value
         ess         1 / Σ policy²/q = value
-        snr         the largest |Φ₁|/√Φ₂ (see ``progress_terms``)
+        snr         the largest Φ₁/√Φ₂ (see ``progress_terms``)
 
     With l = log target - log policy the first reads E_q[l] = 0, where log Σ policy^alpha·target^(1 - alpha)
     is smallest: q is the Chernoff point, and both KLs are the Chernoff information. dE_q[l]/dalpha =
@@ -107,9 +108,10 @@ def solve_alpha(
         *snr.* With the default reward alpha was 1 in every pair of distributions that was tried.
 
         *Cost.* ``chernoff`` on float32 rows of 4096 tokens or more on a CPU takes the time of five to
-        eight log-softmax passes. ``chernoff`` and ``kl_budget`` on a GPU where Triton is installed take one
-        kernel, which has been tested in Triton's interpreter only and not been timed; there logits below
-        -1e30 count as -inf. Everything else is a plain iteration over all rows.
+        eight log-softmax passes. On a GPU where Triton is installed every criterion takes one kernel, unless
+        the logits are float64; there logits below -1e30 count as -inf, and ``snr`` computes in float64 and
+        looks for the root of a derivative in place of golden sections, with the same alpha but for rounding.
+        Everything else is a plain iteration over all rows.
 
     Example:
         >>> import torch
