@@ -216,31 +216,27 @@ def test_edges_have_the_documented_answer(name: str, size: int) -> None:
             torch.testing.assert_close(solution.log_q, torch.tensor([a]).log_softmax(-1))
 
 
-CASES = [
-    ("chernoff", None), ("kl_budget", 0.1), ("kl_budget", 1.5), ("ess", 0.5), ("ess", 0.05), ("entropy", 0.3),
-    ("entropy", 1.0),
-]  # fmt: skip
 EACH = [("chernoff", None), ("kl_budget", 0.1), ("ess", 0.5), ("entropy", 0.3), ("snr", None)]
 
 
-@pytest.mark.parametrize(("criterion", "value"), CASES)
+@pytest.mark.parametrize(("criterion", "value"), [*EACH[:-1], ("kl_budget", 1.5)])
 def test_every_pattern_of_support_is_answered_as_by_torch(criterion: str, value: float | None) -> None:
     """Rows of four tokens out of -inf, far, near and likely ones, against float64 without a kernel."""
     generator = torch.Generator().manual_seed(0)
     levels = torch.tensor([-INF, -INF, -30.0, -2.0, 0.0, 1.0, 40.0])
-    policy, target = levels[torch.randint(len(levels), (2, 40, 4), generator=generator)]
+    policy, target = levels[torch.randint(len(levels), (2, 30, 4), generator=generator)]
     policy[:, 0], target[:, 3] = 0.0, 0.0
     exact = M.solve_alpha(
         policy.double(), target.double(), criterion=criterion, value=value, tolerance=1e-6  # type: ignore[arg-type]
     )  # fmt: skip
     solution = on_chip(policy, target, criterion=criterion, value=value)
     assert torch.equal(solution.converged, exact.converged)
-    assert 4 < solution.converged.sum() < 40
+    assert 5 < solution.converged.sum() < 25
     torch.testing.assert_close(solution.log_q.exp().double(), exact.log_q.exp(), atol=1e-4, rtol=0)
     assert torch.equal(solution.log_q.isfinite(), exact.log_q.isfinite())
     # In a row every alpha of an interval solves to within the tolerance.
     apart = (solution.alpha - exact.alpha).abs()
-    assert (apart < 1e-4).sum() >= 39
+    assert (apart < 1e-4).sum() >= 29
     for name in ("kl_policy", "kl_target"):
         ours, theirs = getattr(solution, name).double(), getattr(exact, name)
         assert torch.equal(ours.isinf(), theirs.isinf())
