@@ -153,6 +153,7 @@ def test_entropy_is_scipys_first_crossing() -> None:
             continue
         alpha = brentq(lambda x, a=a, b=b: entropy(a, b, x) - 4.0, 1 - (k + 1) / 16, 1 - k / 16, xtol=1e-13)
         assert solution.alpha[row].item() == pytest.approx(alpha, abs=2e-5)
+        assert solution.iterations[row] <= 12
         assert solution.log_q[row].exp().sum().item() == pytest.approx(1)
 
 
@@ -164,7 +165,14 @@ def snr(a: np.ndarray, b: np.ndarray, r: np.ndarray | None, s: float) -> np.long
     return np.sum((t - p) * x) / np.sqrt(np.sum(p * (x - np.sum(p * x)) ** 2))
 
 
-@pytest.mark.parametrize(("make", "own"), [(pair, True), (pair, False), (peaked, True), (peaked, False)])
+def sharp(rows: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The policy has all but 1e-13 on one token, where sums of squares leave nothing of its variance."""
+    policy, target = peaked(rows, size, seed)
+    policy[:, 0] += 14
+    return policy, target
+
+
+@pytest.mark.parametrize(("make", "own"), [(pair, True), (pair, False), (peaked, True), (sharp, True)])
 def test_snr_is_the_largest(make: object, own: bool) -> None:
     policy, target = make(4, 70, seed=1)  # type: ignore[operator]
     reward = torch.randn(4, 70, generator=torch.Generator().manual_seed(5)) - 0.3
