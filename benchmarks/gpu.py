@@ -20,6 +20,7 @@ well. On a GPU the table is written to benchmarks/results/gpu.csv, with device, 
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -169,7 +170,7 @@ def solver(bench: Bench) -> Iterator[Row]:
         ("chernoff", None),
         ("kl_budget", 0.05),
         ("ess", 0.5),
-        ("entropy", 1.0),
+        ("entropy", math.log(size) - 1.5),  # crossed on the way from the policy to the middle
         ("snr", None),
     ):
         try:

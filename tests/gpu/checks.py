@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tiny import END, TURN_END, tiny_folder, tiny_model, tiny_tokenizer
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import klent
 from klent.config import load_recipe
-from klent.mixture import solve_alpha
+from klent.mixture import solve, solve_alpha
 from klent.models.load import LoadedModel
 from klent.rollout.fused import has_kernels
 from klent.rollout.graph import CudaRecorder, as_it_is, graph_refusal
@@ -86,18 +87,41 @@ def _distance(ours: Tensor, exact: Tensor) -> float:
     return float((ours.double() - exact).abs().max() / exact.abs().max())
 
 
+CRITERIA = (
+    ("chernoff", None),
+    ("kl_budget", 0.05),
+    ("ess", 0.5),
+    ("entropy", 5.0),
+    ("snr", None),
+    ("snr", "r"),
+)
+
+
 def solver_is_exact(device: str) -> str:
-    """alpha of the Chernoff point and of a KL budget in the kernel against the same in float64 on the CPU."""
-    worst = 0.0
-    for size in (1000, 49_152) if device.startswith("cuda") else (1000,):
+    """alpha and log q of all five criteria in the kernels against the same in float64 on the CPU."""
+    worst = {}
+    for size in (1000, 49_152) if device.startswith("cuda") else (1, 150):
         generator = torch.Generator().manual_seed(size)
-        policy, target = 2 * torch.randn(2, 16, size, generator=generator)
-        for criterion, value in (("chernoff", None), ("kl_budget", 0.05)):
-            ours = solve_alpha(policy.to(device), target.to(device), criterion=criterion, value=value)  # type: ignore[arg-type]
-            exact = solve_alpha(policy.double(), target.double(), criterion=criterion, value=value)  # type: ignore[arg-type]
-            worst = max(worst, float((ours.alpha.cpu().double() - exact.alpha).abs().max()))
-    assert worst < 2e-5, worst
-    return f"worst error of alpha {worst:.1e}"
+        policy, target, reward = torch.randn(3, 8 if size > 150 else 3, size, generator=generator)
+        target[::2] *= 3  # less entropy than the policy: the value is between the two
+        for name, options in {
+            "chernoff": {"criterion": "chernoff"},
+            "kl_budget": {"criterion": "kl_budget", "value": 0.05},
+            "ess": {"criterion": "ess", "value": 0.5},
+            "entropy": {"criterion": "entropy", "value": max(math.log(size) - 1.5, 0.0)},
+            "snr": {"criterion": "snr"},
+            "snr of rewards": {"criterion": "snr", "reward": reward},
+        }.items():
+            exact = solve_alpha(policy.double(), target.double(), **options)  # type: ignore[arg-type]
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+            with patch.object(solve, "_has_kernel", lambda _: True):
+                ours = solve_alpha(policy.to(device), target.to(device), **moved)  # type: ignore[arg-type]
+            assert torch.equal(ours.converged.cpu(), exact.converged), (size, name)
+            error = float((ours.alpha.cpu() - exact.alpha).abs().max())
+            distance = float((ours.log_q.cpu().exp() - exact.log_q.exp()).abs().max())
+            assert error < 2e-5 > distance, (size, name, error, distance)
+            worst[name] = max(worst.get(name, 0.0), error)
+    return "worst error of alpha: " + ", ".join(f"{name} {error:.1e}" for name, error in worst.items())
 
 
 TEXTS = ("1+1", "a much longer question than the others?", "2+3=", "x" * 90)

@@ -124,6 +124,18 @@ def test_snr_is_the_best_of_a_fine_grid() -> None:
     assert len(solution.alpha.unique()) > 1
 
 
+def test_snr_where_every_mixture_goes_backwards_is_the_least_bad() -> None:
+    policy, target = (x.double() for x in pair(5, 8, scale=1.0))
+    reward = policy.log_softmax(-1) - target.log_softmax(-1)
+    solution = M.solve_alpha(policy, target, criterion="snr", reward=reward)
+    p, t = policy.softmax(-1), target.softmax(-1)
+    best = M.progress_terms(p, t, solution.log_q.exp(), reward).snr
+    assert (best < 0).all()
+    for alpha in torch.linspace(0, 1, 201):
+        q = M.geometric_mixture(policy, target, float(alpha)).exp()
+        assert (M.progress_terms(p, t, q, reward).snr <= best + 1e-6).all()
+
+
 def test_snr_of_the_log_ratio_is_on_policy() -> None:
     solution = M.solve_alpha(*pair(20, 30), criterion="snr")
     torch.testing.assert_close(solution.alpha, torch.ones(20))

@@ -96,7 +96,8 @@ def nearest_crossing(f: Equation, rows: Tensor, tolerance: Tensor, limit: int, p
     values = torch.stack([f(s.expand_as(rows))[0] for s in grid])
     crosses = values[:-1].sign() * values[1:].sign() <= 0
     first = crosses.int().argmax(0)
-    best = values.abs().argmin(0)
+    missed = values.abs()
+    best = (missed <= missed.amin(0) + tolerance).int().argmax(0)
     left, right = grid[first], grid[first + 1]
     at = values.gather(0, torch.stack([first, first + 1]))
     rising = at[0] <= at[1]
@@ -104,7 +105,7 @@ def nearest_crossing(f: Equation, rows: Tensor, tolerance: Tensor, limit: int, p
     low, high = torch.where(rising, left, right), torch.where(rising, right, left)
     root = bracketed_root(f, low, high, at.amin(0), at.amax(0), tolerance, limit)
     some = crosses.any(0)
-    residual = torch.where(some, root.residual, values.abs().amin(0))
+    residual = torch.where(some, root.residual, missed.gather(0, best.unsqueeze(0))[0])
     return Root(torch.where(some, root.s, grid[best]), residual, root.iterations + points - 2)
 
 
@@ -118,7 +119,8 @@ def snr_maximum(family: Family, reward: Tensor | None, points: int = 33, shrinks
     grid = torch.linspace(0, 1, points, dtype=torch.float64, device=r.device)
     values = torch.stack([_snr(family, r, s.expand_as(rows)) for s in grid])
     # What differs by rounding alone is a tie.
-    near = values >= values.amax(0) * (1 - 1e-9)
+    largest = values.amax(0)
+    near = values >= largest - 1e-9 * largest.abs()
     best = grid[near.int().argmax(0)]
     golden, step = (math.sqrt(5) - 1) / 2, 1 / (points - 1)
     low, high = (best - step).clamp_min(0), (best + step).clamp_max(1)
@@ -127,7 +129,8 @@ def snr_maximum(family: Family, reward: Tensor | None, points: int = 33, shrinks
         left = _snr(family, r, first) >= _snr(family, r, second)
         low, high = torch.where(left, low, first), torch.where(left, second, high)
     middle = (low + high) / 2
-    better = _snr(family, r, middle) > _snr(family, r, best)
+    at_best = _snr(family, r, best)
+    better = _snr(family, r, middle) > at_best + 1e-12 * at_best.abs()
     s = torch.where(better, middle, best)
     return Root(s, high - low, torch.full_like(s, points + 2 * shrinks + 2))
 

@@ -12,7 +12,6 @@ from klent.mixture.chernoff import chernoff_points
 from klent.mixture.criteria import (
     CRITERIA,
     Criterion,
-    Root,
     equation,
     increasing_root,
     nearest_crossing,
@@ -25,7 +24,6 @@ from klent.objectives.checks import check_choice, check_floating, check_number
 #: rows shorter than this are solved together; longer ones as many as fit in cache at a time
 _LONG = 4096
 _SWEEPS = 60
-_ON_CHIP = ("chernoff", "kl_budget")  # what klent.mixture.triton solves
 _RANGES = {"kl_budget": (0, math.inf, "()"), "entropy": (0, math.inf, "[)"), "ess": (0, 1, "(]")}
 
 
@@ -40,7 +38,8 @@ class MixtureSolution:
         kl_target: KL(q ‖ target), nats; inf where q is the policy and the target lacks some of its tokens.
         iterations: sweeps over the row, int64.
         converged: True where the criterion is met, bool.
-        residual: by how much it is missed, nats (for ``snr`` the width in alpha of the last search interval).
+        residual: by how much it is missed, nats (for ``snr`` the width in alpha of the last search interval or
+            step).
     """
 
     alpha: Tensor
@@ -68,7 +67,7 @@ def solve_alpha(
         kl_budget   KL(q ‖ policy) = value
         entropy     H(q) = value
         ess         1 / Σ policy²/q = value
-        snr         the largest |Φ₁|/√Φ₂ (see ``progress_terms``)
+        snr         the largest Φ₁/√Φ₂ (see ``progress_terms``)
 
     With l = log target - log policy the first reads E_q[l] = 0, where log Σ policy^alpha·target^(1 - alpha)
     is smallest: q is the Chernoff point, and both KLs are the Chernoff information. dE_q[l]/dalpha =
@@ -109,9 +108,10 @@ def solve_alpha(
         *snr.* With the default reward alpha was 1 in every pair of distributions that was tried.
 
         *Cost.* ``chernoff`` on float32 rows of 4096 tokens or more on a CPU takes the time of five to
-        eight log-softmax passes. ``chernoff`` and ``kl_budget`` on a GPU where Triton is installed take one
-        kernel, which has been tested in Triton's interpreter only and not been timed; there logits below
-        -1e30 count as -inf. Everything else is a plain iteration over all rows.
+        eight log-softmax passes. On a GPU where Triton is installed every criterion takes one kernel, unless
+        the logits are float64; there logits below -1e30 count as -inf, and ``snr`` computes in float64 and
+        looks for the root of a derivative in place of golden sections, with the same alpha but for rounding.
+        Everything else is a plain iteration over all rows.
 
     Example:
         >>> import torch
@@ -143,22 +143,21 @@ def solve_alpha(
         policy, target = (x.detach().reshape(-1, vocabulary) for x in (logits_policy, logits_target))
         log_q = _output(out, logits_policy, dtype)
         rows = policy, target, log_q.view(-1, vocabulary)
-        numbers = torch.zeros(len(policy), 6, dtype=torch.float64, device=policy.device)
-        if not double and criterion in _ON_CHIP and _has_kernel(policy):
+        r = None if reward is None else reward.detach().reshape(-1, vocabulary)
+        if not double and _has_kernel(policy):
             from klent.mixture.triton import solve_on_chip
 
-            solve_on_chip(*rows, numbers, criterion, value or 0.0, tolerance)
+            numbers = solve_on_chip(*rows, criterion, value or 0.0, r, tolerance)
         elif not double and criterion == "chernoff" and not policy.is_cuda and vocabulary >= _LONG:
-            _solve_in_cache(*rows, numbers, tolerance)
+            numbers = _solve_in_cache(*rows, tolerance)
         else:
-            r = None if reward is None else reward.detach().reshape(-1, vocabulary)
-            _solve_plainly(*rows, numbers, criterion, value or 0.0, r, tolerance)
-        alpha, kl_policy, kl_target, iterations, converged, residual = numbers.view(*shape, 6).unbind(-1)
+            numbers = _solve_plainly(*rows, criterion, value or 0.0, r, tolerance)
+        alpha, kl_policy, kl_target, iterations, converged, residual = numbers.view(6, *shape).unbind()
         return MixtureSolution(
             alpha=alpha.to(dtype),
             log_q=log_q,
-            kl_policy=kl_policy.clamp_min(0).to(dtype),
-            kl_target=kl_target.clamp_min(0).to(dtype),
+            kl_policy=kl_policy.to(dtype),
+            kl_target=kl_target.to(dtype),
             iterations=iterations.long(),
             converged=converged.bool(),
             residual=residual.to(dtype),
@@ -202,38 +201,41 @@ def optimal_sampling_distribution(
     return solution.log_q.exp(), solution.alpha
 
 
-def _solve_in_cache(policy: Tensor, target: Tensor, log_q: Tensor, numbers: Tensor, tolerance: float) -> None:
+def _solve_in_cache(policy: Tensor, target: Tensor, log_q: Tensor, tolerance: float) -> Tensor:
     """All rows through :func:`chernoff_points`; rows that it is not sure of are solved plainly."""
     policy, target = in_working_precision(policy, target)
     points = chernoff_points(policy, target, log_q, tolerance)
-    if points:
-        table = [(1 - at.s, -at.log_z, -at.log_z, at.sweeps, at.sure, at.residual) for at in points]
-        numbers.copy_(torch.tensor(table, dtype=torch.float64))
+    table = [(1 - p.s, max(-p.log_z, 0), max(-p.log_z, 0), p.sweeps, p.sure, p.residual) for p in points]
+    numbers = torch.tensor(table, dtype=torch.float64).view(-1, 6).T
     unsure = [i for i, at in enumerate(points) if not at.sure]
     if unsure:
         index = torch.tensor(unsure)
-        again_q, again = log_q[index], numbers[index]
-        _solve_plainly(policy[index], target[index], again_q, again, "chernoff", 0.0, None, tolerance)
-        log_q[index], numbers[index] = again_q, again
+        again = log_q[index]
+        numbers[:, index] = _solve_plainly(
+            policy[index], target[index], again, "chernoff", 0.0, None, tolerance
+        )
+        log_q[index] = again
+    return numbers
 
 
 def _solve_plainly(
     policy: Tensor,
     target: Tensor,
     log_q: Tensor,
-    numbers: Tensor,
     criterion: Criterion,
     value: float,
     reward: Tensor | None,
     tolerance: float,
-) -> None:
+) -> Tensor:
     """Chunks of rows through :class:`Family`; any criterion, dtype and device."""
+    numbers = torch.empty(6, len(policy), dtype=torch.float64, device=policy.device)
     size = max(1, 2**22 // policy.shape[1])
     for start in range(0, len(policy), size):
         part = slice(start, start + size)
         r = None if reward is None else reward[part]
         family = Family(policy[part], target[part])
-        log_q[part], numbers[part] = _solve_family(family, criterion, value, r, tolerance)
+        log_q[part], numbers[:, part] = _solve_family(family, criterion, value, r, tolerance)
+    return numbers
 
 
 def _solve_family(
@@ -264,7 +266,8 @@ def _solve_family(
     if criterion == "ess":
         residual = torch.where(family.covered, residual, math.inf)
     converged = (residual <= allowed) & ~(itself & (criterion != "snr"))
-    return log_q, _numbers(root, s, kl_policy, kl_target, converged, residual)
+    numbers = [1 - s, kl_policy.clamp_min(0), kl_target.clamp_min(0), root.iterations, converged, residual]
+    return log_q, torch.stack([number.double() for number in numbers])
 
 
 def _allowed(family: Family, s: Tensor, tolerance: float) -> Tensor:
@@ -273,14 +276,6 @@ def _allowed(family: Family, s: Tensor, tolerance: float) -> Tensor:
     size = (at.variance + at.mean.square()).sqrt()
     rounding = torch.finfo(family.base.dtype).eps * (at.variance + 8 * size)
     return tolerance * at.variance.sqrt().clamp_min(1) + rounding
-
-
-def _numbers(
-    root: Root, s: Tensor, kl_policy: Tensor, kl_target: Tensor, converged: Tensor, residual: Tensor
-) -> Tensor:
-    return torch.stack(
-        [1 - s, kl_policy, kl_target, root.iterations.double(), converged.double(), residual], dim=-1
-    )
 
 
 def _has_kernel(logits: Tensor) -> bool:
