@@ -3,12 +3,12 @@
 What transformers would refuse later, less clearly or not at all, is refused here.
 """
 
-import difflib
 import json
 import re
 from pathlib import Path
 
 from klent.errors import ModelError, first_line
+from klent.kit.names import closest
 from klent.models.pull import KNOWN, pulled
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -40,8 +40,8 @@ def locate_model(name: str) -> Path | str:
         return name
     if "/" in name:
         raise ModelError(f"there is no model folder at {name}")
-    near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    near = closest(name, KNOWN, cutoff=0.5)
+    meant = f" Did you mean {near!r}?" if near else ""
     raise ModelError(
         f"no model is called {name!r}.{meant} A model is an alias ({', '.join(KNOWN)}), "
         "a folder, or a hub id such as org/name"
