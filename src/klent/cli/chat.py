@@ -11,6 +11,7 @@ from klent.cli.common import Debug, Runs, err, learnt_values, model_and_run, out
 from klent.cli.evaluate import check_probability, check_temperature
 from klent.errors import ConfigError, KlentError
 from klent.kit.terminal import visible
+from klent.kit.text import plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -176,7 +177,9 @@ def note_of(answer: "Answer", shaded: bool) -> str:
     parts = []
     if shaded and answer.entropy:
         mean, most = sum(answer.entropy) / len(answer.entropy), max(answer.entropy)
-        parts.append(f"entropy {mean:.2f} nats per token, at most {most:.2f}, {len(answer.entropy)} tokens")
+        parts.append(
+            f"entropy {mean:.2f} nats per token, at most {most:.2f}, {plural(len(answer.entropy), 'token')}"
+        )
     if answer.finish == "length":
         parts.append("cut off at --max-tokens")
     return "; ".join(parts)

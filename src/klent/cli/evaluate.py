@@ -26,6 +26,7 @@ from klent.cli.common import (
     show,
 )
 from klent.errors import ConfigError
+from klent.kit.text import plural
 
 if TYPE_CHECKING:
     from klent.config import Recipe
@@ -320,7 +321,7 @@ def _show_mixed(completion: "MixedText") -> None:
     count, weight = len(completion.tokens), sum(completion.log_weight)
     means = [sum(values) / count for values in (completion.alpha, completion.kl_policy, completion.kl_target)]
     out.print(
-        f"{count} tokens: alpha {means[0]:.3f}, KL to the model {means[1]:.3f} and to the target "
+        f"{plural(count, 'token')}: alpha {means[0]:.3f}, KL to the model {means[1]:.3f} and to the target "
         f"{means[2]:.3f} nats per token, importance weight of the sequence exp({weight:.2f})",
         style="dim",
         soft_wrap=True,

@@ -22,6 +22,7 @@ from klent.cli.common import (
     show,
 )
 from klent.errors import ConfigError, KlentError, RunError, first_line
+from klent.kit.text import plural
 
 if TYPE_CHECKING:
     from klent.config import Recipe
@@ -199,7 +200,7 @@ def _tell(together: "PlayedTogether", max_turns: int) -> None:
     counts = f"{together.read:,} tokens read, {together.written:,} written"
     err.print(f"{_count(len(together.episodes))} played: {counts}", soft_wrap=True)
     if together.cut:
-        reason = f"of {max_turns} turns (--max-turns) or the model's context"
+        reason = f"of {plural(max_turns, 'turn')} (--max-turns) or the model's context"
         err.print(f"warning: {_count(together.cut)} cut at the limit {reason}", soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from klent.errors import DataError
 from klent.kit.statistics import mean, standard_error
+from klent.kit.text import plural
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
 from klent.tasks.lines import JsonLines
@@ -30,7 +31,9 @@ def paragraphs(count: int) -> list[str]:
     found = [block for block in blocks if len(block) >= SHORTEST and _is_running_text(block)]
     prose = list(dict.fromkeys(found))  # topics share paragraphs
     if len(prose) < count:
-        raise DataError(f"Python's help has {len(prose)} paragraphs of prose, and {count} are asked for")
+        raise DataError(
+            f"Python's help has {plural(len(prose), 'paragraph')} of prose, and {count} are asked for"
+        )
     random.Random("klent prose").shuffle(prose)
     return prose[:count]
 

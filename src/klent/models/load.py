@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from klent.errors import DataError, KlentError, ModelError, first_line
+from klent.kit.text import plural
 from klent.models.adapter import LoraSettings, add_adapter
 from klent.models.chat import stop_ids
 from klent.models.device import find_device
@@ -233,7 +234,7 @@ def _load_model(
         raise ModelError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}. Copy it again")
     if mismatched := sorted(str(entry[0]) for entry in report["mismatched_keys"]):
         raise ModelError(
-            f"{folder} has {len(mismatched)} weights whose shape contradicts config.json, such as "
+            f"{folder} has {plural(len(mismatched), 'weight')} whose shape contradicts config.json, such as "
             f"{mismatched[0]}. Copy it again"
         )
     if not scores:  # what only scores generates nothing

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from klent.errors import DataError, ModelError, TooLong
+from klent.kit.text import plural
 from klent.models.chat import context_length, encode, render_messages, render_prompt, turn_end
 from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
@@ -156,7 +157,7 @@ class DatasetEngine:
         if isinstance(prompt.prompt, str):
             if len(completion) > 1:
                 raise DataError(
-                    f"{prompt.id}: the completion has {len(completion)} messages behind a prompt of plain "
+                    f"{prompt.id}: the completion has {plural(len(completion), 'message')} behind a prompt of plain "
                     "text, which no chat template joins. Write the prompt as messages."
                 )
             return prompt.prompt, [Piece(text_of(completion[0].get("content")), True)]

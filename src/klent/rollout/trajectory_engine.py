@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import cast
 
 from klent.errors import DataError, ModelError
+from klent.kit.text import plural
 from klent.models.chat import encode, render_messages
 from klent.models.spoken import opening_ids, reply_ids
 from klent.rollout.dataset_engine import DatasetEngine, ended
@@ -39,7 +40,8 @@ class TrajectoryEngine(DatasetEngine):
         episode.rewards = rewards
         if len(rewards) != episode.turns:
             raise DataError(
-                f"{prompt.id}: {len(rewards)} rewards for {episode.turns} turns. Remove that line."
+                f"{prompt.id}: {plural(len(rewards), 'reward')} for {plural(episode.turns, 'turn')}. Remove that "
+                "line."
             )
         return episode
 

@@ -16,6 +16,7 @@ from klent.config import Eval, Recipe, load_recipe, make_recipe
 from klent.config.keywords import keyword_layer, recipe_values
 from klent.errors import ConfigError, DataError, RunError
 from klent.io.files import write_atomic
+from klent.kit.text import plural
 from klent.kit.world import is_follower
 from klent.runs.folder import PROMPTS, RunFolder, refuse_occupied, remove_refused
 from klent.runs.results import Evaluation, Row, Run, final_folder
@@ -331,7 +332,7 @@ def _shown(value: object) -> str:
     if callable(value):
         return str(getattr(value, "__name__", type(value).__name__))
     if isinstance(value, list | tuple) and len(repr(value)) > 200:
-        return f"[... {len(value)} rows]"
+        return f"[... {plural(len(value), 'row')}]"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, Mapping):

@@ -17,6 +17,7 @@ from klent.config import Recipe
 from klent.control.organ import Organ
 from klent.errors import ConfigError, SyncError
 from klent.kit.seeds import derive_seed
+from klent.kit.text import plural
 from klent.models.device import type_name
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -129,7 +130,7 @@ def _lines(steps: Sequence[Tensor]) -> list[Check]:
         Check(
             f"gap at step {number}",
             "ok",
-            f"mean {float(gap.mean()):.2g}, largest {float(gap.max()):.2g} nats, of {len(gap)} tokens",
+            f"mean {float(gap.mean()):.2g}, largest {float(gap.max()):.2g} nats, of {plural(len(gap), 'token')}",
         )
         for number, gap in enumerate(steps, start=1)
     ]

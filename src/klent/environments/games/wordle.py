@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from klent.environments.games.game import Game, Reply, State, checked_size
 from klent.environments.games.words import WORDS
 from klent.errors import ConfigError
+from klent.kit.text import plural
 
 MARKS = ("miss", "near", "hit")
 
@@ -35,7 +36,7 @@ class Wordle(Game):
         self.words = _checked(words)
         self.place_of = {word: number for number, word in enumerate(self.words)}
         self.rows = [{"word": word} for word in self.words]
-        self.allowed = f"Answer with one word of {len(self.words[0])} letters from the list."
+        self.allowed = f"Answer with one word of {plural(len(self.words[0]), 'letter')} from the list."
         self._known: dict[tuple[str, str], Reply] = {}
 
     def opening(self, start: int) -> str:

@@ -164,11 +164,11 @@ def describe(plan: StudyPlan) -> list[str]:
         )
         method = run.recipe.method or "own objective"
         if stage.label is not None:
-            work, method = f"{stage.label.pairs} pairs of answers", "labels"
+            work, method = f"{plural(stage.label.pairs, 'pair')} of answers", "labels"
         lines.append(f"{stage.name}: {method} on {run.recipe.task.source}, {work}{start}")
     judge = plan.blocks[0].judge
     on = ", ".join(f"{name} ({one.problems} x {one.samples})" for name, one in judge.on.items())
-    extra = [f"{judge.prose} paragraphs of prose"] if judge.prose else []
+    extra = [f"{plural(judge.prose, 'paragraph')} of prose"] if judge.prose else []
     extra += [f"the texts {name}" for name in judge.texts]
     extra += ["distance of the weights"] if judge.distance else []
     lines.append(f"judged, against {plan.study.base.strip('{}')}: {', '.join([on, *extra])}")
