@@ -78,7 +78,9 @@ def chat(
     ```
     """
     if entropy and temperature == 0:
-        raise ConfigError("--entropy: at temperature 0 a token is drawn from nothing, entropy 0. Raise it")
+        raise ConfigError(
+            "--entropy: at temperature 0 every token is certain, so its entropy is 0. Set --temperature above 0"
+        )
     from klent.models.load import load_policy
     from klent.rollout.transformers_engine import SamplingOptions
     from klent.runs.chat import Chat
@@ -93,7 +95,9 @@ def chat(
     }
     for one, session in sessions.items():
         if system is not None and not session.templated:
-            raise ConfigError(f"--system: {one} has no chat template, so no messages; leave it out")
+            raise ConfigError(
+                f"--system: {one} has no chat template, so it reads no system message; leave it out"
+            )
     _converse(sessions, entropy)
 
 
@@ -103,7 +107,8 @@ def _speaking(name: str, runs: Path) -> str:
     refuse_wordless(name, run)
     if learnt_values(run):
         raise ConfigError(
-            f"{name} learnt values, whose player answers one prompt: klent sample {name} PROMPT"
+            f"{name} learnt values (qsft, ilql), and its player answers single prompts only: klent sample {name} "
+            "PROMPT"
         )
     return model
 

@@ -93,12 +93,12 @@ def _wanted(source: str, overrides: list[str]) -> "tuple[FileSettings, str | Non
     values = parse_overrides(overrides).values
     if others := sorted(values.keys() - {"task", "model"}):
         raise ConfigError(
-            f"{others[0]}: a file is read by `model` and the keys of `task`; name a recipe for others: "
-            f"klent data RECIPE task.data={source} {others[0]}=..."
+            f"{others[0]}: beside a file only `model` and keys of `task` are taken; to set other keys, name a "
+            f"recipe: klent data RECIPE task.data={source} {others[0]}=..."
         )
     task, model = values.get("task") or {}, values.get("model")
     if not isinstance(task, dict) or not isinstance(model, str | None):
-        raise ConfigError("task takes KEY=VALUE, as in task.columns.prompt=question, and model a name")
+        raise ConfigError("write task.KEY=VALUE, as in task.columns.prompt=question, and model=NAME")
     section = cast("FileSettings", read_task({_kind(source, task): source, **task}))
     return section, model, section.completions if section.key != "data" else ()
 

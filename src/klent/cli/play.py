@@ -111,7 +111,7 @@ def play(
             write_episodes(record, played)
             out.print(f"wrote {record}: {_count(len(played))}", soft_wrap=True)
     if not played:
-        raise RunError(f"no episode of {name} could be played to an end")
+        raise RunError(f"no episode of {name} was played to its end: each failed; the messages above say why")
     mean = sum(episode["return"] for episode in played) / len(played)
     out.print(f"return {mean:.3f}" + (f", mean of {_count(len(played))}" if len(played) > 1 else ""))
 
@@ -255,7 +255,9 @@ def _environment(name: str, config: Sequence[str]) -> "Environment":
     except Exception as error:
         raise ConfigError(f"{name} cannot be made: {type(error).__name__}: {first_line(error)}") from error
     if not callable(getattr(made, "reset", None)) or not callable(getattr(made, "step", None)):
-        raise ConfigError(f"{name} is no environment: it must have `reset(row, seed)` and `step(action)`")
+        raise ConfigError(
+            f"{name} is no environment; it must have the methods `reset(row, seed)` and `step(action)`"
+        )
     return cast("Environment", made)
 
 
@@ -302,8 +304,8 @@ def _player(policy: str, environment: "Environment", name: str, seed: int) -> "P
         )
     if not isinstance(environment, Game):
         raise ConfigError(
-            f"--policy {policy}: {name} is no klent.environments.games.Game, whose actions are known; only "
-            f"{HUMAN} can play it"
+            f"--policy {policy}: {name} is no klent.environments.games.Game, so its possible actions are not known; "
+            f"use --policy {HUMAN}"
         )
     return POLICIES[policy](environment, seed)
 

@@ -232,7 +232,9 @@ class TrajectorySettings(FileSettings):
     @classmethod
     def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and value[0] >= value[1]:
-            raise ValueError(f"the least, {value[0]:g}, must be below the most, {value[1]:g}")
+            raise ValueError(
+                f"the first number, {value[0]:g}, is the least return and must be below the second, {value[1]:g}"
+            )
         return value
 
 
