@@ -28,7 +28,7 @@ def locate_model(name: str) -> Path | str:
     """
     if name in KNOWN:
         if not KNOWN[name].generates:
-            raise ModelError(f"{name} is an embedding model; use it in rewards, not as the policy")
+            raise ModelError(f"{name} is an embedding model, for rewards only; name a language model")
         if folder := pulled(name):
             return folder
         raise ModelError(f"{name} is not on this machine yet: run `klent models pull {name}`")
@@ -39,7 +39,7 @@ def locate_model(name: str) -> Path | str:
     if HUB_ID.fullmatch(name):
         return name
     if "/" in name:
-        raise ModelError(f"there is no model folder at {name}")
+        raise ModelError(f"there is no model folder at {name}; check the path")
     near = closest(name, KNOWN, cutoff=0.5)
     meant = f" Did you mean {near!r}?" if near else ""
     raise ModelError(
@@ -110,7 +110,10 @@ def download(hub_id: str, *, trust_remote_code: bool) -> Path:
             f"{hub_id} is gated: accept its terms on its hub page, then log in with `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{hub_id} is neither a folder here nor a public model on the hub") from error
+        raise ModelError(
+            f"{hub_id} is neither a folder here nor a public model on the hub. Check the spelling; for a private "
+            "model log in with `hf auth login`"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{hub_id} is not a folder here, and the hub could not be reached to download it. Give the path "

@@ -89,7 +89,7 @@ def _checked(words: int | Sequence[str]) -> tuple[str, ...]:
     if wrong:
         raise ConfigError(f"words has {wrong[0]!r}: write words in small letters, and nothing but letters")
     if len({len(word) for word in listed}) > 1:
-        raise ConfigError("words has words of several lengths: the answer needs all letters in their places")
+        raise ConfigError("words has words of several lengths; all must have the same number of letters")
     if len(set(listed)) < len(listed):
-        raise ConfigError("words has a word twice: each is one start")
+        raise ConfigError("words has a word twice; keep one, since each word is one start")
     return listed
