@@ -189,7 +189,7 @@ def test_what_a_prompt_lacks_is_named():
     ):
         with pytest.raises(DataError, match=message):
             MixtureEngine(loaded(), target, OPTIONS).generate(plain, **SEEDED)
-    with pytest.raises(ConfigError, match="temperatures above 0"):
+    with pytest.raises(ConfigError, match="needs a temperature above 0"):
         MixtureEngine(loaded(), Target(loaded(1), temperature=0.0), OPTIONS)
     with pytest.raises(ValueError, match="needs a value"):
         MixtureEngine(loaded(), Target(loaded(1)), OPTIONS, alpha="ess")

@@ -47,7 +47,7 @@ class Rows:
         """More did not fit."""
         if rows >= min([*self.counted.values(), *([] if self.asked is None else [self.asked])]):
             return
-        self.note(f"rollout.rows: memory ran out, {plural(rows, 'row')} at once from here on")
+        self.note(f"rollout.rows: memory ran out, from now on {plural(rows, 'row')} at once")
         self.counted = {key: min(rows, count) for key, count in self.counted.items()}
         self.asked = None if self.asked is None else rows
 

@@ -222,7 +222,7 @@ class TransformersEngine:
             self.extends = self._can_extend()
             if self.extends and self.sampler is not None:
                 self.note(
-                    "rollout.decoding: turns go on from their keys and values, step by step from Python"
+                    "rollout.decoding: turns reuse keys and values, and decode step by step from Python"
                 )
         self._kept = {} if self.extends else None
         try:
