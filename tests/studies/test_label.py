@@ -93,7 +93,7 @@ def test_an_environment_makes_no_pairs(tmp_path) -> None:
     played = make_recipe(
         {"model": "tiny", "method": "grpo", "task": {"env": "maze"}, "steps": 1, "eval": None}
     )
-    with pytest.raises(ConfigError, match=r"task.env plays episodes of several turns"):
+    with pytest.raises(ConfigError, match=r"task.env has several turns"):
         label_pairs(played, Labels(1), out=tmp_path / "p.jsonl")
 
 

@@ -226,11 +226,11 @@ def test_values_that_are_no_scores(value: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        ("wrong_length", "wrong_length returned 2 values for 1 completions"),
+        ("wrong_length", "wrong_length returned 2 values for 1 completion"),
         ("not_a_list", "not_a_list returned a float instead of a list"),
         (
             "a_generator",
-            "a_generator raised TypeError: returned generator, which is neither a list nor a number",
+            "a_generator raised TypeError: returned generator; return a list with a number for each completion",
         ),
     ],
 )

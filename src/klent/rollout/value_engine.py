@@ -60,8 +60,7 @@ class ValueEngine(MixtureEngine):
     ) -> None:
         if options.temperature != 1.0:
             raise ConfigError(
-                f"temperature is {options.temperature:g}, and the player of values needs 1; set it to 1, and "
-                "bellman.beta to make it greedier"
+                f"temperature is {options.temperature:g}, and the player of values needs 1; beta makes it greedier"
             )
         super().__init__(
             loaded,

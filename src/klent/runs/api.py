@@ -256,7 +256,9 @@ def _with_rows(settings: Recipe, rows: Rows, run: Path, *, resume: bool) -> Reci
     if not resume:
         write_atomic(file, content)
     elif not file.is_file() or file.read_text(encoding="utf-8") != content:
-        raise ConfigError(f"{run} was started with other rows; leave task out to continue with {file}")
+        raise ConfigError(
+            f"{run} was started with other rows; leave task out to continue with those in {file}"
+        )
     section = settings.task.model_copy(update={"data": str(file)})
     return settings.model_copy(update={"task": section})
 
@@ -292,7 +294,7 @@ def _measure(
 
     recipe = recipe.model_copy(update={"eval": recipe.eval or Eval()})
     if recipe.eval is None or not recipe.judged:
-        raise ConfigError("klent.evaluate: no reward tells right from wrong; pass reward=...")
+        raise ConfigError("klent.evaluate: there is no reward to evaluate with; pass reward=...")
     every = load_task(recipe.task, seed=recipe.seed, heldout=0) if every_row else None
     task = examined_task(recipe, every)
     if every_row and isinstance(task, DataTask):

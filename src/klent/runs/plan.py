@@ -199,6 +199,11 @@ def title_of(recipe: Recipe) -> str:
     return f"{recipe.name} · {recipe.method or 'own objective'} · {recipe.model}"
 
 
+def _steps(count: int) -> str:
+    """``step``, ``2 steps``: behind "every"."""
+    return "step" if count == 1 else plural(count, "step")
+
+
 def _work(recipe: Recipe, completions: int) -> str:
     """What a step samples, or reads."""
     if not recipe.rollout.sampled:
@@ -256,7 +261,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
             "tokens are chosen again at every optimizer step: one more forward pass per step after the first"
         )
     if recipe.eval is not None:
-        when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
+        when = f" and every {_steps(recipe.eval.every)}" if recipe.eval.every else ""
         size = _evaluated(recipe)
         temperatures = recipe.eval.temperatures if recipe.judged else ()
         others = [f"at temperature {t:g}" if t else "greedily" for t in temperatures]

@@ -90,12 +90,12 @@ def label_pairs(
     """
     if recipe.task.pays:
         raise ConfigError(
-            "labels compare two answers to a prompt, and task.env plays episodes of several turns; name a task "
-            "with prompts: gym or data"
+            "klent label compares two answers to a prompt, and task.env has several turns; use task.gym or task.data"
         )
     if recipe.reward is None or not recipe.rollout.sampled:
         raise ConfigError(
-            "labels need a reward that says which answer is better, and a rollout that samples answers"
+            "klent label needs a reward, which says which answer is better, and a rollout that samples; set "
+            "`reward`, and no rollout.engine=dataset"
         )
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems if recipe.eval else 0)
     part = out.with_name(out.name + ".part")

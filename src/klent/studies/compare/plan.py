@@ -174,7 +174,9 @@ def _refuse_unmeasured(recipe: Recipe) -> None:
         missing = "`eval` section" if recipe.eval is None else "`reward`"
         if not recipe.rollout.sampled:
             missing = "sampled completions (rollout.engine is dataset)"
-        raise ConfigError(f"recipe has no {missing}, which comparing arms by held-out reward needs")
+        raise ConfigError(
+            f"recipe has no {missing}, which is needed to compare arms by held-out reward; set it"
+        )
     if recipe.eval.early_stop is not None:
         raise ConfigError("eval.early_stop would give the arms different numbers of steps; set it to null")
 

@@ -147,9 +147,9 @@ def _refuse_judged_prompts(run: PlannedRun, stage: StageFile, judge: Judge) -> N
         of_another_file = any(theirs[3:])
         if ours and theirs and ours[0] == theirs[0] and ours != theirs and not of_another_file:
             raise ConfigError(
-                f"stage {stage.name} trains on {task.source}, out of which judge.on.{name} holds {theirs[1]} "
-                "prompts, and does not hold out the same: it would be judged on what it was trained on. Give both "
-                f"the same task.heldout (here {ours[1]} and {theirs[1]}) and task.seed, or the judge a "
+                f"stage {stage.name} trains on {task.source}, and judge.on.{name} holds {theirs[1]} prompts of it "
+                "out, but not the same ones as the stage: it would be judged on what it was trained on. Give both "
+                f"the same task.heldout (here {ours[1]} and {theirs[1]}) and task.seed, or give the judge "
                 "task.heldout_data"
             )
 
