@@ -133,7 +133,7 @@ def test_pictures(mine: Path, tmp_path: Path, suffix: str, capsys: pytest.Captur
 
 
 def test_pictures_that_cannot_be_drawn(mine: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a picture is \.svg"):
+    with pytest.raises(ConfigError, match=r"must end in \.svg"):
         audit_command(f"{mine}:penalty", [], json=False, picture=tmp_path / "field.gif")
     with pytest.raises(ConfigError, match="several"):
         audit_command("trl", [], json=False, picture=tmp_path / "field.svg")

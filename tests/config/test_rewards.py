@@ -79,8 +79,8 @@ def test_only_python_functions_have_a_python_name() -> None:
         ("folder/my:fn", r"neither a \.py file nor a module; write path/to/file\.py:fn"),
         (3, r"expected a name, a mapping or a list, not 3 \(int\)"),
         (None, r"not None"),
-        ([], r"nothing to score with"),
-        ({}, r"nothing to score with"),
+        ([], r"is empty; name at least one reward"),
+        ({}, r"is empty; name at least one reward"),
         ([3], r"expected a name or \{fn, weight, timeout, settings, workers, memory_gb, process\}"),
         ([{"weight": 1}], r"`fn` must name a function, not None"),
         (
@@ -134,7 +134,10 @@ def test_short_names_are_distinct_and_leave_metric_names_alone() -> None:
         ({"model": "rm", "settings": {"a": 1}}, "settings is not used by a reward model"),
         ({"model": "rm", "memory_gb": 2}, "memory_gb is not used by a reward model; set process: true"),
         ({"model": "rm", "timeout": 2}, "timeout is not used by a reward model; set process: true"),
-        ({"fn": "exact", "process": True}, "process is for reward models; a function always has one"),
+        (
+            {"fn": "exact", "process": True},
+            "a function always runs in a process of its own",
+        ),
     ],
 )
 def test_options_that_a_reward_model_or_a_function_does_not_have(value: object, message: str) -> None:

@@ -139,12 +139,12 @@ def test_the_words_and_the_people():
     [
         (lambda: Maze(turns=0), "turns is 0: it must be a whole number, at least 1"),
         (lambda: Maze(stem=True), "stem is True"),
-        (lambda: Maze(cost=float("nan")), "cost is nan: what a turn costs must be a number from 0 to 1"),
+        (lambda: Maze(cost=float("nan")), "cost is nan; the cost of a turn must be a number from 0 to 1"),
         (lambda: Maze(cost="1"), "cost is '1'"),
         (lambda: Maze(plan="E.E"), "a list of its lines"),
         (lambda: Maze(plan=[*T, "S"]), "has 2 starts: mark one cell with S"),
         (lambda: Maze(plan=["E.E", "#S#"]), "two K"),
-        (lambda: Maze(plan=["EKE", "#KS"]), "one further left"),
+        (lambda: Maze(plan=["EKE", "#KS"]), "in different columns"),
         (lambda: Wordle(words=1000), "at most 264"),
         (lambda: Wordle(words=False), "words is False"),
         (lambda: Wordle(words=[]), "a list of words"),
@@ -168,7 +168,7 @@ def test_settings_that_make_no_game(make, message):
 
 def test_what_no_episode_has():
     with pytest.raises(
-        DataError, match=r"no episode starts from {'key': 'under'}. What there is: key: left, right"
+        DataError, match=r"no episode starts from {'key': 'under'}. Possible starts: key: left, right"
     ):
         Maze().reset({"key": "under"}, 0)
     for call in (lambda: Maze().step("up"), lambda: Maze().row):

@@ -123,7 +123,7 @@ def test_a_start_is_a_task_by_its_place_or_by_the_seed(package):
     assert game.reset({}, 11) == game.reset({"idx": 1}, 7) == OPENING
     few = Verifiers(package, tasks=2, most=5)
     assert few.reset({}, 11) == OPENING
-    with pytest.raises(ConfigError, match=r"has no task 2; `idx` is its place among 2"):
+    with pytest.raises(ConfigError, match=r"has no task 2; `idx` counts its 2 tasks from 0"):
         few.reset({"idx": 2}, 0)
     for wrong in (-1, "1", 1.0):
         with pytest.raises(ConfigError, match="has no task"):
@@ -167,7 +167,7 @@ def test_what_cannot_be_played_is_refused_with_its_reason(package, tmp_path, old
             "trace: vf.Trace) -> bool:",
             "request: vf.Request) -> bool:",
             ConfigError,
-            "reads what is sent to a model",
+            "reads requests to a model",
         ),
         ("@vf.stop", "@vf.intercept", ConfigError, "has @intercept"),
         ("answer: int", "answer: int\n    image: str = 'box'", ConfigError, "needs a container"),

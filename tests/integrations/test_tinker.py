@@ -144,5 +144,5 @@ def test_what_cannot_be_is_refused():
         loss(data, logp)
     data = data_of(batch())
     del data[5].loss_fn_inputs["reward"]
-    with pytest.raises(DataError, match="`reward` must be one number of every datum; 1 of 12"):
+    with pytest.raises(DataError, match="give `reward` to every datum, as one number, or to none; 1 of 12"):
         loss(data, logp)

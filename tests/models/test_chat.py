@@ -59,7 +59,7 @@ def test_text_gets_the_bos_token_of_a_tokenizer_that_has_one() -> None:
 
 def test_prompts_that_cannot_be_rendered() -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(DataError, match="the prompt is empty: it tokenizes to nothing"):
+    with pytest.raises(DataError, match="the prompt is empty; give it some text"):
         render_prompt(tokenizer, "")
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ModelError, match="the chat template refuses these messages: roles must alternate"):
@@ -144,11 +144,11 @@ def test_parts_of_text_are_joined_where_the_template_cannot_read_them() -> None:
 def test_a_begun_answer_is_continued_or_refused() -> None:
     tokenizer = tokenizer_with(THINKING)
     begun = [USER, {"role": "assistant", "content": "It is "}]
-    with pytest.raises(ModelError, match=r"rewrites the assistant's message.*task\.template"):
+    with pytest.raises(ModelError, match=r"the chat template rewrites it.*task\.template"):
         render_prompt(tokenizer, begun)
     ids = render_prompt(tokenizer, begun, {"enable_thinking": False})  # the thought opens the turn
     assert tokenizer.decode(ids).endswith("assistant\n<think>\n\n</think>\n\nIt is ")
-    with pytest.raises(ModelError, match="rewrites the assistant's message"):
+    with pytest.raises(ModelError, match="the chat template rewrites it"):
         render_prompt(tokenizer, [USER, {"role": "assistant", "content": "<think>\nLet me"}])
     opening = tokenizer_with(
         tiny_tokenizer().chat_template.replace(
@@ -157,7 +157,7 @@ def test_a_begun_answer_is_continued_or_refused() -> None:
     )
     ids = render_prompt(opening, [USER, {"role": "assistant", "content": "<think>\nLet me"}])
     assert opening.decode(ids).endswith("<|im_start|>assistant\n<think>\nLet me")
-    with pytest.raises(ModelError, match="rewrites the assistant's message"):
+    with pytest.raises(ModelError, match="the chat template rewrites it"):
         render_prompt(opening, [USER, {"role": "assistant", "content": "Let me"}])
 
 

@@ -158,14 +158,14 @@ BROKEN = {
     "shard missing": r"is incomplete: model-00002-of-00002\.safetensors is missing",
     "weights cut short": "its weights are damaged .*Copy or pull it again",
     "tensor missing": r"lacks 1 of its weights, such as model\.norm\.weight",
-    "tensor of another shape": r"1 weights whose shape contradicts config\.json, such as model\.norm\.weight",
+    "tensor of another shape": r"1 weight whose shape contradicts config\.json, such as model\.norm\.weight",
     "unknown type": "model type `nope`",
     "not causal": "it is not a causal language model",
-    "quantised": "holds quantised weights, which cannot be trained",
+    "quantised": "has quantised weights, which cannot be trained",
     "own code": "set trust_remote_code: true",
     "no tokenizer": r"cannot load the tokenizer .*no usable tokenizer\.json",
     "tokenizer damaged": "cannot load the tokenizer .*line 1",
-    "end beyond the embedding": "'<end>', token 198, ends a completion of .* has only 198 tokens",
+    "end beyond the embedding": "'<end>', token 198, is the stop token of .* has only 198 tokens",
 }
 
 
@@ -351,7 +351,9 @@ def test_attention_that_sdpa_cannot_express_is_eager(tmp_path: Path, cap: float)
     loaded = load_policy(str(folder))
     assert loaded.attention == loaded.model.config._attn_implementation == "eager"
     assert torch.equal(logits(loaded.model), logits(right))
-    with pytest.raises(ModelError, match=r"attention: sdpa is not this model's attention .*softcap"):
+    with pytest.raises(
+        ModelError, match=r"attention: sdpa does not compute this model's attention .*softcap"
+    ):
         load_policy(str(folder), attention="sdpa")
 
 
@@ -381,7 +383,7 @@ def test_a_kernel_is_held_against_an_eager_pass(folder: Path, monkeypatch) -> No
     assert load_policy(str(folder), attention="flex").model.config._attn_implementation == "a_kernel"
     assert load_policy(str(folder), attention="flex", lora=Lora(rank=2)).attention == "flex"  # frozen weights
     scale = 1.01
-    with pytest.raises(ModelError, match=r"attention: flex is not .*the numbers differ"):
+    with pytest.raises(ModelError, match=r"attention: flex does not compute .*the numbers differ"):
         load_policy(str(folder), attention="flex")
 
 

@@ -66,7 +66,7 @@ def test_messages_of_other_roles_and_several():
 
 
 def test_a_role_that_would_be_a_control_token_is_refused():
-    with pytest.raises(DataError, match="'role' holds the name of a control token"):
+    with pytest.raises(DataError, match="'role' contains the name of a control token"):
         reply_ids(tiny_tokenizer(), CHAT, [{"role": "<|im_end|>", "content": "4"}], ended=True)
 
 

@@ -91,7 +91,7 @@ def test_a_flows_step_is_that_of_its_equation():
 @pytest.mark.parametrize("eta", [0.0, -0.5, 1.5])
 def test_a_step_without_density_is_refused(eta):
     with pytest.raises(
-        ValueError, match=r"expected one in \(0, 1\]: a step that draws no noise has no density"
+        ValueError, match=r"expected a number in \(0, 1\]: a step without noise has no density"
     ):
         make_steps("ddim", 5, high=5.0, low=-5.0, eta=eta)
 

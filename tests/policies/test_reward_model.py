@@ -166,7 +166,7 @@ def changed(folder: Path, to: Path, **config: object) -> Path:
 
 def test_two_labels_are_refused(folder: Path, tmp_path: Path) -> None:
     labels = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}
-    with pytest.raises(ModelError, match="a classifier of 2 labels, and a reward model has one number"):
+    with pytest.raises(ModelError, match="a classifier with 2 labels, and a reward model gives one number"):
         load(changed(folder, tmp_path / "two", **labels))
 
 
@@ -235,7 +235,7 @@ def test_what_cannot_be_scored_has_a_reason_and_costs_the_others_nothing(folder:
     (value, _), (nothing, why) = judge.score([good, long])
     assert value == pytest.approx(alone, abs=1e-6)
     assert nothing != nothing
-    assert "holds 512 tokens" in why
+    assert "reads at most 512 tokens" in why
     with torch.no_grad():
         judge.model.model.score.weight.fill_(float("nan"))
     assert judge.score([good])[0][1] == "gave nan and no score"
@@ -263,7 +263,7 @@ def test_a_reward_model_is_no_language_model(folder: Path) -> None:
 
 
 def test_a_language_model_is_no_reward_model(folder: Path) -> None:
-    with pytest.raises(ModelError, match="is a language model and no reward model"):
+    with pytest.raises(ModelError, match="is a language model, not a reward model"):
         RewardJudge.load(str(folder.parent / "language_model"))
 
 

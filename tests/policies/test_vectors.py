@@ -120,7 +120,7 @@ def test_micro_batches_keep_units_whole_and_within_the_budget():
 
 def test_an_episode_of_tokens_is_refused():
     text = Episode(Prompt("p", ""), [], torch.tensor([1]), "", "stop")
-    with pytest.raises(ValueError, match=r"one of tokens. Make it by Episode.of_actions"):
+    with pytest.raises(ValueError, match=r"an episode has tokens, not states and actions; make it"):
         VectorPolicy(Linear()).evaluate(make_batch([text], None, group_size=1), [0])
 
 

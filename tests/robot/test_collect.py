@@ -62,7 +62,7 @@ def test_another_collection_is_not_mixed_in(recorded):
 
 
 def test_what_a_worker_cannot_do_is_told(tmp_path):
-    with pytest.raises(RunError, match=r"segments 0 to 2: .*length: a segment of 41 steps does not fit"):
+    with pytest.raises(RunError, match=r"segments 0 to 2: .*length: a segment of 41 steps is longer"):
         record(tmp_path / "long", settings=CollectionSettings(task="reach", length=41, segments=3))
 
 
@@ -108,7 +108,7 @@ def test_comparisons_prefer_what_is_worth_more():
 
 
 def test_nothing_to_prefer_is_refused():
-    with pytest.raises(DataError, match="all worth the same"):
+    with pytest.raises(DataError, match="all segments have the same label"):
         Comparisons(torch.ones(4), count=None, seed=0)
 
 
@@ -118,8 +118,8 @@ def test_nothing_to_prefer_is_refused():
         (["segments=3"], "task is missing"),
         (["task=reach", "segment=3"], "segment: there is no such setting; did you mean `segments`?"),
         (["task=reach", "length=0"], "length: should be greater than or equal to 1"),
-        (["task=reach", "behaviours=[0]"], "0 is a policy without a density"),
-        (["task=reach", "branches=7"], "7 do not divide length: 64 evenly"),
+        (["task=reach", "behaviours=[0]"], "behaviours: with noise 0 an action has no density"),
+        (["task=reach", "branches=7"], "branches (7) must divide length (64) evenly"),
     ],
 )
 def test_settings_are_refused_with_the_key(overrides, message):

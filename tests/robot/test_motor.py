@@ -198,7 +198,7 @@ def test_branches_of_every_part_have_the_right_mean(gamma):
 
 
 def test_expected_labels_need_branches():
-    with pytest.raises(ValueError, match=r"the collection has none\. Record it with branches=8"):
+    with pytest.raises(ValueError, match=r"the collection has none\. Record it again with branches=8"):
         BehaviourKL(segments_of(branched=False), "expected", 1.0)
 
 

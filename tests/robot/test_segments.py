@@ -91,9 +91,9 @@ def test_branches_change_nothing_of_the_segment():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length": 41}, "length: a segment of 41 steps does not fit: episodes have 40 steps"),
+        ({"length": 41}, "length: a segment of 41 steps is longer than an episode, 40 steps"),
         ({"length": 0}, "length: a segment of 0 steps"),
-        ({"length": 12, "branches": 5}, "branches: 5 do not part 12 steps equally"),
+        ({"length": 12, "branches": 5}, "branches: 5 does not divide 12 steps evenly"),
     ],
 )
 def test_segments_that_do_not_fit_are_refused(settings, message):

@@ -42,7 +42,7 @@ def test_an_answer_that_was_cut_has_no_end_and_is_as_long_as_may_be(answer):
 def test_a_finish_that_is_none_is_refused():
     row = Prompt("rows.jsonl:7", "2+2=", {"completion": "4", "finish_completion": "eos"})
     with pytest.raises(
-        DataError, match=r"rows\.jsonl:7: `finish_completion` is 'eos'; \"stop\" and \"length\""
+        DataError, match=r"rows\.jsonl:7: `finish_completion` is 'eos'; it must be \"stop\" or \"length\""
     ):
         DatasetEngine(LOADED, max_tokens=8).generate([row], group_size=1, seed=0)
 
@@ -130,14 +130,19 @@ OPENING = CHAT_TEMPLATE.replace("'<|im_start|>assistant\n'", "'<|im_start|>assis
     [
         ([USER], [said("4"), AGAIN], None, "ends with a message of role 'user'"),
         ("2+2=", [said("4"), AGAIN, said("yes")], None, "3 messages behind a prompt of plain text"),
-        ([USER], [said("4")], OPENING, r"does not write this completion behind the prompt.*<think>"),
+        ([USER], [said("4")], OPENING, r"does not start the completion the way.*<think>"),
         (
             [USER],
             [{**said("4"), "reasoning_content": "a<|im_end|>"}, AGAIN, said("yes")],
             None,
-            r"holds '<\|im_end\|>', which ends a turn",
+            r"contains '<\|im_end\|>', which ends a turn",
         ),
-        ([USER], [said("4<|im_end|>"), AGAIN, said("yes")], None, r"holds '<\|im_end\|>', which ends a turn"),
+        (
+            [USER],
+            [said("4<|im_end|>"), AGAIN, said("yes")],
+            None,
+            r"contains '<\|im_end\|>', which ends a turn",
+        ),
         (
             [USER],
             [said("4"), AGAIN, said("yes")],

@@ -162,7 +162,7 @@ def test_a_decoder_that_is_wrong_or_raises_gives_way_to_the_next(monkeypatch):
     forward = model.forward
     model.forward = lambda input_ids, **rest: forward(input_ids=input_ids + len(input_ids) - 1, **rest)
     with pytest.raises(
-        ModelError, match="cannot be sampled exactly: a row's logits depend on the rows beside"
+        ModelError, match="cannot be sampled exactly: the logits of a row depend on the other rows"
     ):
         choose_decoder(model)
 

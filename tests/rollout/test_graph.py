@@ -244,7 +244,7 @@ def test_turns_that_keep_their_keys_are_decoded_step_by_step_and_say_so():
     engine = TransformersEngine(loaded(), SamplingOptions(max_tokens=4), decoding="graph", note=notes.append)
     with engine.keeping():
         kept = said(engine)
-    assert notes == ["rollout.decoding: turns go on from their keys and values, step by step from Python"]
+    assert notes == ["rollout.decoding: turns reuse keys and values, and decode step by step from Python"]
     assert not engine.sampler.steps
     assert_alike(said(engine), kept)
     assert engine.sampler.steps
@@ -276,8 +276,8 @@ def test_rows_that_do_not_fit_are_taken_in_halves(monkeypatch):
     monkeypatch.setattr(TransformersEngine, "_decode", scarce)
     ours = said(engine)
     assert [note.split(", ")[1] for note in notes] == [
-        "10 rows at once from here on",
-        "5 rows at once from here on",
+        "from now on 10 rows at once",
+        "from now on 5 rows at once",
     ]
     monkeypatch.undo()
     assert_alike(ours, said(TransformersEngine(loaded(), options)))

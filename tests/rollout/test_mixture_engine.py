@@ -185,13 +185,13 @@ def test_other_tokens_are_refused_with_the_first_that_differs():
 def test_what_a_prompt_lacks_is_named():
     plain = [Prompt("p/0", "text", {})]
     for target, message in (
-        (Target(loaded(1), prompt="{prompt} {solution}"), r"asks for \{solution\}, which prompt p/0 lacks"),
+        (Target(loaded(1), prompt="{prompt} {solution}"), r"uses \{solution\}, which prompt p/0 lacks"),
         (Target(loaded(1), system="help"), "plain text and has no system message"),
         (Target(loaded(1), prompt="{prompt}" + "x" * 600), r"sees prompt p/0 as \d+ tokens.*leaves 500"),
     ):
         with pytest.raises(DataError, match=message):
             MixtureEngine(loaded(), target, OPTIONS).generate(plain, **SEEDED)
-    with pytest.raises(ConfigError, match="temperatures above 0"):
+    with pytest.raises(ConfigError, match="needs a temperature above 0"):
         MixtureEngine(loaded(), Target(loaded(1), temperature=0.0), OPTIONS)
     with pytest.raises(ValueError, match="needs a value"):
         MixtureEngine(loaded(), Target(loaded(1)), OPTIONS, alpha="ess")

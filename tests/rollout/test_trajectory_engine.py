@@ -123,15 +123,20 @@ def test_an_action_that_is_written_with_its_end_has_one():
 
 THINKS = CHAT_TEMPLATE.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'")
 WRONG = {
-    "a stop token": ([said("a<|im_end|>b")], None, None, "an action holds '<|im_end|>', which ends a turn"),
-    "a stop token in plain text": ([said("a<|im_end|>b")], None, "go?", "an action holds '<|im_end|>'"),
-    "two actions": ([said("a"), said("b")], None, None, "an action follows another without a word between"),
-    "a begun thought": ([said("a")], THINKS, None, "does not write this action behind the opening"),
+    "a stop token": (
+        [said("a<|im_end|>b")],
+        None,
+        None,
+        "an action contains '<|im_end|>', which ends a turn",
+    ),
+    "a stop token in plain text": ([said("a<|im_end|>b")], None, "go?", "an action contains '<|im_end|>'"),
+    "two actions": ([said("a"), said("b")], None, None, "an action directly follows another"),
+    "a begun thought": ([said("a")], THINKS, None, "does not start this action the way"),
     "a control token in a field": (
         [said("a"), said("x", "tool", name="<think>"), said("b")],
         None,
         None,
-        "a message's 'name' holds the name of a control token",
+        "a message's 'name' contains the name of a control token",
     ),
 }
 

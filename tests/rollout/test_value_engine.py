@@ -69,7 +69,7 @@ def test_without_a_tilt_it_is_the_model_of_the_data_and_the_dummy_is_never_drawn
 
 
 def test_another_temperature_is_refused():
-    with pytest.raises(ConfigError, match=r"temperature is 0\.5: values are read at 1"):
+    with pytest.raises(ConfigError, match=r"temperature is 0\.5, and the player of values needs 1"):
         ValueEngine(loaded(1), loaded(0), SamplingOptions(max_tokens=6, temperature=0.5), beta=1.0)
 
 

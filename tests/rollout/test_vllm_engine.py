@@ -166,8 +166,8 @@ def test_an_adapter_beside_bfloat16_weights_is_not_rounded_away():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"rollout": {"top_p": 0.9}}, "rollout.top_p: vllm says nothing of the entropy"),
-        ({"rollout": {"top_k": 20}}, "rollout.top_k: vllm says nothing of the entropy"),
+        ({"rollout": {"top_p": 0.9}}, "rollout.top_p: vllm does not report the entropy"),
+        ({"rollout": {"top_k": 20}}, "rollout.top_k: vllm does not report the entropy"),
         ({"rollout": {"temperature": 0.005}}, "rollout.temperature: vllm takes 0.01"),
         ({"rollout": {"mixture": {"target": "reference", "alpha": 0.5}}}, "needs the logits of both models"),
         ({"lora": {"rank": 2}, "rollout": {"dtype": "bfloat16"}}, "an adapter that is merged into it"),

@@ -198,8 +198,8 @@ def test_sample_writes_with_the_player_and_refuses_its_options_elsewhere(world, 
     assert (used[0].beta, used[0].target.loaded.source) == (3.0, "moved")
     for name, why in (("data", "data learnt none"), ("model", "model is no run")):
         assert why in said("sample", name, "s1", "--beta", "3")
-    assert "mixed with nothing" in said("sample", "values", "s1", "--target", "model")
-    assert "beta sharpens" in said("sample", "values", "s1", "--temperature", "0.5")
+    assert "cannot be mixed with another model" in said("sample", "values", "s1", "--target", "model")
+    assert "beta makes it greedier" in said("sample", "values", "s1", "--temperature", "0.5")
 
 
 @pytest.mark.parametrize("policy", ["values", "runs/data/final", "model"])
@@ -226,7 +226,7 @@ def test_a_model_begins_where_a_scripted_player_does_and_says_the_whole_start(wo
         "play", "maze", "--policy", "model", "--turn-tokens", "3", "--max-turns", "1", *words, "two.jsonl"
     )
     assert result.exit_code == 0, result.output
-    assert "3 episodes cut at the limit of 1 turns (--max-turns)" in " ".join(result.output.split())
+    assert "3 episodes cut at the limit of 1 turn (--max-turns)" in " ".join(result.output.split())
     one, two = (
         [json.loads(line) for line in Path(f"{name}.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -288,7 +288,7 @@ REFUSED = {
     "a reward model": ({"reward": {"model": "rm"}}, "would miss what is said between turns"),
     "temperatures of a player": (
         {"method": "qsft", "eval": {"temperatures": [0]}},
-        "eval.temperatures: is not used: values are read at temperature 1",
+        "eval.temperatures: is not used: the player of values needs temperature 1",
     ),
     "a constant without a weight": (
         {"method": "qsft", "bellman": {"target": "constant"}},

@@ -578,7 +578,7 @@ def test_an_adapters_checkpoint_is_merged_and_needs_its_base_model(world):
 def test_a_merged_adapter_is_written_as_gguf_too_or_refused_before_anything_is(world):
     refused = CliRunner().invoke(app, ["export", str(start("lora.rank=2", "steps=1")), "--merge", "--gguf"])
     assert refused.exit_code == 1
-    assert "no byte-level BPE" in " ".join(refused.output.replace("│", " ").split())
+    assert "not a byte-level BPE" in " ".join(refused.output.replace("│", " ").split())
     assert not Path("runs/cut/step-1").exists()
     tiny_model(vocab_size=304).save_pretrained(world / "model")
     byte_level().save_pretrained(world / "model")

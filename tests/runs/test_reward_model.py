@@ -132,7 +132,7 @@ def test_its_folder_is_evaluated_on_the_same_pairs(folder: Path) -> None:
     after = rows(folder / "rm" / "eval.jsonl")[-1]
     same = ("preference/accuracy", "calibration/error", "preference/margin")
     assert [row[key] for key in same] == pytest.approx([after[key] for key in same], abs=1e-5)
-    with pytest.raises(ModelError, match="is a language model and no reward model"):
+    with pytest.raises(ModelError, match="is a language model, not a reward model"):
         evaluate_model(str(folder / "model"), recipe)
 
 

@@ -88,7 +88,7 @@ def test_a_sound_recipe_is_flat_at_rate_0(world):
         ("raw logp", "wrong temperature", "those of temperature 1, and the trainer's of 1.2"),
         ("top_k", "wrong truncation", "the 5 most likely tokens"),
         ("top_p", "wrong truncation", "of the probability (top_p)"),
-        ("wrong dtype", "wrong dtype", "as far from the policy's as bfloat16 puts a copy"),
+        ("wrong dtype", "wrong dtype", "as far from the policy's as those of a copy in bfloat16"),
         ("other weights", "other weights", "of no policy that the trainer holds"),
         ("drifts", "not flat", "the sampler's weights move"),
     ],

@@ -162,9 +162,9 @@ def test_values_are_not_learnt_on_top_of_values_and_what_else_is_done_with_them_
     first, config = run("first", steps=1) / "final", "config.json"
     assert json.loads((first / config).read_text())["klent_values"] is True
     for method, bellman in (("qsft", {}), ("ilql", {})):
-        with pytest.raises(ModelError, match=r"model: .*first.final holds values already .*klent resume RUN"):
+        with pytest.raises(ModelError, match=r"model: .*first.final already holds values .*klent resume RUN"):
             run(f"again {method}", model=str(first), method=method, bellman=bellman)
-    with pytest.raises(ModelError, match=r"reference: .*first.final holds values already"):
+    with pytest.raises(ModelError, match=r"reference: .*first.final already holds values"):
         run("on top", reference=str(first))
     console = QuietConsole()
     imitated = recipe(

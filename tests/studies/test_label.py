@@ -93,7 +93,7 @@ def test_an_environment_makes_no_pairs(tmp_path) -> None:
     played = make_recipe(
         {"model": "tiny", "method": "grpo", "task": {"env": "maze"}, "steps": 1, "eval": None}
     )
-    with pytest.raises(ConfigError, match=r"task.env plays episodes of several turns"):
+    with pytest.raises(ConfigError, match=r"task.env has several turns"):
         label_pairs(played, Labels(1), out=tmp_path / "p.jsonl")
 
 
@@ -120,7 +120,7 @@ def test_labels_are_drawn_as_bradley_and_terry_say() -> None:
 
 def test_answers_that_never_differ_end_the_search(recipe, tmp_path) -> None:
     (tmp_path / "r.py").write_text("def size(completions, **k):\n    return [1.0 for _ in completions]\n")
-    with pytest.raises(RunError, match="0 pairs of 1 after 24 prompts: two answers hardly ever"):
+    with pytest.raises(RunError, match="0 of 1 pair after 24 prompts: two answers hardly ever"):
         label_pairs(recipe, Labels(1), out=tmp_path / "p.jsonl")
 
 

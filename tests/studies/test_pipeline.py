@@ -165,9 +165,7 @@ def test_pairs_that_were_labelled_in_another_way_are_refused(study: Path) -> Non
 
 @pytest.mark.parametrize("change", ["stages.sft.task.heldout=3", "stages.sft.task.heldout=null"])
 def test_a_stage_is_not_judged_on_what_it_trained_on(study: Path, change: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"stage sft trains on .*sums.jsonl, out of which judge.on.sums holds 4"
-    ):
+    with pytest.raises(ConfigError, match=r"stage sft trains on .*sums.jsonl, and judge.on.sums holds 4"):
         plan_study(study, [change], 1, Path("runs"))
 
 
@@ -229,7 +227,10 @@ def test_a_study_that_cannot_run_says_why_and_where(study: Path, text: str, mess
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("judge.on.sums.best_of=[8]", "judge.on.sums: best_of 8 needs as many samples; there are 2"),
+        (
+            "judge.on.sums.best_of=[8]",
+            "judge.on.sums: best_of 8 needs as many samples, and samples is 2; raise it",
+        ),
         ("judge.on.sums.sampels=8", "judge.on.sums.sampels: unknown key; did you mean `samples`?"),
         ("stages.labels.label.flop=0.1", "stages.labels.label.flop: unknown key; did you mean `flip`?"),
     ],
@@ -279,7 +280,7 @@ def test_texts_that_cannot_be_read_are_refused_with_their_line(study: Path) -> N
         texts_of("bad.jsonl")
     with pytest.raises(ConfigError, match="no file gone"):
         texts_of("gone.jsonl")
-    with pytest.raises(DataError, match="is one token"):
+    with pytest.raises(DataError, match="has only one token"):
         text_nats(load_policy("tiny"), "known", ["2"])
-    with pytest.raises(ConfigError, match=r"texts\.prose: the name is taken"):
+    with pytest.raises(ConfigError, match=r"texts\.prose: another measure has this name"):
         plan_study(study, ["judge.texts.prose.data=known.jsonl"], 1, Path("runs"))

@@ -354,7 +354,7 @@ def test_an_interrupted_ranking_goes_on(world):
 
 def test_what_a_ranking_needs(world):
     out = world / "ranked.jsonl"
-    with pytest.raises(ConfigError, match="needs to know right from wrong"):
+    with pytest.raises(ConfigError, match="needs a reward that gives 1 to right answers"):
         rank_prompts(recipe("em", eval=None), prompts=2, samples=2, by="pass_variance", out=out)
     with pytest.raises(ConfigError, match="is none of pass_variance"):
         rank_prompts(recipe("em"), prompts=2, samples=2, by="luck", out=out)

@@ -75,6 +75,19 @@ def of_json(completions, **kwargs):
     return [float(json.loads(text)["score"]) for text in completions]
 
 
+def strict(completions, **kwargs):
+    raise ValueError("no tag")
+
+
+def of_numbers(completions, **kwargs):
+    return [float(text) for text in completions]
+
+
+def one_by_one(completions, **kwargs):
+    (only,) = completions
+    return [float(len(only))]
+
+
 def silent(completions, **kwargs):
     return [None] * len(completions)
 

@@ -56,7 +56,7 @@ def test_chance_looks_at_the_place_and_not_at_the_text():
     assert rewards[:500] != rewards[500:]
     assert rewards != random(prompts, ["x"] * 1000, seed=1)
     assert sum(random(prompts, ["x"] * 1000, p=0.1)) == pytest.approx(100, abs=40)
-    with pytest.raises(ValueError, match="p is a chance"):
+    with pytest.raises(ValueError, match="p must be a probability"):
         random(["a"], ["x"], p=2)
 
 

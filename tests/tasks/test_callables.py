@@ -245,7 +245,9 @@ def test_what_cannot_be_sent_is_refused_at_once() -> None:
         with lock:
             return [1.0] * len(completions)
 
-    with pytest.raises(ConfigError, match=r"reward python:locked: .*cannot be sent there: .*lock.*\. Create"):
+    with pytest.raises(
+        ConfigError, match=r"reward python:locked: .*cannot be copied there: .*lock.*\. Create"
+    ):
         scorer(locked)
 
 

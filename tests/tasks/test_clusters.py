@@ -112,7 +112,7 @@ def test_a_function_of_the_user(tmp_path: Path):
 def test_what_is_refused(monkeypatch, tmp_path: Path):
     with pytest.raises(ConfigError, match="'numbr' is neither one of text, number, math, meaning nor path"):
         load_equivalence("numbr")
-    with pytest.raises(ValueError, match="threshold is a cosine"):
+    with pytest.raises(ValueError, match="threshold must be a cosine"):
         load_equivalence("meaning", threshold=1.5)
     monkeypatch.setenv("KLENT_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="klent models pull minilm"):

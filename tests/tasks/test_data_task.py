@@ -135,7 +135,7 @@ def test_heldout_from_its_own_file(tmp_path: Path) -> None:
     assert len(task) == 7
     with pytest.raises(ConfigError, match="not both"):
         open_data("p.jsonl", base=tmp_path, heldout_data="test.jsonl", heldout=0.1)
-    with pytest.raises(DataError, match="all 10 rows have a prompt that is held out"):
+    with pytest.raises(DataError, match="each of its 10 rows has a prompt that is held out"):
         open_data("p.jsonl", base=tmp_path, heldout_data="p.jsonl")
 
 
@@ -206,7 +206,7 @@ GOOD = {"prompt": "a", "completion": "b"}
     [
         ([GOOD, '{"prompt": "a",}'], r"p\.jsonl:2: not valid JSON: .* at column 16"),
         ([GOOD, "", "nonsense"], r"p\.jsonl:3: not valid JSON"),
-        ([GOOD, '["a"]'], r"p\.jsonl:2: expected an object with a prompt, not list"),
+        ([GOOD, '["a"]'], r"p\.jsonl:2: expected a JSON object with a prompt, not list"),
         (
             [GOOD, {"Prompt": "a"}],
             r"p\.jsonl:2: no 'prompt'; did you mean `Prompt`\?; .*task\.columns\.prompt=NAME",
@@ -230,12 +230,12 @@ GOOD = {"prompt": "a", "completion": "b"}
             [GOOD, {"prompt": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}],
             r"p\.jsonl:2: 'prompt', message 1: expected",
         ),
-        ([GOOD, '{"prompt": "a", "prompt": "b"}'], r"p\.jsonl:2: the key 'prompt' is there twice"),
+        ([GOOD, '{"prompt": "a", "prompt": "b"}'], r"p\.jsonl:2: the key 'prompt' occurs twice"),
         ([GOOD, {"prompt": "a", "completions": "b"}], r"p\.jsonl:2: a column cannot be called 'completions'"),
         ([GOOD, {"prompt": "a", "prompts": "b"}], r"p\.jsonl:2: a column cannot be called 'prompts'"),
         ([GOOD, {"prompt": "a", "tools": "add"}], r"p\.jsonl:2: 'tools': not valid JSON"),
         ([GOOD, {"prompt": "a", "tools": {"name": "add"}}], r"2: 'tools' must be a list of JSON schemas"),
-        ([GOOD, {"messages": [{"role": "assistant", "content": "b"}]}], r"2: 'messages' has no message of a"),
+        ([GOOD, {"messages": [{"role": "assistant", "content": "b"}]}], r"2: 'messages' has no user message"),
         ([], r"p\.jsonl: no rows"),
         (["", "  "], r"p\.jsonl: no rows"),
         ([[GOOD]], r"p\.jsonl: one JSON array; .*jq"),
@@ -332,7 +332,7 @@ def test_rows_are_kept_as_they_are_in_the_file(tmp_path: Path) -> None:
         ({"prompt": "a", "completion": []}, r"p\.jsonl:2: 'completion' is an empty list of messages"),
         (
             {"prompt": "a", "completion": [{"role": "assistant", "content": ""}]},
-            r"p\.jsonl:2: 'completion', message 1: the assistant says nothing.*Write its answer",
+            r"p\.jsonl:2: 'completion', message 1: the assistant's message is empty.*Write its answer",
         ),
         (
             {"messages": [{"role": "user", "content": "a"}]},
@@ -580,11 +580,11 @@ def test_conversations_are_read_like_messages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("conversation", "message"),
     [
-        (turns(("human", "a"), ("gtp", "b")), r"turn 2: nobody is known as 'gtp'; did you mean `gpt`"),
-        ([{"from": "human"}], r'turn 1: expected \{"from": "human", "value": "text"\}'),
+        (turns(("human", "a"), ("gtp", "b")), r"turn 2: unknown speaker 'gtp'; did you mean `gpt`"),
+        ([{"from": "human"}], r'turn 1: each turn must be \{"from": "human", "value": "text"\}'),
         ([], "'conversations' must be a list of turns, not empty"),
         ("hello", "'conversations' must be a list of turns, not str"),
-        (turns(("gpt", "b")), "has no message of a user"),
+        (turns(("gpt", "b")), "has no user message"),
     ],
 )
 def test_what_is_wrong_with_a_conversation(tmp_path: Path, conversation: Any, message: str) -> None:

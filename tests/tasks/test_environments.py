@@ -168,7 +168,7 @@ def test_one_that_is_no_function_of_its_actions_is_found_where_it_is_played_agai
     made.environments.close()
     answers = say(made, games, "c", "d")
     made.environments.close()
-    assert all("played another way" in answer.problem for answer in answers)
+    assert all("behaved differently" in answer.problem for answer in answers)
 
 
 def test_two_processes_say_what_one_says(world):

@@ -119,7 +119,7 @@ def test_fewer_heldout_problems_are_a_prefix(make: Any) -> None:
     task = make("chain_sum", ONE_DIGIT, heldout=20)
     assert task.heldout(5) == task.heldout(20)[:5]
     assert task.heldout(20)[:5] == make("chain_sum", ONE_DIGIT, heldout=5).heldout(5)
-    with pytest.raises(DataError, match="20 problems are held out, not 21"):
+    with pytest.raises(DataError, match="20 problems held out, not 21"):
         task.heldout(21)
 
 

@@ -68,7 +68,10 @@ REFUSED = {
     "equal": (("q", "a", "a"), "'chosen' and 'rejected' are the same, so neither is preferred"),
     "empty": (("q", "a", " "), "'rejected' is empty"),
     "nothing behind the prompt": (("q", "q a", "q "), "'rejected' has no answer after the prompt"),
-    "an empty message": ((ASKED, PAIR[0], [said("")]), "'rejected', message 1: the assistant says nothing"),
+    "an empty message": (
+        (ASKED, PAIR[0], [said("")]),
+        "'rejected', message 1: the assistant's message is empty",
+    ),
     "two kinds": (("q", "a", PAIR[1]), "one of 'chosen' and 'rejected' is text and the other messages"),
     "a number": (("q", "a", 5), "'rejected' must be text or a list of messages, not int"),
     "the user's message": ((ASKED, PAIR[0], [user("x")]), "ends with a message of role 'user'"),

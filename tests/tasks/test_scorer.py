@@ -226,11 +226,11 @@ def test_values_that_are_no_scores(value: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        ("wrong_length", "wrong_length returned 2 values for 1 completions"),
+        ("wrong_length", "wrong_length returned 2 values for 1 completion"),
         ("not_a_list", "not_a_list returned a float instead of a list"),
         (
             "a_generator",
-            "a_generator raised TypeError: returned generator, which is neither a list nor a number",
+            "a_generator raised TypeError: returned generator; return a list with a number for each completion",
         ),
     ],
 )
@@ -419,7 +419,24 @@ def test_a_reward_that_can_score_nothing_of_the_task_is_refused(
 @pytest.mark.parametrize(
     ("name", "prompt", "message"),
     [
-        ("of_json", "2+2=", 'and "4" as its completion; a completion on which it does so is unscorable'),
+        (
+            "of_json",
+            "2+2=",
+            'Expecting value: line 1 column 1 (char 0) (rewards_for_tests.py, line 75) on "I do not know.": on every '
+            "completion tried (asked.jsonl:1). What it fails on is unscorable, and a run in which nothing can be "
+            "scored ends before it trains. Correct it, or return None where it cannot judge",
+        ),
+        (
+            "strict",
+            "2+2=",
+            'raised ValueError: no tag (rewards_for_tests.py, line 79) on "4" and on "I do not know.": on every',
+        ),
+        (
+            "of_numbers",
+            "2+2=",
+            'on "I do not know." (asked.jsonl:1), and such completions are unscorable. Return a number or None there',
+        ),
+        ("one_by_one", "2+2=", "called with 2 completions at once (asked.jsonl:1), and not with each alone"),
         ("silent", "2+2=", 'nothing for "4", the answer of asked.jsonl:1; nothing for "I do not know."'),
         ("silently_of_text", CHAT, "but 1 and 0 if they are text. It is written for text"),
     ],

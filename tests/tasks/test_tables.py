@@ -82,7 +82,7 @@ def test_a_cell_may_be_long_and_messages_are_json(tmp_path: Path) -> None:
         ("prompt,answer\n", r"p\.csv: no rows"),
         ("prompt,prompt\na,b\n", r"p\.csv:1: column 'prompt' is there 2 times"),
         ("prompt,\na,b\n", r"p\.csv:1: a column has no name"),
-        ("prompt,answer\na,1\nb\n", r"p\.csv:3: 1 cells, but the header has 2 columns"),
+        ("prompt,answer\na,1\nb\n", r"p\.csv:3: 1 cell, but the header has 2 columns"),
         ("prompt,answer\na,1\nb,2,3\n", r"p\.csv:3: 3 cells"),
         ('prompt,answer\na,1\n"b,2\nc,3\n', r"p\.csv:3: not readable: a double quote .* does not end"),
         ('prompt,answer\n"a" b,1\n', r"p\.csv:2: not readable"),

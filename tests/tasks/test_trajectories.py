@@ -119,7 +119,7 @@ WRONG = {
         {"messages": [*CHAT, *CHAT], "rewards": [1]},
         "must have 2 numbers, one for each answer",
     ),
-    "no answer": ({"messages": CHAT[:1], "rewards": []}, "and hold an answer"),
+    "no answer": ({"messages": CHAT[:1], "rewards": []}, "at least one of the assistant's"),
 }
 
 
@@ -139,7 +139,7 @@ def test_an_action_of_no_tokens_is_a_turn_all_the_same(tmp_path):
 
 
 def test_returns_out_of_order_are_refused():
-    with pytest.raises(ConfigError, match=r"task.returns.*must be below the most"):
+    with pytest.raises(ConfigError, match=r"task.returns.*must be below the second"):
         recipe(task={"trajectories": "log.jsonl", "returns": [1, 0]})
 
 
@@ -305,11 +305,14 @@ def test_the_car_dealer_of_lmrl_gym_is_played_by_the_seller():
         ({**DEAL, "buyer_info": {}}, "'buyer_info': 'budget' must be a number, not None"),
         ({**DEAL, "output": {"msrp": 1}}, "'output': 'car_bought' must be true or false"),
         ({**WORDLE, "reward": [1.0]}, "'reward' must have 5 numbers, one for each text; it has 1"),
-        ({**WORDLE, "reward": [-1.0, 2.0, 0.0, 0.0]}, "text 3 is no action and earns 2.0; it must be 0"),
+        (
+            {**WORDLE, "reward": [-1.0, 2.0, 0.0, 0.0]},
+            "text 3 is not an action, so its reward must be 0, not 2.0",
+        ),
         ({"sequence": WORDLE["sequence"], "rewards": []}, "no 'reward'; did you mean `rewards`?"),
         (
             {**WORDLE, "sequence": [["a", 1.0], ["b", 0.0]], "reward": [0.0]},
-            "an action without a word before it",
+            "an action with nothing from the environment before it",
         ),
         (
             {**WORDLE, "sequence": ["a", "b"]},

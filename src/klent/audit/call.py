@@ -143,7 +143,9 @@ class Loss:
         except RuntimeError as error:
             raise LossProblem(f"cannot be differentiated: {_first_line(error)}") from error
         if all(gradient is None for gradient in gradients):
-            raise LossProblem(f"does not depend on {_either(TRAINED)}, so it trains nothing")
+            raise LossProblem(
+                f"does not depend on {_either(TRAINED)}, so it trains nothing. Compute it from one of them"
+            )
         return {
             name: torch.zeros_like(leaf) if gradient is None else gradient.detach()
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
@@ -215,8 +217,8 @@ def check_values(result: object, shape: torch.Size, mask: Tensor) -> Tensor:
         raise LossProblem(f"returned {type(values).__name__}, not a tensor with one loss per token, [B, T]")
     if values.ndim == 0 or values.shape == (1,):
         raise LossProblem(
-            "returned a scalar: it averages before the auditor can see its tokens. Return one loss per "
-            "token, [B, T], and leave the averaging to the trainer"
+            "returned a scalar, so its tokens cannot be told apart. Return one loss per token, [B, T], and leave the "
+            "averaging to the trainer"
         )
     if values.shape != shape:
         advice = "; put a sequence's loss on one of its tokens" if values.shape == shape[:1] else ""
@@ -227,11 +229,14 @@ def check_values(result: object, shape: torch.Size, mask: Tensor) -> Tensor:
             f"token, [B, T]{advice}"
         )
     if not values.is_floating_point():
-        raise LossProblem(f"returned {values.dtype}, not floating point")
+        raise LossProblem(f"returned {values.dtype}, not floating point; write loss.float()")
     broken = mask & ~values.detach().isfinite()
     if broken.any():
         kind = "NaN" if values.detach()[broken].isnan().any() else "inf"
-        raise LossProblem(f"returned {kind} at {int(broken.sum())} of {int(mask.sum())} tokens")
+        raise LossProblem(
+            f"returned {kind} at {int(broken.sum())} of {int(mask.sum())} tokens; look for log(0), exp of a large "
+            "log-ratio or a division by 0"
+        )
     if not values.requires_grad:
         raise LossProblem(
             "returned a tensor without a gradient: as a loss it trains nothing. Something in it is detached "

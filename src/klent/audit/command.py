@@ -58,17 +58,19 @@ def audit_command(
         KlentError: the package is not installed.
     """
     if picture is not None and picture.suffix.lower() not in PICTURES:
-        raise ConfigError(
-            f"{picture}: a picture is {', '.join(PICTURES)}; give its name one of these endings"
-        )
+        raise ConfigError(f"--picture {picture}: the file name must end in {' or '.join(PICTURES)}")
     values = parse_settings(settings)
     over = _reduction(reduce, values)
     console = SafeConsole(highlight=False, markup=False)
     if target in PEERS:
         if picture is not None:
-            raise ConfigError(f"--picture draws one loss; {target} has several")
+            raise ConfigError(
+                f"--picture draws one loss, and {target} has several; name one, or leave --picture out"
+            )
         if over is not None:
-            raise ConfigError(f"--reduce is for one loss; those of {target} are audited as sums over tokens")
+            raise ConfigError(
+                f"--reduce is for one loss, and {target} has several, audited as sums over tokens; leave it out"
+            )
         audit = audit_peer(target, values)
         print(json_format.dumps(audit.to_dict(), indent=2)) if json else show_peer(audit, console)
         return int(any(certificate.problem for certificate in audit.certificates))

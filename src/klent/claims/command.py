@@ -1,7 +1,6 @@
 """``klent claims``: the ledger on the command line."""
 
 import json
-from difflib import get_close_matches
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from klent.claims import CLAIMS, SUBJECTS, Claim, Verdict
 from klent.errors import ConfigError
+from klent.kit.names import closest
 from klent.kit.terminal import SafeConsole
 
 _COLOURS = {"holds": "green", "holds when": "yellow", "refuted": "red"}
@@ -52,7 +52,7 @@ def claims_command(ids: list[str], as_json: bool) -> int:
 def _find(name: str) -> Claim:
     by_id = {claim.id: claim for claim in CLAIMS}
     if name not in by_id:
-        nearest = get_close_matches(name, by_id, n=1, cutoff=0.0)[0]
+        nearest = closest(name, by_id, cutoff=0.0)
         raise ConfigError(f"{name}: no such claim; the nearest is {nearest}. All: {', '.join(by_id)}")
     return by_id[name]
 

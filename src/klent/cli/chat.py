@@ -11,6 +11,7 @@ from klent.cli.common import Debug, Runs, err, learnt_values, model_and_run, out
 from klent.cli.evaluate import check_probability, check_temperature
 from klent.errors import ConfigError, KlentError
 from klent.kit.terminal import visible
+from klent.kit.text import plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +78,9 @@ def chat(
     ```
     """
     if entropy and temperature == 0:
-        raise ConfigError("--entropy: at temperature 0 a token is drawn from nothing, entropy 0. Raise it")
+        raise ConfigError(
+            "--entropy: at temperature 0 every token is certain, so its entropy is 0. Set --temperature above 0"
+        )
     from klent.models.load import load_policy
     from klent.rollout.transformers_engine import SamplingOptions
     from klent.runs.chat import Chat
@@ -92,7 +95,9 @@ def chat(
     }
     for one, session in sessions.items():
         if system is not None and not session.templated:
-            raise ConfigError(f"--system: {one} has no chat template, so no messages; leave it out")
+            raise ConfigError(
+                f"--system: {one} has no chat template, so it reads no system message; leave it out"
+            )
     _converse(sessions, entropy)
 
 
@@ -102,7 +107,8 @@ def _speaking(name: str, runs: Path) -> str:
     refuse_wordless(name, run)
     if learnt_values(run):
         raise ConfigError(
-            f"{name} learnt values, whose player answers one prompt: klent sample {name} PROMPT"
+            f"{name} learnt values (qsft, ilql), and its player answers single prompts only: klent sample {name} "
+            "PROMPT"
         )
     return model
 
@@ -176,7 +182,9 @@ def note_of(answer: "Answer", shaded: bool) -> str:
     parts = []
     if shaded and answer.entropy:
         mean, most = sum(answer.entropy) / len(answer.entropy), max(answer.entropy)
-        parts.append(f"entropy {mean:.2f} nats per token, at most {most:.2f}, {len(answer.entropy)} tokens")
+        parts.append(
+            f"entropy {mean:.2f} nats per token, at most {most:.2f}, {plural(len(answer.entropy), 'token')}"
+        )
     if answer.finish == "length":
         parts.append("cut off at --max-tokens")
     return "; ".join(parts)

@@ -182,7 +182,7 @@ def refuse_tilt(name: str, run: Path | None, beta: float | None, behaviour: str 
         if value is not None and not learnt_values(run):
             has = "is no run" if run is None else "learnt none"
             raise ConfigError(
-                f"{option} is for a run that learnt values (qsft, ilql), and {name} {has}; remove it"
+                f"{option} is for runs that learnt values (qsft, ilql), and {name} {has}; remove it"
             )
 
 

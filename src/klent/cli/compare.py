@@ -86,7 +86,7 @@ def compare(
         _overlay([recipe, *others], metric or [], output, runs)
         return
     if metric or output:
-        raise ConfigError("--metric and --out are for runs that exist; name at least two")
+        raise ConfigError("--metric and --out compare existing runs; name at least two run folders")
     from klent.studies.compare.plan import describe, plan_comparison
 
     if dry_run and report_only:
@@ -156,6 +156,5 @@ def _refuse_training_options(
     if given:
         listed = [word for word in words if "=" not in word]
         raise ConfigError(
-            f"{given[0]} is for a recipe that is trained, and {' '.join(listed)} name runs that exist; remove one "
-            "of the two"
+            f"{given[0]} is for training a recipe, and {' '.join(listed)} are existing runs; remove one of the two"
         )

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from klent.cli.common import Debug, Overrides, out, show
 from klent.errors import ConfigError
+from klent.kit.text import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,12 +93,12 @@ def _wanted(source: str, overrides: list[str]) -> "tuple[FileSettings, str | Non
     values = parse_overrides(overrides).values
     if others := sorted(values.keys() - {"task", "model"}):
         raise ConfigError(
-            f"{others[0]}: a file is read by `model` and the keys of `task`; name a recipe for others: "
-            f"klent data RECIPE task.data={source} {others[0]}=..."
+            f"{others[0]}: beside a file only `model` and keys of `task` are taken; to set other keys, name a "
+            f"recipe: klent data RECIPE task.data={source} {others[0]}=..."
         )
     task, model = values.get("task") or {}, values.get("model")
     if not isinstance(task, dict) or not isinstance(model, str | None):
-        raise ConfigError("task takes KEY=VALUE, as in task.columns.prompt=question, and model a name")
+        raise ConfigError("write task.KEY=VALUE, as in task.columns.prompt=question, and model=NAME")
     section = cast("FileSettings", read_task({_kind(source, task): source, **task}))
     return section, model, section.completions if section.key != "data" else ()
 
@@ -152,7 +153,7 @@ def _columns(found: "Survey", section: "FileSettings") -> Table:
             name if old in (None, name) else f"{name} (in the file: {old})",
             ", ".join(column.kinds),
             f"{column.filled:,} of {found.rows:,}",
-            f"{column.longest:,} letters" if column.longest else "",
+            plural(column.longest, "character") if column.longest else "",
             shown if len(shown) <= 60 else f"{shown[:57]}...",
         )
     return table
@@ -170,7 +171,11 @@ def _show_prompts(found: "Survey", tokenizer: "PreTrainedTokenizerBase | None") 
             show(said if isinstance(said, str) else "\n".join(text_of(m.get("content")) for m in said))
         else:
             ids = render_prompt(tokenizer, prompt.prompt, prompt.template)
-            out.print(f"{prompt.id}, {len(ids)} tokens as the model reads them", style="bold", soft_wrap=True)
+            out.print(
+                f"{prompt.id}, {plural(len(ids), 'token')} as the model reads them",
+                style="bold",
+                soft_wrap=True,
+            )
             show(str(tokenizer.decode(ids)))
         for name in ("answer", "solution", "completion", "chosen", "rejected"):
             if (value := prompt.columns.get(name)) is not None:
@@ -188,8 +193,6 @@ def _show_prompts(found: "Survey", tokenizer: "PreTrainedTokenizerBase | None") 
 
 
 def _show_findings(found: "Survey") -> None:
-    from klent.kit.text import plural
-
     if found.prompt_tokens:
         out.print(f"tokens per prompt: {_lengths(found.prompt_tokens, found.rows)}", soft_wrap=True)
     for name, lengths in found.answer_tokens.items():

@@ -26,6 +26,7 @@ from klent.cli.common import (
     show,
 )
 from klent.errors import ConfigError
+from klent.kit.text import plural
 
 if TYPE_CHECKING:
     from klent.config import Recipe
@@ -74,7 +75,7 @@ def evaluate(
     source = recipe or (folder / "config.yaml" if folder else None)
     if source is None:
         raise ConfigError(
-            f"{target} is not a run: no problems are given. Pass --recipe quickstart, or a file"
+            f"{target} is not a run, so it names no problems. Pass --recipe quickstart, or a file"
         )
     if folder:
         confirm_code(folder, yes)
@@ -101,14 +102,9 @@ def _show_evaluation(model: str, row: "Row") -> None:
     from klent.runs.console import unscored
 
     kind = kind_of([row])
-    what = (
-        f"problems x {row['samples']} samples"
-        if "samples" in row
-        else "pairs"
-        if is_judged(row)
-        else "completions"
-    )
-    out.print(f"{model}: {row['problems']} {what}", soft_wrap=True)
+    noun = "problem" if "samples" in row else "pair" if is_judged(row) else "completion"
+    times = f" x {plural(int(str(row['samples'])), 'sample')}" if "samples" in row else ""
+    out.print(f"{model}: {plural(int(str(row['problems'])), noun)}{times}", soft_wrap=True)
     if loss := loss_of(row):
         out.print(f"  loss: {loss} nats per token, perplexity {row['perplexity']:.3g}")
     if is_judged(row) and not is_scored(row):
@@ -262,7 +258,10 @@ def sample(
             show(written)
         return
     if learnt_values(run):
-        raise ConfigError(f"--target: {name} learnt values, whose player is mixed with nothing; remove it")
+        raise ConfigError(
+            f"--target: {name} learnt values (qsft, ilql), and their player cannot be mixed with another model; "
+            "remove it"
+        )
     from klent.runs.sample import sample_mixture
 
     mixed = sample_mixture(
@@ -320,7 +319,7 @@ def _show_mixed(completion: "MixedText") -> None:
     count, weight = len(completion.tokens), sum(completion.log_weight)
     means = [sum(values) / count for values in (completion.alpha, completion.kl_policy, completion.kl_target)]
     out.print(
-        f"{count} tokens: alpha {means[0]:.3f}, KL to the model {means[1]:.3f} and to the target "
+        f"{plural(count, 'token')}: alpha {means[0]:.3f}, KL to the model {means[1]:.3f} and to the target "
         f"{means[2]:.3f} nats per token, importance weight of the sequence exp({weight:.2f})",
         style="dim",
         soft_wrap=True,

@@ -22,6 +22,7 @@ from klent.cli.common import (
     show,
 )
 from klent.errors import ConfigError, KlentError, RunError, first_line
+from klent.kit.text import plural
 
 if TYPE_CHECKING:
     from klent.config import Recipe
@@ -110,7 +111,7 @@ def play(
             write_episodes(record, played)
             out.print(f"wrote {record}: {_count(len(played))}", soft_wrap=True)
     if not played:
-        raise RunError(f"no episode of {name} could be played to an end")
+        raise RunError(f"no episode of {name} was played to its end: each failed; the messages above say why")
     mean = sum(episode["return"] for episode in played) / len(played)
     out.print(f"return {mean:.3f}" + (f", mean of {_count(len(played))}" if len(played) > 1 else ""))
 
@@ -199,7 +200,7 @@ def _tell(together: "PlayedTogether", max_turns: int) -> None:
     counts = f"{together.read:,} tokens read, {together.written:,} written"
     err.print(f"{_count(len(together.episodes))} played: {counts}", soft_wrap=True)
     if together.cut:
-        reason = f"of {max_turns} turns (--max-turns) or the model's context"
+        reason = f"of {plural(max_turns, 'turn')} (--max-turns) or the model's context"
         err.print(f"warning: {_count(together.cut)} cut at the limit {reason}", soft_wrap=True)
 
 
@@ -254,7 +255,9 @@ def _environment(name: str, config: Sequence[str]) -> "Environment":
     except Exception as error:
         raise ConfigError(f"{name} cannot be made: {type(error).__name__}: {first_line(error)}") from error
     if not callable(getattr(made, "reset", None)) or not callable(getattr(made, "step", None)):
-        raise ConfigError(f"{name} is no environment: it must have `reset(row, seed)` and `step(action)`")
+        raise ConfigError(
+            f"{name} is no environment; it must have the methods `reset(row, seed)` and `step(action)`"
+        )
     return cast("Environment", made)
 
 
@@ -301,8 +304,8 @@ def _player(policy: str, environment: "Environment", name: str, seed: int) -> "P
         )
     if not isinstance(environment, Game):
         raise ConfigError(
-            f"--policy {policy}: {name} is no klent.environments.games.Game, whose actions are known; only "
-            f"{HUMAN} can play it"
+            f"--policy {policy}: {name} is no klent.environments.games.Game, so its possible actions are not known; "
+            f"use --policy {HUMAN}"
         )
     return POLICIES[policy](environment, seed)
 

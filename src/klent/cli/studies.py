@@ -8,6 +8,7 @@ from rich.table import Table
 
 from klent.cli.common import Debug, Overrides, Runs, err, out
 from klent.errors import ConfigError
+from klent.kit.text import plural
 
 WIDE = 160  # columns of the table of arms
 Target = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a file.")]
@@ -60,7 +61,7 @@ def select(
         values = [row["selection"].get(name) for name in names]
         table.add_row(*[f"{v:.3f}" if isinstance(v, float) else str(v or "") for v in values])
     out.print(table)
-    out.print(f"wrote {len(rows)} prompts to {output}, by {by}", soft_wrap=True)
+    out.print(f"wrote {plural(len(rows), 'prompt')} to {output}, by {by}", soft_wrap=True)
 
 
 def controls(

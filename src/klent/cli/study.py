@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from klent.cli.common import Debug, Overrides, Runs, out
+from klent.kit.text import plural
 
 
 def study(
@@ -107,4 +108,8 @@ def label(
             progress=lambda done, of: status.update(f"{done} of {of} pairs"),
         )
     wrong = sum(row["score_chosen"] < row["score_rejected"] for row in rows)
-    out.print(f"wrote {len(rows)} pairs to {output}; {wrong} labels are wrong by the reward", soft_wrap=True)
+    out.print(
+        f"wrote {plural(len(rows), 'pair')} to {output}; by the reward {plural(wrong, 'label')} "
+        f"{'is' if wrong == 1 else 'are'} wrong",
+        soft_wrap=True,
+    )

@@ -38,9 +38,11 @@ class CollectionSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> "CollectionSettings":
         if 0 in self.behaviours:
-            raise ValueError("behaviours: 0 is a policy without a density; set a small one, such as 0.1")
+            raise ValueError(
+                "behaviours: with noise 0 an action has no density; set a small number, such as 0.1"
+            )
         if self.branches and self.length % self.branches:
-            raise ValueError(f"branches: {self.branches} do not divide length: {self.length} evenly")
+            raise ValueError(f"branches ({self.branches}) must divide length ({self.length}) evenly")
         return self
 
 

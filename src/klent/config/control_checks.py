@@ -129,7 +129,7 @@ def _sign_problems(recipe: Recipe, thermostat: Thermostat) -> Iterator[Problem]:
         terms = ", ".join(recipe.loss)
         yield Problem(path, f"sign chooses among advantages, and no term of the loss ({terms}) reads them")
     if not recipe.rollout.sampled:
-        reason = "sign goes by the entropy of what was sampled, and a data set's completions were not"
+        reason = "sign needs the entropy of sampled completions, and those of a data set were not sampled"
         yield Problem(path, f"{reason}; use another engine")
 
 

@@ -94,7 +94,7 @@ def parse_rewards(value: object) -> tuple[Reward, ...]:
     """
     rewards = tuple(_read(item) for item in _entries(value))
     if not rewards:
-        raise ConfigError("reward: nothing to score with; name at least one reward, such as `reward: exact`")
+        raise ConfigError("reward: is empty; name at least one reward, such as `reward: exact`")
     functions = [reward.located(Path()).fn for reward in rewards]  # one file may be written in two ways
     for index, reward in enumerate(rewards):
         if functions[index] in functions[:index]:
@@ -197,7 +197,9 @@ def _process(fields: Mapping[object, object], fn: str) -> bool:
         raise ConfigError(f"reward {fn}: process must be true or false, not {_shown(process)}")
     of_model = fn.startswith(f"{REWARD_MODEL}:")
     if process and not of_model:
-        raise ConfigError(f"reward {fn}: process is for reward models; a function always has one. Remove it")
+        raise ConfigError(
+            f"reward {fn}: process is for reward models; a function always runs in a process of its own. Remove it"
+        )
     unread = [*(["settings", "workers"] if of_model else [])]
     limits = [] if process or not of_model else ["timeout", "memory_gb"]
     for key in [*unread, *limits]:

@@ -25,7 +25,7 @@ def _engine_problems(recipe: Recipe) -> Iterator[Problem]:
     rollout, path = recipe.rollout, ("rollout",)
     if rollout.engine != "vllm":
         return
-    cut = "vllm says nothing of the entropy of what truncation leaves, and the trainer's is not of that distribution"
+    cut = "vllm does not report the entropy of the truncated distribution, and the trainer's is that of the full one"
     if rollout.mixture is not None:
         reason = "needs the logits of both models at every token, and vllm gives none"
         yield Problem((*path, "mixture"), f"{reason}; use rollout.engine=transformers")

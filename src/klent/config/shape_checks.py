@@ -1,6 +1,5 @@
 """Keys that a recipe does not have and values of the wrong type: said with the nearest valid key or value."""
 
-import difflib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -15,7 +14,7 @@ from klent.config.problems import Problem
 from klent.config.recipe import TAGS
 from klent.config.rollout import ROLLOUTS
 from klent.config.task import TASKS
-from klent.kit.names import nearest
+from klent.kit.names import closest, nearest
 
 #: what other trainers, or peft, call it
 SYNONYMS = {
@@ -170,8 +169,8 @@ def _unknown_key(path: KeyPath, tags: list[str]) -> str:
     if near := nearest(key, section.model_fields):
         return f"unknown key{near}"
     dotted_keys = {dotted.rpartition(".")[2]: dotted for dotted, _ in field_paths()}
-    if close := difflib.get_close_matches(key, dotted_keys, n=1, cutoff=0.75):
-        return f"unknown key; did you mean `{dotted_keys[close[0]]}`?"
+    if close := closest(key, dotted_keys, cutoff=0.75):
+        return f"unknown key; did you mean `{dotted_keys[close]}`?"
     return f"unknown key; valid here: {', '.join(section.model_fields)}"
 
 

@@ -48,11 +48,15 @@ class Judged(Settings):
     @model_validator(mode="after")
     def _has_answers(self) -> Self:
         if not self.reward and not self.task.pays:
-            raise ValueError("names no reward: what scores the answers?")
+            raise ValueError("has no reward to score the answers; set one, such as reward: exact")
         if self.best_of and not self.others:
-            raise ValueError("best_of needs `others`: the first of them chooses the best")
+            raise ValueError(
+                "best_of needs `others`, whose first reward chooses the best answer; set it, such as others: exact"
+            )
         if self.best_of and max(self.best_of) > self.samples:
-            raise ValueError(f"best_of {max(self.best_of)} needs as many samples; there are {self.samples}")
+            raise ValueError(
+                f"best_of {max(self.best_of)} needs as many samples, and samples is {self.samples}; raise it"
+            )
         return self
 
     @field_validator("reward", "others", mode="before")
@@ -87,7 +91,7 @@ class Judge(Settings):
         taken = {*self.on, "prose", "weights"}
         if twice := sorted(taken & self.texts.keys()):
             raise ValueError(
-                f"texts.{twice[0]}: the name is taken by other measures; give these texts another"
+                f"texts.{twice[0]}: another measure has this name; choose another for these texts"
             )
         return self
 
@@ -217,7 +221,7 @@ def _stage(name: str, value: Yaml, common: Layer, whole: Layer, stages: Mapping[
     own = dict(value)
     judged = own.pop("judge", True)
     if not isinstance(judged, bool):
-        raise ConfigError(f"{origin}: stages.{name}.judge is true or false")
+        raise ConfigError(f"{origin}: stages.{name}.judge must be true or false")
     label = _label(own.pop("label", None), f"stages.{name}.label", origin)
     if label is not None:
         own = {"method": "grpo", "steps": 1, **own}  # a recipe has both; neither is used

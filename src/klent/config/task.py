@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from klent.config.base import Arguments, Count, Fraction, PositiveInt, Settings
 from klent.config.rewards import LEAST_MEMORY, LONGEST_TIMEOUT
 from klent.environments import find_environment
+from klent.kit.text import plural
 
 Numbers = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 
@@ -206,7 +207,7 @@ class EnvironmentSettings(Game, Rendered):
     @property
     def extent(self) -> str:
         """What a plan says of an episode beside its tokens."""
-        longest = f" of at most {self.turn_tokens} tokens" if self.turn_tokens else ""
+        longest = f" of at most {plural(self.turn_tokens, 'token')}" if self.turn_tokens else ""
         return f", in at most {self.max_turns} turn{'s' * (self.max_turns > 1)}{longest}; credit by {self.credit}"
 
 
@@ -231,7 +232,9 @@ class TrajectorySettings(FileSettings):
     @classmethod
     def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and value[0] >= value[1]:
-            raise ValueError(f"the least, {value[0]:g}, must be below the most, {value[1]:g}")
+            raise ValueError(
+                f"the first number, {value[0]:g}, is the least return and must be below the second, {value[1]:g}"
+            )
         return value
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from klent.config.base import NonNegative, Positive, PositiveInt, Settings
+from klent.kit.text import plural
 
 #: the defaults of each `thermostat.steer`; a bonus is changed by addition, the others by a factor
 STEERED: dict[str, dict[str, float]] = {
@@ -69,7 +70,7 @@ class EntropyTarget(Settings):
             return f"{self.value:g} nats"
         if self.fraction is not None:
             return f"{self.fraction:g} of the first step's entropy"
-        return f"{self.start:g} to {self.end:g} nats over {self.steps} steps"
+        return f"{self.start:g} to {self.end:g} nats over {plural(self.steps or 0, 'step')}"
 
 
 class EntropyBand(Settings):

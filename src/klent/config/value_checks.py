@@ -36,7 +36,7 @@ def value_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _target_problems(recipe.bellman)
     yield from _logit_problems(recipe, recipe.bellman)
     if recipe.eval is not None and recipe.eval.temperatures:
-        reason = "values are read at temperature 1, and bellman.beta sharpens the player"
+        reason = "the player of values needs temperature 1; bellman.beta makes it greedier"
         yield Problem(("eval", "temperatures"), f"is not used: {reason}; remove it")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from klent.config import Limits
 from klent.control.organ import Organ, StepRecord
 from klent.errors import RunError
+from klent.kit.text import plural
 
 
 def saved_state(checkpoints: Sequence[str]) -> str:
@@ -51,7 +52,7 @@ class Guard(Organ):
         for problem, count in (step.scores.problems if step.scores else {}).items():
             if problem not in self.reasons:
                 self.reasons.add(problem)
-                self.warn(f"{count} of {len(step.batch)} completions unscorable: {problem}")
+                self.warn(f"{count} of {plural(len(step.batch), 'completion')} unscorable: {problem}")
         return {}
 
     def after_record(self, step: StepRecord) -> None:
@@ -67,13 +68,13 @@ class Guard(Organ):
         if self.unscorable >= self.limits.unscorable_steps:
             reasons = "; ".join(sorted(self.reasons)) or "the rewards returned nothing"
             raise RunError(
-                f"no completion could be scored for {self.unscorable} steps in a row (step {step.number}): "
+                f"no completion could be scored for {plural(self.unscorable, 'step')} in a row (step {step.number}): "
                 f"{reasons}. Fix the reward, then `klent resume {self.run}`. {saved}"
             )
         if self.nonfinite >= self.limits.nonfinite_steps:
             raise RunError(
-                f"loss or gradient was not finite for {self.nonfinite} steps in a row (step {step.number}). "
-                f"Those updates were skipped. Lower optimizer.lr, or inspect the loss. {saved}"
+                f"loss or gradient was not finite for {plural(self.nonfinite, 'step')} in a row (step "
+                f"{step.number}). Those updates were skipped. Lower optimizer.lr, or inspect the loss. {saved}"
             )
 
     def state_dict(self) -> dict[str, object]:

@@ -132,9 +132,13 @@ def alpha_of(prompt: Prompt, column: str) -> float:
     where = f"{prompt.id}: column {column!r}, which rollout.mixture.alpha.column names,"
     if found is None:
         there = ", ".join(prompt.columns) or "none"
-        raise DataError(f"{where} has nothing; give every prompt a number in [0, 1]. Its columns: {there}")
+        raise DataError(
+            f"{where} is missing or empty; give every prompt a number in [0, 1]. Its columns: {there}"
+        )
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
-        raise DataError(f"{where} has {found!r}; expected a number in [0, 1], the policy's share")
+        raise DataError(
+            f"{where} has {found!r}; expected a number in [0, 1], the policy's share of the mixture"
+        )
     return float(found)
 
 

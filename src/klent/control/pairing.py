@@ -23,7 +23,7 @@ class BestWorst(Organ):
         """Fill ``preferred``, and choose the tokens of the pairs under the name ``mask``."""
         rewards = batch.reward
         if rewards is None:
-            raise ValueError("rollout.pairs compares rewards, and this step has none: set `reward`")
+            raise ValueError("rollout.pairs compares rewards, and this step has none; set `reward`")
         best, worst, groups = best_and_worst(rewards, batch.group)
         paired, preferred = (
             torch.zeros(len(batch), dtype=torch.bool),

@@ -51,6 +51,6 @@ def step_kl(policy: Policy, batch: Batch) -> Tensor:
     for rows in policy.microbatches(batch, range(len(batch))):
         kl = policy.evaluate(batch, rows, also=["kl"]).kl
         if kl is None:
-            raise ValueError("the policy has no reference to be measured against; give it one")
+            raise ValueError("the policy has no reference to measure the KL from; give it one")
         grid[rows] = kl.cpu()
     return grid

@@ -69,8 +69,8 @@ class RoundedAway(Organ):
         if share > MOST and not self.warned:
             self.warned = True
             self.warn(
-                f"step {step.number}: {share:.0%} of the updates were rounded away: the weights hold too few "
-                "digits for steps of this learning rate, so that most of them do not learn. Set "
-                "precision.weights=float32 (the model still computes in precision.compute), or raise optimizer.lr"
+                f"step {step.number}: {share:.0%} of the updates were rounded away: the weights' data type is too "
+                "coarse for steps of this size, so most weights do not change. Set precision.weights=float32 (the "
+                "model still computes in precision.compute), or raise optimizer.lr"
             )
         return {"update/rounded_away": share}

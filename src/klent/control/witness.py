@@ -68,8 +68,8 @@ class Witness(Organ):
         if len(expected) and not self.agree(expected, ours) and not self.warned:
             self.warned = True
             self.warn(
-                f"step {self.number}: the trainer's log-probabilities are up to {self.mismatch:.2g} nats off "
-                "those of the same row read alone, so the gradient is not that of the model. Set "
+                f"step {self.number}: the trainer's log-probabilities differ by up to {self.mismatch:.2g} nats from "
+                "those of the same row read alone, so packing or padding changes the gradient. Set "
                 "update.packing=off and attention=eager, and report the model's architecture"
             )
 

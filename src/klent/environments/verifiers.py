@@ -114,7 +114,8 @@ class _World:
             )
         if kind.NEEDS_CONTAINER:
             raise ConfigError(
-                f"{self.name} needs a container, and its hooks would run on this machine instead"
+                f"{self.name} needs a container, and klent would run its hooks on this machine. Choose another "
+                "environment"
             )
 
     def task(self, row: Mapping[str, object], seed: int) -> Any:
@@ -123,7 +124,7 @@ class _World:
             index = seed % (self.endless or len(self._first(None)))
         if not isinstance(index, int) or not 0 <= index < len(self._first(index + 1)):
             raise ConfigError(
-                f"{self.name} has no task {index!r}; `idx` is its place among {len(self.tasks)}"
+                f"{self.name} has no task {index!r}; `idx` counts its {len(self.tasks)} tasks from 0"
             )
         task = self.tasks[index]
         if task.data.image is not None or task.data.agent_user is not None:
@@ -135,7 +136,7 @@ class _World:
         missing = None if count is None else max(0, count - len(self.tasks))
         self.tasks += itertools.islice(self.coming, missing)
         if not self.tasks:
-            raise ConfigError(f"{self.name} has no tasks")
+            raise ConfigError(f"{self.name} has no tasks with this `config`; change it")
         return self.tasks
 
     async def played(self, seat: "_Seat", task: Any) -> float:
@@ -191,7 +192,7 @@ class _Seat:
         """A conversation about a task; its hooks run before it, its rewards behind it."""
         if self.begun:
             raise RuntimeError(
-                "begins a second conversation, and an episode is one; leave this environment out"
+                "begins a second conversation, and an episode has only one; klent cannot play this environment"
             )
         self.begun = True
         invoke, vf = self.world.invoke, self.world.vf
@@ -222,7 +223,8 @@ class _Interaction:
         self.stops = [_checked_stop(vf, stop) for stop in task.hooks("stop")]
         if library("verifiers.v1.utils.decorators").discover_decorated(task, "intercept"):
             raise ConfigError(
-                f"{seat.world.name} has @intercept, which rewrites what is sent to a model server"
+                f"{seat.world.name} has @intercept, which rewrites requests to a model server, and klent sends none. "
+                "Choose another environment"
             )
 
     async def turn(self, message: Any = None) -> Any:
@@ -276,7 +278,7 @@ def _checked_stop(vf: Any, stop: Any) -> Any:
     """A @stop that reads the trace; one that reads a request or a response has none to read here."""
     if {vf.Request, vf.Response} & set(get_type_hints(stop).values()):
         raise ConfigError(
-            f"@stop {stop.__name__} reads what is sent to a model server, and none is; use the trace"
+            f"@stop {stop.__name__} reads requests to a model server, and klent sends none; let it read the trace"
         )
     return stop
 
@@ -286,7 +288,7 @@ def _as_dict(message: Any) -> dict[str, str]:
     content = message.content
     if isinstance(content, list):
         if any(part.type != "text" for part in content):
-            raise ValueError("said a message with an image, and the policy reads text")
+            raise ValueError("said a message with an image, and the policy reads only text")
         content = "\n".join(part.text for part in content)
     if getattr(message, "tool_calls", None):
         raise ValueError("said a message with tool calls, which are not played here")

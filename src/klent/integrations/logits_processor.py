@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from klent.kit.text import plural
 from klent.mixture.criteria import Criterion
 from klent.mixture.mixed import mix
 from klent.policies.causal_lm.model import CausalModel
@@ -131,7 +132,9 @@ class MixtureLogitsProcessor(LogitsProcessor):
         ids = inputs["input_ids"]
         mask = inputs.get("attention_mask", torch.ones_like(ids))
         if len(input_ids) % len(ids):
-            raise ValueError(f"inputs has {len(ids)} prompts, the policy generates {len(input_ids)} rows")
+            raise ValueError(
+                f"inputs has {plural(len(ids), 'prompt')}, the policy generates {plural(len(input_ids), 'row')}"
+            )
         prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
         return PlainDecoder(self.target, prompts, group_size=len(input_ids) // len(ids), pad=0)
 

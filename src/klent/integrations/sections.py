@@ -91,7 +91,8 @@ def objective_of(
     sections = {"method": given} if isinstance(given, str) else dict(given)
     if other := sorted(set(sections) - set(SECTIONS)):
         raise ConfigError(
-            f"objective has {', '.join(other)}, which {host} decides and not klent. It may have {', '.join(SECTIONS)}"
+            f"objective has {', '.join(other)}, which {host} decides, not klent. Remove it; objective may have "
+            f"{', '.join(SECTIONS)}"
         )
     rest = {
         **_REST,

@@ -136,7 +136,8 @@ def _numbers(data: Sequence[Datum], name: str) -> Tensor | None:
     known = [value for value in values if value is not None and len(value) == 1]
     if known and len(known) < len(data):
         raise DataError(
-            f"`{name}` must be one number of every datum; {len(data) - len(known)} of {len(data)} differ"
+            f"give `{name}` to every datum, as one number, or to none; {len(data) - len(known)} of {len(data)} lack "
+            "it"
         )
     return torch.cat(known).float() if known else None
 

@@ -8,6 +8,7 @@ import torch
 
 from klent.errors import DataError
 from klent.kit.statistics import mean, standard_error
+from klent.kit.text import plural
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
 from klent.tasks.lines import JsonLines
@@ -30,7 +31,9 @@ def paragraphs(count: int) -> list[str]:
     found = [block for block in blocks if len(block) >= SHORTEST and _is_running_text(block)]
     prose = list(dict.fromkeys(found))  # topics share paragraphs
     if len(prose) < count:
-        raise DataError(f"Python's help has {len(prose)} paragraphs of prose, and {count} are asked for")
+        raise DataError(
+            f"Python's help has {plural(len(prose), 'paragraph')} of prose, fewer than judge.prose, {count}; lower it"
+        )
     random.Random("klent prose").shuffle(prose)
     return prose[:count]
 
@@ -75,7 +78,7 @@ def text_nats(loaded: LoadedModel, name: str, texts: Sequence[str]) -> dict[str,
         ids = torch.tensor([loaded.tokenizer(text, **cut).input_ids], device=loaded.model.device)
         if ids.shape[1] < 2:
             raise DataError(
-                f"{name}: the text {text!r} is one token, of which nothing is predicted: remove it"
+                f"{name}: the text {text!r} has only one token, so there is nothing to predict; remove it"
             )
         logp = loaded.model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
         values.append(float(-logp.gather(1, ids[0, 1:, None]).mean()))
@@ -92,7 +95,7 @@ def weight_distance(loaded: LoadedModel, base: LoadedModel) -> float:
     own, other = dict(loaded.model.named_parameters()), dict(base.model.named_parameters())
     if own.keys() != other.keys() or any(own[name].shape != other[name].shape for name in own):
         reason = "is between two models of one architecture, and these have other weights"
-        raise DataError(f"the distance of weights {reason}: set judge.distance to false")
+        raise DataError(f"the distance of weights {reason}; set judge.distance to false")
     moved = sum(float((own[name].double() - other[name].double()).square().sum()) for name in own)
     size = sum(float(value.double().square().sum()) for value in other.values())
     return float((moved / size) ** 0.5)

@@ -41,7 +41,7 @@ def render_prompt(
     else:
         ids = encode(tokenizer, render_messages(tokenizer, prompt, template))
     if not ids:
-        raise DataError("the prompt is empty: it tokenizes to nothing")
+        raise DataError("the prompt is empty; give it some text")
     return ids
 
 
@@ -121,10 +121,9 @@ def _check_continued(text: str, messages: Messages, opened: str) -> None:
     # a template may open the turn with the tag that the begun answer repeats
     if head is None or not (text.startswith(start) and start.startswith(head)):
         raise ModelError(
-            "the chat template rewrites the assistant's message that the prompt ends with, so that it would "
-            f"not be continued: {text[-80:]!r} for {begun[-40:]!r}. End the prompt with the user's message, "
-            "set the template's arguments in task.template (such as enable_thinking), or give the prompt as "
-            "text"
+            "the prompt ends with an assistant's message, and the chat template rewrites it, so the model could not "
+            f"continue it: {text[-80:]!r} for {begun[-40:]!r}. End the prompt with a user message, set arguments of "
+            "the template in task.template (such as enable_thinking), or give the prompt as text"
         )
 
 

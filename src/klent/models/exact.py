@@ -91,8 +91,8 @@ def choose_attention(model: "PreTrainedModel", wanted: str) -> str:
         return "sdpa"
     if wanted == "sdpa":
         raise ModelError(
-            f"attention: sdpa is not this model's attention ({extra}), so that log-probabilities would be wrong. "
-            "Use attention: auto or eager"
+            f"attention: sdpa does not compute this model's attention ({extra}), so log-probabilities would be "
+            "wrong. Use attention: auto or eager"
         )
     _set_attention(model, "eager")
     return "eager"
@@ -119,7 +119,7 @@ def _take_kernel(model: "PreTrainedModel", wanted: str) -> None:
         ) from error
     if extra := _difference(model, name):
         raise ModelError(
-            f"attention: {wanted} is not this model's attention ({extra}), so that log-probabilities would be "
+            f"attention: {wanted} does not compute this model's attention ({extra}), so log-probabilities would be "
             "wrong. Use attention: auto or eager"
         )
 
@@ -215,8 +215,8 @@ def refuse_noise(model: "PreTrainedModel", name: str) -> None:
         return
     kind = "draws random numbers" if not torch.equal(noisy[0], noisy[1]) else "computes something else"
     raise ModelError(
-        f"{name} {kind} in training mode, so that its log-probabilities are not those of the sampler: ratios "
-        "would be noise. Switch it off in the model's config.json, or use another model"
+        f"{name} {kind} in training mode, so its log-probabilities differ from the sampler's and ratios would be "
+        "noise. Switch it off in the model's config.json, or use another model"
     )
 
 

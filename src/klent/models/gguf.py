@@ -54,12 +54,12 @@ def refuse_gguf(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase"
         raise ModelError("--gguf needs: pip install 'klent[gguf]'")
     if config.model_type not in ARCHITECTURES:
         raise ModelError(
-            f"--gguf: no layout is known for {config.model_type}; there are {', '.join(ARCHITECTURES)}. Leave "
-            "--gguf out, and convert the folder with llama.cpp's convert_hf_to_gguf.py"
+            f"--gguf: klent cannot write {config.model_type}, only {', '.join(ARCHITECTURES)}. Leave --gguf out, and "
+            "convert the folder with llama.cpp's convert_hf_to_gguf.py"
         )
     if problem := _unheard_of(config):
         raise ModelError(
-            f"--gguf: the file would not say {problem}, and its readers would compute something else. Leave --gguf "
+            f"--gguf: the file cannot express {problem}, so its readers would compute something else. Leave --gguf "
             "out, and convert the folder with llama.cpp's convert_hf_to_gguf.py"
         )
     vocabulary_of(tokenizer, cast("int", config.vocab_size))
@@ -122,7 +122,10 @@ def write_gguf(
     names = get_tensor_name_map(number, config.num_hidden_layers)
     for key, value in _written(config, weights).items():
         if (to := names.get_name(key, try_suffixes=(".weight", ".bias"))) is None:
-            raise ModelError(f"--gguf: no name is known for the weight {key}. Leave --gguf out")
+            raise ModelError(
+                f"--gguf: klent knows no GGUF name for the weight {key}. Leave --gguf out, and convert the folder "
+                "with llama.cpp's convert_hf_to_gguf.py"
+            )
         values = value.float().numpy()
         if values.ndim == 1 or dtype == "float32":
             writer.add_tensor(to, values)
@@ -215,9 +218,9 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Vocabulary
     composed = values.get("normalizer") in (None, {"type": "NFC"})  # Qwen's, which llama.cpp leaves out
     if not (model.get("type") == "BPE" and splits and whole and composed):
         raise ModelError(
-            "--gguf: its tokenizer is no byte-level BPE that splits text as GPT-2's, SmolLM's, Llama 3's or Qwen2's "
-            "does, and the file would split it otherwise. Leave --gguf out, and convert the folder with llama.cpp's "
-            "convert_hf_to_gguf.py"
+            "--gguf: the tokenizer is not a byte-level BPE that splits text like GPT-2, SmolLM, Llama 3 or Qwen2, so "
+            "readers of the file would split text differently. Leave --gguf out, and convert the folder with "
+            "llama.cpp's convert_hf_to_gguf.py"
         )
     added = {one["id"]: one for one in values.get("added_tokens", [])}
     by_id = {index: token for token, index in model["vocab"].items()}

@@ -36,7 +36,9 @@ def open_hub(repository: str) -> Hub:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ConfigError(f"--push {repository}: no name of a repository: {first_line(error)}") from error
+        raise ConfigError(
+            f"--push {repository}: not a valid repository name: {first_line(error)}. Write OWNER/NAME"
+        ) from error
     if repository.count("/") != 1:
         raise ConfigError(f"--push {repository}: the owner is missing; write OWNER/{repository}")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):

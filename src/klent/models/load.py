@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from klent.errors import DataError, KlentError, ModelError, first_line
+from klent.kit.text import plural
 from klent.models.adapter import LoraSettings, add_adapter
 from klent.models.chat import stop_ids
 from klent.models.device import find_device
@@ -187,8 +188,8 @@ def _fit_tokenizer(
     """A tokenizer may have more tokens than the model; those that klent itself uses must have a row."""
     if beyond := [token for token in stops if token >= rows]:
         raise ModelError(
-            f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}, token {beyond[0]}, ends a completion of {name}, but "
-            f"its model has only {rows} tokens and can never say it. Use the model's own tokenizer, or correct "
+            f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}, token {beyond[0]}, is the stop token of {name}, but "
+            f"the model has only {rows} tokens and can never produce it. Use the model's own tokenizer, or correct "
             "eos_token"
         )
     if cast("int", tokenizer.pad_token_id) >= rows:  # always masked, but it is looked up
@@ -203,7 +204,9 @@ def _load_model(
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
-        raise ModelError(f"{folder} holds quantised weights, which cannot be trained; use the full model")
+        raise ModelError(
+            f"{folder} has quantised weights, which cannot be trained; use the same model with full weights"
+        )
     _switch_noise_off(config)
     if scores:
         take_one_label(config, folder)
@@ -233,7 +236,7 @@ def _load_model(
         raise ModelError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}. Copy it again")
     if mismatched := sorted(str(entry[0]) for entry in report["mismatched_keys"]):
         raise ModelError(
-            f"{folder} has {len(mismatched)} weights whose shape contradicts config.json, such as "
+            f"{folder} has {plural(len(mismatched), 'weight')} whose shape contradicts config.json, such as "
             f"{mismatched[0]}. Copy it again"
         )
     if not scores:  # what only scores generates nothing

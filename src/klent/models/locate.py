@@ -3,12 +3,12 @@
 What transformers would refuse later, less clearly or not at all, is refused here.
 """
 
-import difflib
 import json
 import re
 from pathlib import Path
 
 from klent.errors import ModelError, first_line
+from klent.kit.names import closest
 from klent.models.pull import KNOWN, pulled
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -28,7 +28,7 @@ def locate_model(name: str) -> Path | str:
     """
     if name in KNOWN:
         if not KNOWN[name].generates:
-            raise ModelError(f"{name} is an embedding model; use it in rewards, not as the policy")
+            raise ModelError(f"{name} is an embedding model, for rewards only; name a language model")
         if folder := pulled(name):
             return folder
         raise ModelError(f"{name} is not on this machine yet: run `klent models pull {name}`")
@@ -39,9 +39,9 @@ def locate_model(name: str) -> Path | str:
     if HUB_ID.fullmatch(name):
         return name
     if "/" in name:
-        raise ModelError(f"there is no model folder at {name}")
-    near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"there is no model folder at {name}; check the path")
+    near = closest(name, KNOWN, cutoff=0.5)
+    meant = f" Did you mean {near!r}?" if near else ""
     raise ModelError(
         f"no model is called {name!r}.{meant} A model is an alias ({', '.join(KNOWN)}), "
         "a folder, or a hub id such as org/name"
@@ -110,7 +110,10 @@ def download(hub_id: str, *, trust_remote_code: bool) -> Path:
             f"{hub_id} is gated: accept its terms on its hub page, then log in with `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{hub_id} is neither a folder here nor a public model on the hub") from error
+        raise ModelError(
+            f"{hub_id} is neither a folder here nor a public model on the hub. Check the spelling; for a private "
+            "model log in with `hf auth login`"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{hub_id} is not a folder here, and the hub could not be reached to download it. Give the path "

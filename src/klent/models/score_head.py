@@ -38,9 +38,8 @@ def take_one_label(config: "PretrainedConfig", folder: "Path") -> None:
     if is_reward_model(config):
         if config.num_labels != 1:
             raise ModelError(
-                f"{folder} is a classifier of {config.num_labels} labels, and a reward model has one number: "
-                "which of the labels is the reward is not known. Train one with method: reward_model, or take a "
-                "folder whose config.json has one label"
+                f"{folder} is a classifier with {config.num_labels} labels, and a reward model gives one number. "
+                "Train one with method: reward_model, or use a folder whose config.json has one label"
             )
     elif not any("CausalLM" in name or "LMHead" in name for name in config.architectures or ["CausalLM"]):
         raise ModelError(
@@ -118,8 +117,8 @@ def take_padding(
             config.pad_token_id = token
             return
     raise ModelError(
-        "the tokenizer has no token that could stand for padding alone: each of its special tokens may end a text, "
-        "and transformers would read the score in front of it. Add one to the tokenizer"
+        "the tokenizer has no token that is only for padding: each of its special tokens may end a text, and "
+        "transformers would read the score before it. Add a padding token to the tokenizer"
     )
 
 

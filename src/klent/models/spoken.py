@@ -72,7 +72,10 @@ def reply_ids(
     before = opening[:-1] if begun is opening[-1] else opening
     text = render_messages(tokenizer, [*before, answer, *messages], template)
     if turn not in text:
-        raise ModelError("the chat template leaves the policy's turn out, so that nothing can follow it")
+        raise ModelError(
+            "the chat template does not write the policy's turn, so no turn can follow it. Use a model with another "
+            "template"
+        )
     rest = text[text.rindex(turn) + len(turn) :]
     end = turn_end(tokenizer)
     if ended and end is not None:
@@ -115,7 +118,8 @@ def _holds_control(messages: Messages, control: re.Pattern[str] | None) -> bool:
         for name, value in message.items():
             if name != "content" and control.search(str(value)):
                 raise DataError(
-                    f"a message's {name!r} holds the name of a control token: {str(value)[:80]!r}"
+                    f"a message's {name!r} contains the name of a control token, {str(value)[:80]!r}, which only "
+                    "content may. Remove it"
                 )
     return any(control.search(text_of(message.get("content"))) for message in messages)
 
@@ -136,7 +140,8 @@ def _joined(
     for mark, content in said:
         if text.count(mark) != 1:
             raise DataError(
-                "the chat template does not write each message once, so that it cannot be told apart"
+                "the chat template does not write each message exactly once, so tokens cannot be assigned to "
+                "messages. Use a model with another template"
             )
         before, _, text = text.partition(mark)
         yield from encode(tokenizer, before)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from klent.kit.tables import Row, finite
-from klent.kit.text import fixed
+from klent.kit.text import fixed, plural
 
 _SUMS = {
     "calibration/error": ("Calibration error", ""),
@@ -31,5 +31,5 @@ def _bin(b: Mapping[str, object]) -> tuple[str, str]:
         fixed(finite(b.get(key)))
         for key in ("low", "high", "predicted", "observed", "observed_low", "observed_high")
     )
-    label = f"Scores apart by {low} to {high}, {b.get('pairs')} pairs"
+    label = f"Scores apart by {low} to {high}, {plural(int(finite(b.get('pairs')) or 0), 'pair')}"
     return label, f"predicted {predicted}, observed {observed} (95%: {under} to {over})"

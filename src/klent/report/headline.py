@@ -103,7 +103,7 @@ def _heldout(run: RunData) -> Stat:
     problems, samples = (int(finite(last.get(key)) or 0) for key in ("problems", "samples"))
     parts = [f"95%: {fixed(after.low)} to {fixed(after.high)}"] if after.interval else []
     parts.append(
-        plural(problems, "pair") if run.kind == "preference" else f"{problems:,} problems × {samples}"
+        plural(problems, "pair") if run.kind == "preference" else f"{plural(problems, 'problem')} × {samples}"
     )
     words = temperatures_of(last)
     parts += [words[""]] if len(words) > 1 else []

@@ -47,7 +47,7 @@ def blame_weights(
     for name, expected in _rounded(policy, rows, scored, taken):
         made = float((expected - right).abs().mean())
         if made / ALIKE < gap < made * ALIKE:
-            said = f"its numbers are as far from the policy's as {name} puts a copy of it, {made:.2g} nats"
+            said = f"its numbers are as far from the policy's as those of a copy in {name}, {made:.2g} nats"
             return Fault("wrong dtype", said)
     return None
 

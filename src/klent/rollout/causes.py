@@ -94,7 +94,7 @@ def _shifted(reading: Reading, taken: Sampler) -> Iterator[tuple[float, Fault]]:
         ("one token late", [r[1:] - e[:-1] for r, e in pairs]),
         ("one token early", [r[:-1] - e[1:] for r, e in pairs]),
     ):
-        said = f"each number is that of its neighbour: the log-probabilities stand {where}"
+        said = f"each number is that of the neighbouring token: the log-probabilities are {where}"
         yield _mean(torch.cat(apart).abs()), Fault("wrong indexing", said)
 
 
@@ -116,7 +116,9 @@ def _warmer(reading: Reading, taken: Sampler) -> Iterator[tuple[float, Fault]]:
 def _truncated(reading: Reading, taken: Sampler) -> Iterator[tuple[float, Fault]]:
     """A sampler that keeps fewer tokens than it is taken to, or more; how many follows from the mass kept."""
     if taken.top_p < 1.0 or taken.top_k:
-        said = "the sampler's numbers are those before truncation, and it is taken to truncate"
+        said = (
+            "the sampler reports numbers before truncation (top_p, top_k), and the run expects them after it"
+        )
         yield _mean(reading.gap(reading.logp(taken.temperature))), Fault("wrong truncation", said)
     whole = reading.logp(taken.temperature)
     mass = (whole - reading.reported.float().cpu()).exp().clamp(max=1.0)  # that the kept tokens hold

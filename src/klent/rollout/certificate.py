@@ -195,7 +195,7 @@ class Certifier:
             or blame_weights(
                 policy, scored, self.rows, anchor, taken=Sampler(), tolerance=self.tolerance.mean
             )
-            or Fault("other weights", "its numbers are those of weights that the trainer does not hold")
+            or Fault("other weights", "its numbers match no weights that the trainer has or had")
         )
 
     def _sampling_fault(self, drawn: Reading, options: SamplingOptions) -> Fault | None:
@@ -203,8 +203,8 @@ class Certifier:
         if self.tolerance.holds(drawn.gap(drawn.logp(*taken))):
             return None
         said = (
-            "it scores given tokens as the policy does, and reports other numbers of those that it samples: its "
-            "cache holds keys and values of earlier weights, or it samples by settings that are not the run's"
+            "it scores given tokens like the policy, but reports other numbers for those that it samples: its cache "
+            "has keys and values of earlier weights, or its sampling settings are not the run's"
         )
         return explain(drawn, taken, tolerance=self.tolerance.mean) or Fault("other sampling", said)
 
@@ -224,21 +224,19 @@ def _head(fault: Fault) -> str:
 
 
 def _told(fault: Fault, certificate: SyncCertificate) -> str:
-    return (
-        f"{_head(fault)}. On the canary batch its log-probabilities are {certificate.gap:.3g} nats from the "
-        f"trainer's in the mean and {certificate.gap_max:.3g} at most. {FIXES[fault.cause]}"
-    )
+    return f"{_head(fault)}. On a fixed test batch its log-probabilities are {certificate.gap:.3g} nats from the "
+    f"trainer's in the mean and {certificate.gap_max:.3g} at most. {FIXES[fault.cause]}"
 
 
 FIXES = {
-    "old weights": "The engine's sync does not deliver: check that it loads what it is given, in its own layout",
+    "old weights": "The engine's sync has no effect: check that it loads the weights it is given, in its own layout",
     "adapter missing": "Give the engine the adapter, or the weights with the adapter merged in float32",
-    "wrong dtype": "Set rollout.dtype to the type that it computes in, and rollout.mismatch against what is left",
+    "wrong dtype": "Set rollout.dtype to the type that it computes in, and rollout.mismatch to correct for the rest",
     "other weights": "Check that it was built from the policy's folder",
     "wrong indexing": "Read the log-probability of each token at its own position",
-    "wrong temperature": "Ask for log-probabilities of the distribution sampled (processed_logprobs), and set the "
-    "temperature that the recipe has",
-    "wrong truncation": "Set rollout.top_p and rollout.top_k to what it does",
+    "wrong temperature": "Make it report log-probabilities of the sampled distribution (processed_logprobs), at the "
+    "recipe's temperature",
+    "wrong truncation": "Set rollout.top_p and rollout.top_k to the values that it uses",
     "other sampling": "Clear its prefix cache after each sync, and compare its settings with the recipe's",
 }
 """What to do, by cause."""

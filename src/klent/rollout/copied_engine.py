@@ -51,7 +51,8 @@ class CopiedEngine(TransformersEngine):
         """
         if not isinstance(policy, CausalPolicy):
             raise ModelError(
-                "a copy samples texts, and the policy is no language model; set rollout.staleness: 0"
+                "rollout.staleness needs a second copy of a language model, and this policy is none; set "
+                "rollout.staleness: 0"
             )
         self.loaded.model.load_state_dict(self.trained.state_dict())
         return self.certifier.certify(policy, self)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from klent.errors import DataError, ModelError, TooLong
+from klent.kit.text import plural
 from klent.models.chat import context_length, encode, render_messages, render_prompt, turn_end
 from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
@@ -71,7 +72,8 @@ class DatasetEngine:
         answers = [self._replay(prompt, column).tokens.tolist() for column in self.columns]
         if len(answers) == 2 and answers[0] == answers[1]:
             raise DataError(
-                f"{prompt.id}: `chosen` and `rejected` are the same answer, which prefers nothing. Remove that line."
+                f"{prompt.id}: `chosen` and `rejected` are the same answer, so neither is preferred. Remove that "
+                "line."
             )
 
     def sync(self, policy: Policy) -> SyncCertificate | None:
@@ -156,7 +158,7 @@ class DatasetEngine:
         if isinstance(prompt.prompt, str):
             if len(completion) > 1:
                 raise DataError(
-                    f"{prompt.id}: the completion has {len(completion)} messages behind a prompt of plain "
+                    f"{prompt.id}: the completion has {plural(len(completion), 'message')} behind a prompt of plain "
                     "text, which no chat template joins. Write the prompt as messages."
                 )
             return prompt.prompt, [Piece(text_of(completion[0].get("content")), True)]
@@ -184,10 +186,10 @@ class DatasetEngine:
             head = render_messages(tokenizer, chat[:start] if number else opened, template)
             if not whole.startswith(head) or len(head) < end:
                 raise DataError(
-                    f"{prompt.id}: the chat template does not write this completion behind the prompt as it "
-                    f"opens it ({head[-40:]!r}): what would be trained is not what is sampled. Add the "
-                    "reasoning_content that it asks for, set task.template (such as enable_thinking), or give "
-                    "the completion as text."
+                    f"{prompt.id}: the chat template does not start the completion the way it starts an answer that "
+                    f"is sampled ({head[-40:]!r}), so training and sampling would differ. Add the reasoning_content "
+                    "that the template expects, set task.template (such as enable_thinking), or give the completion "
+                    "as text."
                 )
             if number:
                 pieces.append(Piece(whole[end : len(head)], False))
@@ -201,15 +203,15 @@ class DatasetEngine:
         """Turns can be told apart only where a token of its own ends each, and no message holds it."""
         if self.turn_end is None and len(starts) > 1:
             raise DataError(
-                f"{prompt.id}: the model's chat template ends no turn with a token of its own, so that "
-                f"{len(starts)} turns of the assistant cannot be told apart. Train one turn per line."
+                f"{prompt.id}: the model's chat template does not end turns with a token of their own, so "
+                f"{len(starts)} assistant turns cannot be told apart. Write one assistant turn per line."
             )
         for start in starts:
             said = [text_of(chat[start].get("content")), *map(str, chat[start].values())]
             if self.turn_end and any(self.turn_end in text for text in said):
                 raise DataError(
-                    f"{prompt.id}: a completion holds {self.turn_end!r}, which ends a turn. Remove it; the "
-                    "chat template writes it."
+                    f"{prompt.id}: a completion contains {self.turn_end!r}, which ends a turn. Remove it; the chat "
+                    "template adds it."
                 )
 
 
@@ -225,7 +227,7 @@ def _finish(prompt: Prompt, column: str) -> Literal["stop", "length"]:
         return "stop"
     if given == "length":
         return "length"
-    raise DataError(f'{prompt.id}: `finish_{column}` is {given!r}; "stop" and "length" are what it may say')
+    raise DataError(f'{prompt.id}: `finish_{column}` is {given!r}; it must be "stop" or "length"')
 
 
 def _margin(prompt: Prompt) -> float:

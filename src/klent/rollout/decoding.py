@@ -320,7 +320,8 @@ def choose_decoder(model: CausalModel, *, groups: bool = True) -> DecoderKind:
         if agrees(model, lambda: expected, partial(trial, kind, model), rounding=3e-2):
             return kind
     raise ModelError(
-        "the model cannot be sampled exactly: a row's logits depend on the rows beside it. Use another model"
+        "the model cannot be sampled exactly: the logits of a row depend on the other rows in the batch. Use another "
+        "model"
     )
 
 

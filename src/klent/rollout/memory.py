@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from klent.kit.text import plural
 from klent.policies.causal_lm.model import CausalModel
 
 SHARE = 0.5  # of the free memory: the rest is for what is not counted, and for allocators that keep blocks
@@ -38,7 +39,7 @@ class Rows:
             self.counted[longest, group_size] = rows
             if model.device.type == "cuda":
                 self.note(
-                    f"rollout.rows: up to {rows} rows of {longest} + {max_tokens} tokens decode together"
+                    f"rollout.rows: up to {plural(rows, 'row')} of {longest} + {max_tokens} tokens decode together"
                 )
         return self.counted[longest, group_size]
 
@@ -46,7 +47,7 @@ class Rows:
         """More did not fit."""
         if rows >= min([*self.counted.values(), *([] if self.asked is None else [self.asked])]):
             return
-        self.note(f"rollout.rows: memory ran out, {rows} rows at once from here on")
+        self.note(f"rollout.rows: memory ran out, from now on {plural(rows, 'row')} at once")
         self.counted = {key: min(rows, count) for key, count in self.counted.items()}
         self.asked = None if self.asked is None else rows
 

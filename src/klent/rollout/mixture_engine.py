@@ -66,7 +66,9 @@ class MixtureEngine(TransformersEngine):
         if target.loaded.tokenizer is not loaded.tokenizer:
             check_tokenizers(loaded.tokenizer, target.loaded.tokenizer)
         if min(options.temperature, target.temperature) <= 0:
-            raise ConfigError("a mixture needs temperatures above 0: at 0 there is one token and none to mix")
+            raise ConfigError(
+                "rollout.mixture needs a temperature above 0: at 0 there is only one token. Set rollout.temperature=1"
+            )
         if not callable(alpha):
             mix(torch.zeros(2), torch.zeros(2), alpha=alpha, value=value)  # refuses what cannot be
         self.target = target

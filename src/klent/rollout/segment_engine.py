@@ -36,7 +36,9 @@ class SegmentEngine:
         """
         missing = [number for number in prompt.columns["segments"] if number not in self.place_of]
         if missing:
-            raise DataError(f"{prompt.id}: the collection has no segment {missing[0]}")
+            raise DataError(
+                f"{prompt.id}: the collection has no segment {missing[0]}; record it again with klent collect"
+            )
 
     def sync(self, policy: Policy) -> SyncCertificate | None:
         """Nothing to do: no weights are used."""

@@ -55,7 +55,9 @@ class Target:
             messages.insert(0, {"role": "system", "content": self.system})
         place = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
         if place is None:
-            raise DataError(f"prompt {prompt.id} has no message of a user that the target's could replace")
+            raise DataError(
+                f"prompt {prompt.id} has no user message for the target's prompt to replace; add one"
+            )
         if self.prompt is not None:
             messages[place]["content"] = self._filled(prompt, text_of(messages[place]["content"]))
         return messages
@@ -71,7 +73,7 @@ class Target:
             if name not in prompt.columns:
                 there = ", ".join(["prompt", *prompt.columns])
                 raise DataError(
-                    f"the target's prompt asks for {{{name}}}, which prompt {prompt.id} lacks; it has {there}"
+                    f"the target's prompt uses {{{name}}}, a column that prompt {prompt.id} lacks; it has {there}"
                 )
             return str(prompt.columns[name])
 

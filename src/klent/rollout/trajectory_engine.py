@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import cast
 
 from klent.errors import DataError, ModelError
+from klent.kit.text import plural
 from klent.models.chat import encode, render_messages
 from klent.models.spoken import opening_ids, reply_ids
 from klent.rollout.dataset_engine import DatasetEngine, ended
@@ -39,7 +40,8 @@ class TrajectoryEngine(DatasetEngine):
         episode.rewards = rewards
         if len(rewards) != episode.turns:
             raise DataError(
-                f"{prompt.id}: {len(rewards)} rewards for {episode.turns} turns. Remove that line."
+                f"{prompt.id}: {plural(len(rewards), 'reward')} for {plural(episode.turns, 'turn')}. Remove that "
+                "line."
             )
         return episode
 
@@ -55,9 +57,9 @@ class TrajectoryEngine(DatasetEngine):
         whole = render_messages(self.loaded.tokenizer, chat, prompt.template, whole=True)
         if not whole.startswith(head):
             raise DataError(
-                f"the chat template does not write this action behind the opening as it opens it ({head[-40:]!r}): "
-                "what would be trained is not what is sampled. Write all that the policy would say there, or set "
-                "task.template (such as enable_thinking)"
+                "the chat template does not start this action the way it starts an answer that is sampled "
+                f"({head[-40:]!r}), so training and sampling would differ. Write all that the policy would write "
+                "there, or set task.template (such as enable_thinking)"
             )
         if not any(value for name, value in action.items() if name not in ("role", "name", "content")):
             return content
@@ -71,7 +73,7 @@ class TrajectoryEngine(DatasetEngine):
         for token in tokens[:-1]:
             if token in self.loaded.stop_ids:
                 name = str(tokenizer.convert_ids_to_tokens(token))
-                raise DataError(f"an action holds {name!r}, which ends a turn. Remove it, or that line")
+                raise DataError(f"an action contains {name!r}, which ends a turn. Remove it, or that line")
         return tokens
 
 
@@ -87,6 +89,8 @@ def _turns(messages: Messages) -> Iterator[tuple[Messages, dict[str, object]]]:
             heard.append(message)
             continue
         if number and not heard:
-            raise DataError("an action follows another without a word between them. Remove that line")
+            raise DataError(
+                "an action directly follows another, with nothing from the environment between them. Remove that line"
+            )
         yield heard, message
         heard = []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from klent.errors import DataError, ModelError, TooLong
+from klent.kit.text import plural
 from klent.models.chat import context_length, render_prompt
 from klent.models.load import LoadedModel
 from klent.policies.policy import Policy
@@ -183,7 +184,7 @@ class TransformersEngine:
             key, longest = "rollout.max_tokens", f"rollout.max_tokens={most}"
             if prompt.room is not None:
                 key = "turn_tokens of the game (in task or eval.play, or --turn-tokens)"
-                longest = f"turns of up to {most} tokens"
+                longest = f"turns of up to {plural(most, 'token')}"
             raise TooLong(
                 f"prompt {prompt.id} has {len(ids)} tokens; with {longest} the model's context of {self.limit} "
                 f"leaves {room}. Shorten the prompt, lower {key}, or set task.too_long=drop."
@@ -225,7 +226,7 @@ class TransformersEngine:
             self.extends = self._can_extend()
             if self.extends and self.sampler is not None:
                 self.note(
-                    "rollout.decoding: turns go on from their keys and values, step by step from Python"
+                    "rollout.decoding: turns reuse keys and values, and decode step by step from Python"
                 )
         self._kept = {} if self.extends else None
         try:

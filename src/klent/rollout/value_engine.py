@@ -61,7 +61,9 @@ class ValueEngine(MixtureEngine):
         note: Callable[[str], None] | None = None,
     ) -> None:
         if options.temperature != 1.0:
-            raise ConfigError(f"temperature is {options.temperature:g}: values are read at 1; beta sharpens")
+            raise ConfigError(
+                f"temperature is {options.temperature:g}, and the player of values needs 1; beta makes it greedier"
+            )
         super().__init__(
             loaded,
             Target(behaviour),

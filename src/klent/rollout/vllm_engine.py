@@ -86,7 +86,7 @@ class VllmEngine(TransformersEngine):
             SyncError: they did not arrive, or are not sampled from as the trainer takes it.
         """
         if not isinstance(policy, CausalPolicy):
-            raise ModelError("vllm samples texts, and the policy is no language model; use its own engine")
+            raise ModelError("vllm samples text, and this policy is no language model; remove rollout.engine")
         self.policy = policy
         policy.train(False)
         self.library.load(iter(hugging_face_weights(self.loaded.model).items()))

@@ -16,6 +16,7 @@ from klent.config import Eval, Recipe, load_recipe, make_recipe
 from klent.config.keywords import keyword_layer, recipe_values
 from klent.errors import ConfigError, DataError, RunError
 from klent.io.files import write_atomic
+from klent.kit.text import plural
 from klent.kit.world import is_follower
 from klent.runs.folder import PROMPTS, RunFolder, refuse_occupied, remove_refused
 from klent.runs.results import Evaluation, Row, Run, final_folder
@@ -255,7 +256,9 @@ def _with_rows(settings: Recipe, rows: Rows, run: Path, *, resume: bool) -> Reci
     if not resume:
         write_atomic(file, content)
     elif not file.is_file() or file.read_text(encoding="utf-8") != content:
-        raise ConfigError(f"{run} was started with other rows; leave task out to continue with {file}")
+        raise ConfigError(
+            f"{run} was started with other rows; leave task out to continue with those in {file}"
+        )
     section = settings.task.model_copy(update={"data": str(file)})
     return settings.model_copy(update={"task": section})
 
@@ -291,7 +294,7 @@ def _measure(
 
     recipe = recipe.model_copy(update={"eval": recipe.eval or Eval()})
     if recipe.eval is None or not recipe.judged:
-        raise ConfigError("klent.evaluate: no reward tells right from wrong; pass reward=...")
+        raise ConfigError("klent.evaluate: there is no reward to evaluate with; pass reward=...")
     every = load_task(recipe.task, seed=recipe.seed, heldout=0) if every_row else None
     task = examined_task(recipe, every)
     if every_row and isinstance(task, DataTask):
@@ -331,7 +334,7 @@ def _shown(value: object) -> str:
     if callable(value):
         return str(getattr(value, "__name__", type(value).__name__))
     if isinstance(value, list | tuple) and len(repr(value)) > 200:
-        return f"[... {len(value)} rows]"
+        return f"[... {plural(len(value), 'row')}]"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, Mapping):

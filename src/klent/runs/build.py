@@ -179,7 +179,8 @@ def _ahead(source: TaskSource, recipe: Recipe, parts: Parts, organs: list[Organ]
     if parts.updater.world.size > 1:
         raise ConfigError(
             f"rollout.staleness is {recipe.rollout.staleness}, and {parts.updater.world.size} ranks share the run: "
-            "what a thread samples ahead they cannot exchange. Start one process, or set rollout.staleness: 0"
+            "ranks cannot exchange completions that a thread samples ahead. Start one process, or set "
+            "rollout.staleness: 0"
         )
     ahead = Ahead(source, staleness=recipe.rollout.staleness, last=recipe.steps)
     organs.insert(0, StaleData(ahead, weighed=recipe.rollout.mismatch is not None))

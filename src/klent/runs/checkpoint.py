@@ -112,7 +112,9 @@ def load_step(run: Path, step: int | None, *, on_damage: Callable[[str], None]) 
     if step is None:
         newest = load_newest(run, on_damage=on_damage)
         if newest is None:
-            raise CheckpointError(f"{run} has no intact checkpoint; it needs a step that was saved")
+            raise CheckpointError(
+                f"{run} has no intact checkpoint; train it until one is saved (checkpoint.every)"
+            )
         return newest
     folder = next((folder for folder in _numbered(run) if int(folder.name) == step), None)
     if folder is None:

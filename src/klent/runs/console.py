@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from klent.kit.terminal import SafeConsole, discard, visible
+from klent.kit.text import plural
 from klent.measure.score import LABELS, is_judged, is_scored, kind_of, loss_of, score_of, temperatures_of
 
 Row = Mapping[str, object]  # of metrics.jsonl or eval.jsonl
@@ -123,7 +124,7 @@ class TrainConsole:
         if loss := loss_of(row):
             self._print(
                 f"held-out loss {when}: {loss} nats per token, perplexity {row['perplexity']:.3g}, on "
-                f"{row['loss_completions']} completions{'' if is_judged(row) else took}",
+                f"{plural(int(str(row['loss_completions'])), 'completion')}{'' if is_judged(row) else took}",
                 style="bold",
             )
         if not is_judged(row):
@@ -175,7 +176,7 @@ class TrainConsole:
             self._print(f"stopped after step {self._done} of {self._steps}; continue: klent resume {run}")
             self._print("the run is not finished; every step done is saved, and it can be resumed")
         else:
-            self._print(f"{self._steps} steps, {took}")
+            self._print(f"{plural(self._steps, 'step')}, {took}")
             self._print(f"model:  {run / 'final'}")
         self._print(f"report: {run / 'report.html'}", style="bold")
 
@@ -265,7 +266,7 @@ def unscored(row: Row) -> list[str]:
     """Why completions of an evaluation were unscorable, each reason once."""
     why = row.get("unscorable_why")
     reasons = why.items() if isinstance(why, Mapping) else []
-    return [f"held out, {count} completions unscorable: {reason}" for reason, count in reasons]
+    return [f"held out, {plural(count, 'completion')} unscorable: {reason}" for reason, count in reasons]
 
 
 def _loss_table(before: Row, after: Row) -> Table | None:

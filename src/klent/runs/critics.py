@@ -45,8 +45,8 @@ def build_critic(
     if settings.trunk == "shared":
         if not policy.fused:
             raise RunError(
-                "critic.trunk=shared reads the hidden states in front of the head, and this model does more to its "
-                "logits than a head: its hidden states are not kept. Use critic.trunk=own."
+                "critic.trunk=shared reads the hidden states before the head, and they are not available for this "
+                "model, whose logits are not one matrix product. Use critic.trunk=own."
             )
         return Critic(int(model.config.get_text_config().hidden_size), device=model.device)
     name = settings.model or recipe.model
@@ -95,12 +95,12 @@ def _refuse_other_tokens(name: str, trunk: LoadedModel, loaded: LoadedModel) -> 
         token = min(piece for piece, _ in ours.items() ^ theirs.items())
         raise ModelError(
             f"critic.model {name} has another tokenizer than the policy: {token!r} is token {theirs.get(token)} "
-            f"there, {ours.get(token)} here. A critic reads the policy's tokens: use a model of the same tokenizer"
+            f"there, {ours.get(token)} here. A critic reads the policy's tokens; use a model with the same tokenizer"
         )
     if trunk.rows < loaded.rows:
         raise ModelError(
-            f"critic.model {name} reads {trunk.rows} tokens, and the policy can write {loaded.rows}: the embedding "
-            "has fewer rows. Use a model of the same vocabulary"
+            f"critic.model {name} has embeddings for {trunk.rows} tokens, and the policy can write {loaded.rows}. "
+            "Use a model with the same vocabulary"
         )
 
 

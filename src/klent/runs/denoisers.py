@@ -39,7 +39,9 @@ def load_actor(name: str, settings: DenoiserSettings, steps: int) -> DenoisingAc
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ModelError(f"there is no model folder at {name}: a denoiser is a folder with config.json")
+        raise ModelError(
+            f"there is no model folder at {name}; a denoiser is a folder with config.json. Check the path"
+        )
     check_folder(folder)
     net = load_denoiser(folder)
     ends = {"high": net.config.high, "low": net.config.low}

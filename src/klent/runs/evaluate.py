@@ -82,7 +82,7 @@ def open_judge(
     """
     rewards = eval_rewards(recipe)
     if rewards is None and task.environments is None:
-        raise ConfigError("no reward tells right from wrong: set `reward` or `eval.reward`")
+        raise ConfigError("there is no reward to evaluate with; set `reward` or `eval.reward`")
     with ExitStack() as stack:
         if task.environments is not None:
             stack.callback(task.environments.close)

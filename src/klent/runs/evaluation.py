@@ -7,6 +7,7 @@ from klent.config import EarlyStop
 from klent.control.early_stop import best_row, is_over
 from klent.errors import RunError
 from klent.io.files import append_line, read_steps
+from klent.kit.text import plural
 from klent.measure.score import is_judged, is_scored
 from klent.runs.folder import RunFolder
 
@@ -108,6 +109,6 @@ def unscored(row: EvalRow, run: Path) -> str:
     why = row.get("unscorable_why")
     reasons = "; ".join(why) if isinstance(why, dict) and why else "the rewards returned nothing"
     return (
-        f"no completion of the {row['problems']} held-out problems could be scored: {reasons}. Fix the reward, "
-        f"then `klent resume {run}`; or measure nothing held out: eval=null"
+        f"no completion of the {plural(int(str(row['problems'])), 'held-out problem')} could be scored: {reasons}. "
+        f"Fix the reward, then `klent resume {run}`; or measure nothing held out: eval=null"
     )

@@ -1,7 +1,6 @@
 """The run folder: one run per folder, one process at a time."""
 
 import contextlib
-import difflib
 import os
 import re
 import socket
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from klent.errors import RunError
 from klent.io.folders import sweep
+from klent.kit.names import closest
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "forks.jsonl")
 LOCK, OWNER = ".lock", ".owner"  # two files, because filelock may empty the first
@@ -262,7 +262,6 @@ def _not_a_run(path: Path) -> str:
     if path.is_dir():
         return f"{path} is not a run: it has no config.yaml"
     runs = [entry.parent.name for entry in path.parent.glob("*/config.yaml")]
-    near = difflib.get_close_matches(path.name, runs, n=1)
-    if near:
-        return f"there is no run at {path}; did you mean {path.parent / near[0]}?"
+    if near := closest(path.name, runs):
+        return f"there is no run at {path}; did you mean {path.parent / near}?"
     return f"there is no run at {path}; {path.parent} holds {', '.join(sorted(runs)[:8]) or 'no runs'}"

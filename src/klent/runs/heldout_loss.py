@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from klent.errors import TooLong
+from klent.kit.text import plural
 from klent.measure.completion_loss import completion_loss
 from klent.models.load import LoadedModel
 from klent.rollout.dataset_engine import DatasetEngine
@@ -40,7 +41,8 @@ def heldout_completions(
                 raise
     if left_out := len(prompts) - len(episodes):
         note(
-            f"task.too_long=drop: {left_out} held-out completions do not fit, and their loss is not measured"
+            f"task.too_long=drop: {plural(left_out, 'held-out completion')} left out, too long for the context or "
+            "rollout.max_tokens; their loss is not measured"
         )
     return episodes
 

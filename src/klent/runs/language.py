@@ -149,10 +149,10 @@ def _tell(policy: CausalPolicy, *, eager: bool, note: Note) -> None:
     """What is slower than it could be, and why."""
     if not policy.fused:
         note(
-            "the model does more to its logits than one matrix product: its own head is used, on full logits"
+            "the model's logits are not one matrix product: its own head is used, with full logits (exact, slower)"
         )
     if eager:
-        note("the model's attention is more than SDPA computes: eager attention is used (exact, slower)")
+        note("SDPA does not compute this model's attention: eager attention is used (exact, slower)")
 
 
 def _build_organs(

@@ -41,20 +41,20 @@ def choose_packing(
         which, whose = ("critic.model", "critic's") if takes else (model, "model's")
         if update.packing == "on":
             raise RunError(
-                f"update.packing=on, but {which} does not give the same log-probabilities when a group "
-                "shares its prompt in one row: its attention refuses such a mask. Use update.packing=auto or off."
+                f"update.packing=on, but {which} does not give the same log-probabilities when a group shares its "
+                "prompt in one row: its attention cannot use such a mask. Use update.packing=auto or off."
             )
-        note(
-            f"the {whose} attention refuses a shared prompt: each completion gets its own row (exact, slower)"
-        )
+        note(f"the {whose} attention cannot share a prompt: each completion gets its own row (exact, slower)")
         return Packing(False, budget)
     if update.packing != "full":
         return Packing(True, budget)
     if policy.critic is not None and policy.critic.trunk is not None:
-        note("update.packing=full is as `on` beside a critic with layers of its own: no prompts share a row")
+        note(
+            "update.packing=full works like `on`, because the critic has layers of its own: each row has one prompt"
+        )
         return Packing(True, budget)
     if not takes_joined_rows(policy, longest=longest):
-        note("the model tells prompts in one row not apart: each gets its own row (exact, padded)")
+        note("the model cannot keep prompts in one row apart: each prompt gets its own row (exact, padded)")
         return Packing(True, budget)
     return Packing(True, budget, joined=min(budget, _reach(policy)))
 

@@ -9,6 +9,7 @@ from klent.config.binding import resolve, streams_of
 from klent.config.load import read_values
 from klent.config.task import KEYS
 from klent.errors import ConfigError
+from klent.kit.text import plural
 from klent.objectives.kinds import whole_sequences
 from klent.runs.device import says
 from klent.runs.folder import run_of
@@ -119,7 +120,7 @@ def _mixture(mixture: MixtureSettings) -> str:
     elif alpha.until_reward is not None:
         share = f"{alpha.start} to 1 as the policy's reward reaches {alpha.until_reward:g}"
     else:
-        share = f"{alpha.start} to {alpha.end} over {alpha.steps} steps"
+        share = f"{alpha.start} to {alpha.end} over {plural(alpha.steps or 0, 'step')}"
     use = f"weighted by policy/mixture per {weights.ratio}" if weights else "used without weights"
     return f"sampled from: policy^alpha x target^(1 - alpha), target: {model}, alpha: {share}; {use}"
 
@@ -198,22 +199,30 @@ def title_of(recipe: Recipe) -> str:
     return f"{recipe.name} · {recipe.method or 'own objective'} · {recipe.model}"
 
 
+def _steps(count: int) -> str:
+    """``step``, ``2 steps``: behind "every"."""
+    return "step" if count == 1 else plural(count, "step")
+
+
+def _work(recipe: Recipe, completions: int) -> str:
+    """What a step samples, or reads."""
+    if not recipe.rollout.sampled:
+        return f"{plural(completions, 'completion')} read from {recipe.task.source}"
+    prompts, group = plural(recipe.prompts_per_step, "prompt"), plural(recipe.group_size, "completion")
+    return f"{prompts} of {recipe.task.source} x {group}"
+
+
 def describe_plan(recipe: Recipe) -> list[str]:
     """The plan in sentences, for ``--dry-run`` and for the first lines of a run."""
     plan = make_plan(recipe)
-    if recipe.rollout.sampled:
-        work = f"{recipe.prompts_per_step} prompts of {recipe.task.source} x {recipe.group_size} completions"
-    else:
-        work = f"{plan.completions} completions read from {recipe.task.source}"
-    budget = f"at most {recipe.rollout.max_tokens} tokens each"
-    budget += recipe.task.extent
+    budget = f"at most {plural(recipe.rollout.max_tokens, 'token')} each{recipe.task.extent}"
     reference = recipe.reference or "the policy as it was at the start"
     of_data = recipe.bellman is not None and recipe.bellman.target == "bellman"
     referred = plan.needs.reference or "kl" in plan.needs.also or of_data
     reference += "; each answer is measured once, and kept" if recipe.task.paired else ""
     mixture = recipe.rollout.mixture
     lines = [
-        f"each step: {work}, {budget}",
+        f"each step: {_work(recipe, plan.completions)}, {budget}",
         *_same_prompts(recipe),
         *([_mixture(mixture)] if mixture else []),
         *([_mismatch(recipe.rollout.mismatch)] if recipe.rollout.mismatch else []),
@@ -225,7 +234,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
         *([_critic(recipe.critic, recipe.optimizer.lr)] if recipe.critic else []),
         *([_adaptive_kl(recipe.adaptive_kl)] if recipe.adaptive_kl else []),
         *([says(recipe.device, recipe.precision)] if recipe.policy.language else []),
-        f"update: {_count(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
+        f"update: {plural(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
         f"reference model: {reference if referred else 'none (no term reads logp_ref or kl)'}",
     ]
     if plan.needs.old:
@@ -252,13 +261,14 @@ def describe_plan(recipe: Recipe) -> list[str]:
             "tokens are chosen again at every optimizer step: one more forward pass per step after the first"
         )
     if recipe.eval is not None:
-        when = f" and every {recipe.eval.every} steps" if recipe.eval.every else ""
+        when = f" and every {_steps(recipe.eval.every)}" if recipe.eval.every else ""
         size = _evaluated(recipe)
         temperatures = recipe.eval.temperatures if recipe.judged else ()
         others = [f"at temperature {t:g}" if t else "greedily" for t in temperatures]
         also = f"; also {', '.join(others)}" if others else ""
         lines.append(f"evaluation: {size}, before, after{when}{also}")
-    lines.append(f"in total: {recipe.steps} steps, {recipe.steps * plan.completions} completions")
+    total = plural(recipe.steps * plan.completions, "completion")
+    lines.append(f"in total: {plural(recipe.steps, 'step')}, {total}")
     return lines
 
 
@@ -274,9 +284,5 @@ def _evaluated(recipe: Recipe) -> str:
         form = "" if recipe.bellman.form == "ratio" else f", form {recipe.bellman.form}"
         answered[0] += f" by the player of beta {recipe.bellman.beta:g}{form}"
     replayed = not recipe.rollout.sampled and not recipe.task.paired
-    losses = [f"the loss of at most {settings.problems} held-out completions"] if replayed else []
+    losses = [f"the loss of at most {plural(settings.problems, 'held-out completion')}"] if replayed else []
     return ", ".join([*pairs, *answered, *losses])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"

@@ -102,7 +102,7 @@ def play_model(
         for first in range(0, len(starts), TOGETHER):
             prompts, problems = _openings(pool, starts[first : first + TOGETHER])
             if not prompts:
-                raise RunError(f"{pool.name} could not be begun: {problems[0]}")
+                raise RunError(f"{pool.name} could not be started: {problems[0]}")
             together = _played(engine, pool, prompts, derive_seed(seed, "sampling", first))
             together.problems += problems
             yield together

@@ -42,5 +42,7 @@ def evaluate_replayed(model: str, recipe: Recipe, note: Callable[[str], None]) -
     task.fit(parts.engine.check, parts.engine.check)  # the same rows as in training
     exams = build_exams(measured, parts, task=task, examined=task, judge=None, note=note)
     if not exams:
-        raise ConfigError(f"recipe {recipe.name}: nothing of its data can be measured; set a `reward`")
+        raise ConfigError(
+            f"recipe {recipe.name}: without a reward nothing can be measured on its data; set `reward`"
+        )
     return {key: value for exam in exams for key, value in exam(0, None).items()}

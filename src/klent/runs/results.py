@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from klent.config import Recipe, load_recipe
 from klent.errors import RunError
 from klent.io.files import read_steps
+from klent.kit.text import plural
 from klent.measure.score import LABELS, is_scored, kind_of, loss_of, score_of
 
 if TYPE_CHECKING:
@@ -162,8 +163,9 @@ class Evaluation:
         kind = kind_of([self.row])
         score = score_of(self.row, kind)
         return (
-            f"Evaluation({LABELS[kind]} {score}, " if score else "Evaluation(unscorable, "
-        ) + f"entropy {self.entropy:.3f}, {self.problems} problems × {self.samples} samples)"
+            (f"Evaluation({LABELS[kind]} {score}, " if score else "Evaluation(unscorable, ")
+            + f"entropy {self.entropy:.3f}, {plural(self.problems, 'problem')} × {plural(self.samples, 'sample')})"
+        )
 
 
 def final_folder(run: Run) -> Path:
@@ -174,7 +176,7 @@ def final_folder(run: Run) -> Path:
     """
     if not run.final.is_dir():
         raise RunError(
-            f"{run.path} has no trained model yet: {len(run.metrics)} of {run.config.steps} steps are done. "
-            f"Continue it with klent.train(name={run.path.name!r}, resume=True)"
+            f"{run.path} has no trained model yet: {len(run.metrics)} of {plural(run.config.steps, 'step')} are "
+            f"done. Continue it with klent.train(name={run.path.name!r}, resume=True)"
         )
     return run.final

@@ -55,12 +55,12 @@ def build_reward_model(recipe: Recipe, loaded: LoadedModel, note: Note) -> Rewar
     if recipe.update.packing == "on" and not shared:
         raise RunError(
             f"update.packing=on, but {recipe.model} does not give the same scores when a pair shares its prompt in "
-            "one row: its attention refuses such a mask. Use update.packing=auto or off."
+            "one row: its attention cannot use such a mask. Use update.packing=auto or off."
         )
     if recipe.update.packing in ("auto", "full") and not shared:
-        note("the model's attention refuses a shared prompt: each answer gets its own row (exact, slower)")
+        note("the model's attention cannot share a prompt: each answer gets its own row (exact, slower)")
     elif recipe.update.packing == "full":
-        note("update.packing=full is as `on` for a reward model: pairs of different prompts share no row")
+        note("update.packing=full works like `on` for a reward model: each row has one prompt")
     policy.packing = Packing(shared, recipe.update.tokens_per_microbatch)
     return policy
 
@@ -139,5 +139,7 @@ def _mean_of(policy: RewardModel, engine: DatasetEngine, prompts: Sequence[Promp
     batch = make_batch(engine.generate(prompts, group_size=each, seed=0), None, group_size=each)
     scores = policy.scores(batch)
     if not scores.isfinite().all():
-        raise DataError("a score is not finite, so that the model cannot be centred: it has diverged")
+        raise DataError(
+            "a score is not finite, so the scores cannot be centred: the model has diverged. Lower optimizer.lr"
+        )
     return mean(scores.tolist())

@@ -17,6 +17,7 @@ from klent.config import Recipe
 from klent.control.organ import Organ
 from klent.errors import ConfigError, SyncError
 from klent.kit.seeds import derive_seed
+from klent.kit.text import plural
 from klent.models.device import type_name
 from klent.models.load import LoadedModel
 from klent.policies.causal_lm.policy import CausalPolicy
@@ -60,7 +61,8 @@ class Gaps(Organ):
         sampling = batch.at_sampling
         if sampling is None:
             raise ConfigError(
-                "klent doctor --rollout compares what was sampled, and this recipe replays its data"
+                "klent doctor --rollout compares sampled completions, and this recipe replays data; name one that "
+                "samples"
             )
         self.batch = batch
         self.trainer = self.updater.measure(batch, range(len(batch))).logp
@@ -92,7 +94,10 @@ def examine_rollout(recipe: Recipe, *, steps: int = 3) -> list[Check]:
         ConfigError: the recipe samples no text.
     """
     if not (recipe.policy.language and recipe.rollout.sampled):
-        raise ConfigError(f"klent doctor --rollout looks at sampled texts, and {recipe.name} samples none")
+        raise ConfigError(
+            f"klent doctor --rollout compares sampled texts, and {recipe.name} samples none; name a recipe of a "
+            "language model"
+        )
     task = load_task(recipe.task, seed=recipe.seed, heldout=0, needed=())
     console = QuietConsole()
     around = Around(lambda done, of: None, console.warn, task.environments)
@@ -129,7 +134,7 @@ def _lines(steps: Sequence[Tensor]) -> list[Check]:
         Check(
             f"gap at step {number}",
             "ok",
-            f"mean {float(gap.mean()):.2g}, largest {float(gap.max()):.2g} nats, of {len(gap)} tokens",
+            f"mean {float(gap.mean()):.2g}, largest {float(gap.max()):.2g} nats, of {plural(len(gap), 'token')}",
         )
         for number, gap in enumerate(steps, start=1)
     ]

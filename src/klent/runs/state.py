@@ -70,7 +70,9 @@ class RunState:
         self.trainable = updater.moved
         self.holders = {holder.name: holder for holder in holders}
         if len(self.holders) != len(holders):
-            raise ValueError(f"two organs of one name: {sorted(holder.name for holder in holders)}")
+            raise ValueError(
+                f"two parts of the run have one name: {sorted(holder.name for holder in holders)}"
+            )
         self.keep = keep
         self.on_damage = on_damage
         self.fingerprint: Mapping[str, object] = {}  # of what the run reads, for every checkpoint to store

@@ -44,9 +44,9 @@ def refuse_values(loaded: LoadedModel, key: str) -> None:
     """
     if holds_values(loaded.model):
         raise ModelError(
-            f"{key}: {loaded.source} holds values already (method qsft or ilql), and values are learnt on top of the "
-            "data's own model: its head would be lost. To train it further: klent resume RUN steps=+100. To begin "
-            f"anew: {key}=FOLDER of a run of method sft on the log"
+            f"{key}: {loaded.source} already holds values (method qsft or ilql), and learning values starts from a "
+            f"model of the data. To train it further: klent resume RUN steps=+100. To start again: {key}=FOLDER of a "
+            "run of method sft on the log"
         )
 
 
@@ -98,8 +98,8 @@ def build_player(
         data = behaviour() if behaviour is not None else load_reference(recipe, loaded)
     except ModelError as error:
         raise ModelError(
-            f"{error}. It is the model of the data, which the player of {recipe.name} tilts: values alone play "
-            "nothing. Put it back, or say where it is now: reference=FOLDER (klent eval), --behaviour FOLDER"
+            f"{error}. It is the model of the data, which the player of {recipe.name} needs beside its values. Put "
+            "it back, or say where it is now: reference=FOLDER (klent eval), --behaviour FOLDER"
         ) from error
     data.model.requires_grad_(False)
     data.model.eval()

@@ -90,4 +90,6 @@ def _of_target(rollout: Rollout, target: Target, policy: CausalPolicy, loaded: L
 def _require_fused(asked_by: str, **policies: CausalPolicy) -> None:
     for who, policy in policies.items():
         if not policy.fused:
-            raise RunError(f"{asked_by}: the {who} does more to its logits than a head; remove it")
+            raise RunError(
+                f"{asked_by}: needs logits that are one matrix product, and the {who} has others; remove it"
+            )

@@ -15,6 +15,7 @@ from klent.control.mixing import check_alpha
 from klent.errors import ConfigError, DivergenceError, RunError
 from klent.io.files import write_atomic
 from klent.io.folders import replace_folder
+from klent.kit.text import plural
 from klent.kit.world import World
 from klent.models.chat import reads_clock, unheard_tools
 from klent.report import write_report
@@ -110,7 +111,7 @@ def train(
             _tell_of_tools(parts, task, console.warn)
             if left_out := left_out + (examined.fit(None, parts.sampler.check) if apart else 0):
                 looked_at = "" if isinstance(task, DataTask) else " of those tried"
-                console.warn(f"task.too_long=drop: {left_out} prompts{looked_at} do not fit and are left out")
+                console.warn(f"task.too_long=drop: {plural(left_out, 'prompt')}{looked_at} left out")
             leader = None if leads(world) else run
             build = partial(build_loop, recipe, parts, folder, task, examined, scorer, judge, console)
             loop = build(evaluate=evaluate, leader=leader)
@@ -159,8 +160,8 @@ def _tell_of_tools(parts: Parts, task: Task, warn: Callable[[str], None]) -> Non
     loaded, first = parts.loaded, task.train(0)
     if loaded is not None and unheard_tools(loaded.tokenizer, first.prompt, first.template):
         warn(
-            f"the chat template of {loaded.source} says nothing of tools, so that the model is not told which "
-            "there are. Use a model whose template does, or tell of them in the prompt or in task.system"
+            f"the chat template of {loaded.source} does not write the tools, so the model never sees them. Use a "
+            "model whose template does, or describe them in the prompt or in task.system"
         )
 
 
@@ -205,20 +206,20 @@ def _changes(
     step, state = newest
     if recipe.steps < step:
         raise ConfigError(
-            f"{folder.path} cannot go on: steps is {recipe.steps}, and {step} are done. Write the number of "
-            f"steps in all, or what to add: klent resume {folder.path} steps=+{max(recipe.steps, 1)}"
+            f"{folder.path} cannot go on: steps is {recipe.steps}, and {step} are done. Set the total, or how many "
+            f"to add: klent resume {folder.path} steps=+{max(recipe.steps, 1)}"
         )
     before = state.get("fingerprint")
     if not isinstance(before, dict) or not before:
         console.warn(
-            f"checkpoints/{step:06d} was written by an earlier klent and has no fingerprint: whether recipe, "
-            "data and model are those that it was trained with is not checked"
+            f"checkpoints/{step:06d} was written by an earlier klent and has no fingerprint, so whether recipe, data "
+            "and model are unchanged is not checked"
         )
         return []
     refuse_other_inputs(folder.path, step, before, fingerprint, defaults_of(recipe))
     changes = free_changes(before, fingerprint)
     for change in changes:
-        console.warn(f"changed after step {step}: {change}; the rest of the run goes by the new one")
+        console.warn(f"changed after step {step}: {change}; the rest of the run uses the new value")
     return [{"step": step, **asdict(change)} for change in changes]
 
 

@@ -53,7 +53,10 @@ def build_values(
     if behaviour is not None:
         for who, model in (("policy", policy), ("reference", behaviour)):
             if not model.fused:
-                raise RunError(f"bellman: the {who} does more to its logits than a head; use target: returns")
+                raise RunError(
+                    f"bellman.target: needs logits that are one matrix product, and the {who} has others; use "
+                    "target: returns"
+                )
         best = BestNext(policy, KeptWeights(policy), behaviour, min_behaviour=settings.min_behaviour)
     return BellmanTargets(scale, best, rate=settings.rate, names=policy.trainable())
 
@@ -81,19 +84,23 @@ def prepare_head(objective: Objective, loaded: LoadedModel, note: Callable[[str]
         setattr(loaded.model.config, HOLDS_VALUES, True)
     elif holds_values(loaded.model):
         note(
-            f"{loaded.source} holds values (method qsft or ilql): it is trained as if they were a policy's, and its "
-            "player is lost. To imitate the log, or to go on online, start from the data's model (method sft)"
+            f"{loaded.source} holds values (method qsft or ilql), and this method would train its logits as a "
+            "policy's; the values would be lost. To imitate the log, or to train online, start from the model of the "
+            "data (method sft)"
         )
     if objective.reads("logp_dummy"):
         add_dummy_action(loaded.model)
     if objective.reads("logit"):
         if head_options(loaded.model) is None:  # asked before the head is 0, where all is alike
-            raise RunError("the model does more to its logits than a head, so that no logit is a value")
+            raise RunError(
+                "this method uses logits as values, and the model's logits are not one matrix product; use another "
+                "model"
+            )
         start_logits_at_zero(loaded.model)
     rows = loaded.rows
     for term in objective.named("uniform_cross_entropy"):
         if term.settings["actions"] != rows:
             raise RunError(
-                f"loss.{term.name}.actions is {term.settings['actions']}, and the model's head has {rows} rows, over "
-                f"which it spreads. Set it to {rows}."
+                f"loss.{term.name}.actions is {term.settings['actions']}, and the model's head has {rows} rows. Set "
+                f"it to {rows}."
             )

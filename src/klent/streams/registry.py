@@ -65,36 +65,36 @@ class Streams:
     kl: Tensor | None = _stream(
         "[B, T]",
         "nats",
-        "divergence from the reference, `update.kl`, over the whole vocabulary; of a robot's policy from the "
-        "behaviour policy, as the loss's `label` says; carries the gradient",
+        "divergence from the reference that `update.kl` names, over the whole vocabulary; for a robot's policy: "
+        "from the behaviour policy, as the loss's `label` says; carries the gradient",
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
     distance: Tensor | None = _stream(
         "[B, T]",
         "`update.distance`",
-        "from the policy as it was at the start of the step, over the whole vocabulary; no gradient",
+        "distance from the policy at the start of the step, over the whole vocabulary; no gradient",
         producer="policy",
         when="in every forward pass of the update, where `update.distance` asks for it",
     )
     collision: Tensor | None = _stream(
         "[B, T]",
         "probability",
-        "sum of squared probabilities of that policy's distribution at the action; no gradient",
+        "Σ p² over that policy's distribution at the action; no gradient",
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
     collision_logp: Tensor | None = _stream(
         "[B, T]",
         "nats",
-        "sum of its squared probabilities times their logarithms; no gradient",
+        "Σ p² log p over the same distribution; no gradient",
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
     value: Tensor | None = _stream(
         "[B, T]",
         "reward",
-        "what the critic expects of the reward still to come, before the action; carries the gradient",
+        "the critic's estimate, before the action, of the reward still to come; carries the gradient",
         producer="critic",
         when="in every forward pass of the update, where a term reads it",
     )
@@ -108,28 +108,28 @@ class Streams:
     logp_dummy: Tensor | None = _stream(
         "[B, T]",
         "nats",
-        "log-probability, at the action's state, of an action that no text has; carries the gradient",
+        "log-probability of the dummy action, which occurs in no text, at the action's state; carries the gradient",
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
     logp_mean: Tensor | None = _stream(
         "[B, T]",
         "nats",
-        "mean over the vocabulary of log-probabilities at the action's state; carries the gradient",
+        "mean of the log-probabilities of the whole vocabulary at the action's state; carries the gradient",
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
     logit: Tensor | None = _stream(
         "[B, T]",
         "reward",
-        "the action's logit, where logits are values of actions; carries the gradient",
+        "the action's logit, in methods whose logits are values of actions; carries the gradient",
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
     logit_second: Tensor | None = _stream(
         "[B, T]",
         "reward",
-        "the action's value by a second head of the critic, where logits are values; carries the gradient",
+        "the action's value from a second head, in methods whose logits are values; carries the gradient",
         producer="critic",
         when="in every forward pass of the update, where a term reads it",
     )
@@ -145,7 +145,7 @@ class Streams:
         "probability",
         "how good the action is, in [0, 1]: the Bellman target of `bellman`; no gradient",
         producer="target network",
-        when="before the update, where logged play is learnt from by `bellman`",
+        when="before the update, if `bellman` learns values from logged play",
     )
     logit_target: Tensor | None = _stream(
         "[B, T]",
@@ -234,7 +234,7 @@ class Streams:
     reverse_kl: Tensor | None = _stream(
         "[B, T]",
         "nats",
-        "KL(policy ‖ target) at the action, over the whole vocabulary, as the policy sampled; no gradient",
+        "KL(policy ‖ target) at the action, over the whole vocabulary, when it was sampled; no gradient",
         producer="engine",
         when="while sampling from a mixture",
     )
@@ -255,14 +255,14 @@ class Streams:
     returns: Tensor | None = _stream(
         "[B, T]",
         "reward",
-        "what the critic is to expect at the action: `advantage` as estimated, plus `value_old`",
+        "what the critic is trained towards at the action: the estimated `advantage` plus `value_old`",
         producer="objective",
         when="estimated before the update, where the advantage is a critic's",
     )
     importance_weight: Tensor | None = _stream(
         "[B, T]",
         "ratio",
-        "probability under the policy over that under the distribution sampled, bounded; multiplies terms",
+        "probability under the policy / under the sampled distribution, bounded; multiplies the terms of the loss",
         producer="mixture, or mismatch",
         when="after sampling from a mixture with `weights`, or with `rollout.mismatch`",
     )

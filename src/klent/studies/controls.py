@@ -82,10 +82,14 @@ def run_controls(
         RunError: an arm's folder holds a run of another recipe.
     """
     if recipe.eval is None or not recipe.rollout.sampled:
-        raise ConfigError("controls need an `eval` section and a rollout that samples")
+        raise ConfigError(
+            "klent controls needs an `eval` section and a rollout that samples; set eval.problems=64, and no "
+            "rollout.engine=dataset"
+        )
     if recipe.task.pays:
         raise ConfigError(
-            "controls give other rewards to answers of one turn; task.env pays its own, turn by turn"
+            "klent controls replaces the reward of single-turn answers, and task.env gives its own rewards, turn by "
+            "turn; use task.gym or task.data"
         )
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems)
     wanted = chosen(arms(recipe, task, rl), names)
@@ -142,8 +146,8 @@ class Exam:
         )
         if "correct" not in row:
             raise ConfigError(
-                "controls compare accuracies, and these rewards are graded, or scored nothing: set eval.reward to "
-                "one that gives 1 to right answers and 0 to wrong ones"
+                "klent controls compares accuracies, and these rewards are graded, or scored nothing; set "
+                "eval.reward to one that gives 1 to right answers and 0 to wrong ones"
             )
         row["pass@k"] = row[f"pass@{samples}"] if samples > 1 else None
         row["solved"] = [statistics.fmean(problem) for problem in row["correct"]]

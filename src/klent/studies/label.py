@@ -12,6 +12,7 @@ from klent.config import Recipe
 from klent.errors import ConfigError, RunError
 from klent.io.files import append_line, read_jsonl, write_atomic
 from klent.kit.seeds import derive_seed
+from klent.kit.text import plural
 from klent.runs.engines import build_sampler
 from klent.runs.evaluate import load_on_device
 from klent.runs.judges import open_judges
@@ -89,12 +90,12 @@ def label_pairs(
     """
     if recipe.task.pays:
         raise ConfigError(
-            "labels compare two answers to a prompt, and task.env plays episodes of several turns; name a task "
-            "with prompts: gym or data"
+            "klent label compares two answers to a prompt, and task.env has several turns; use task.gym or task.data"
         )
     if recipe.reward is None or not recipe.rollout.sampled:
         raise ConfigError(
-            "labels need a reward that says which answer is better, and a rollout that samples answers"
+            "klent label needs a reward, which says which answer is better, and a rollout that samples; set "
+            "`reward`, and no rollout.engine=dataset"
         )
     task = load_task(recipe.task, seed=recipe.seed, heldout=recipe.eval.problems if recipe.eval else 0)
     part = out.with_name(out.name + ".part")
@@ -106,8 +107,9 @@ def label_pairs(
         while len(rows) < labels.pairs:
             if position >= max(AT_ONCE, TRIES * labels.pairs):
                 raise RunError(
-                    f"{len(rows)} pairs of {labels.pairs} after {position} prompts: two answers hardly ever have "
-                    "different rewards. Sample at a higher temperature, use a finer reward, or ask for fewer pairs"
+                    f"{len(rows)} of {plural(labels.pairs, 'pair')} after {plural(position, 'prompt')}: two answers "
+                    "hardly ever have different rewards. Sample at a higher temperature, use a finer reward, or ask "
+                    "for fewer pairs"
                 )
             prompts = [task.train(position + index) for index in range(AT_ONCE)]
             seed = derive_seed(recipe.seed, "label", position)

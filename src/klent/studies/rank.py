@@ -79,11 +79,14 @@ def rank_prompts(
         raise ConfigError("--samples: one completion has no variance; ask for 2 or more")
     if recipe.task.pays:
         raise ConfigError(
-            "prompts of one turn are ranked, and task.env is played over several; use task.data"
+            "klent select ranks prompts of one turn, and task.env has several turns; use task.data"
         )
     rewards = eval_rewards(recipe)
     if by == "pass_variance" and rewards is None:
-        raise ConfigError("--by pass_variance needs to know right from wrong: set reward or eval.reward")
+        raise ConfigError(
+            "--by pass_variance needs a reward that gives 1 to right answers and 0 to wrong ones; set reward or "
+            "eval.reward"
+        )
     section = recipe.task.model_copy(update={"only": None})
     task = load_task(section, seed=recipe.seed, heldout=recipe.eval.problems if recipe.eval else 0)
     chosen = _first(task, prompts)
@@ -120,8 +123,8 @@ def _outcomes(rewards: Sequence[float], by: str) -> list[bool] | None:
     found = outcomes_of([rewards])
     if found is None and by == "pass_variance":
         raise ConfigError(
-            "--by pass_variance needs right and wrong, and these rewards are graded, or scored nothing: set "
-            "eval.reward to one that gives 1 and 0, or rank --by cluster_variance"
+            "--by pass_variance needs rewards of 1 and 0, and these are graded, or scored nothing; set eval.reward "
+            "to one that gives 1 and 0, or rank --by cluster_variance"
         )
     return found[0] if found else None
 

@@ -106,7 +106,7 @@ def random(
         [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     """
     if not 0 <= p <= 1:
-        raise ValueError(f"p is a chance, in [0, 1], not {p}")
+        raise ValueError(f"p must be a probability in [0, 1], not {p}")
     seen: Counter[str] = Counter()
     rewards: list[float | None] = []
     for prompt in prompts:

@@ -80,8 +80,8 @@ def pack(function: Function, name: str) -> bytes:
         pickled = _dumps(function)
     except Exception as error:  # anything that an object's own __reduce__ may raise
         raise ConfigError(
-            f"reward {PYTHON}:{name}: it runs in a process of its own and cannot be sent there: {error}. "
-            "Create what it refers to inside the function, or write path/to/file.py:function"
+            f"reward {PYTHON}:{name}: it runs in a process of its own and cannot be copied there: {error}. Create "
+            "what it refers to inside the function, or write path/to/file.py:function"
         ) from error
     finally:
         if by_value:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from klent.config.rewards import Reward
+from klent.kit.text import plural
 from klent.tasks.arguments import Sample, given
 from klent.tasks.process import CallFailed, Worker
 
@@ -175,7 +176,7 @@ class Caller:
         if not isinstance(result, list):
             raise CallFailed("raised", f"returned {_kind(result)} instead of a list")
         if len(result) != len(samples):
-            text = f"returned {len(result)} values for {len(samples)} completions"
+            text = f"returned {plural(len(result), 'value')} for {plural(len(samples), 'completion')}"
             raise CallFailed("raised", text, place="number of values")
         return [_read(item) for item in result]
 

@@ -201,7 +201,7 @@ def _math() -> Equivalence:
 def _meaning(threshold: float) -> Equivalence:
     """Sentence vectors: the normalised mean of MiniLM's last states."""
     if not -1 < threshold <= 1:
-        raise ValueError(f"threshold is a cosine, in (-1, 1], not {threshold}")
+        raise ValueError(f"threshold must be a cosine in (-1, 1], not {threshold}")
     folder = pulled("minilm")
     if folder is None:
         raise ModelError("same: meaning needs a sentence model: run `klent models pull minilm`")

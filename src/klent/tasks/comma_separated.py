@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from klent.errors import DataError
+from klent.kit.text import plural
 from klent.tasks.lines import Row, content_of
 
 TABLES = (".csv", ".tsv")
@@ -51,8 +52,8 @@ class CommaSeparated:
         cells, where = self._records[index], self.place(index)
         if len(cells) != len(self._names):
             raise DataError(
-                f"{where}: {len(cells)} cells, but the header has {len(self._names)} columns. Put a cell that holds "
-                "a separator or a line break into double quotes"
+                f"{where}: {plural(len(cells), 'cell')}, but the header has {plural(len(self._names), 'column')}. "
+                "Put a cell that holds a separator or a line break into double quotes"
             )
         return {name: _cell(name, cell, where) for name, cell in zip(self._names, cells, strict=True)}
 

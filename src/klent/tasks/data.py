@@ -10,6 +10,7 @@ import numpy as np
 
 from klent.config import FileSettings
 from klent.errors import ConfigError, DataError, TooLong
+from klent.kit.text import plural
 from klent.streams.prompt import Prompt
 from klent.tasks.epochs import Epochs
 from klent.tasks.pool import EnvironmentPool
@@ -81,8 +82,8 @@ class DataTask:
         )
         if not self._train:
             raise DataError(
-                f"{data}: all {len(prompts)} rows have a prompt that is held out (there are "
-                f"{len(self._heldout)}); nothing is left to train on"
+                f"{data}: each of its {plural(len(prompts), 'row')} has a prompt that is held out (there are "
+                f"{len(self._heldout)}), so nothing is left to train on; hold out other prompts"
             )
         self._drop = section.too_long == "drop"
         self._epochs = Epochs(seed)
@@ -106,7 +107,10 @@ class DataTask:
             self._train = [index for index in self._train if self._fits(self._prompts[index], train)]
         self._heldout = [prompt for prompt in self._heldout if self._fits(prompt, heldout)]
         if not self._train:
-            raise TooLong(f"task.too_long=drop: every training prompt of {self.name} is too long")
+            raise TooLong(
+                f"task.too_long=drop: every training prompt of {self.name} is too long; lower rollout.max_tokens, or "
+                "use shorter prompts"
+            )
         return before - len(self._train) - len(self._heldout)
 
     def _fits(self, prompt: Prompt, check: Callable[[Prompt], None]) -> bool:
@@ -202,7 +206,9 @@ def heldout_count(setting: float | int | None, default: int, distinct: int) -> i
         return min(default, max(1, distinct // 10)) if distinct > 1 else 0
     count = max(1, round(setting * distinct)) if setting < 1 else int(setting)
     if count >= distinct:
-        raise DataError(f"task.heldout: {count} of {distinct} distinct prompts leave nothing to train on")
+        raise DataError(
+            f"task.heldout: {count} of {distinct} distinct prompts leave nothing to train on; lower it"
+        )
     return count
 
 

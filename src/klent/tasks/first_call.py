@@ -126,10 +126,37 @@ def _failed(reward: Reward, prompt: Prompt, call: Call, standins: list[str], err
         return Tried(f"reward {reward.fn}: {text}", doubt=True)
     if error.kind == "raised" and _values(_other_call(prompt, call, standins)) is not None:
         raise ConfigError(f"reward {reward.fn}: {error}. {_mismatch(prompt)}") from None
-    text = (
-        f"{error}, called with the first problem ({prompt.id}) and {_quoted(standins[0])} as its completion"
+    return Tried(f"reward {reward.fn}: {_alone(prompt, call, standins, error)}", doubt=True)
+
+
+def _alone(prompt: Prompt, call: Call, standins: list[str], error: CallFailed) -> str:
+    """How a reward that fails on the stand-ins together fails on each alone, and what to do."""
+    tried = {text: _failure(prompt, call, text) for text in standins}
+    why: dict[str, list[str]] = {}  # an error -> the completions on which it raised
+    for text, failure in tried.items():
+        if failure is not None:
+            why.setdefault(str(failure), []).append(f"on {_quoted(text)}")
+    told = "; ".join(f"{failure} {' and '.join(where)}" for failure, where in why.items())
+    if None not in tried.values():
+        return (
+            f"{told}: on every completion tried ({prompt.id}). What it fails on is unscorable, and a run in which "
+            "nothing can be scored ends before it trains. Correct it, or return None where it cannot judge"
+        )
+    if told:
+        return f"{told} ({prompt.id}), and such completions are unscorable. Return a number or None there"
+    return (
+        f"{error}, called with {plural(len(standins), 'completion')} at once ({prompt.id}), and not with each alone: "
+        "it will be called once for each completion, which is slower. Correct it for several"
     )
-    return Tried(f"reward {reward.fn}: {text}; a completion on which it does so is unscorable", doubt=True)
+
+
+def _failure(prompt: Prompt, call: Call, text: str) -> CallFailed | None:
+    """How a reward fails on one completion alone; None where it does not."""
+    try:
+        call(prompt, [text])
+    except CallFailed as error:
+        return error
+    return None
 
 
 def _reads_other(prompt: Prompt, call: Call, standins: list[str], values: list[float | None]) -> str | None:

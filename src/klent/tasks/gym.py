@@ -6,6 +6,7 @@ from typing import cast
 
 from klent.config import GymSettings
 from klent.errors import ConfigError, DataError, TooLong
+from klent.kit.text import plural
 from klent.streams.prompt import Prompt
 from klent.tasks.generator import BLOCK, Parameters, Source
 from klent.tasks.pool import EnvironmentPool
@@ -118,7 +119,7 @@ class GymTask:
             DataError: more than were held out when the task was made.
         """
         if count > self._drawn:
-            raise DataError(f"{self.name}: {self._drawn} problems are held out, not {count}")
+            raise DataError(f"{self.name}: {plural(self._drawn, 'problem')} held out, not {count}")
         return self._heldout[:count]
 
     def close(self) -> None:

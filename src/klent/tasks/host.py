@@ -130,8 +130,8 @@ def turn(
         if actions:
             if digest is not None and live.said["digest"] != digest:
                 raise ValueError(
-                    "played another way when its start and actions were repeated: it must depend on row, seed and "
-                    "actions alone"
+                    "behaved differently when the same start and actions were repeated; let it depend on row, seed "
+                    "and actions alone"
                 )
             live.step(actions[-1])
         over = live.said["done"]

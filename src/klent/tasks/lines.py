@@ -209,7 +209,9 @@ def _read(line: bytes, where: str) -> Row:
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start + 1} of the line)") from None
     except _Twice as error:
-        raise DataError(f"{where}: the key {error.args[0]!r} is there twice in one object") from None
+        raise DataError(
+            f"{where}: the key {error.args[0]!r} occurs twice in one object; remove one"
+        ) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # JSON that Python does not read
@@ -217,7 +219,7 @@ def _read(line: bytes, where: str) -> Row:
         reason = "nested too deeply" if deep else "a number of too many digits"
         raise DataError(f"{where}: cannot be read: {reason}; write it as text") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object with a prompt, not {type(row).__name__}")
+        raise DataError(f"{where}: expected a JSON object with a prompt, not {type(row).__name__}")
     return row
 
 

@@ -54,12 +54,16 @@ def as_turns(row: Mapping[str, object], layout: str, where: str) -> Row:
     for number, ((text, acted), reward) in enumerate(zip(texts, rewards, strict=True), 1):
         if acted:
             if not heard:
-                raise DataError(f"{where}: {layout!r}, text {number}: an action without a word before it")
+                raise DataError(
+                    f"{where}: {layout!r}, text {number}: an action with nothing from the environment before it"
+                )
             turns.append({"observation": "".join(heard), "action": text, "reward": reward})
             heard = []
             continue
         if layout == "sequence" and reward != 0:
-            raise DataError(f"{where}: 'reward': text {number} is no action and earns {reward}; it must be 0")
+            raise DataError(
+                f"{where}: 'reward': text {number} is not an action, so its reward must be 0, not {reward}"
+            )
         heard.append(text)
     if not turns:
         raise DataError(f"{where}: {'lines' if layout in _READERS else layout!r} has no action")

@@ -22,7 +22,7 @@ def checked_prompt(value: object, where: str) -> str | Messages:
     if not isinstance(value, list):
         raise DataError(f"{where} must be text or a list of messages, not {type(value).__name__}")
     if not value:
-        raise DataError(f"{where} is an empty list of messages")
+        raise DataError(f"{where} is an empty list of messages. Fill it in, or remove the row")
     return [_message(message, f"{where}, message {number}") for number, message in enumerate(value, 1)]
 
 
@@ -49,7 +49,7 @@ def checked_completion(value: object, where: str, *, silent: bool = False) -> st
     for number, message in enumerate(messages, 1):
         if message["role"] == "assistant" and not silent and not _says_something(message):
             raise DataError(
-                f"{where}, message {number}: the assistant says nothing, so that only the end of its turn would be "
+                f"{where}, message {number}: the assistant's message is empty, so only the end of its turn would be "
                 "trained. Write its answer, or remove the row"
             )
     return messages

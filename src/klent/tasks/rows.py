@@ -97,8 +97,8 @@ class PromptReader:
         others = {name: value for name, value in row.items() if name not in (column, "prompt")}
         for name in sorted(others.keys() & {"prompts", "completions"}):
             raise DataError(
-                f"{where}: a column cannot be called {name!r}: rewards get what was asked and sampled under "
-                "this name. Rename or remove it"
+                f"{where}: a column cannot be called {name!r}: under this name rewards get the prompts or "
+                "completions of the step. Rename or remove it"
             )
         return Prompt(where, with_system(prompt, section.system), others, template=template)
 
@@ -127,7 +127,7 @@ def _as_prompt(row: Row, column: str, where: str) -> tuple[Row, str]:
         return dict(row), column
     cut = 1 + max((i for i, message in enumerate(chat) if message["role"] == "user"), default=-1)
     if cut == 0:
-        raise DataError(f"{where}: {whole!r} has no message of a user")
+        raise DataError(f"{where}: {whole!r} has no user message; add one, or remove the row")
     rest = {name: value for name, value in row.items() if name != whole}
     answer = {"completion": chat[cut:]} if chat[cut:] else {}
     return {**rest, whole: chat[:cut], **answer}, whole

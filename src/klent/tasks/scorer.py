@@ -255,7 +255,7 @@ class Scorer:
 def _judged(reward: Reward, judge: OpenJudge | None) -> JudgeCaller:
     """A reward model, not loaded yet."""
     if judge is None:
-        raise ConfigError(f"reward {reward.fn}: reward models are not available here; name a function")
+        raise ConfigError(f"reward {reward.fn}: a reward model cannot be used here; name a function")
     return JudgeCaller(reward, judge(reward))
 
 

@@ -82,7 +82,10 @@ def read_segments(folder: Path) -> Segments:
         rows += lines
     whole = {name: torch.cat([some[name] for some in arrays]) for name in arrays[0]}
     if any(len(values) != len(rows) for values in whole.values()) or len(rows) != settings.segments:
-        raise DataError(f"{folder} is damaged: its shards have not one line for each segment. Record it anew")
+        raise DataError(
+            f"{folder} is damaged: its shards do not have one line for each segment. Record it again with `klent "
+            "collect`"
+        )
     whole.pop("reward")
     return Segments(settings, [_integer(row, "segment") for row in rows], std=_column(rows, "std"), worth={
         "regret": -_column(rows, "regret"),
@@ -98,7 +101,9 @@ def _settings(folder: Path) -> CollectionSettings:
     try:
         return CollectionSettings.model_validate_json(read_text(file))
     except ValidationError as error:
-        raise DataError(f"{file}: {first_line(error)}: it was edited. Record the collection anew") from error
+        raise DataError(
+            f"{file}: {first_line(error)}: the file was edited. Record the collection again with `klent collect`"
+        ) from error
 
 
 def _refuse(problem: str) -> None:
@@ -141,7 +146,7 @@ class Comparisons:
 
     def __init__(self, worth: Tensor, *, count: int | None, seed: int) -> None:
         if len(worth) < 2 or bool((worth == worth[0]).all()):
-            raise DataError("the segments are all worth the same, so none is preferred. Take another label")
+            raise DataError("all segments have the same label, so none is preferred. Choose another label")
         self.worth = worth.tolist()
         self.count = count
         self.seed = seed
@@ -155,5 +160,5 @@ class Comparisons:
             if self.worth[first] != self.worth[second]:
                 return (first, second) if self.worth[first] > self.worth[second] else (second, first)
         raise DataError(
-            f"in {_TRIES} draws no two segments differed in worth: almost all are alike. Take another label"
+            f"in {_TRIES} draws no two segments had different labels: almost all are equal. Choose another label"
         )

@@ -53,10 +53,8 @@ def _message(turn: object, where: str) -> dict[str, object]:
     speaker = turn.get("from") if isinstance(turn, dict) else None
     said = turn.get("value") if isinstance(turn, dict) else None
     if not isinstance(speaker, str) or not isinstance(said, str):
-        raise DataError(f'{where}: expected {{"from": "human", "value": "text"}}')
+        raise DataError(f'{where}: each turn must be {{"from": "human", "value": "text"}}')
     if speaker not in ROLES:
         known = ", ".join(ROLES)
-        raise DataError(
-            f"{where}: nobody is known as {speaker!r}{nearest(speaker, ROLES)}; there are {known}"
-        )
+        raise DataError(f"{where}: unknown speaker {speaker!r}{nearest(speaker, ROLES)}; there are {known}")
     return {"role": ROLES[speaker], "content": said}

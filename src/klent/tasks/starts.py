@@ -92,7 +92,9 @@ class EnvironmentTask:
         held_out = set(self._heldout) if trained else set()
         self._train = [index for index, one in enumerate(same) if one not in held_out]
         if not self._train:
-            raise DataError(f"{self._section.rows} has no rows to begin an episode from")
+            raise DataError(
+                f"{self._section.rows} has no rows to start an episode from; add one JSON object per line"
+            )
 
     def _only(self, numbers: Sequence[int]) -> list[int]:
         if self._train is None:
@@ -137,7 +139,10 @@ class EnvironmentTask:
         tried = dict.fromkeys(map(self._index, range(TRIED))) if train is not None else {}
         self._dropped = {i for i in tried if train and not self._fits(self._prompt("train", i), train)}
         if tried and len(self._dropped) == len(tried):
-            raise TooLong(f"task.too_long=drop: every opening of {self.name} that was tried is too long")
+            raise TooLong(
+                f"task.too_long=drop: every opening of {self.name} that was tried is too long; lower "
+                "rollout.max_tokens, or let the environment say less"
+            )
         self._check = train if self._section.too_long == "drop" else None
         return before - len(fitting) + len(self._dropped)
 

@@ -151,7 +151,8 @@ def _of_messages(row: Mapping[str, object], where: str) -> tuple[str | Messages,
     acted = [number for number, message in enumerate(chat) if message["role"] == "assistant"]
     if not acted or acted[0] == 0:
         raise DataError(
-            f"{where}: 'messages' must begin with what the assistant answers to, and hold an answer of it"
+            f"{where}: 'messages' must begin with a message that is not the assistant's, and have at least one of "
+            "the assistant's"
         )
     if "rewards" not in row:
         raise DataError(

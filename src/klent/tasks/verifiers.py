@@ -228,7 +228,10 @@ def _answers(columns: Mapping[str, Sequence[object]]) -> Sequence[object]:
         if name in columns:
             return columns[name]
     listed = ", ".join(columns) or "none"
-    raise KeyError(f"no column 'answer' or 'solution' to compare with; columns are: {listed}")
+    raise KeyError(
+        f"there is no column 'answer' or 'solution' to compare with; columns are: {listed}. Name yours: "
+        "task.columns.answer=COLUMN"
+    )
 
 
 def _several(gold: object) -> list[object]:

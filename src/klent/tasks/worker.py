@@ -183,7 +183,7 @@ def _plain(value: object) -> object:
         return value.tolist()
     if hasattr(value, "__float__"):
         return float(value)
-    raise TypeError(f"returned {type(value).__name__}, which is neither a list nor a number")
+    raise TypeError(f"returned {type(value).__name__}; return a list with a number for each completion")
 
 
 def _failure(error: BaseException) -> Failure:

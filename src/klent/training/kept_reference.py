@@ -79,7 +79,7 @@ class KeptReference:
         for file in files:
             found = read_numbers(file)
             if found is None:
-                self.note(f"{file} is damaged: its reference log-probabilities are measured again")
+                self.note(f"{file} is damaged, so its reference log-probabilities are measured again")
                 self._remove([file])
             else:
                 self._known |= found
@@ -99,7 +99,8 @@ class KeptReference:
         except OSError as error:
             self._writes = False
             self.note(
-                f"reference log-probabilities are not kept: {error}. Set KLENT_CACHE to a folder that can be written"
+                f"reference log-probabilities are measured but not cached: {error}. Set KLENT_CACHE to a folder that "
+                "can be written"
             )
             return None
         return path

@@ -96,7 +96,7 @@ class Objective:
         reward = batch.reward
         if reward is None:
             raise ValueError(
-                "a term of the loss reads `advantage`, and this step has no rewards: set `reward`"
+                "a term of the loss reads `advantage`, and this step has no rewards; set `reward`"
             )
         mask, scorable = batch.mask, ~reward.isnan()[:, None]
         at_start = batch.streams.with_(mask=mask, logp=batch.streams.logp_old)

@@ -66,7 +66,7 @@ class Game(ABC):
     def __init__(self, *, turns: int, cost: float) -> None:
         self.turns = checked_size("turns", turns, at_least=1)
         if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost <= 1:
-            raise ConfigError(f"cost is {cost!r}: what a turn costs must be a number from 0 to 1")
+            raise ConfigError(f"cost is {cost!r}; the cost of a turn must be a number from 0 to 1")
         self.cost = float(cost)
         self._openings: dict[str, list[int]] = {}  # the starts that each may be of
         self._start: int | None = None
@@ -100,7 +100,7 @@ class Game(ABC):
         fits = [n for n, start in enumerate(self.rows) if all(start[k] == v for k, v in asked.items())]
         if not fits:
             known = "; ".join(f"{key}: {', '.join(sorted({r[key] for r in self.rows}))}" for key in asked)
-            raise DataError(f"no episode starts from {asked}. What there is: {known}")
+            raise DataError(f"no episode starts from {asked}. Possible starts: {known}")
         self._start = fits[derive_seed(seed, "start") % len(fits)]
         text = self.opening(self._start)
         self._state = self.begin(text)

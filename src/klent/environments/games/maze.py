@@ -97,7 +97,7 @@ class Maze(Game):
     def _pair(self, kind: str) -> list[tuple[int, int]]:
         pair = sorted((cell for cell, found in self.cells.items() if found == kind), key=lambda cell: cell[1])
         if len(pair) != 2 or pair[0][1] == pair[1][1]:
-            raise ConfigError(f"the maze's plan must have two {kind}, one further left than the other")
+            raise ConfigError(f"the maze's plan must have two {kind} in different columns")
         return pair
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from klent.environments.games.game import Game, Reply, State, checked_size
 from klent.environments.games.words import WORDS
 from klent.errors import ConfigError
+from klent.kit.text import plural
 
 MARKS = ("miss", "near", "hit")
 
@@ -35,7 +36,7 @@ class Wordle(Game):
         self.words = _checked(words)
         self.place_of = {word: number for number, word in enumerate(self.words)}
         self.rows = [{"word": word} for word in self.words]
-        self.allowed = f"Answer with one word of {len(self.words[0])} letters from the list."
+        self.allowed = f"Answer with one word of {plural(len(self.words[0]), 'letter')} from the list."
         self._known: dict[tuple[str, str], Reply] = {}
 
     def opening(self, start: int) -> str:
@@ -88,7 +89,7 @@ def _checked(words: int | Sequence[str]) -> tuple[str, ...]:
     if wrong:
         raise ConfigError(f"words has {wrong[0]!r}: write words in small letters, and nothing but letters")
     if len({len(word) for word in listed}) > 1:
-        raise ConfigError("words has words of several lengths: the answer needs all letters in their places")
+        raise ConfigError("words has words of several lengths; all must have the same number of letters")
     if len(set(listed)) < len(listed):
-        raise ConfigError("words has a word twice: each is one start")
+        raise ConfigError("words has a word twice; keep one, since each word is one start")
     return listed

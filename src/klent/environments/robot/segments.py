@@ -82,10 +82,10 @@ def record_segment(
     """
     if not 0 < length <= simulator.horizon:
         raise ConfigError(
-            f"length: a segment of {length} steps does not fit: episodes have {simulator.horizon} steps. Shorten it"
+            f"length: a segment of {length} steps is longer than an episode, {simulator.horizon} steps. Shorten it"
         )
     if branches < 0 or (branches and length % branches):
-        raise ConfigError(f"branches: {branches} do not part {length} steps equally. Take a divisor, or 0")
+        raise ConfigError(f"branches: {branches} does not divide {length} steps evenly. Set a divisor, or 0")
     generator = np.random.default_rng(seed)
     fresh = generator.spawn(1)[0]  # branches change nothing of the segment
     start = int(generator.integers(simulator.horizon - length + 1))

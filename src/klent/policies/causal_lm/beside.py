@@ -30,7 +30,10 @@ def add_dummy_action(model: CausalModel) -> None:
     before = model.get_output_embeddings()
     resize = getattr(model, "resize_token_embeddings", None)
     if before is None or resize is None or hasattr(model, "peft_config"):
-        raise ModelError("a dummy action is one more row of the head, and this model's head takes none")
+        raise ModelError(
+            "the dummy action needs one more row in the head, and this model's head cannot be extended. Use another "
+            "model, without lora"
+        )
     rows = len(before.weight)
     with torch.random.fork_rng(devices=[]):
         resize(rows + 1, mean_resizing=False)
@@ -53,7 +56,10 @@ def start_logits_at_zero(model: CausalModel) -> None:
     before = model.get_output_embeddings()
     replace = getattr(model, "set_output_embeddings", None)
     if before is None or replace is None or hasattr(model, "peft_config"):
-        raise ModelError("values are learnt by a head of their own, and this model's head cannot be replaced")
+        raise ModelError(
+            "values need a head of their own, and this model's head cannot be replaced. Use another model, without "
+            "lora"
+        )
     rows, width = before.weight.shape
     weight = before.weight
     with torch.random.fork_rng(devices=[]):
@@ -91,7 +97,10 @@ def beside(name: str, head: Head, action: Tensor, logp: Tensor) -> Tensor:
         row, bias = head.weight[-1], None if head.bias is None else head.bias[-1]
     else:
         if head.transform.softcap is not None:
-            raise ModelError("logp_mean: the model caps its logits; use weighted_cross_entropy, with a dummy")
+            raise ModelError(
+                "logp_mean: cannot be computed because the model caps its logits; use weighted_cross_entropy, which "
+                "has a dummy action"
+            )
         row, bias = head.weight.to(dtype).mean(0), None if head.bias is None else head.bias.mean()
     theirs = hidden @ row.to(dtype)
     theirs = theirs if bias is None else theirs + bias

@@ -97,8 +97,8 @@ class RewardJudge:
         )
         if not loaded.pretrained_head:
             raise ModelError(
-                f"{folder} is a language model and no reward model: its score head would be new, and every score 0. "
-                "Train it first (method: reward_model), or name another folder"
+                f"{folder} is a language model, not a reward model: it has no score head. Train one first (method: "
+                "reward_model), or name another folder"
             )
         loaded.model.requires_grad_(False)
         model = RewardModel(cast(ScoringModel, loaded.model))
@@ -141,7 +141,7 @@ class RewardJudge:
             if text.ended and end is not None and ids[-1:] != [end]:
                 ids.append(end)
         if len(prompt_ids) + len(ids) > self.limit:
-            raise DataError(f"holds {self.limit} tokens, and prompt and completion have more")
+            raise DataError(f"reads at most {self.limit} tokens, and prompt and completion have more")
         self.loaded.check_ids([*prompt_ids, *ids], "prompt or completion")
         return Episode(text.prompt, prompt_ids, torch.tensor(ids, dtype=torch.long), text.completion, "stop")
 

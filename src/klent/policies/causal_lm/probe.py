@@ -129,7 +129,7 @@ def _fused_logits(
     """Logits as the fused head computes them, from hidden states and output embedding."""
     head = model.get_output_embeddings()
     if head is None:
-        raise ValueError("the model has no output embedding")
+        raise ValueError("the model has no output embedding (head); use a causal language model")
     hidden = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     logits = linear(hidden, head.weight, getattr(head, "bias", None)).float() * scale
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
@@ -223,8 +223,8 @@ def require_rows(policy: PackedPolicy) -> None:
     while not agrees(model, alone, lambda: _numbers(policy(apart))):
         if not policy.fused:
             raise ModelError(
-                "the model cannot be trained exactly: its log-probabilities change when rows of other lengths "
-                "stand beside a row. Use another model"
+                "the model cannot be trained exactly: the log-probabilities of a row change with the lengths of the "
+                "other rows in the batch. Use another model"
             )
         policy.fused = False
 

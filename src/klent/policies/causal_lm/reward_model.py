@@ -151,6 +151,6 @@ def require_scores(policy: RewardModel) -> None:
         beside = policy(pack([[item] for item in items], shared=False)).logp - policy.offset
     if not close(alone.cpu(), beside.cpu(), policy.model.dtype):
         raise ModelError(
-            "the model cannot be used as a reward model: its score of a text changes when texts of other lengths "
-            "stand beside it, or is not linear in the hidden state at its end. Use another model"
+            "the model cannot be used as a reward model: its score of a text changes with the lengths of the other "
+            "texts in the batch, or is not linear in the last hidden state. Use another model"
         )

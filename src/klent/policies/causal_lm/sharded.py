@@ -58,8 +58,8 @@ def shard(policy: CausalPolicy, ranks: int) -> "Gathered":
         found = policy(apart).logp
     if not close(expected, found, policy.model.dtype):
         raise ModelError(
-            "the model gives other log-probabilities once its weights are cut over the ranks: a part of it reads "
-            "weights of another. Set distributed: ddp"
+            "the model gives other log-probabilities once its weights are split over the ranks, because one part "
+            "reads the weights of another. Set distributed: ddp"
         )
     return Gathered(policy)
 

@@ -68,7 +68,7 @@ def make_steps(kind: Kind, count: int, *, high: float, low: float, eta: float = 
     """
     if not 0 < eta <= 1:
         raise ValueError(
-            f"eta is {eta}, expected one in (0, 1]: a step that draws no noise has no density. Set it above 0"
+            f"eta is {eta}, expected a number in (0, 1]: a step without noise has no density. Set it above 0"
         )
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1")
@@ -113,7 +113,7 @@ def flow_steps(count: int, *, high: float, low: float, noise_level: float = 0.7)
     """
     if noise_level <= 0:
         raise ValueError(
-            f"noise_level is {noise_level}, expected one above 0: a step that draws no noise has no density"
+            f"noise_level is {noise_level}, expected a number above 0: a step without noise has no density"
         )
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1")

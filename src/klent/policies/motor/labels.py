@@ -34,8 +34,8 @@ class BehaviourKL:
     def __init__(self, segments: Segments, label: BehaviourLabel, gamma: float) -> None:
         if label == "expected" and segments.branch_time is None:
             raise ValueError(
-                "label: expected needs rollouts of the behaviour policy, and the collection has none. Record it with "
-                "branches=8, or take label: realised"
+                "label: expected needs extra rollouts of the behaviour policy, and the collection has none. Record "
+                "it again with branches=8, or set label: realised"
             )
         self.segments = segments
         self.label = label

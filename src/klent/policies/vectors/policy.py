@@ -105,9 +105,7 @@ def joined(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor, Tensor]:
     """
     for episode in episodes:
         if episode.states is None or episode.actions is None:
-            raise ValueError(
-                "an episode has no states and actions: it is one of tokens. Make it by Episode.of_actions"
-            )
+            raise ValueError("an episode has tokens, not states and actions; make it with Episode.of_actions")
     read = [e.states[e.acted] for e in episodes if e.states is not None]
     chosen = [e.actions[e.acted] for e in episodes if e.actions is not None]
     return torch.cat(read), torch.cat(chosen), torch.cat([e.tokens[e.acted] for e in episodes])

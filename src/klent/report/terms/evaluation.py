@@ -5,7 +5,7 @@ from klent.report.terms.term import Term
 EVALUATION: dict[str, Term] = {
     "step": Term("", "Steps trained before the evaluation.", "0 is the model as it was loaded."),
     "problems": Term(
-        "", "Held-out problems, the same at every evaluation.", "Intervals shrink with its square root."
+        "", "Held-out problems, the same at every evaluation.", "Intervals shrink with the square root of it."
     ),
     "samples": Term(
         "", "Completions sampled for each problem.", "Samples of one problem are not independent."
@@ -13,17 +13,17 @@ EVALUATION: dict[str, Term] = {
     "temperature": Term(
         "",
         "Sampling temperature of the evaluation; 0 is greedy.",
-        "The recipe's, with which training samples.",
+        "The recipe's, the same as in training.",
     ),
     "accuracy": Term(
         "fraction",
-        "Share of correct samples, where every reward is 0 or 1; an unscorable one counts as wrong.",
-        "Compare before and after by the change over the same problems, which the report shows.",
+        "Share of correct samples, if every reward is 0 or 1; an unscorable sample counts as wrong.",
+        "To compare before and after, use the change over the same problems, which the report shows.",
     ),
     "low": Term(
         "fraction",
         "Lower end of the accuracy's 95% interval (Wilson).",
-        "Problems are the units, not samples.",
+        "The interval is over problems, not over samples.",
     ),
     "high": Term(
         "fraction",
@@ -31,12 +31,12 @@ EVALUATION: dict[str, Term] = {
         "Overlapping intervals do not rule out a significant change.",
     ),
     "reward": Term(
-        "reward", "Mean reward of the samples that could be scored.", "The headline where rewards are graded."
+        "reward", "Mean reward of the samples that could be scored.", "The headline if rewards are graded."
     ),
     "reward_low": Term(
         "reward",
-        "Lower end of its 95% interval over problems: Student's t, or Wilson's where every reward is 0 or 1.",
-        "Absent where no problem's mean differs from another's: nothing is known of the spread then.",
+        "Lower end of its 95% interval over problems: Student's t, or Wilson's if every reward is 0 or 1.",
+        "Absent if all problems have the same mean, because the spread is then unknown.",
     ),
     "reward_high": Term("reward", "Upper end of the same interval.", "As for high."),
     "pass@<k>": Term(
@@ -47,24 +47,26 @@ EVALUATION: dict[str, Term] = {
     "accuracy@<T>": Term(
         "fraction",
         "Accuracy at another sampling temperature T (eval.temperatures); 0 is greedy.",
-        "A gain that a lower temperature gives without training is not an effect of training.",
+        "A gain that a lower temperature gives to the untrained model too is not an effect of training.",
     ),
     "reward@<T>": Term(
         "reward",
-        "Mean reward at that temperature; the same suffix gives the ends of both intervals, such as low@0.",
+        "Mean reward at that temperature. The ends of both intervals have the same suffix, as in low@0.",
         "Greedy answers are one sample per problem.",
     ),
     "preference/accuracy": Term(
         "fraction",
         "Held-out pairs whose better answer has the higher score, as preference/accuracy in training.",
-        "0.5 is chance, and with a reference the value before training.",
+        "0.5 is chance; with a reference it is also the value before training.",
     ),
-    "preference/low": Term("fraction", "Lower end of its 95% interval (Wilson).", "Pairs are the units."),
+    "preference/low": Term(
+        "fraction", "Lower end of its 95% interval (Wilson).", "The interval is over pairs."
+    ),
     "preference/high": Term("fraction", "Upper end of the same interval.", "As for preference/low."),
     "preference/margin": Term(
         "nats",
-        "Mean score of the better answers less that of the worse ones.",
-        "0 before training with a reference.",
+        "Mean score of the better answers minus that of the worse ones.",
+        "With a reference, 0 before training.",
     ),
     "preference/margin_low": Term(
         "nats", "Lower end of its 95% interval (Student's t, over pairs).", "As above."
@@ -77,12 +79,12 @@ EVALUATION: dict[str, Term] = {
     "preference/right": Term(
         "",
         "For each pair 1 where the order is right, 0 where it is wrong, 0.5 for a tie.",
-        "The accuracy's parts.",
+        "preference/accuracy is the mean of these.",
     ),
     "majority": Term(
         "fraction",
-        "Problems whose most frequent answer is right; a tie counts by its share.",
-        "Training often ends where a vote of the untrained model already was.",
+        "Problems whose most frequent answer is right; of tied answers each counts by its share.",
+        "Training often ends at the accuracy that a vote of the untrained model already had.",
     ),
     "agreement": Term(
         "fraction",
@@ -97,11 +99,13 @@ EVALUATION: dict[str, Term] = {
     "vote": Term("", "The answer that won each problem's vote, before training.", "`kept` compares with it."),
     "skewness": Term(
         "",
-        "Skewness of all logits along the sampled answers: third standardised moment, pooled over positions.",
-        "Positive: the long tail is that of likely tokens.",
+        "Skewness (third standardised moment) of all logits along the sampled answers, pooled over positions.",
+        "Positive: the long tail is on the side of likely tokens.",
     ),
     "skewness/position": Term(
-        "", "The same per position, mean.", "Invariant to shifting all logits of a position."
+        "",
+        "The same for each position, then the mean.",
+        "Adding a constant to all logits of a position does not change it.",
     ),
     "entropy": Term(
         "nats per token", "Mean entropy while answering.", "Like policy/entropy, on held-out problems."
@@ -110,13 +114,13 @@ EVALUATION: dict[str, Term] = {
     "turns": Term("", "Mean number of turns of an episode in an environment.", "Like episode/turns."),
     "prefill": Term(
         "tokens",
-        "Tokens read before the first token of each turn, of all samples; of episodes in an environment.",
-        "Like tokens/prefill: openings once for each problem, and what was said once. A player of values has two "
-        "models, and each reads so many.",
+        "Prompt tokens that the sampler read for all samples; only with an environment.",
+        "Like tokens/prefill: ideally each problem's opening and all text between turns once. A run that learnt "
+        "values (qsft, ilql) plays with two models, and each of them reads this many.",
     ),
     "unscorable": Term("fraction", "Answers that could not be scored.", "0 in a healthy run."),
     "unscorable_why": Term(
-        "", "Each reason why answers could not be scored, and for how many.", "Fix it first."
+        "", "Each reason why answers could not be scored, with their number.", "Fix these first."
     ),
     "seconds": Term("s", "Wall time of the evaluation.", "Nearly all of it is sampling."),
     "rewards": Term(
@@ -125,46 +129,55 @@ EVALUATION: dict[str, Term] = {
     "correct": Term(
         "",
         "For each problem, the outcome of each sample, where every reward is 0 or 1.",
-        "The accuracy is computed from it.",
+        "The accuracy is their mean.",
     ),
     "loss": Term(
         "nats per token",
-        "Minus the mean log-probability of the tokens of held-out completions; rollout.engine=dataset alone.",
+        "Minus the mean log-probability of the tokens of held-out completions; only with rollout.engine=dataset.",
         "Nothing is sampled, so it is exact. If it rises while objective/loss falls, the run overfits.",
     ),
     "loss_low": Term(
         "nats per token",
-        "Lower end of its 95% interval over completions: a ratio of means by Student's t.",
-        "Absent where one completion is held out. It says how far another draw of completions would be.",
+        "Lower end of its 95% interval over completions (Student's t, for a ratio of means).",
+        "How much the loss would vary with other held-out completions. Absent if only one is held out.",
     ),
     "loss_high": Term("nats per token", "Upper end of the same interval.", "As for loss_low."),
-    "perplexity": Term("", "The exponential of the loss.", "So many equally likely tokens would be as hard."),
-    "loss_completions": Term("", "Held-out completions measured.", "Those that do not fit are left out."),
+    "perplexity": Term(
+        "",
+        "The exponential of the loss.",
+        "As hard to predict as a choice among this many equally likely tokens.",
+    ),
+    "loss_completions": Term(
+        "", "Held-out completions measured.", "Completions that are too long are left out."
+    ),
     "loss_tokens": Term(
-        "", "Their tokens, those of prompts and tools not counted.", "The loss is their mean."
+        "", "Their tokens, without those of prompts and tools.", "The loss is the mean over them."
     ),
     "loss_texts": Term(
-        "", "The first of them token by token, each with its loss.", "Drawn in the report, before and after."
+        "",
+        "The first of these completions, token by token with losses.",
+        "The report shows them before and after.",
     ),
     "loss_worst": Term(
-        "", "The tokens with the largest losses of all of them.", "A wrong label often shows here first."
+        "", "The tokens with the largest losses in all of them.", "A wrong label often shows up here first."
     ),
     "calibration/error": Term(
         "probability",
-        "Of a reward model: mean distance of predicted and observed in bins of equally many held-out pairs, whose "
-        "scores are about equally far apart (the expected calibration error).",
-        "0 is a model as sure as it is right. Few pairs make it larger: look at the bins' intervals.",
+        "Expected calibration error of a reward model. Held-out pairs are sorted by the difference of their scores "
+        "into bins of equal size; it is the mean over bins of |predicted - observed| share of right orders.",
+        "At 0 the model is as often right as it predicts. Few pairs make it larger: look at the bins' intervals.",
     ),
     "calibration/log_loss": Term(
         "nats per pair",
-        "Mean of -log σ(score of the better answer less that of the other).",
-        "log 2 = 0.693 where nothing is preferred. If it rises while accuracy does, the model is too sure.",
+        "Mean of -log σ(score of the better answer - score of the worse one).",
+        "log 2 = 0.693 if the model has no preference. If it rises together with the accuracy, the model is "
+        "overconfident.",
     ),
     "calibration/bins": Term(
         "",
-        "Each bin's distances of two scores (low, high), what the model predicts for the answer that it prefers, and "
-        "how often that one is better (observed, with its 95% Wilson interval over pairs).",
-        "Predicted above observed: too sure. A margin in the loss moves it too.",
+        "For each bin: the range of score differences (low, high), the predicted probability that the preferred "
+        "answer is better, and how often it is (observed, with its 95% Wilson interval over pairs).",
+        "Predicted above observed: the model is overconfident. A margin in the loss has an effect on it too.",
     ),
     "kl/base": Term(
         "nats per token",
@@ -174,7 +187,7 @@ EVALUATION: dict[str, Term] = {
     "kl/base_error": Term(
         "nats per token",
         "Standard error of kl/base over problems.",
-        "Over which answers were sampled, not over training runs.",
+        "It covers the sampling of answers, not the variation between training runs.",
     ),
     "kl/base_completion": Term(
         "nats",

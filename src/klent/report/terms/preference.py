@@ -5,27 +5,27 @@ from klent.report.terms.term import Term
 PREFERENCE: dict[str, Term] = {
     "preference/accuracy": Term(
         "fraction",
-        "Pairs whose better answer has the higher score, a tie counting half: the log-probability of the answer, "
-        "less the reference's where the loss reads it, per token where it reads lengths; or a reward model's score.",
-        "Before any training with a reference every pair is a tie: 0.5. On training pairs it says little; compare "
-        "with eval.jsonl.",
+        "Pairs whose better answer has the higher score; a tie counts half. The score is a reward model's, or the "
+        "answer's log-probability, minus the reference's (per token) if the loss uses a reference (lengths).",
+        "With a reference every pair is a tie before training: 0.5. On training pairs it says little; see the value "
+        "in eval.jsonl.",
     ),
     "preference/margin": Term(
         "nats",
-        "Mean score of the better answers less that of the worse ones.",
-        "Where labels never disagree DPO lets it grow without end; ipo and label_noise bound it.",
+        "Mean score of the better answers minus that of the worse ones.",
+        "If labels never contradict each other, DPO lets it grow without end; ipo and label_noise bound it.",
     ),
     "preference/chosen": Term(
         "nats",
         "Mean score of the better answers.",
-        "With a reference 0 at the start. If it falls while the margin grows, the answers lose probability to texts "
-        "that are in no pair (likelihood displacement).",
+        "With a reference, 0 at the start. If it falls while the margin grows, both answers lose probability to "
+        "texts that are in no pair (likelihood displacement).",
     ),
     "preference/rejected": Term("nats", "Mean score of the worse answers.", "It falls as training goes on."),
     "preference/tied": Term(
         "fraction",
-        "Prompts whose sampled answers all have the same reward, so that there is no pair (rollout.pairs).",
-        "Near 1 little is learned: raise group_size, or take harder or easier prompts.",
+        "Share of prompts whose sampled answers all have the same reward, so that they give no pair (rollout.pairs).",
+        "Near 1 little is learnt: raise group_size, or use harder or easier prompts.",
     ),
 }
 """Metrics of pairs -> Term."""

@@ -3,7 +3,7 @@
 from klent.report.terms.term import Term
 
 SAMPLING: dict[str, Term] = {
-    "step": Term("", "Optimizer step, counted from 1.", "In eval.jsonl step 0 is the model before training."),
+    "step": Term("", "Step, counted from 1.", "In eval.jsonl step 0 is the model before training."),
     "reward/mean": Term(
         "reward",
         "Mean reward of the step's completions, unscorable ones left out.",
@@ -16,19 +16,19 @@ SAMPLING: dict[str, Term] = {
     ),
     "reward/unscorable": Term(
         "fraction",
-        "Completions of which a reward raised, timed out, exited or returned no finite number, or none said "
-        "anything.",
+        "Share of completions for which a reward raised, timed out, exited or returned no finite number, or for "
+        "which every reward returned None.",
         "0 in a healthy run. They are left out of the baseline and get advantage 0; a high share points to a "
         "bug in the reward function.",
     ),
     "reward/<name>": Term(
         "reward",
-        "Mean of one of several rewards, before its weight.",
-        "Shows which reward drives a rise of the weighted sum.",
+        "Mean of one of several rewards, before it is multiplied by its weight.",
+        "It shows which reward drives a rise of the weighted sum.",
     ),
     "semantic/entropy": Term(
         "nats",
-        "Entropy of a prompt's answers, equivalent answers counted as one; mean over the step's prompts.",
+        "Entropy of the answers to a prompt, with equivalent answers counted as one; mean over the step's prompts.",
         "0 if all agree, log(group_size) if no two do. Under EMPO it falls; at 0 nothing is left to learn, "
         "right or wrong.",
     ),
@@ -38,7 +38,7 @@ SAMPLING: dict[str, Term] = {
         "At 0, the answers to the easiest prompts already agree.",
     ),
     "semantic/entropy_p90": Term(
-        "nats", "Its 90th percentile.", "Far above the mean: the answers to some prompts still scatter."
+        "nats", "Its 90th percentile.", "Far above the mean: the answers to some prompts still differ widely."
     ),
     "semantic/clusters": Term(
         "", "Number of different answers per group, mean.", "From 1 (agreement) to group_size."
@@ -50,29 +50,29 @@ SAMPLING: dict[str, Term] = {
     ),
     "semantic/used": Term(
         "fraction",
-        "Groups with a nonzero reward, that is, within the entropy thresholds.",
+        "Share of groups whose entropy is within the thresholds, so that their reward is not 0.",
         "Groups outside the thresholds give no gradient.",
     ),
     "semantic/empty": Term(
         "fraction",
-        "Completions without an answer.",
-        "They agree with nothing and get 0. If high, check `same` or raise `rollout.max_tokens`: truncated "
+        "Share of completions without an answer.",
+        "They agree with nothing and get 0. If it is high, check `same` or raise `rollout.max_tokens`: truncated "
         "completions count as without an answer.",
     ),
     "semantic/copied": Term(
         "fraction",
-        "Completions that only repeat words of their question.",
+        "Share of completions that only repeat words of their question.",
         "They count as without an answer; a rise means that the policy has learned to copy.",
     ),
     "semantic/<name>": Term("", "A number that the reward logs about the answers.", "See the reward."),
     "completion/length": Term(
         "tokens",
         "Mean number of sampled tokens in a completion, the stop token included.",
-        "Watch for growth without reward, which averaging a loss over sequences can cause.",
+        "Watch for growth without a rise of the reward; averaging the loss over sequences can cause it.",
     ),
     "completion/truncated": Term(
         "fraction",
-        "Completions that ended at rollout.max_tokens instead of a stop token.",
+        "Share of completions that ended at rollout.max_tokens instead of a stop token.",
         "A truncated answer is usually scored as wrong; above 0.1, raise rollout.max_tokens.",
     ),
     "completion/repetition": Term(
@@ -87,20 +87,20 @@ SAMPLING: dict[str, Term] = {
         "What the policy earns in an environment; absent where completions are scored instead.",
     ),
     "episode/turns": Term(
-        "", "Turns of an episode, mean over episodes.", "Near the budget of turns, episodes are cut."
+        "", "Turns of an episode, mean over episodes.", "Near task.max_turns, episodes are cut."
     ),
     "sync/gap": Term(
         "nats",
-        "Mean distance between the engine's and the trainer's log-probability on a canary batch, after a sync.",
-        "Rounding alone: 1e-5 in float32. More means that the engine samples from other weights, or in another "
-        "way, than the trainer takes it to, and the run stops with the reason. Absent where both share weights.",
+        "Mean distance between the engine's and the trainer's log-probabilities on a fixed test batch, after a sync.",
+        "Rounding alone gives 1e-5 in float32. More means that the engine samples with other weights, or in another "
+        "way, than the trainer assumes; the run then stops with the reason. Absent if both share their weights.",
     ),
-    "sync/gap_max": Term("nats", "The largest such distance on the canary batch.", "As `sync/gap`."),
+    "sync/gap_max": Term("nats", "The largest such distance on the test batch.", "As `sync/gap`."),
     "sync/arrived": Term(
         "fraction",
         "Share of the last update's change in log-probability that the engine shows.",
-        "1 where the new weights have arrived, 0 where the engine kept the old ones; below 0.5 the run stops. "
-        "Absent at the first sync, and where rounding hides the change.",
+        "1 if the engine has the new weights, 0 if it kept the old ones; below 0.5 the run stops. Absent at the "
+        "first sync, and if rounding hides the change.",
     ),
 }
 """Metrics of the rollout -> Term. A name with ``<name>`` stands for a family; exact names take precedence."""

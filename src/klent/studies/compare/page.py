@@ -109,7 +109,7 @@ def lede(results: Results) -> str:
     plan, recipe = results.plan, results.plan.runs[0].recipe
     return (
         f"{plural(len(plan.arms), 'arm')} under {plural(len(plan.seeds), 'seed')}: {recipe.model}, "
-        f"{recipe.steps} steps of {recipe.prompts_per_step} × {recipe.group_size} completions. "
+        f"{plural(recipe.steps, 'step')} of {recipe.prompts_per_step} × {plural(recipe.group_size, 'completion')}. "
         f"{len(results.runs)} of {plural(len(plan.runs), 'run')} done."
     )
 

@@ -174,7 +174,9 @@ def _refuse_unmeasured(recipe: Recipe) -> None:
         missing = "`eval` section" if recipe.eval is None else "`reward`"
         if not recipe.rollout.sampled:
             missing = "sampled completions (rollout.engine is dataset)"
-        raise ConfigError(f"recipe has no {missing}, which comparing arms by held-out reward needs")
+        raise ConfigError(
+            f"recipe has no {missing}, which is needed to compare arms by held-out reward; set it"
+        )
     if recipe.eval.early_stop is not None:
         raise ConfigError("eval.early_stop would give the arms different numbers of steps; set it to null")
 
@@ -232,10 +234,11 @@ def describe(plan: ComparisonPlan) -> list[str]:
     lines = [
         f"{plural(len(plan.arms), 'arm')}, compared with the first: {', '.join(a.name for a in plan.arms)}",
         f"{plural(len(plan.seeds), 'seed')}: {', '.join(map(str, plan.seeds))}; arms share a seed's data",
-        f"each run: {recipe.steps} steps of {recipe.prompts_per_step} × {recipe.group_size} completions, "
-        f"{recipe.eval.problems} held-out problems × {recipe.eval.samples}",
+        f"each run: {plural(recipe.steps, 'step')} of {recipe.prompts_per_step} × "
+        f"{plural(recipe.group_size, 'completion')}, {plural(recipe.eval.problems, 'held-out problem')} × "
+        f"{recipe.eval.samples}",
         f"{plural(len(plan.runs), 'run')}: {states.count('done')} done, {states.count('started')} started, "
-        f"{states.count('new')} new; {completions:,} completions to sample and train on",
+        f"{states.count('new')} new; {plural(completions, 'completion')} to sample and train on",
         f"time: {estimate(plan, len(unfinished))}",
     ]
     budget = ("steps", "prompts_per_step", "group_size", "rollout.max_tokens", "update.epochs")

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from klent.errors import RunError
 from klent.kit.tables import Row, finite, step_of
-from klent.kit.text import duration
+from klent.kit.text import duration, plural
 from klent.measure.score import LABELS, is_judged, is_scored, kind_of, score_of
 from klent.runs.console import TrainConsole
 from klent.studies.compare.divergence import FILE, write_divergence
@@ -33,7 +33,9 @@ class ShortConsole(TrainConsole):
 
     def start(self, title: str, plan: Sequence[str], *, steps: int, done: int = 0) -> None:
         self._steps, self._done, self._began = steps, done, time.monotonic()
-        self._print(f"{self._label}: " + (f"continues after step {done}" if done else f"{steps} steps"))
+        self._print(
+            f"{self._label}: " + (f"continues after step {done}" if done else f"{plural(steps, 'step')}")
+        )
         if self.live:
             self._open_progress()
 

@@ -147,9 +147,9 @@ def _refuse_judged_prompts(run: PlannedRun, stage: StageFile, judge: Judge) -> N
         of_another_file = any(theirs[3:])
         if ours and theirs and ours[0] == theirs[0] and ours != theirs and not of_another_file:
             raise ConfigError(
-                f"stage {stage.name} trains on {task.source}, out of which judge.on.{name} holds {theirs[1]} "
-                "prompts, and does not hold out the same: it would be judged on what it was trained on. Give both "
-                f"the same task.heldout (here {ours[1]} and {theirs[1]}) and task.seed, or the judge a "
+                f"stage {stage.name} trains on {task.source}, and judge.on.{name} holds {theirs[1]} prompts of it "
+                "out, but not the same ones as the stage: it would be judged on what it was trained on. Give both "
+                f"the same task.heldout (here {ours[1]} and {theirs[1]}) and task.seed, or give the judge "
                 "task.heldout_data"
             )
 
@@ -164,11 +164,11 @@ def describe(plan: StudyPlan) -> list[str]:
         )
         method = run.recipe.method or "own objective"
         if stage.label is not None:
-            work, method = f"{stage.label.pairs} pairs of answers", "labels"
+            work, method = f"{plural(stage.label.pairs, 'pair')} of answers", "labels"
         lines.append(f"{stage.name}: {method} on {run.recipe.task.source}, {work}{start}")
     judge = plan.blocks[0].judge
     on = ", ".join(f"{name} ({one.problems} x {one.samples})" for name, one in judge.on.items())
-    extra = [f"{judge.prose} paragraphs of prose"] if judge.prose else []
+    extra = [f"{plural(judge.prose, 'paragraph')} of prose"] if judge.prose else []
     extra += [f"the texts {name}" for name in judge.texts]
     extra += ["distance of the weights"] if judge.distance else []
     lines.append(f"judged, against {plan.study.base.strip('{}')}: {', '.join([on, *extra])}")

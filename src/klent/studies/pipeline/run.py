@@ -9,6 +9,7 @@ from klent.config import dump_recipe
 from klent.config.study import Label
 from klent.errors import KlentError, RunError
 from klent.io.files import write_atomic
+from klent.kit.text import plural
 from klent.studies.compare.plan import PlannedRun
 from klent.studies.compare.run import ShortConsole, Stopped
 from klent.studies.label import Labels, label_pairs
@@ -122,7 +123,7 @@ def _label(run: PlannedRun, label: Label, console: Console) -> None:
     if out.is_file():
         console.print(Text(f"{run.folder.name}: already complete", style="dim"))
         return
-    console.print(f"{run.folder.name}: {label.pairs} pairs")
+    console.print(f"{run.folder.name}: {plural(label.pairs, 'pair')}")
     write_atomic(run.folder / LABEL, label.model_dump_json(indent=2) + "\n")
     write_atomic(run.folder / "config.yaml", dump_recipe(run.recipe))
     label_pairs(run.recipe, Labels(label.pairs, label.noise, label.flip), out=out)
