@@ -22,10 +22,20 @@ from klent.studies.controls import Rows, read_csv
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [
     str(HERE / folder)
-    for folder in (".", "unsupervised", "mixture_world", "small_model", "diffusion", "robot", "ppo_details")
+    for folder in (
+        ".",
+        "unsupervised",
+        "mixture_world",
+        "small_model",
+        "diffusion",
+        "robot",
+        "ppo_details",
+        "games",
+    )
 ]
 sys.path.append(str(HERE.parent / "benchmarks"))
 
+import arms_table as logged_games  # noqa: E402
 import details  # noqa: E402
 import drawer  # noqa: E402
 import figure  # noqa: E402
@@ -226,7 +236,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "forgetting, predictors": lambda: forgetting.predictors(forgetting.read()),
         "forgetting, pass@k": lambda: forgetting.sharpening(forgetting.read()),
     },
-    "offline.md": {"stitching": lambda: summary(committed())},
+    "offline.md": {
+        "stitching": lambda: summary(committed()),
+        "arms": lambda: logged_games.table(logged_games.read(), "guess_who"),
+        "arms, online": lambda: logged_games.online(logged_games.read()),
+    },
     "../examples/small_model/README.md": {"writers": lambda: writers_table(NOTATIONS, SLIP)},
 }
 """Page, from docs/ -> name of a table -> what makes it."""
