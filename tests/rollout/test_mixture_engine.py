@@ -185,7 +185,10 @@ def test_other_tokens_are_refused_with_the_first_that_differs():
 def test_what_a_prompt_lacks_is_named():
     plain = [Prompt("p/0", "text", {})]
     for target, message in (
-        (Target(loaded(1), prompt="{prompt} {solution}"), r"uses \{solution\}, which prompt p/0 lacks"),
+        (
+            Target(loaded(1), prompt="{prompt} {solution}"),
+            r"uses \{solution\}, a column that prompt p/0 lacks",
+        ),
         (Target(loaded(1), system="help"), "plain text and has no system message"),
         (Target(loaded(1), prompt="{prompt}" + "x" * 600), r"sees prompt p/0 as \d+ tokens.*leaves 500"),
     ):
