@@ -115,7 +115,7 @@ def decode(bench: Bench) -> Iterator[Row]:
 
     from klent.measure.roofline import Floor
     from klent.models.load import load_policy
-    from klent.rollout import graph
+    from klent.rollout import recordable
     from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
     from klent.streams.prompt import Prompt
 
@@ -133,7 +133,7 @@ def decode(bench: Bench) -> Iterator[Row]:
         case = f"{rows} rows x {bench.tokens} tokens"
         for contender, (way, kernels, repeats) in WAYS.items():
             with mock.patch.object(
-                graph, "has_kernels", graph.has_kernels if kernels else lambda device: False
+                recordable, "has_kernels", recordable.has_kernels if kernels else lambda device: False
             ):
                 engine = TransformersEngine(loaded, options, rows=rows, decoding=way, note=print)  # type: ignore[arg-type]
                 bench.peak_gb()

@@ -286,8 +286,8 @@ def test_every_prompt_has_its_own_alpha(world):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (..., r"prompts.jsonl:3: column 'mine'.* has nothing.* Its columns: number$"),
-        (None, r"prompts.jsonl:3: column 'mine'.* has nothing"),
+        (..., r"prompts.jsonl:3: column 'mine'.* is missing or empty.* Its columns: number$"),
+        (None, r"prompts.jsonl:3: column 'mine'.* is missing or empty"),
         (
             1.2,
             r"prompts.jsonl:3: column 'mine', .*alpha.column names, has 1.2; expected a number in \[0, 1\]",

@@ -22,7 +22,8 @@ from klent.config import load_recipe
 from klent.mixture import solve, solve_alpha
 from klent.models.load import LoadedModel
 from klent.rollout.fused import has_kernels
-from klent.rollout.graph import CudaRecorder, as_it_is, graph_refusal
+from klent.rollout.recordable import graph_refusal
+from klent.rollout.recorder import CudaRecorder, as_it_is
 from klent.rollout.sampling import draw
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.runs.checkpoint import load_step

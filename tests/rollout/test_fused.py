@@ -14,7 +14,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForC
 from klent.policies.causal_lm.probe import evaluating
 from klent.rollout import static
 from klent.rollout.decoding import made_up, read_alone, trial
-from klent.rollout.graph import Draw, GraphSampler, as_it_is, graph_refusal
+from klent.rollout.graph import GraphSampler
+from klent.rollout.how import Draw
+from klent.rollout.recordable import graph_refusal
+from klent.rollout.recorder import as_it_is
 from klent.rollout.sampling import draw
 
 pytest.importorskip("triton", reason="the kernels need Triton: pip install triton")

@@ -12,8 +12,10 @@ from transformers import MistralConfig, MistralForCausalLM
 from klent.errors import DivergenceError
 from klent.models.load import LoadedModel
 from klent.rollout import graph, static
-from klent.rollout.graph import GraphSampler, as_it_is, graph_refusal
+from klent.rollout.graph import GraphSampler
 from klent.rollout.memory import Rows, bytes_per_row
+from klent.rollout.recordable import graph_refusal
+from klent.rollout.recorder import as_it_is
 from klent.rollout.static import StaticCache, StaticDecoder
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.episode import Episode

@@ -65,8 +65,7 @@ def solve_root(  # type: ignore[no-untyped-def]
         allowed = wanted + eps * (tl.abs(slope) + 8 * reach * tl.sqrt(variance + mean * mean))
         residual = tl.abs(left)
         done = (residual <= allowed) | ((at == 0) & (left >= 0)) | ((at == 1) & (left <= 0)) | once
-        try_low &= at > 0
-        try_high &= at < 1
+        try_low, try_high = try_low & (at > 0), try_high & (at < 1)
         low, high = tl.where(left < 0, at, low), tl.where(left < 0, high, at)
         s = at - left / tl.where(slope > 0, slope, 1e-30)
         end, untried = tl.where(left < 0, high, low), ((left < 0) & try_high) | ((left >= 0) & try_low)

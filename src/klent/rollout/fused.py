@@ -1,7 +1,7 @@
 """A model's small operations in klent's kernels while it decodes: norms, rotary positions, gated products.
 
 No list of model names: a module whose numbers are those of a kernel gets the kernel, one of another kind keeps its
-own, and :func:`klent.rollout.graph.graph_refusal` compares the whole model afterwards.
+own, and :func:`klent.rollout.recordable.graph_refusal` compares the whole model afterwards.
 """
 
 import importlib.util

@@ -8,72 +8,22 @@ go on drawing until half of them have; then the others move together, and a step
 On a CPU the same step runs as it is: same memory, same counters, same numbers.
 """
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from klent.errors import first_line
-from klent.models.exact import close
-from klent.policies.causal_lm.model import CausalModel, attention_window
-from klent.policies.causal_lm.probe import agrees, evaluating
-from klent.rollout.decoding import made_up, read_alone, trial
-from klent.rollout.fused import Fused, has_kernels
-from klent.rollout.sampling import diverged, draw
+from klent.policies.causal_lm.model import CausalModel
+from klent.rollout.fused import Fused
+from klent.rollout.how import How
+from klent.rollout.recorder import Recorder, Step, as_it_is
+from klent.rollout.sampling import diverged
 from klent.rollout.static import StaticCache, StaticDecoder
 
 ASK = 16  # steps between two looks: each waits for the device, and rows that end meanwhile draw in vain
-Step = Callable[[], None]
-Decoding = Literal["auto", "eager", "graph"]
-
-
-class Recorder(Protocol):
-    """Makes something of a step that does the same, again and again, on the memory that it has now."""
-
-    def __call__(self, step: Step) -> Step: ...
-
-
-def as_it_is(step: Step) -> Step:
-    """On a CPU nothing is recorded."""
-    return step
-
-
-class CudaRecorder:
-    """CUDA graphs that share their scratch memory; the first call of each runs the step, which loads its kernels."""
-
-    def __init__(self) -> None:
-        self.graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-
-    def pool(self) -> Any:
-        """That of the graphs there are: torch takes a pool away with the last of its graphs."""
-        return next((graph.pool() for graph in self.graphs), None)
-
-    def __call__(self, step: Step) -> Step:
-        graph: torch.cuda.CUDAGraph | None = None
-        warm = False
-
-        def run() -> None:
-            nonlocal graph, warm
-            if not warm:
-                warm = True
-                beside = torch.cuda.Stream()
-                beside.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(beside):
-                    step()
-                torch.cuda.current_stream().wait_stream(beside)
-                return
-            if graph is None:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self.pool(), capture_error_mode="thread_local"):
-                    step()
-                self.graphs.add(graph)
-            graph.replay()
-
-        return run
 
 
 class Reader(NamedTuple):
@@ -82,78 +32,8 @@ class Reader(NamedTuple):
     model: CausalModel
     fused: Fused | None = None
     """Its small operations in kernels, attention among them; None = as they are."""
-    active: Callable[[], AbstractContextManager[Any]] = nullcontext
+    active: Callable[[], AbstractContextManager[object]] = nullcontext
     """A context in which the model stands for itself, such as one that switches an adapter off."""
-
-
-class Drawn(NamedTuple):
-    """A token for each row, ``[R]``; columns of what is known of it, the first as of ``Sampled``, ``[R]`` each; and
-    the largest logit, not finite where a model has diverged."""
-
-    token: Tensor
-    numbers: Sequence[Tensor]
-    largest: Tensor
-
-
-class How(Protocol):
-    """How tokens are drawn from the logits of all readers. No number may leave the device."""
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What a recording cannot change."""
-        ...
-
-    @property
-    def columns(self) -> int:
-        """Numbers of a token."""
-        ...
-
-    @property
-    def temperature(self) -> float:
-        """What :meth:`__call__` gets as ``temperature``, which may change from call to call; 0 is greedy."""
-        ...
-
-    def __call__(
-        self, logits: Sequence[Tensor], uniform: Tensor, *, temperature: Tensor, share: Tensor, fused: bool
-    ) -> Drawn:
-        """Draw.
-
-        Args:
-            logits: of each reader, ``[R, V]``.
-            uniform: a number in [0, 1) for each row, ``[R]``.
-            temperature: as set, without dimensions.
-            share: a number of each row, as the call was given it, ``[R]``.
-            fused: whether klent's kernels may be used.
-        """
-        ...
-
-
-class Draw(NamedTuple):
-    """From one reader's logits; see :func:`klent.rollout.sampling.sample_tokens`."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        return self.temperature == 0, self.top_p, self.top_k
-
-    @property
-    def columns(self) -> int:
-        return 4
-
-    def __call__(
-        self, logits: Sequence[Tensor], uniform: Tensor, *, temperature: Tensor, share: Tensor, fused: bool
-    ) -> Drawn:
-        if fused and self.temperature and self.top_p == 1.0 and not self.top_k:
-            from klent.rollout.triton import draw as draw_on_chip
-
-            token, numbers = draw_on_chip(logits[0], uniform, temperature)
-            return Drawn(token, numbers[:, :4].unbind(1), numbers[:, 4])
-        heat = temperature if self.temperature else 0.0
-        drawn, largest = draw(logits[0], uniform, temperature=heat, top_p=self.top_p, top_k=self.top_k)
-        return Drawn(drawn.token, drawn[1:], largest)
 
 
 class Completions(NamedTuple):
@@ -390,93 +270,3 @@ class GraphSampler:
             notes.count[rows] = torch.tensor(list(cut.values()), device=rows.device)
             notes.stopped[rows] = True
             notes.ended[rows] = True
-
-
-def choose_sampler(
-    model: CausalModel,
-    *,
-    pad: int,
-    stop_ids: Sequence[int],
-    decoding: Decoding,
-    note: Callable[[str], None],
-    how: How,
-    beside: Reader | None = None,
-) -> GraphSampler | None:
-    """What draws on the device by itself; None where that is not asked for, or a model does not allow it.
-
-    Args:
-        model, pad, stop_ids: as of :class:`GraphSampler`.
-        decoding: ``auto`` asks for it on a GPU.
-        note: told why it cannot be had.
-        how: what it will draw with, tried too.
-        beside: a further model that the draw asks for, as of :class:`GraphSampler`.
-    """
-    on_gpu = model.device.type == "cuda"
-    if not (decoding == "graph" or (decoding == "auto" and on_gpu)):
-        return None
-    record: Recorder = CudaRecorder() if on_gpu else as_it_is
-    fused, reason = _way(model, record)
-    if reason is None and beside is not None:
-        with beside.active():
-            theirs, reason = _way(beside.model, record)
-        beside = beside._replace(fused=theirs)
-        if reason is not None:
-            reason = f"of the model beside: {reason}"
-    make = partial(GraphSampler, model, fused=fused, beside=beside)
-    if reason is None and beside is not None and on_gpu:
-        reason = _changed(model, partial(make, pad=0, stop_ids=()), record, how)
-    if reason is None:
-        return make(pad=pad, stop_ids=stop_ids, record=record)
-    note(f"rollout.decoding: step by step from Python (slower, as exact), not one recorded step: {reason}")
-    return None
-
-
-def _way(model: CausalModel, record: Recorder) -> tuple[Fused | None, str | None]:
-    """The kernels that a model is sampled with, and why it cannot be sampled; None where it can."""
-    reason = None
-    for fused in _ways(model):
-        reason = graph_refusal(model, record, fused)
-        if reason is None:
-            return fused, None
-    return None, reason
-
-
-def _ways(model: CausalModel) -> Iterator[Fused | None]:
-    if has_kernels(model.device):
-        yield Fused(model)
-    yield None
-
-
-def graph_refusal(model: CausalModel, record: Recorder, fused: Fused | None = None) -> str | None:
-    """Why a model cannot be sampled by a :class:`GraphSampler`; None where it can: tried on made-up tokens."""
-    if attention_window(model) is not None:
-        return "its attention has a window"
-    decoder = partial(StaticDecoder, fused=fused)
-    try:
-        if not agrees(model, lambda: read_alone(model), partial(trial, decoder, model), rounding=3e-2):
-            return "its attention or its cache does more than scores and a softmax over keys and values"
-    except Exception as error:  # a compiler's errors are of no common type
-        if fused is None:
-            raise
-        return f"klent's kernels do not run here ({first_line(error)})"
-    make = partial(GraphSampler, model, pad=0, stop_ids=(), fused=fused)
-    return None if record is as_it_is else _changed(model, make, record, Draw(1.0, 1.0, 0))
-
-
-def _changed(model: CausalModel, make: Callable[..., GraphSampler], record: Recorder, how: How) -> str | None:
-    """Why a recorded step cannot stand for the step as it is: tried on tokens behind made-up prompts."""
-    prompts, _ = made_up(model)
-    uniform, share = torch.linspace(0.1, 0.9, 4 * 6).view(4, 6), torch.full((4,), 0.5)
-
-    def numbers(recorder: Recorder) -> Tensor:
-        said = make(record=recorder)(
-            prompts, group_size=2, uniform=uniform, rooms=[6] * 4, how=how, beside=prompts, share=share
-        )
-        return said.numbers
-
-    try:
-        with evaluating(model):
-            usual, recorded = numbers(as_it_is), numbers(record)
-    except Exception as error:  # a compiler's errors are of no common type
-        return f"it cannot be recorded ({first_line(error)})"
-    return None if close(usual, recorded, model.dtype) else "recorded, its numbers are others"

@@ -19,7 +19,9 @@ from klent.mixture.mixed import Mixed, mix
 from klent.models.chat import context_length
 from klent.models.load import LoadedModel
 from klent.rollout.decoding import Decoder, DecoderKind, GroupDecoder, PlainDecoder, choose_decoder
-from klent.rollout.graph import Decoding, Draw, Drawn, How, Reader
+from klent.rollout.graph import Reader
+from klent.rollout.how import Draw, Drawn, How
+from klent.rollout.recordable import Decoding
 from klent.rollout.sampling import LOG2_E, TILE, sample_tokens
 from klent.rollout.target import Target, check_tokenizers
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
@@ -167,7 +169,7 @@ class MixtureEngine(TransformersEngine):
 
 
 class MixtureDraw(NamedTuple):
-    """From the logits of policy and target: a :class:`klent.rollout.graph.How`.
+    """From the logits of policy and target: a :class:`klent.rollout.how.How`.
 
     The alpha of each row is its share, or what the criterion finds.
     """

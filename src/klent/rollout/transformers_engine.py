@@ -7,8 +7,7 @@ nothing.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,14 +20,14 @@ from klent.policies.policy import Policy
 from klent.rollout.decoding import Decoder, DecoderKind, choose_decoder
 from klent.rollout.engine import SyncCertificate
 from klent.rollout.extending import ExtendingDecoder, Kept, can_extend, keep_row
-from klent.rollout.graph import Decoding, Draw, GraphSampler, How, Reader, choose_sampler
+from klent.rollout.graph import GraphSampler, Reader
+from klent.rollout.how import Draw, How
 from klent.rollout.memory import Rows
+from klent.rollout.recordable import Decoding, choose_sampler
+from klent.rollout.rows import Asked, Memory, Row, found_in
 from klent.rollout.sampling import sample_tokens
 from klent.streams.episode import Episode
 from klent.streams.prompt import Prompt
-
-_Memory = dict[tuple[int, ...], tuple[Kept, ...]]
-"""Tokens that were read -> their keys and values, of each model that decodes."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,6 @@ class SamplingOptions:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
-
-
-@dataclass
-class _Row:
-    """A completion under way."""
-
-    number: int  # its place in the answer
-    prompt: int  # its prompt's place in the question
-    room: int  # the most tokens that it may have
-    draws: int  # its row of random numbers
-    read: int  # tokens that were read for it before its first
-    tokens: list[int] = field(default_factory=list)
-    numbers: list[tuple[float, ...]] = field(default_factory=list)  # of each: those of Sampled, and more
-    table: Tensor | None = None  # the same, where a device has drawn them all
-    stopped: bool = False
-
-    def columns(self) -> tuple[Tensor, ...]:
-        """What is known of the tokens, number by number."""
-        return (torch.tensor(self.numbers) if self.table is None else self.table).unbind(dim=1)
 
 
 class TransformersEngine:
@@ -106,7 +86,7 @@ class TransformersEngine:
         self.limit = context_length(loaded.model)
         self.kind: DecoderKind | None = None  # asked of the model when first needed
         self.extends: bool | None = None  # likewise
-        self._kept: _Memory | None = None
+        self._kept: Memory | None = None
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Episode]:
@@ -120,13 +100,13 @@ class TransformersEngine:
         numbers = [prompt.number + 1 for prompt in prompts if prompt.number is not None]
         count = max([len(prompts), *numbers]) * group_size
         uniform = torch.rand(count, self.options.max_tokens, generator=generator)
-        rows: list[_Row] = []
+        rows: list[Row] = []
         known, self._kept = self._kept, None if self._kept is None else {}
         was_training = self.loaded.model.training
         self.loaded.model.eval()
         try:
             self._prepare()
-            asked = _Asked(prompts, encoded, group_size, uniform, known)
+            asked = Asked(prompts, encoded, group_size, uniform, known)
             for chosen in self._batches(encoded, group_size):
                 rows += self._answer(chosen, asked)
                 if self.progress:
@@ -136,7 +116,7 @@ class TransformersEngine:
         rows.sort(key=lambda row: row.number)
         return [self._episode(row, prompts[row.prompt], encoded[row.prompt]) for row in rows]
 
-    def _answer(self, chosen: Sequence[int], asked: "_Asked") -> list[_Row]:
+    def _answer(self, chosen: Sequence[int], asked: Asked) -> list[Row]:
         """The completions of these prompts, taken in halves where they do not fit into memory together."""
         try:
             return self._answer_together(chosen, asked)
@@ -150,9 +130,9 @@ class TransformersEngine:
         torch.cuda.empty_cache()
         return self._answer(chosen[:half], asked) + self._answer(chosen[half:], asked)
 
-    def _answer_together(self, chosen: Sequence[int], asked: "_Asked") -> list[_Row]:
+    def _answer_together(self, chosen: Sequence[int], asked: Asked) -> list[Row]:
         prompts, ids = [asked.prompts[i] for i in chosen], [asked.encoded[i] for i in chosen]
-        kept = _found(asked.known, prompts, asked.group_size)
+        kept = found_in(asked.known, prompts, asked.group_size)
         wanted = self._rows(chosen, prompts, ids, asked.group_size, kept=bool(kept))
         if self.sampler is not None and self._kept is None:
             return self._sample(self.sampler, wanted, prompts, ids, asked)
@@ -207,14 +187,14 @@ class TransformersEngine:
         group_size: int,
         *,
         kept: bool,
-    ) -> list[_Row]:
+    ) -> list[Row]:
         """The rows of these prompts, the ``chosen`` of the question; a group reads its prompt once."""
         rows = []
         for i, prompt, read in zip(chosen, prompts, ids, strict=True):
             first = prompt.drawn_at(i) * group_size
             new = len(read) - (prompt.read if kept else 0)
             for k in range(group_size):
-                row = _Row(i * group_size + k, i, self._room(prompt), first + k, 0 if k else new)
+                row = Row(i * group_size + k, i, self._room(prompt), first + k, 0 if k else new)
                 rows.append(row)
         return rows
 
@@ -247,7 +227,7 @@ class TransformersEngine:
         """The decoders that hold keys and values, one for each model."""
         return (decoder,)
 
-    def _keep(self, decoder: Decoder, index: int, row: _Row, encoded: Sequence[list[int]]) -> None:
+    def _keep(self, decoder: Decoder, index: int, row: Row, encoded: Sequence[list[int]]) -> None:
         """Keep what a row that has ended leaves; its last token was drawn and not read."""
         if self._kept is None:
             return
@@ -302,11 +282,11 @@ class TransformersEngine:
     def _sample(
         self,
         sampler: GraphSampler,
-        rows: list[_Row],
+        rows: list[Row],
         prompts: Sequence[Prompt],
         ids: list[list[int]],
-        asked: "_Asked",
-    ) -> list[_Row]:
+        asked: Asked,
+    ) -> list[Row]:
         """As :meth:`_decode`, on the device."""
         beside, share = self._read_beside(prompts, asked.group_size)
         said = sampler(
@@ -347,8 +327,8 @@ class TransformersEngine:
         )
 
     def _decode(
-        self, rows: list[_Row], decoder: Decoder, uniform: Tensor, encoded: Sequence[list[int]]
-    ) -> list[_Row]:
+        self, rows: list[Row], decoder: Decoder, uniform: Tensor, encoded: Sequence[list[int]]
+    ) -> list[Row]:
         device = self.loaded.model.device
         logits = decoder.start()
         stop_ids = torch.tensor(sorted(self.loaded.stop_ids), device=device)
@@ -396,7 +376,7 @@ class TransformersEngine:
         tail = self._text(tokens[-(max(map(len, self.options.stop)) + 8) :])
         return any(stop in tail for stop in self.options.stop)
 
-    def _episode(self, row: _Row, prompt: Prompt, prompt_ids: list[int]) -> Episode:
+    def _episode(self, row: Row, prompt: Prompt, prompt_ids: list[int]) -> Episode:
         logp, entropy, renyi, collision_logp, *_ = row.columns()
         return Episode(
             prompt=prompt,
@@ -410,21 +390,3 @@ class TransformersEngine:
             finish="stop" if row.stopped else "length",
             prefill=row.read,
         )
-
-
-class _Asked(NamedTuple):
-    """A question to the engine: prompts and their tokens, the rows' random numbers, and what is kept of them."""
-
-    prompts: Sequence[Prompt]
-    encoded: list[list[int]]
-    group_size: int
-    uniform: Tensor
-    known: _Memory | None
-
-
-def _found(known: _Memory | None, prompts: Sequence[Prompt], group_size: int) -> list[tuple[Kept, ...]]:
-    """What was kept of these prompts; nothing unless it is there for each of them."""
-    if not known or group_size != 1:
-        return []
-    found = [known.get(tuple((prompt.token_ids or [])[: prompt.read])) for prompt in prompts]
-    return [one for one in found if one is not None] if None not in found else []

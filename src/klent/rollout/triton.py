@@ -192,6 +192,16 @@ def _look(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _look_at_itself(q, k, v, scaling, top, total, sums):  # type: ignore[no-untyped-def]
+    """The new token, likewise; it is at hand."""
+    score = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], axis=1) * scaling
+    higher = tl.maximum(top, score)
+    moved, weight = tl.exp(top - higher), tl.exp(score - higher)
+    sums = sums * moved[:, None] + weight[:, None] * v.to(tl.float32)[None, :]
+    return higher, total * moved + weight, sums
+
+
+@triton.jit
 def _attend(  # type: ignore[no-untyped-def]
     query, query_row, query_head, key, key_row, key_head, value, value_row, value_head, prompt_keys, prompt_values,
     keys, values, slot, length, position, out, parts, group_size, longest, room, scaling,
@@ -235,17 +245,12 @@ def _attend(  # type: ignore[no-untyped-def]
         top, total, sums = _look(
             q, keys + line, values + line, token, token < now, d, wide, scaling, top, total, sums, WIDTH
         )
-    if split == 0:  # the new token itself
+    if split == 0:
         k = tl.load(key + row * key_row + head * key_head + d, mask=wide, other=0.0)
         v = tl.load(value + row * value_row + head * value_head + d, mask=wide, other=0.0)
         tl.store(keys + line + now * WIDTH + d, k, mask=wide)
         tl.store(values + line + now * WIDTH + d, v, mask=wide)
-        score = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], axis=1) * scaling
-        higher = tl.maximum(top, score)
-        moved, weight = tl.exp(top - higher), tl.exp(score - higher)
-        sums = sums * moved[:, None] + weight[:, None] * v.to(tl.float32)[None, :]
-        total = total * moved + weight
-        top = higher
+        top, total, sums = _look_at_itself(q, k, v, scaling, top, total, sums)
     heads = row * KV_HEADS * REPEAT + head * REPEAT + h
     mask = own[:, None] & wide[None, :]
     if SPLITS == 1:

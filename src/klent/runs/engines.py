@@ -11,7 +11,7 @@ from klent.models.load import LoadedModel
 from klent.rollout.copied_engine import CopiedEngine
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
-from klent.rollout.graph import Decoding
+from klent.rollout.recordable import Decoding
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.play import PlayEngine
 from klent.rollout.target import Target
