@@ -112,6 +112,13 @@ def test_entropy_takes_the_crossing_nearest_to_the_policy() -> None:
     assert -(solution.log_q.exp() * solution.log_q).sum().item() == pytest.approx(0.4, abs=1e-5)
 
 
+def test_entropy_missed_alike_at_both_ends_is_on_policy() -> None:
+    policy, _ = pair(20, 70)
+    solution = M.solve_alpha(policy, policy.flip(-1), criterion="entropy", value=0.1)
+    assert solution.alpha.tolist() == [1] * 20
+    assert not solution.converged.any()
+
+
 def test_snr_is_the_best_of_a_fine_grid() -> None:
     policy, target = (x.double() for x in pair(5, 8, scale=1.0))
     reward = torch.randn(5, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)

@@ -157,6 +157,13 @@ def test_entropy_is_scipys_first_crossing() -> None:
         assert solution.log_q[row].exp().sum().item() == pytest.approx(1)
 
 
+def test_entropy_missed_alike_at_both_ends_is_on_policy() -> None:
+    policy, _ = pair(6, 70)
+    solution = on_chip(policy, policy.flip(-1), criterion="entropy", value=0.1)
+    assert solution.alpha.tolist() == [1] * 6
+    assert not solution.converged.any()
+
+
 def snr(a: np.ndarray, b: np.ndarray, r: np.ndarray | None, s: float) -> np.longdouble:
     """From its definition, with numbers of 64 bits and their squares of as many."""
     log_p, log_t = (x - np.logaddexp.reduce(x) for x in (a.astype(np.longdouble), b.astype(np.longdouble)))

@@ -33,10 +33,8 @@ def solve_root(  # type: ignore[no-untyped-def]
     # A bracket of the root. An end that lies within the other's support is on its side and need not be tried.
     zero = tl.full((), 0.0, tl.float64)
     low, high, s, sign, wanted = zero, zero + 1, zero + 0.5, zero + 1, zero
-    try_low, try_high = only_x, only_y
+    try_low, try_high = only_x, (only_y if CRITERION == "chernoff" else shared)
     done, once, sweeps = ~shared, ~shared, tl.full((), 1, tl.int32)
-    if CRITERION == "kl_budget" or CRITERION == "ess":
-        try_high = shared
     if CRITERION == "ess":
         done |= only_x
     if CRITERION == "entropy":
@@ -61,30 +59,34 @@ def solve_root(  # type: ignore[no-untyped-def]
             wanted = tolerance * tl.maximum(tl.sqrt(variance), 1.0)
         sweeps += 1
         # what rounding of s, and of the sums, amounts to here comes on top
-        reach = at if CRITERION == "kl_budget" else at * 0.0 + 1.0
-        allowed = wanted + eps * (tl.abs(slope) + 8 * reach * tl.sqrt(variance + mean * mean))
+        size_l = tl.sqrt(variance + mean * mean) * (at if CRITERION == "kl_budget" else 1.0)
+        allowed = wanted + eps * (tl.abs(slope) + 8 * size_l)
         residual = tl.abs(left)
         done = (residual <= allowed) | ((at == 0) & (left >= 0)) | ((at == 1) & (left <= 0)) | once
         try_low, try_high = try_low & (at > 0), try_high & (at < 1)
         low, high = tl.where(left < 0, at, low), tl.where(left < 0, high, at)
-        s = at - left / tl.where(slope > 0, slope, 1e-30)
-        end, untried = tl.where(left < 0, high, low), ((left < 0) & try_high) | ((left >= 0) & try_low)
-        turn = tl.where(untried & ((end == 0) | (end == 1)), end, (low + high) / 2)
-        s = tl.where((s > low) & (s < high), s, turn)
+        s = _step(at, left, slope, low, high, try_low, try_high)
         if CRITERION == "ess":
             s = tl.where(value >= 0, 0.0, s)  # all of the samples
 
     # The policy itself, where the two share no token, or tokens that only it has rule out any mixture.
     itself = ~shared
-    if CRITERION == "kl_budget":
+    if CRITERION == "kl_budget" or CRITERION == "ess":
         itself |= (at == 0) & only_x
-    if CRITERION == "ess":
-        itself |= only_x
     kl_policy = tl.where(itself, 0.0, at * mean - log_z)
     kl_target = tl.where(itself, float("inf"), -(1 - at) * mean - log_z)
     solved = (residual <= allowed) & ~itself
     store(numbers + row, rows, 1 - at, kl_policy, kl_target, sweeps, solved, residual)
     write(log_q + row * size, policy, target, size, top_x, log_x, top_y, log_y, at, log_z, itself, BLOCK)
+
+
+@triton.jit
+def _step(at, left, slope, low, high, try_low, try_high):  # type: ignore[no-untyped-def]
+    """Newton's step from ``at``; if it leaves the bracket, an end of [0, 1] that is to be tried, else the middle."""
+    s = at - left / tl.where(slope > 0, slope, 1e-30)
+    end = tl.where(left < 0, high, low)
+    untried = ((left < 0) & try_high & (high == 1)) | ((left >= 0) & try_low & (low == 0))
+    return tl.where((s > low) & (s < high), s, tl.where(untried, end, (low + high) / 2))
 
 
 @triton.jit
