@@ -12,8 +12,8 @@ from klent.models.load import LoadedModel
 from klent.objectives import qsft_policy
 from klent.rollout.decoding import Decoder
 from klent.rollout.extending import ExtendingDecoder, Kept, can_extend
-from klent.rollout.recordable import Decoding
 from klent.rollout.mixture_engine import MixtureDecoder, MixtureEngine
+from klent.rollout.recordable import Decoding
 from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.streams.episode import Episode

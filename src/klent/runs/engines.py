@@ -11,9 +11,9 @@ from klent.models.load import LoadedModel
 from klent.rollout.copied_engine import CopiedEngine
 from klent.rollout.dataset_engine import DatasetEngine
 from klent.rollout.engine import Engine
-from klent.rollout.recordable import Decoding
 from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.play import PlayEngine
+from klent.rollout.recordable import Decoding
 from klent.rollout.target import Target
 from klent.rollout.trajectory_engine import TrajectoryEngine
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
