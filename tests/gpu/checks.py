@@ -22,9 +22,11 @@ from klent.config import load_recipe
 from klent.mixture import solve, solve_alpha
 from klent.models.load import LoadedModel
 from klent.rollout.fused import has_kernels
+from klent.rollout.mixture_engine import MixtureEngine
 from klent.rollout.recordable import graph_refusal
 from klent.rollout.recorder import CudaRecorder, as_it_is
 from klent.rollout.sampling import draw
+from klent.rollout.target import Target
 from klent.rollout.transformers_engine import SamplingOptions, TransformersEngine
 from klent.runs.checkpoint import load_step
 from klent.runs.train import train
@@ -211,6 +213,28 @@ def recorded_is_eager(device: str) -> str:
     return f"{same} of {total} completions token by token, their numbers to 1e-4"
 
 
+def recorded_mixture_is_eager(device: str) -> str:
+    """A mixture of two models by the recorded step: as step by step, alpha given and alpha solved for."""
+    policy, target = (
+        LoadedModel(tiny_model(seed).to(device), tiny_tokenizer(), "tiny", (TURN_END, END)) for seed in (0, 1)
+    )
+    options = SamplingOptions(max_tokens=LONGEST[policy.model.device.type], temperature=0.8)
+    same = total = 0
+    for alpha in (0.4, "chernoff"):
+        recorded, eager = (
+            MixtureEngine(policy, Target(target), options, alpha=alpha, decoding=way, note=_refuse)  # type: ignore[arg-type]
+            for way in ("graph", "eager")
+        )
+        pairs = zip(
+            *(engine.generate(PROMPTS, group_size=4, seed=3) for engine in (recorded, eager)), strict=True
+        )
+        alike = [_same(x, y) for x, y in pairs]
+        same, total = same + sum(alike), total + len(alike)
+        assert recorded.sampler is not None
+    assert same >= 0.9 * total, (same, total)
+    return f"{same} of {total} completions token by token, their numbers to 1e-4"
+
+
 def _refuse(text: str) -> None:
     assert text.startswith("rollout.rows: up to "), text
 
@@ -334,6 +358,7 @@ CHECKS: dict[str, Check] = {
         solver_is_exact,
         decoding_kernels_are_exact,
         recorded_is_eager,
+        recorded_mixture_is_eager,
         bfloat16_numbers_are_the_models,
         rows_by_memory,
         resumed_is_uninterrupted,
