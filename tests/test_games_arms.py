@@ -99,9 +99,14 @@ def test_the_table_pairs_seeds(parts):
 
 
 def test_what_is_missing_is_asked_for_seed_by_seed(parts):
-    options = argparse.Namespace(seeds=[0, 1, 2], worlds=["maze", "wordle"])
+    options = argparse.Namespace(
+        seeds=[0, 1, 2], worlds=["maze", "wordle"], arms=["cloning", "Q-SFT"], betas=[8.0]
+    )
+    missing = [("wordle", 0), ("wordle", 1), ("maze", 2), ("wordle", 2)]
+    assert list(parts.arms.plan(options, rows())) == missing
+    options.betas.append(32.0)  # the seeds that are there lack it
     assert list(parts.arms.plan(options, rows())) == [
-        ("wordle", 0), ("wordle", 1), ("maze", 2), ("wordle", 2)
+        ("maze", 0), missing[0], ("maze", 1), missing[1], *missing[2:]
     ]  # fmt: skip
 
 

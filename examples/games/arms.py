@@ -213,10 +213,17 @@ def write(rows: Sequence[Row], file: Path) -> None:
 
 
 def plan(options: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, int]]:
-    """What is missing, seed by seed, so that a study that is stopped has whole seeds."""
-    done = {(row["world"], row["seed"]) for row in rows}
+    """What is missing, seed by seed, so that a study that is stopped has whole seeds.
+
+    A seed that lacks an arm, or a beta of one, is trained anew as a whole.
+    """
+    there = {(row["world"], row["seed"], row["arm"], row["beta"]) for row in rows}
+    betas = {arm: [f"{beta:g}" for beta in options.betas] if arm in VALUES else [""] for arm in options.arms}
     for seed in options.seeds:
-        yield from ((world, seed) for world in options.worlds if (world, str(seed)) not in done)
+        for world in options.worlds:
+            wanted = {(world, str(seed), arm, beta) for arm in options.arms for beta in betas[arm]}
+            if not wanted <= there:
+                yield world, seed
 
 
 def _no_report(folder: Path) -> None:
@@ -230,7 +237,7 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--betas", nargs="+", type=float, default=[8.0, 32.0])
+    parser.add_argument("--betas", nargs="+", type=float, default=[8.0, 32.0, 128.0])
     parser.add_argument("--episodes", type=int, default=200, help="of a log")
     parser.add_argument("--play", type=int, default=64, help="episodes that an arm is judged by")
     parser.add_argument("--steps", type=int, default=80, help="of cloning, 16 episodes each")
@@ -247,7 +254,8 @@ def main() -> None:
     runs.write_report = _no_report
     for world, seed in list(plan(options, rows)):
         with tempfile.TemporaryDirectory() as scratch:
-            rows += Study(world, seed, options, Path(scratch)).everything()
+            new = Study(world, seed, options, Path(scratch)).everything()
+        rows = [row for row in rows if (row["world"], row["seed"]) != (world, str(seed))] + new
         write(rows, options.out)
 
 
