@@ -237,7 +237,7 @@ def test_the_hint_for_an_unknown_name_works_when_it_is_followed() -> None:
 
 def test_the_documented_names_are_read_and_those_of_other_things_are_not() -> None:
     page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
-    table = page.split("other names, for example")[1].split("The rule")[0]
+    table = page.split("other names, for example")[1].split("A name is recognised")[0]
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
     assert {row[1].strip(" `") for row in rows} == set(STREAMS)
     for row in rows:
@@ -245,7 +245,8 @@ def test_the_documented_names_are_read_and_those_of_other_things_are_not() -> No
             assert stream_of(alias) == row[1].strip(" `"), alias
             assert is_alias(alias)
     for other in re.findall(
-        r"`(\w+)`", " ".join(page.split()).split("A name with any other word")[1].split("is not guessed")[0]
+        r"`(\w+)`",
+        " ".join(page.split()).split("A name with any other word")[1].split("is taken as a setting")[0],
     ):
         assert stream_of(other) is None, other
     for other in (

@@ -375,13 +375,43 @@ def test_verdict_and_figures(name: str) -> None:
         assert figure.low is None or figure.high is None or figure.low <= figure.value <= figure.high
 
 
+#: claims that sample with steps so large that the last bit of a product, which processors differ in, decides draws
+OF_THE_LAST_BIT = {"entropy-control-budget"}
+
+
+def part(page: str, claim: str) -> str:
+    """A claim's section, from its heading to the next."""
+    return re.search(rf"^### {claim}\n.*?(?=^##|\Z)", page, flags=re.M | re.S)[0]
+
+
+def without(page: str, claim: str) -> str:
+    """The page without a claim's row and section."""
+    page = page.replace(part(page, claim), "")
+    return re.sub(rf"^\| \[{claim}\]\(#{claim}\) .*\n", "", page, flags=re.M)
+
+
 def test_the_page_in_docs_is_generated(results: list[tuple[Claim, Verdict]]) -> None:
     numbers = re.compile(r"(?<![\w.:])-?\d+(?:\.\d+)?(?:e-?\d+)?")
     written, generated = PAGE.read_text(encoding="utf-8"), markdown(results)
     again = "run: python -m klent.claims.page"
     assert numbers.sub("#", written) == numbers.sub("#", generated), again
+    for claim in OF_THE_LAST_BIT:
+        written, generated = without(written, claim), without(generated, claim)
     for old, new in zip(numbers.findall(written), numbers.findall(generated), strict=True):
         assert float(old) == pytest.approx(float(new), rel=0.0101), again  # one unit of the third digit
+
+
+@pytest.mark.parametrize("claim", sorted(OF_THE_LAST_BIT))
+def test_figures_of_the_last_bit_are_within_the_intervals_of_the_page(
+    results: list[tuple[Claim, Verdict]], claim: str
+) -> None:
+    row = re.compile(r"^\| ([^|]+) \| (-?[\d.e-]+)(?: \[(-?[\d.e-]+), (-?[\d.e-]+)\])? \|$", flags=re.M)
+    pages = PAGE.read_text(encoding="utf-8"), markdown(results)
+    written, generated = (row.findall(part(page, claim)) for page in pages)
+    assert [name for name, *_ in written] == [name for name, *_ in generated] != []
+    for (name, old, low, high), (_, new, *_) in zip(written, generated, strict=True):
+        near = float(new) == pytest.approx(float(old), rel=0.0101)
+        assert near or float(low) <= float(new) <= float(high), name
 
 
 def test_every_claim_belongs_to_the_subject_that_holds_it() -> None:
@@ -455,7 +485,8 @@ def test_claims_and_pages_of_real_runs_name_each_other(claim: Claim) -> None:
     page, _, section = claim.real_runs.page.partition("#")
     text = (DOCS / page).read_text(encoding="utf-8")
     assert section in map(slug, re.findall(r"^#+ (.+)$", text, flags=re.M))
-    named = re.search(rf"\[{claim.id}\]\(claims\.md#{claim.id}\)[^|]*\| ([a-z ]+) \| ([a-z ]+) \|", text)
+    row = rf"^\| \[{claim.id}\]\(claims\.md#{claim.id}\) \| ([a-z ]+) \| ([a-z ]+) \|"
+    named = re.search(row, text, flags=re.M)
     assert named, f"docs/{page} must have a row for the claim: its verdict, and what the runs say about it"
     assert named.groups() == (EXPECTED[claim.id][0], claim.real_runs.agree)
 

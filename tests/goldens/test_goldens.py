@@ -46,7 +46,11 @@ def test_smollm2_run_is_as_recorded(tmp_path: Path, monkeypatch) -> None:
 
 
 def compare(run: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Every bit where the machine and its libraries are those of the recording; else numbers, to rounding."""
+    """Every bit where the machine and its libraries are those of the recording; else numbers, to rounding.
+
+    Elsewhere a choice between near equals (a token selected, clipped or sampled) may fall the other way. Then the
+    gradients differ by a token's share, and from there on the runs are two: what was sampled before is compared.
+    """
     if fingerprint() == saved["machine"]:
         assert without_nan(known(run["metrics"], saved["metrics"])) == without_nan(saved["metrics"])
         evaluations = [as_recorded(row) for row in run["evaluations"]]
@@ -54,9 +58,13 @@ def compare(run: dict[str, Any], saved: dict[str, Any]) -> None:
         assert {key: run[key] for key in DIGESTS} == {key: saved[key] for key in DIGESTS}
         return
     for row, expected in zip(run["metrics"], saved["metrics"], strict=True):
-        for key in ("reward/mean", "policy/entropy", "grad/norm", "completion/length"):
+        for key in ("reward/mean", "policy/entropy", "completion/length"):
             if key in expected:
                 assert math.isclose(row[key], expected[key], rel_tol=1e-3), (row["step"], key)
+        apart = abs(row["grad/norm"] / expected["grad/norm"] - 1) if "grad/norm" in expected else 0.0
+        assert apart < 0.1, (row["step"], "grad/norm")
+        if apart > 1e-3:
+            return
 
 
 def known(rows: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ def test_a_new_repository_is_private_unless_asked_otherwise(stub: Stub, tmp_path
 def test_who_may_not_write_is_told_before_anything_is_written(
     stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, said in (("my-model", "write OWNER/my-model"), ("a b/c", "no name of a repository")):
+    for name, said in (("my-model", "write OWNER/my-model"), ("a b/c", "not a valid repository name")):
         with pytest.raises(ConfigError, match=said):
             open_hub(name)
     stub.failing, stub.refusal = "whoami", ConnectionError("no route to host")

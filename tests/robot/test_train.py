@@ -179,5 +179,7 @@ def test_expected_labels_without_branches_are_refused(cloned, folder, tmp_path):
     collect(tmp_path / "plain", plain, workers=1, progress=lambda done, of: None)
     recipe = preferring(folder, cloned.path / "final", LOSSES["expected"])
     recipe["task"] = {"segments": str(tmp_path / "plain"), "compare": 3}
-    with pytest.raises(ConfigError, match=r"loss.policy_labeled_preference.label: expected needs rollouts"):
+    with pytest.raises(
+        ConfigError, match=r"loss.policy_labeled_preference.label: expected needs extra rollouts"
+    ):
         klent.train(recipe, runs=tmp_path, quiet=True)

@@ -104,12 +104,16 @@ def numbers(run: Path) -> list[dict[str, float]]:
 def check_same_run(run: Path, expected: Path, *, atol: float = 2e-5) -> None:
     """To the rounding of float32: the order in which numbers add up differs."""
     mine, theirs = numbers(run), numbers(expected)
+    found, weights = (load_file(folder / "final" / "model.safetensors") for folder in (run, expected))
+    one = 1 / sum(
+        weight.numel() for weight in weights.values()
+    )  # a share counts weights: of some the last bit decides
     assert len(mine) == len(theirs) > 0
     for row, wanted in zip(mine, theirs, strict=True):
         assert row.keys() == wanted.keys()
         for name, value in wanted.items():
-            assert row[name] == pytest.approx(value, rel=2e-3, abs=atol), (wanted["step"], name)
-    found, weights = (load_file(folder / "final" / "model.safetensors") for folder in (run, expected))
+            near = 2.5 * one if name == "update/rounded_away" else atol
+            assert row[name] == pytest.approx(value, rel=2e-3, abs=near), (wanted["step"], name)
     for name, weight in weights.items():
         torch.testing.assert_close(found[name], weight, atol=atol, rtol=1e-4)
 

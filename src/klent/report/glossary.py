@@ -19,7 +19,7 @@ def describe(name: str) -> Term:
     """The term of a metric by its name in a row; families match by their prefix.
 
     >>> describe("reward/format").definition
-    'Mean of one of several rewards, before its weight.'
+    'Mean of one of several rewards, before it is multiplied by its weight.'
     """
     family = f"{name.split('/')[0]}/<name>"
     return GLOSSARY.get(name) or GLOSSARY.get(family) or Term("", "Not described by klent.", "")
