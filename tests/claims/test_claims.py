@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from goldens.record import fingerprint
 from torch import Tensor
 
 from klent import mixture as M
@@ -377,6 +378,7 @@ def test_verdict_and_figures(name: str) -> None:
 
 #: claims that sample with steps so large that the last bit of a product, which processors differ in, decides draws
 OF_THE_LAST_BIT = {"entropy-control-budget"}
+PROCESSOR = "AMD EPYC"  # that the page was made on
 
 
 def part(page: str, claim: str) -> str:
@@ -395,7 +397,7 @@ def test_the_page_in_docs_is_generated(results: list[tuple[Claim, Verdict]]) -> 
     written, generated = PAGE.read_text(encoding="utf-8"), markdown(results)
     again = "run: python -m klent.claims.page"
     assert numbers.sub("#", written) == numbers.sub("#", generated), again
-    for claim in OF_THE_LAST_BIT:
+    for claim in () if fingerprint()["cpu"] == PROCESSOR else OF_THE_LAST_BIT:
         written, generated = without(written, claim), without(generated, claim)
     for old, new in zip(numbers.findall(written), numbers.findall(generated), strict=True):
         assert float(old) == pytest.approx(float(new), rel=0.0101), again  # one unit of the third digit

@@ -90,16 +90,6 @@ def _distance(ours: Tensor, exact: Tensor) -> float:
     return float((ours.double() - exact).abs().max() / exact.abs().max())
 
 
-CRITERIA = (
-    ("chernoff", None),
-    ("kl_budget", 0.05),
-    ("ess", 0.5),
-    ("entropy", 5.0),
-    ("snr", None),
-    ("snr", "r"),
-)
-
-
 def solver_is_exact(device: str) -> str:
     """alpha and log q of all five criteria in the kernels against the same in float64 on the CPU."""
     worst = {}

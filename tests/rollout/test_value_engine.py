@@ -68,6 +68,16 @@ def test_without_a_tilt_it_is_the_model_of_the_data_and_the_dummy_is_never_drawn
     assert int(torch.cat(tokens).max()) < len(VOCABULARY)
 
 
+def test_a_recorded_step_is_not_had_and_the_console_says_why():
+    notes: list[str] = []
+    sampler = engine(decoding="graph", note=notes.append)
+    sampler.generate([Prompt("p/0", "a")], group_size=2, seed=0)
+    assert sampler.sampler is None
+    (note,) = notes
+    assert "step by step from Python (slower, as exact)" in note
+    assert "a player of values" in note
+
+
 def test_another_temperature_is_refused():
     with pytest.raises(ConfigError, match=r"temperature is 0\.5, and the player of values needs 1"):
         ValueEngine(loaded(1), loaded(0), SamplingOptions(max_tokens=6, temperature=0.5), beta=1.0)

@@ -50,6 +50,5 @@ def edits(one: str, other: str) -> int:
 
 
 def _ratio(name: str, other: str) -> float:
-    return difflib.SequenceMatcher(
-        None, other, name
-    ).ratio()  # in the order in which get_close_matches compares
+    """In the order in which ``get_close_matches`` compares: the ratio is not symmetric."""
+    return difflib.SequenceMatcher(None, other, name).ratio()

@@ -37,7 +37,7 @@ def open_hub(repository: str) -> Hub:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise ConfigError(
-            f"--push {repository}: not a valid repository name: {first_line(error)}. Write OWNER/NAME"
+            f"--push {repository}: not a valid repository name: {first_line(error).rstrip('.')}. Write OWNER/NAME"
         ) from error
     if repository.count("/") != 1:
         raise ConfigError(f"--push {repository}: the owner is missing; write OWNER/{repository}")

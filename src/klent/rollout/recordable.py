@@ -30,6 +30,7 @@ def choose_sampler(
     note: Callable[[str], None],
     how: How,
     beside: Reader | None = None,
+    refusal: str | None = None,
 ) -> GraphSampler | None:
     """What draws on the device by itself; None where that is not asked for, or a model does not allow it.
 
@@ -39,12 +40,13 @@ def choose_sampler(
         note: told why it cannot be had.
         how: what it will draw with, tried too.
         beside: a further model that the draw asks for, as of :class:`GraphSampler`.
+        refusal: why it cannot be had, where that is known; nothing is tried then.
     """
     on_gpu = model.device.type == "cuda"
     if not (decoding == "graph" or (decoding == "auto" and on_gpu)):
         return None
     record: Recorder = CudaRecorder() if on_gpu else as_it_is
-    fused, reason = _way(model, record)
+    fused, reason = _way(model, record) if refusal is None else (None, refusal)
     if reason is None and beside is not None:
         with beside.active():
             theirs, reason = _way(beside.model, record)

@@ -63,8 +63,8 @@ class TransformersEngine:
         note: told in words of rows that were counted or did not fit, and of a model that cannot be recorded.
     """
 
-    records = True
-    """Whether a device can draw the tokens by itself."""
+    unrecorded: str | None = None
+    """Why a device cannot draw the tokens by itself; None = it can, where the model allows it."""
 
     def __init__(
         self,
@@ -256,13 +256,12 @@ class TransformersEngine:
                 self.loaded.model,
                 pad=self.loaded.tokenizer.pad_token_id,
                 stop_ids=self.loaded.stop_ids,
-                decoding=self.decoding if self.records else "eager",
+                decoding=self.decoding,
                 note=self.note,
                 how=self._how(),
                 beside=self._reader_beside(),
+                refusal=self.unrecorded,
             )
-            if self.decoding == "graph" and not self.records:
-                self.note("rollout.decoding: step by step from Python, as every player of values")
 
     def _how(self) -> How:
         """How a device draws."""

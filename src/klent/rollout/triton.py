@@ -226,19 +226,8 @@ def _attend(  # type: ignore[no-untyped-def]
         token = start + ahead
         seen = (token >= first) & (token < longest)
         top, total, sums = _look(
-            q,
-            prompt_keys + line,
-            prompt_values + line,
-            token,
-            seen,
-            d,
-            wide,
-            scaling,
-            top,
-            total,
-            sums,
-            WIDTH,
-        )
+            q, prompt_keys + line, prompt_values + line, token, seen, d, wide, scaling, top, total, sums, WIDTH
+        )  # fmt: skip
     line = (row * KV_HEADS + head) * room * WIDTH
     for start in range(split * BLOCK, now, SPLITS * BLOCK):
         token = start + ahead
@@ -311,9 +300,8 @@ def _weigh(logits, stride, temperature, parts, size, blocks, WORDS: tl.constexpr
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = block * WORDS + tl.arange(0, WORDS)
     mask = at < size
-    z = tl.load(logits + row * stride + at, mask=mask, other=float("-inf")).to(tl.float32) / tl.load(
-        temperature
-    )
+    z = tl.load(logits + row * stride + at, mask=mask, other=float("-inf")).to(tl.float32)
+    z /= tl.load(temperature)
     top = tl.maximum(tl.max(z, axis=0), FLOOR)
     x = z - top
     weight = tl.exp(x)

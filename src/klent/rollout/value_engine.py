@@ -44,7 +44,7 @@ class ValueEngine(MixtureEngine):
         ConfigError: a temperature other than 1, at which a ratio of probabilities is no value.
     """
 
-    records = False
+    unrecorded = "a player of values tilts one model's distribution by what another says"
 
     def __init__(
         self,

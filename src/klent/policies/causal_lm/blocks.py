@@ -80,8 +80,7 @@ def find_blocks(owner: Tensor, segment: Tensor) -> Blocks:
     width = max(map(len, prompts))
     longest = max((len(positions) for _, positions in completions), default=1)
     masked = len(completions) * longest * (width + longest) <= LARGEST_MASK
-    before = 0 if masked else width  # places for the prompt in a completion's line of outputs
-    line = before + longest
+    line = longest if masked else width + longest  # outputs of a completion
     prompt = torch.zeros(len(prompts), width, dtype=torch.long)
     completion = torch.zeros(len(completions), longest, dtype=torch.long)
     mask = sequence = None
