@@ -61,6 +61,29 @@ def recipe_of(path: Path, **other: object) -> Recipe:
     return make_recipe({**values, **other})
 
 
+@pytest.mark.parametrize(
+    ("policy", "lr", "rate"), [({}, 3e-5, 1e-3), ({}, 3e-3, 3e-3), ({"head_lr": 5e-4}, 3e-5, 5e-4)]
+)
+def test_the_head_learns_at_a_rate_of_its_own(
+    tmp_path: Path, policy: dict[str, float], lr: float, rate: float
+) -> None:
+    """The first step of Adam moves every weight by its rate, where the gradient is much larger than eps."""
+    tiny_folder(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(60)))
+    one = {
+        "steps": 1,
+        "eval": None,
+        "optimizer": {"lr": lr},
+        "task": {"pairs": str(tmp_path / "pairs.jsonl")},
+    }
+    recipe = recipe_of(tmp_path, **one, policy={"kind": "reward_model", **policy})
+    rates = f"learning rate {lr:g}" + (f", of score {rate:g}" if rate != lr else "")
+    assert any(line.endswith(rates) for line in describe_plan(recipe))
+    train(recipe, tmp_path / "rm", command="test", console=QuietConsole())
+    head = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm" / "final").score.weight
+    assert head.abs().median().item() == pytest.approx(rate, rel=1e-3)
+
+
 def rows(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 

@@ -6,6 +6,8 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from klent.config.base import Decay, Positive, PositiveInt, Settings
 
+_HEAD_RATE = 1e-3  # of a score head where nothing else is said
+
 
 class PolicySettings(Settings):
     """What every kind of policy says of itself; no key of a recipe."""
@@ -16,6 +18,10 @@ class PolicySettings(Settings):
     engine: ClassVar[str] = ""  # the rollout that it needs; empty = either of those for texts
     gives: ClassVar[frozenset[str]] = frozenset()  # streams of its passes; a language model's are not listed
     labelled: ClassVar[bool] = False  # whether its data say which policy recorded them
+
+    def rates(self, lr: float) -> dict[str, float]:
+        """Learning rates of parts with another one than `lr`, by what their parameters' names begin with."""
+        return {}
 
 
 class CausalSettings(PolicySettings):
@@ -44,6 +50,13 @@ class RewardModelSettings(PolicySettings):
     centre_on: str | None = None
     """Of a reward model: a file with `prompt` and `completion` whose mean score is set to 0 at the end, such as the
     SFT policy's answers; null = the held-out pairs."""
+    head_lr: Positive | None = None
+    """Of a reward model: the head's learning rate after warm-up; null = 1e-3, or optimizer.lr where that is larger. A
+    new head starts at 0, and the layers learn what a text is worth only as far as the head lets them."""
+
+    def rates(self, lr: float) -> dict[str, float]:
+        """The head's."""
+        return {"score.": self.head_lr or max(_HEAD_RATE, lr)}
 
 
 class DenoiserSettings(PolicySettings):

@@ -102,6 +102,14 @@ def _critic(critic: Critic, rate: float) -> str:
     return f"critic: {layers}; learning rate {critic.lr or rate:g}"
 
 
+def _rates(recipe: Recipe) -> str:
+    lr = recipe.optimizer.lr
+    own = [
+        f", of {part.rstrip('.')} {rate:g}" for part, rate in recipe.policy.rates(lr).items() if rate != lr
+    ]
+    return f"{lr:g}{''.join(own)}"
+
+
 def _adaptive_kl(adaptive: AdaptiveKL) -> str:
     aim = f"the KL of completions to {adaptive.target:g} nats, horizon {adaptive.horizon:,} completions"
     return f"adaptive KL: turns the coefficient of the KL to the reference, {aim}"
@@ -234,7 +242,7 @@ def describe_plan(recipe: Recipe) -> list[str]:
         *([_critic(recipe.critic, recipe.optimizer.lr)] if recipe.critic else []),
         *([_adaptive_kl(recipe.adaptive_kl)] if recipe.adaptive_kl else []),
         *([says(recipe.device, recipe.precision)] if recipe.policy.language else []),
-        f"update: {plural(plan.updates, 'optimizer step')}, learning rate {recipe.optimizer.lr:g}",
+        f"update: {plural(plan.updates, 'optimizer step')}, learning rate {_rates(recipe)}",
         f"reference model: {reference if referred else 'none (no term reads logp_ref or kl)'}",
     ]
     if plan.needs.old:

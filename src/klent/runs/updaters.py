@@ -71,19 +71,25 @@ def is_sharded(recipe: Recipe, world: World) -> bool:
 
 
 def _adamw(recipe: Recipe, trainable: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW whose weight decay leaves vectors (norms, biases) alone; a critic may have a rate of its own."""
-    options, critic = recipe.optimizer, recipe.critic
-    own = 1.0 if critic is None or critic.lr is None else critic.lr / options.lr
+    """AdamW whose weight decay leaves vectors (norms, biases) alone; a critic and a score head have own rates."""
+    options, rates = recipe.optimizer, _own_rates(recipe)
     groups = [
-        {"params": params, "weight_decay": decay, "lr_scale": scale}
-        for scale, of_critic in ((1.0, False), (own, True))
+        {"params": params, "weight_decay": decay, "lr_scale": rates.get(part, options.lr) / options.lr}
+        for part in ("", *rates)
         for decay, matrices in ((options.weight_decay, True), (0.0, False))
         if (
             params := [
                 p
                 for name, p in trainable.items()
-                if name.startswith("critic.") == of_critic and (p.ndim >= 2) == matrices
+                if next((own for own in rates if name.startswith(own)), "") == part
+                and (p.ndim >= 2) == matrices
             ]
         )
     ]
     return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True)
+
+
+def _own_rates(recipe: Recipe) -> dict[str, float]:
+    """Learning rates of parameters with another one than `optimizer.lr`, by what their names begin with."""
+    lr, critic = recipe.optimizer.lr, recipe.critic
+    return {**recipe.policy.rates(lr), **({} if critic is None else {"critic.": critic.lr or lr})}

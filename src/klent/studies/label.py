@@ -20,7 +20,7 @@ from klent.streams.episode import Episode
 from klent.tasks import Prompt, Scorer, load_task
 from klent.tasks.preferences import SIDES
 
-AT_ONCE = 8  # prompts answered together; fixed, because what is sampled depends on it
+AT_ONCE = 32  # prompts answered together; fixed, because what is sampled depends on it
 TRIES = 20  # prompts tried for each pair wanted, before the answers are said to be too much alike
 
 
