@@ -7,6 +7,7 @@ import pytest
 
 from klent.errors import ConfigError, DataError
 from klent.tasks import load_task
+from klent.tasks.data import one_of_each
 from klent.tasks.preferences import split_pair
 
 
@@ -131,6 +132,25 @@ def test_pairs_of_one_prompt_stay_on_one_side(tmp_path):
     held = {prompt.prompt for prompt in found.heldout(9)}
     trained = {found.train(i).prompt for i in range(len(found))}
     assert (len(held), len(trained), held & trained) == (2, 3, set())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_every_pair_of_a_held_out_prompt_is_measured_one_of_each_first(tmp_path, apart):
+    rows = [row(f"question {i % 5}", f"a{i}", f"b{i}") for i in range(20)]
+    (tmp_path / "apart.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    keys = {"heldout_data": "apart.jsonl"} if apart else {"heldout": 2}
+    found = task(tmp_path, *([row("another", "a", "b")] if apart else rows), **keys)
+    held = found.heldout(1000)
+    count = 5 if apart else 2
+    assert len({prompt.prompt for prompt in held[:count]}) == count
+    assert len({prompt.columns["chosen"] for prompt in held}) == len(held) == 4 * count
+    assert one_of_each(held) == held[:count]
+
+
+def test_of_prompts_alone_one_of_each_is_held_out(tmp_path):
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"{i % 5}"}) + "\n" for i in range(20)))
+    found = load_task({"data": "p.jsonl", "heldout": 2}, seed=0, heldout=0, base=tmp_path)
+    assert len(found.heldout(1000)) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from klent.runs.heldout_loss import heldout_completions, loss_row
 from klent.runs.parts import Parts
 from klent.streams.prompt import Prompt
 from klent.tasks import Task
+from klent.tasks.data import one_of_each
 from klent.tasks.returns import Judge
 
 
@@ -40,6 +41,7 @@ def build_exams(
         return []
     prompts = task.heldout(settings.problems)
     asked = examined.heldout(settings.problems)
+    asked = one_of_each(asked) if paired else asked
     if not (prompts or asked):
         note(NO_PROBLEMS)
         return []

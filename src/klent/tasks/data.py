@@ -67,7 +67,7 @@ class DataTask:
                 random.Random(f"{seed}/heldout").shuffle(distinct)
             others = [index for index in distinct[:count] if prompts.key(index) not in trained]
             held_out = {prompts.key(index) for index in others}
-            self._heldout = [prompts[index] for index in others]
+            self._heldout = [prompts[index] for index in _measured(prompts, others, section)]
         else:
             if section.heldout is not None:
                 raise ConfigError("task: give `heldout` or `heldout_data`/`heldout_split`, not both")
@@ -76,7 +76,7 @@ class DataTask:
             apart = Prompts(other, split, section, needed, base, read, key)
             distinct = apart.distinct()
             held_out = {apart.key(index) for index in distinct}
-            self._heldout = [apart[index] for index in distinct]
+            self._heldout = [apart[index] for index in _measured(apart, distinct, section)]
         self._train = (
             [index for index in chosen if prompts.key(index) not in held_out] if held_out else chosen
         )
@@ -198,6 +198,23 @@ def _choose(prompts: Prompts, only: Sequence[int], data: str) -> list[int]:
             rows = f"{min(by_number)} to {max(by_number)}"
             raise DataError(f"task.only: {data} has no row {number}; rows are {rows}")
     return [by_number[number] for number in dict.fromkeys(only)]
+
+
+def _measured(prompts: Prompts, held_out: list[int], section: FileSettings) -> list[int]:
+    """The rows to measure of held-out prompts, one of each first; of pairs the others too."""
+    if not section.paired:
+        return held_out
+    keys, first = {prompts.key(index) for index in held_out}, set(held_out)
+    more = [index for index in range(len(prompts)) if index not in first and prompts.key(index) in keys]
+    return [*held_out, *more]
+
+
+def one_of_each(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first of every distinct prompt: whoever answers a prompt twice has not two problems."""
+    first: dict[bytes, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(prompt_key(prompt.prompt), prompt)
+    return list(first.values())
 
 
 def heldout_count(setting: float | int | None, default: int, distinct: int) -> int:
