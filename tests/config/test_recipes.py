@@ -26,8 +26,9 @@ NEEDS = {
     "distill": {**GYM, "rollout": {"mixture": {"target": "teacher"}}},
     **{
         key: {**GYM, "task": {"noise": 1}, "reward": "a.b:c"}
-        for key in ("ddpo", "dpok", "dpok_released", "flow_grpo")
+        for key in ("ddpo", "dpok", "dpok_released", "flow_grpo", "diffusion_nft")
     },
+    "ddrl": {**GYM, "task": {"noise": 1, "images": "images.npy"}, "reward": "a.b:c"},
 }  # more than GYM
 
 
@@ -94,6 +95,12 @@ EXPECTED = {
     "steer": (clip(0.2, 0.28), group("std"), "tokens"),
     "entrocraft": (clip(0.2, 0.2), group("std"), "tokens"),
     "ddpo": (clip(0.2, 0.2), group("std"), "tokens"),
+    "diffusion_nft": ({"diffusion_nft": {"beta": 1.0, "advantage_max": 5.0}}, group("std"), "tokens"),
+    "ddrl": (
+        {"ppo_clip": {"clip_low": 0.2, "clip_high": 0.2, "ratio": "token"}, "denoising": {"coef": 0.1}},
+        group("std"),
+        "tokens",
+    ),
     "dpok": ({"reinforce": {}, "token_kl": {"coef": 0.01}}, {"leave_one_out": {}}, "constant"),
     "dpok_released": ({"reinforce": {}, "token_kl": {"coef": 0.01}}, {"leave_one_out": {}}, "constant"),
 }

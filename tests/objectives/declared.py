@@ -24,7 +24,7 @@ from torch import Tensor
 from klent import objectives as O
 from klent.config.binding import choices_of, hyperparameters_of, optional_of
 from klent.objectives.kinds import Kind, declaration
-from klent.streams.registry import PER_COMPLETION
+from klent.streams.sets import PER_COMPLETION
 
 OWNERS = ("test_laws", "test_mutants", "test_refusals", "test_rules", "test_adding", "test_idle")
 Settings = Mapping[str, Any]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -145,12 +146,16 @@ def test_noise_of_another_size_is_refused(recipe, tmp_path):
     "arm",
     [
         {"method": "flow_grpo"},
+        {"method": "diffusion_nft", "token_reward": None},
+        {"method": "ddrl", "task": {"noise": 2, "images": "images.npy"}},
         {"method": "rwr", "token_reward": None},
         {"method": "online_dpo", "rollout": {"engine": "policy", "actions": 3, "pairs": "best_worst"}},
     ],
     ids=lambda arm: arm["method"],
 )
-def test_other_methods_train_a_denoiser(arm, recipe, tmp_path):
+def test_other_methods_train_a_denoiser(arm, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.random.default_rng(0).normal(size=(40, 2)))
     common = {key: recipe[key] for key in ("name", "model", "policy", "task", "reward", "optimizer")}
     small = {"prompts_per_step": 2, "group_size": 4, "steps": 2, "eval": None, "update": {"minibatches": 1}}
     run = klent.train(
@@ -160,3 +165,24 @@ def test_other_methods_train_a_denoiser(arm, recipe, tmp_path):
     assert last["grad/norm"] > 0
     assert last["kl/sequence"] > 0
     assert last["policy/logp_mismatch"] < 1e-4
+
+
+def test_noised_images_are_the_same_in_a_resumed_run_and_in_any_cut(recipe, tmp_path):
+    """DiffusionNFT in two passes of two: bit for bit where it stopped, and to rounding one image at a time."""
+    common = {key: recipe[key] for key in ("name", "model", "policy", "task", "reward", "optimizer")}
+    nft = {"method": "diffusion_nft", "loss": {"diffusion_nft": {"beta": 0.5}, "token_kl": {"coef": 0.05}}}
+    passes = {"update": {"epochs": 2, "minibatches": 2}, "prompts_per_step": 2, "group_size": 4, "eval": None}
+    settings = common | nft | passes | {"rollout": {"engine": "policy", "actions": 4}}
+    whole = klent.train(settings | {"steps": 4, "checkpoint": {"every": 2}}, runs=tmp_path / "a", quiet=True)
+    cut = klent.train(settings | {"steps": 2, "checkpoint": {"every": 2}}, runs=tmp_path / "b", quiet=True)
+    config = yaml.safe_load((cut.path / "config.yaml").read_text())
+    (cut.path / "config.yaml").write_text(yaml.safe_dump(config | {"steps": 4}))
+    again = klent.train(name="toy", runs=tmp_path / "b", resume=True, quiet=True)
+    ours, theirs = (load_file(one.final / "model.safetensors") for one in (again, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert timeless(again.path) == timeless(whole.path)
+    assert rows(whole.path)[-1]["denoising/kl"] > 0  # of its later optimizer steps
+    small = {"update": passes["update"] | {"tokens_per_microbatch": 4}, "steps": 4}
+    one = klent.train(settings | small | {"checkpoint": {"every": 0}}, runs=tmp_path / "c", quiet=True)
+    for name, value in load_file(one.final / "model.safetensors").items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-5)

@@ -15,7 +15,8 @@ from klent.runs.console import QuietConsole
 from klent.runs.objective import step_requirements
 from klent.runs.plan import describe_plan
 from klent.runs.train import train
-from klent.streams.registry import PER_ACTION, REGISTRY, Streams
+from klent.streams.registry import REGISTRY, Streams
+from klent.streams.sets import PER_ACTION
 from klent.training.objective import Objective
 from klent.training.requirements import Requirements, requirements
 from klent.training.term import Term

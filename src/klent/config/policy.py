@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from klent.config.base import Decay, Positive, PositiveInt, Settings
+from klent.streams.sets import OF_IMAGES
 
 _HEAD_RATE = 1e-3  # of a score head where nothing else is said
 
@@ -65,7 +66,7 @@ class DenoiserSettings(PolicySettings):
     language: ClassVar[bool] = False
     task: ClassVar[str] = "noise"
     engine: ClassVar[str] = "policy"
-    gives: ClassVar[frozenset[str]] = frozenset({"logp", "entropy", "kl"})
+    gives: ClassVar[frozenset[str]] = frozenset({"logp", "entropy", "kl"}) | OF_IMAGES
 
     kind: Literal["denoiser"]
     """`denoiser` turns noise into an image, in `rollout.actions` steps."""

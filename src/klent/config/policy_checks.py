@@ -8,7 +8,9 @@ from klent.config.layers import KeyPath
 from klent.config.policy import DenoiserSettings
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
+from klent.config.task import NoiseSettings
 from klent.streams.registry import REGISTRY
+from klent.streams.sets import OF_IMAGES
 
 _BEGINS = {
     "text": "prompts",
@@ -42,8 +44,26 @@ def policy_problems(recipe: Recipe) -> Iterator[Problem]:
         yield from _unread_problems(recipe)
         yield from _stream_problems(recipe)
     yield from _label_problems(recipe)
+    yield from _image_problems(recipe)
     if isinstance(policy, DenoiserSettings):
         yield from _sampler_problems(policy)
+
+
+def _image_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Losses of noised images, and the images of data that one of them reads."""
+    reads = streams(recipe)
+    of_images = sorted(OF_IMAGES & reads)
+    if of_images and recipe.policy.language:
+        reason = f"{recipe.policy.kind} makes no images, and the loss reads {of_images[0]}"
+        yield Problem(("policy", "kind"), f"{reason}; set policy: {{kind: denoiser}}, or choose another loss")
+    if not isinstance(recipe.task, NoiseSettings):
+        return
+    if "denoising_data" in reads and recipe.task.images is None:
+        reason = "is missing: the loss reads denoising_data, of images of data"
+        yield Problem(("task", "images"), f"{reason}; set it to a .npy file with an image per row")
+    if recipe.task.images is not None and "denoising_data" not in reads:
+        fix = "remove it, or add denoising: {coef: 0.1}"
+        yield Problem(("task", "images"), f"is not used: no term of the loss reads denoising_data; {fix}")
 
 
 def _sampler_problems(policy: DenoiserSettings) -> Iterator[Problem]:

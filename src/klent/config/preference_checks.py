@@ -7,7 +7,7 @@ from klent.config.base import Settings
 from klent.config.checks import streams
 from klent.config.problems import Problem
 from klent.config.recipe import Recipe
-from klent.streams.registry import OF_CRITIC, PER_COMPLETION
+from klent.streams.sets import OF_CRITIC, PER_COMPLETION
 
 
 def pair_problems(recipe: Recipe) -> Iterator[Problem]:

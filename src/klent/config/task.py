@@ -252,6 +252,8 @@ class NoiseSettings(TaskSettings):
 
     noise: PositiveInt
     """Coordinates of an image, drawn from the recipe's seed."""
+    images: str | None = None
+    """A NumPy file (.npy) of images, one per row, for a term that denoises data (`denoising`)."""
 
     @property
     def source(self) -> str:

@@ -20,7 +20,8 @@ from klent.config.binding import (
 )
 from klent.objectives.kinds import Kind, declaration
 from klent.objectives.returned import as_token_loss
-from klent.streams.registry import PER_ACTION, PER_COMPLETION, REGISTRY, Stream
+from klent.streams.registry import REGISTRY, Stream
+from klent.streams.sets import PER_ACTION, PER_COMPLETION
 
 _TOKENS = (2, 3)
 _COMPLETIONS = (4,)

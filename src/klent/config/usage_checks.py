@@ -18,7 +18,7 @@ from klent.config.task import EnvironmentSettings, FileSettings, Game, PlaySetti
 from klent.config.training import ExactKL
 from klent.config.value_checks import value_problems
 from klent.objectives.kinds import whole_sequences
-from klent.streams.registry import OF_MIXTURES
+from klent.streams.sets import OF_MIXTURES
 
 
 def usage_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from klent.config.problems import Problem
 from klent.config.recipe import Recipe
 from klent.config.task import TrajectorySettings
 from klent.config.training import Bellman
-from klent.streams.registry import OF_BELLMAN
+from klent.streams.sets import OF_BELLMAN
 
 
 def value_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -23,6 +23,7 @@ from klent.objectives import (
     kl,
     likelihood,
     measures,
+    noising,
     preference,
     qsft,
     reduce,
@@ -47,6 +48,7 @@ from klent.objectives.importance import *
 from klent.objectives.kl import *
 from klent.objectives.likelihood import *
 from klent.objectives.measures import *
+from klent.objectives.noising import *
 from klent.objectives.preference import *
 from klent.objectives.qsft import *
 from klent.objectives.reduce import *
@@ -63,6 +65,6 @@ __all__: list[str] = []
 __all__ += surrogate.__all__ + trust.__all__ + likelihood.__all__ + exploration.__all__
 __all__ += kl.__all__ + distill.__all__ + sequence.__all__ + entropy.__all__ + covariance.__all__
 __all__ += tokens.__all__ + effect.__all__
-__all__ += diffusion.__all__ + preference.__all__ + regret.__all__
+__all__ += diffusion.__all__ + noising.__all__ + preference.__all__ + regret.__all__
 __all__ += advantage.__all__ + value.__all__ + importance.__all__ + semantic.__all__ + qsft.__all__
 __all__ += measures.__all__ + gaussian.__all__ + reduce.__all__ + types.__all__

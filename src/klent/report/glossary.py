@@ -6,12 +6,13 @@ from pathlib import Path
 from klent.report.terms.critic import CRITIC
 from klent.report.terms.evaluation import EVALUATION
 from klent.report.terms.learning import LEARNING
+from klent.report.terms.noising import NOISING
 from klent.report.terms.preference import PREFERENCE
 from klent.report.terms.sampling import SAMPLING
 from klent.report.terms.term import Term
 from klent.report.terms.values import VALUES
 
-GLOSSARY: dict[str, Term] = SAMPLING | LEARNING | VALUES | PREFERENCE | CRITIC
+GLOSSARY: dict[str, Term] = SAMPLING | LEARNING | VALUES | PREFERENCE | NOISING | CRITIC
 """Metric name -> Term, of a training step. A name with ``<name>`` stands for a family; exact names first."""
 
 

@@ -6,7 +6,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from klent.config import DenoiserSettings, Recipe
+from klent.config import DenoiserSettings, NoiseSettings, Recipe
+from klent.control.noising import Noising
 from klent.control.organ import Organ
 from klent.control.pairing import BestWorst
 from klent.control.path_kl import PathKL, step_kl
@@ -14,6 +15,7 @@ from klent.errors import ModelError
 from klent.models.locate import check_folder
 from klent.policies.denoiser.actor import DenoisingActor, noise_difference, over_time
 from klent.policies.denoiser.network import load_denoiser, save_denoiser
+from klent.policies.denoiser.policy import DenoiserPolicy
 from klent.policies.denoiser.sampler import flow_steps, make_steps
 from klent.policies.vectors.policy import VectorPolicy, divergence_of
 from klent.rollout.denoising_engine import DenoisingEngine
@@ -23,6 +25,8 @@ from klent.runs.samples import Places
 from klent.runs.updaters import build_updater
 from klent.streams.batch import make_batch
 from klent.streams.prompt import Prompt
+from klent.streams.sets import OF_IMAGES
+from klent.tasks.images import read_images
 from klent.training.reference import MeasuredReference
 
 
@@ -89,12 +93,17 @@ def build_denoiser_parts(recipe: Recipe, around: Around) -> Parts:
     initial = load_actor(recipe.reference or recipe.model, settings, count).requires_grad_(False)
     budget, exact = recipe.update.tokens_per_microbatch, divergence_of(recipe.update.kl.divergence)
     penalties = {"kl": exact, "noise": noise_difference(actor), "flow_grpo": over_time(actor)}
-    policy = VectorPolicy(actor, reference=initial, compare=penalties[settings.penalty], budget=budget)
+    file = cast(NoiseSettings, recipe.task).images
+    data = None if file is None else read_images(file, actor.size)
+    compare = penalties[settings.penalty]
+    policy = DenoiserPolicy(actor, reference=initial, compare=compare, budget=budget, data=data)
     measured = VectorPolicy(actor, reference=initial, budget=budget)
     updater = build_updater(recipe, policy, build_objective(recipe), around.world, filler=0)
     engine = DenoisingEngine(actor, progress=around.progress)
     reference = VectorPolicy(initial, budget=budget)
     organs: list[Organ] = [PathKL(measured)]
+    if any(OF_IMAGES & term.streams for term in updater.objective.terms):
+        organs.append(Noising(policy, recipe.seed))
     if recipe.rollout.pairs is not None:
         organs.insert(0, BestWorst())
     return Parts(

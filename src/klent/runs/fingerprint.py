@@ -21,7 +21,7 @@ _CALLS = re.compile(
 )  # how it is called, not what it says; and how values are played, which nothing trains on
 _FILES = (
     *("task.data", "task.pairs", "task.trajectories", "task.heldout_data", "task.rows", "task.segments"),
-    *("policy.centre_on", "rollout.mixture.target.adapter"),
+    *("task.images", "policy.centre_on", "rollout.mixture.target.adapter"),
 )
 _HELD_OUT = ("task.heldout", "task.heldout_data", "task.heldout_split")
 _READ = {

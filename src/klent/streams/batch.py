@@ -31,6 +31,9 @@ class Stats(NamedTuple):
         distance: from the policy at the start of the step, without gradient, where it was asked.
         collision: sum of squared probabilities at each action, without gradient, where it was asked.
         collision_logp: sum of squared probabilities times their logarithms, nats, likewise.
+        denoising: of a denoiser, loss of denoising its own image noised again, nats, where it was asked for.
+        denoising_kl: divergence there from the policy at the start of the update, nats, likewise.
+        denoising_data: the same loss on an image of data, nats, likewise.
         tokens: computed in the forward pass, prompts and padding included.
         targets: actions whose prediction was computed.
     """
@@ -49,6 +52,9 @@ class Stats(NamedTuple):
     distance: Tensor | None = None
     collision: Tensor | None = None
     collision_logp: Tensor | None = None
+    denoising: Tensor | None = None
+    denoising_kl: Tensor | None = None
+    denoising_data: Tensor | None = None
     tokens: int = 0
     targets: int = 0
 

@@ -140,6 +140,35 @@ class Streams:
         producer="policy",
         when="in every forward pass of the update, where a term reads it",
     )
+    denoising: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "loss of denoising the episode's own image, noised again to the step's log-SNR: b²/(2s²)·‖ε - noise‖²; "
+        "carries the gradient",
+        producer="denoiser",
+        when="in every forward pass of the update, where a term reads it",
+    )
+    denoising_kl: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "KL of the step there from that of the policy at the start of the step's update; carries the gradient",
+        producer="denoiser",
+        when="in every forward pass of the update, where a term reads it",
+    )
+    denoising_old: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "`denoising` at the start of the step's update; no gradient",
+        producer="denoiser",
+        when="measured before the update, where a term reads it",
+    )
+    denoising_data: Tensor | None = _stream(
+        "[B, T]",
+        "nats",
+        "`denoising` of an image of `task.images` instead of the episode's own; carries the gradient",
+        producer="denoiser",
+        when="in every forward pass of the update, where a term reads it",
+    )
     weight: Tensor | None = _stream(
         "[B, T]",
         "probability",
@@ -368,18 +397,3 @@ class Streams:
 
 REGISTRY: dict[str, Stream] = {f.name: Stream(f.name, **f.metadata) for f in fields(Streams) if f.metadata}
 """Every stream by name, in the order of :class:`Streams`."""
-
-OF_MIXTURES = frozenset(name for name, stream in REGISTRY.items() if "sampling from a mixture" in stream.when)
-"""What there is only where a mixture of policy and target was sampled."""
-
-OF_CRITIC = frozenset(name for name, stream in REGISTRY.items() if stream.producer == "critic") | {"returns"}
-"""What there is only where a critic is."""
-
-OF_BELLMAN = frozenset({"weight", "logit_target", "logit_second_target"})
-"""What there is only where values are learnt from logged play."""
-
-PER_ACTION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B, T]")
-"""What is known of each action."""
-
-PER_COMPLETION = frozenset(name for name, stream in REGISTRY.items() if stream.shape == "[B]")
-"""What is known of each completion; advantage estimators read these."""

@@ -25,6 +25,9 @@ OF_HEADS = frozenset({"value", "logit_second", "score"})
 BESIDE = frozenset({"logit", "logp_dummy", "logp_mean", "logp_observed"})
 """The streams that the policy's own head gives beside the action's log-probability."""
 
+OF_NOISE = frozenset({"denoising", "denoising_kl", "denoising_data"})
+"""The streams that a denoiser gives of noised images."""
+
 
 @dataclass(frozen=True)
 class Requirements:
@@ -35,8 +38,8 @@ class Requirements:
         value_old: in that pass, the critic's values too.
         reference: of a reference model, for ``logp_ref``.
         reselect: before each optimizer step but the first, because selectors read the policy as it stands.
-        also: which of :data:`COMPARED`, :data:`COLLISION`, :data:`OF_HEADS` and :data:`BESIDE` each forward pass of
-            the update gives beside log-probability and entropy. Each of the first is another model's.
+        also: which of :data:`COMPARED`, :data:`COLLISION`, :data:`OF_HEADS`, :data:`BESIDE` and :data:`OF_NOISE` each
+            forward pass of the update gives beside log-probability and entropy. Each of the first is another model's.
         whole_groups: whether a term reads all completions of a prompt together.
         rewards: whether completions have to be scored for the update.
     """
@@ -83,7 +86,7 @@ def requirements(
         reference=objective.reads("logp_ref"),
         reselect=several and objective.selection.reads_policy,
         also=frozenset(
-            {*compared, *collision, *(name for name in OF_HEADS | BESIDE if objective.reads(name))}
+            {*compared, *collision, *(name for name in OF_HEADS | BESIDE | OF_NOISE if objective.reads(name))}
         ),
         whole_groups=any("group" in term.streams for term in objective.terms),
         rewards=objective.reads("advantage"),

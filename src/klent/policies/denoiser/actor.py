@@ -28,6 +28,7 @@ class DenoisingActor(nn.Module):
         self.net = net
         for name in ("log_snr", "scale", "time", "a", "b", "std"):
             self.register_buffer(name, getattr(steps, name), persistent=False)
+        self.image_log_snr, self.image_scale = steps.image_log_snr, steps.image_scale
 
     @property
     def size(self) -> int:
@@ -45,9 +46,18 @@ class DenoisingActor(nn.Module):
 
     def forward(self, states: Tensor, place: Tensor) -> Gaussian:
         """The distribution of each step's result, of states ``[N, D]`` at steps ``[N]``."""
-        noise = self.net(self.scale[place, None] * states, self.log_snr[place])
-        mean = self.a[place, None] * states + self.b[place, None] * noise
+        mean = self.a[place, None] * states + self.b[place, None] * self.noise(states, place)
         return Gaussian(mean, self.std[place, None])
+
+    def noise(self, states: Tensor, place: Tensor) -> Tensor:
+        """The predicted noise ``[N, D]`` in states ``[N, D]`` at the beginning of steps ``[N]``."""
+        predicted: Tensor = self.net(self.scale[place, None] * states, self.log_snr[place])
+        return predicted
+
+    @property
+    def factor(self) -> Tensor:
+        """``b²/(2 s²)`` of each step, ``[L]``: nats for a squared difference of the predicted noise."""
+        return self.b.square() / (2 * self.std.square())
 
 
 def noise_difference(actor: DenoisingActor) -> Compare:
@@ -59,9 +69,8 @@ def noise_difference(actor: DenoisingActor) -> Compare:
 
     def compare(policy: ActionDistribution, reference: ActionDistribution, place: Tensor) -> Tensor:
         assert isinstance(policy, Gaussian)
-        factor = actor.b[place].square() / (2 * actor.std[place].square())
         kl = policy.kl(reference)  # type: ignore[arg-type]
-        return kl / factor / policy.mean.shape[-1]
+        return kl / actor.factor[place] / policy.mean.shape[-1]
 
     return compare
 

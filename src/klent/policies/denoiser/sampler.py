@@ -21,6 +21,8 @@ class Steps:
         a: factor of the state, ``[L]``.
         b: factor of the predicted noise, ``[L]``.
         std: s, standard deviation of each coordinate, ``[L]``.
+        image_log_snr: λ where the last step ends.
+        image_scale: c there.
     """
 
     log_snr: Tensor
@@ -29,6 +31,8 @@ class Steps:
     a: Tensor
     b: Tensor
     std: Tensor
+    image_log_snr: float
+    image_scale: float
 
     def __len__(self) -> int:
         return len(self.std)
@@ -81,8 +85,8 @@ def make_steps(kind: Kind, count: int, *, high: float, low: float, eta: float = 
     a = (signal[end] / signal[start]).sqrt()
     b = (noise[end] - drawn.square()).clamp(min=0).sqrt() - a * noise[start].sqrt()
     std = fresh.sqrt() if kind == "ddpm" else drawn
-    columns = (log_snr[start], torch.ones_like(a), torch.zeros_like(a), a, b, std)
-    return Steps(*(column.float() for column in columns))
+    ones, none = torch.ones_like(a).float(), torch.zeros_like(a).float()
+    return Steps(log_snr[start].float(), ones, none, a.float(), b.float(), std.float(), high, 1.0)
 
 
 def flow_steps(count: int, *, high: float, low: float, noise_level: float = 0.7) -> Steps:
@@ -124,5 +128,5 @@ def flow_steps(count: int, *, high: float, low: float, noise_level: float = 0.7)
     a = 1 + h / (1 - t)
     b = -h / (1 - t) - variance * h / (2 * t)
     scale = 1 / ((1 - t).square() + t.square()).sqrt()
-    columns = (2 * ((1 - t) / t).log(), scale, h, a, b, (variance * h).sqrt())
-    return Steps(*(column.float() for column in columns))
+    log_snr, std, end = 2 * ((1 - t) / t).log(), (variance * h).sqrt(), 1 / math.hypot(1 - last, last)
+    return Steps(log_snr.float(), scale.float(), h.float(), a.float(), b.float(), std.float(), high, end)
