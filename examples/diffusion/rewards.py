@@ -13,6 +13,11 @@ def bump(vectors: Images, **columns: object) -> list[float]:
     return [math.exp(-((x[0] - 2.0) ** 2) / 0.5) for x in vectors]
 
 
+def corner(vectors: Images, **columns: object) -> list[float]:
+    """exp(-|x - (2, 1.8)|^2 / (2 0.6^2)) of a point: largest beside a mode of the mixture in the plane."""
+    return [math.exp(-((x[0] - 2.0) ** 2 + (x[1] - 1.8) ** 2) / 0.72) for x in vectors]
+
+
 def ink(vectors: Images, **columns: object) -> list[float]:
     """Mean brightness, in [0, 1]; what lies outside of a pixel's range is cut."""
     return [sum(min(max((v + 1) / 2, 0.0), 1.0) for v in image) / len(image) for image in vectors]

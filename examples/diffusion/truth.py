@@ -69,6 +69,16 @@ def best_of_gaussians(reference: Chain, reward: np.ndarray, beta: float) -> Chai
     return Chain(np.stack(means[::-1]), reference.std)
 
 
+def beside_data(start: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
+    """What maximises E[r] - beta KL(start || p): p = start beta / (c - r), by bisection for c."""
+    low, high = float(reward.max()) + 1e-12, float(reward.max()) + beta
+    for _ in range(100):
+        c = (low + high) / 2
+        low, high = (c, high) if (start * beta / (c - reward)).sum() > 1 else (low, c)
+    p: np.ndarray = start * beta / (c - reward)
+    return p / p.sum()
+
+
 def kl(p: np.ndarray, q: np.ndarray) -> float:
     """KL(p || q) of probabilities on the grid, nats."""
     inside = p > 1e-300

@@ -17,6 +17,7 @@ from klent.report import calibration, certainty, entropy, figures, rlhf, surpris
 from klent.report.browse import SAMPLES, Brief, Browser, browser, read_briefs, write_beside
 from klent.report.curves import counted
 from klent.report.facts import facts, law, problem_pairs
+from klent.report.film import film
 from klent.report.fit import fit_run, reward_entropy
 from klent.report.foreign import read_any
 from klent.report.glossary import describe
@@ -174,6 +175,7 @@ def _content(run: RunData) -> dict[str, object]:
         "full": f"{surprise.FULL:g}",
         "from_data": run.replayed,
         "rewarded": run.rewarded,
+        "film": film(run),
         **_samples(run),
         "config_text": run.config_text,
         "table": _table(run),
@@ -194,6 +196,7 @@ def _sections(content: Mapping[str, object]) -> list[tuple[str, str]]:
         ("certainty-section", "Certainty and truth", "certainty"),
         ("time-section", "Time and tokens", "speeds"),
         ("surprise", "Held-out texts", "replayed"),
+        ("film", "From noise to image", "film"),
         ("samples", "Samples", "stages"),
         ("browse", "Completions", "browser"),
     ]

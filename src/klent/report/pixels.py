@@ -7,6 +7,12 @@ LEAST, MOST = 4, 32  # pixels of an edge: a smaller square is no picture, and a 
 LEVELS = 16
 
 
+def is_drawn(count: int) -> bool:
+    """Whether so many coordinates are drawn: those of a square of such an edge."""
+    edge = math.isqrt(count)
+    return edge * edge == count and LEAST <= edge <= MOST
+
+
 def pixels(values: Sequence[float]) -> str:
     """The drawing of an image whose pixels are from -1 (paper) to 1 (ink), row by row; empty where it is no square.
 
@@ -16,7 +22,7 @@ def pixels(values: Sequence[float]) -> str:
     ('', '<rect x="3" y="3" width="1" height="1" opacity="1.00"/></svg>')
     """
     edge = math.isqrt(len(values))
-    if edge * edge != len(values) or not LEAST <= edge <= MOST:
+    if not is_drawn(len(values)):
         return ""
     levels = [min(max(round((value + 1) / 2 * LEVELS), 0), LEVELS) for value in values]
     parts = []

@@ -18,6 +18,7 @@ from klent.config.yaml_text import parse_yaml
 from klent.errors import RunError
 from klent.kit.tables import Row, Table, finite, step_of
 from klent.measure.score import Kind, is_scored, kind_of, loss_of
+from klent.report.frames import frames_of, vector_of
 
 SAMPLES_PER_STEP = 64
 """Most completions read per step; a step may have thousands, and the page shows a few."""
@@ -61,6 +62,7 @@ class Sample:
         score: what each token adds to the answer's score, nats; None where unknown.
         value: what a critic expected before each token, in units of reward; empty without a critic.
         vector: the last action, where actions are vectors, such as a denoiser's image; else empty.
+        film: what it was on the way, as (the step's place from 0, state before that step); else empty.
     """
 
     step: int
@@ -81,6 +83,7 @@ class Sample:
     score: list[float | None] = field(default_factory=list)
     value: list[float | None] = field(default_factory=list)
     vector: list[float] = field(default_factory=list)
+    film: list[tuple[int, list[float]]] = field(default_factory=list)
 
     @property
     def marks(self) -> list[float | None]:
@@ -354,7 +357,8 @@ def _sample(row: Row) -> Sample:
         preferred=preferred if isinstance(preferred := row.get("preferred"), bool) else None,
         score=numbers("score"),
         value=numbers("value") if "value" in row else [],
-        vector=[value for one in _list(row.get("vector")) if (value := finite(one)) is not None],
+        vector=vector_of(row.get("vector")),
+        film=list(frames_of(row.get("film"), len(tokens))),
     )
 
 

@@ -7,9 +7,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from klent.report.pixels import is_drawn
 from klent.streams.batch import Batch
 from klent.streams.episode import Episode
 from klent.streams.prompt import text_of
+
+FRAMES, FEWEST, NUMBERS = (
+    24,
+    6,
+    8192,
+)  # of a film: at most, at least, and how many numbers all of them may have
 
 
 class Decoder(Protocol):
@@ -59,7 +66,7 @@ def sample_rows(
     """
     rows: list[dict[str, object]] = []
     for group in batch.group.unique()[:prompts]:
-        for b in (batch.group == group).nonzero()[:completions, 0].tolist():
+        for shown, b in enumerate((batch.group == group).nonzero()[:completions, 0].tolist()):
             rollout = batch.episodes[b]
             count = len(rollout.tokens)
             reward = math.nan if batch.reward is None else float(batch.reward[b])
@@ -82,6 +89,7 @@ def sample_rows(
                 | _of_pair(batch, b, logp)
                 | _values(batch, b, count)
                 | _vector(rollout)
+                | _film(rollout, first=not shown)
             )
     return rows
 
@@ -140,6 +148,18 @@ def _vector(rollout: Episode) -> dict[str, object]:
     if rollout.actions is None:
         return {}
     return {"vector": [round(value, 4) for value in rollout.actions[-1].tolist()]}
+
+
+def _film(rollout: Episode, *, first: bool) -> dict[str, object]:
+    """What the first image of a prompt was on the way, at some places, where it can be drawn."""
+    states = rollout.states
+    if not first or states is None or rollout.actions is None or not is_drawn(states.shape[1]):
+        return {}
+    if states.shape != rollout.actions.shape:
+        return {}
+    most = min(len(states), FRAMES, max(FEWEST, NUMBERS // states.shape[1]))
+    places = torch.linspace(0, len(states) - 1, most).round().long().unique().tolist()
+    return {"film": [[place, [round(value, 2) for value in states[place].tolist()]] for place in places]}
 
 
 def _rounded(values: Tensor | None, count: int) -> list[float | None]:
