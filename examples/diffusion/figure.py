@@ -14,32 +14,47 @@ from klent.kit.student import t_bound
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-ORDER = ("ddpo", "dpok", "dpok_released", "kl_in_reward", "path_kl")
+ORDER = ("ddpo", "dpok", "dpok_released", "kl_in_reward", "path_kl", "diffusion_nft", "ddrl")
+EXACT = ("best of Gaussian steps", "optimum of DDRL")
+PLANE_PAIRS = (
+    ("path_kl", "dpok", "KL of the path, less KL step by step (DPOK)"),
+    ("kl_in_reward", "path_kl", "KL in the reward, less KL of the path"),
+    ("diffusion_nft", "dpok", "DiffusionNFT with the KL of each step, less DPOK"),
+)
+PAIRS = (
+    ("ddpo_mean", "ddpo", "clip of 1e-4 on the mean over pixels, less 0.2 on the sum"),
+    ("diffusion_nft", "ddpo", "DiffusionNFT, less DDPO"),
+    ("ddrl", "ddpo", "DDRL, less DDPO"),
+    ("ddrl", "dpok", "DDRL, less DPOK"),
+    ("flow_noise", "flow_kl", "on a flow: difference of noise, less KL"),
+)
+
+Row = dict[str, str]
 
 
-def rows(name: str) -> list[dict[str, str]]:
+def rows(name: str) -> list[Row]:
     """The rows of a file of results; none where it was not made."""
     path = RESULTS / name
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
-def interval(values: list[float]) -> str:
+def interval(values: list[float], decimals: int = 3) -> str:
     """Mean and 95 % interval over seeds, Student's t."""
     if len(values) < 2:
-        return f"{values[0]:.3f}"
+        return f"{values[0]:.{decimals}f}"
     margin = t_bound(0.05, len(values) - 1) * standard_error(values)
-    return f"{mean(values):.3f} ± {margin:.3f}"
+    return f"{mean(values):.{decimals}f} ± {margin:.{decimals}f}"
 
 
-def mixture_table() -> Iterator[str]:
-    """What each method makes of the mixture, beside the truth."""
-    found: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
-    for row in rows("mixture.csv"):
+def mixture_table(name: str) -> Iterator[str]:
+    """What each method makes of a mixture, beside the truth."""
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows(name):
         found[row["beta"], row["method"]].append(row)
     yield "| beta | method | seeds | KL to the truth | reward | KL of paths | KL of images | value | best |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for beta in sorted({beta for beta, _ in found}, key=float):
-        for method in ("reference", *ORDER, "best of Gaussian steps"):
+        for method in ("reference", *ORDER, *EXACT):
             of = found.get((beta, method))
             if of:
                 names = ("kl_to_truth", "reward", "path_kl", "image_kl", "value")
@@ -49,67 +64,134 @@ def mixture_table() -> Iterator[str]:
                 yield f"| {beta} | {method} | {seeds} | {' | '.join(cells)} | {best:.3f} |"
 
 
-def digits_table() -> Iterator[str]:
-    """Reward and KL of paths at the last step."""
-    found: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
-    for row in rows("digits.csv"):
-        found[row["method"]][row["seed"]] = row  # the last step of each seed stays
-    yield "| method | seeds | step | log-probability of the digit | KL of paths |"
+def plane_differences() -> Iterator[str]:
+    """Pairs of methods in the plane, seed by seed."""
+    found = {(row["method"], row["seed"]): row for row in rows("plane.csv")}
+    seeds = sorted({seed for method, seed in found if method == "dpok"})
+    yield "| what is compared | seeds | value | KL to the truth | KL of paths |"
     yield "|---|---|---|---|---|"
+    for one, other, said in PLANE_PAIRS:
+        cells = [
+            interval([float(found[one, seed][name]) - float(found[other, seed][name]) for seed in seeds], 4)
+            for name in ("value", "kl_to_truth", "path_kl")
+        ]
+        yield f"| {said} | {len(seeds)} | {' | '.join(cells)} |"
+
+
+def bound_table() -> Iterator[str]:
+    """How much of the KL of paths is KL of images."""
+    yield "| mixture | beta | method | seeds | KL of images / KL of paths |"
+    yield "|---|---|---|---|---|"
+    for world in ("line", "plane"):
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for row in rows(f"{world}.csv"):
+            if row["method"] in ORDER:
+                found[row["beta"], row["method"]].append(float(row["image_kl"]) / float(row["path_kl"]))
+        for (beta, method), shares in sorted(
+            found.items(), key=lambda one: (one[0][0], ORDER.index(one[0][1]))
+        ):
+            yield f"| {world} | {beta} | {method} | {len(shares)} | {interval(shares, 2)} |"
+
+
+def digits_table() -> Iterator[str]:
+    """What the policies make after the last step."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows("digits.csv"):
+        found[row["method"]].append(row)
+    yield "| method | seeds | log-probability of the digit | KL of paths | distance of two | classes | to the data |"
+    yield "|---|---|---|---|---|---|---|"
     for method, of in found.items():
-        cells = [interval([float(row[name]) for row in of.values()]) for name in ("reward", "path_kl")]
-        yield f"| {method} | {len(of)} | {next(iter(of.values()))['step']} | {' | '.join(cells)} |"
+        names = ("reward", "path_kl", "diversity", "classes", "nearest")
+        cells = [interval([float(row[name]) for row in of], 2) for name in names]
+        seeds = len(of) if method != "reference" else ""
+        yield f"| {method} | {seeds} | {' | '.join(cells)} |"
+
+
+def differences_table() -> Iterator[str]:
+    """The same, seed by seed, of pairs of methods."""
+    found: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows("digits.csv"):
+        found[row["method"]][row["seed"]] = row
+    yield "| what is compared | seeds | log-probability of the digit | KL of paths | distance of two |"
+    yield "|---|---|---|---|---|"
+    for one, other, said in PAIRS:
+        seeds = sorted(found[one].keys() & found[other].keys())
+        cells = [
+            interval([float(found[one][seed][name]) - float(found[other][seed][name]) for seed in seeds], 2)
+            for name in ("reward", "path_kl", "diversity")
+        ]
+        yield f"| {said} | {len(seeds)} | {' | '.join(cells)} |"
+
+
+def clip_table() -> Iterator[str]:
+    """The share of steps whose ratio the clip holds, over all training steps of a seed."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows("digits_steps.csv"):
+        if row["method"] in ("ddpo", "ddpo_mean"):
+            found[row["method"]][row["seed"]].append(float(row["clipped"]))
+    yield "| method | bound on a step's ratio, 64 pixels | the same setting, 784 pixels | share of steps clipped |"
+    yield "|---|---|---|---|"
+    bounds = {"ddpo": ("`0.2`", "`0.2`"), "ddpo_mean": ("`0.0064`", "`0.0784`")}
+    for method, of in found.items():
+        shares = [mean(values) for values in of.values()]
+        yield f"| {method} | {' | '.join(bounds[method])} | {interval(shares, 2)} |"
 
 
 def draw(out: Path) -> None:
-    """Left: value of each method against the best there is; right: reward against the KL of paths on digits."""
+    """Left and middle: how far methods end from the truth; right: reward against the KL of paths on digits."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    mixture = rows("mixture.csv")
-    betas = sorted({row["beta"] for row in mixture}, key=float)
-    for place, beta in enumerate(betas):
-        for number, method in enumerate(ORDER):
-            of = [float(r["kl_to_truth"]) for r in mixture if (r["beta"], r["method"]) == (beta, method)]
-            x = number + 0.3 * (place - (len(betas) - 1) / 2)
-            left.plot(
-                [x] * len(of),
-                of,
-                "o^sd"[place],
-                color=f"C{place}",
-                label=f"beta {beta}" if number == 0 else None,
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    for axis, world in zip(axes, ("line", "plane"), strict=False):
+        mixture = rows(f"{world}.csv")
+        betas = sorted({row["beta"] for row in mixture}, key=float)
+        for place, beta in enumerate(betas):
+            colour = f"C{place if len(betas) > 1 else 1}"
+            for number, method in enumerate(ORDER):
+                of = [float(r["kl_to_truth"]) for r in mixture if (r["beta"], r["method"]) == (beta, method)]
+                x = number + 0.3 * (place - (len(betas) - 1) / 2)
+                label = f"beta {beta}" if number == 0 else None
+                axis.plot([x] * len(of), of, "o^"[place], color=colour, label=label, markersize=4)
+            floor = next(
+                float(r["kl_to_truth"])
+                for r in mixture
+                if (r["beta"], r["method"]) == (beta, "best of Gaussian steps")
             )
-        floor = [
-            float(r["kl_to_truth"])
-            for r in mixture
-            if (r["beta"], r["method"]) == (beta, "best of Gaussian steps")
-        ]
-        left.axhline(floor[0], color=f"C{place}", linewidth=0.8, linestyle=":")
-    left.set_yscale("log")
-    left.set_xticks(range(len(ORDER)), [name.replace("_", "\n") for name in ORDER], fontsize=8)
-    left.set_ylabel("KL(images ‖ tilted truth), nats")
-    left.set_title("mixture; dotted: the best Gaussian steps", fontsize=9)
-    left.legend(fontsize=8)
-    curves: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for row in rows("digits.csv"):
-        curves[row["method"], row["seed"]].append((float(row["path_kl"]), float(row["reward"])))
-    for (method, seed), points in curves.items():
-        colour = f"C{sorted({name for name, _ in curves}).index(method)}"
-        right.plot(
-            *zip(*points, strict=True), color=colour, label=method if seed == "0" else None, linewidth=1
-        )
-    right.set_xlabel("KL of paths, nats")
-    right.set_ylabel("log-probability of the digit")
-    right.set_title("digits, one line for each seed", fontsize=9)
-    if curves:
-        right.legend(fontsize=8)
+            axis.axhline(floor, color=colour, linewidth=0.8, linestyle=":")
+        axis.set_yscale("log")
+        axis.set_xticks(range(len(ORDER)), [name.replace("_", "\n") for name in ORDER], fontsize=7)
+        axis.set_ylabel("KL(images ‖ tilted truth), nats")
+        axis.set_title(f"mixture in the {world}; dotted: the best Gaussian steps", fontsize=9)
+        axis.legend(fontsize=8)
+    _digits(axes[2])
     figure.savefig(out, dpi=110)
 
 
+def _digits(axis) -> None:
+    """Mean over seeds of reward and KL of paths, step by step."""
+    curves: dict[str, dict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows("digits_steps.csv"):
+        curves[row["method"]][int(row["step"])].append((float(row["path_kl"]), float(row["reward"])))
+    for number, (method, steps) in enumerate(curves.items()):
+        points = [(mean([kl for kl, _ in at]), mean([r for _, r in at])) for at in steps.values()]
+        style = "--" if method.startswith("flow") else "-"
+        axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=method, linewidth=1.2)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlabel("KL of paths, nats")
+    axis.set_ylabel("log-probability of the digit")
+    axis.set_title("digits of 8x8, means over seeds, 15 steps", fontsize=9)
+    if curves:
+        axis.legend(fontsize=7)
+
+
 if __name__ == "__main__":
-    print("\n".join([*mixture_table(), "", *digits_table()]))
+    tables = (
+        *(mixture_table(f"{world}.csv") for world in ("line", "plane")),
+        *(plane_differences(), bound_table(), digits_table(), differences_table(), clip_table()),
+    )
+    print("\n\n".join("\n".join(table) for table in tables))
     default = HERE.parents[1] / "docs" / "images" / "diffusion.png"
     draw(Path(sys.argv[2]) if len(sys.argv) > 2 and sys.argv[1] == "--out" else default)

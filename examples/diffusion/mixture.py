@@ -37,7 +37,7 @@ from klent.policies.denoiser.network import (  # noqa: E402
 )
 from klent.policies.denoiser.sampler import make_steps  # noqa: E402
 
-TRAINED, SEEDS = 60, (0, 1, 2, 3, 4)
+TRAINED = 60
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class World:
         values: the same on the grid, ``[G]``.
         grid: truth.py or plane.py.
         betas: prices of a nat.
+        seeds: of the runs.
     """
 
     config: DenoiserConfig
@@ -59,6 +60,7 @@ class World:
     values: np.ndarray
     grid: ModuleType
     betas: tuple[float, ...]
+    seeds: tuple[int, ...]
 
     def actor(self, net: Denoiser) -> DenoisingActor:
         """The network with the sampler of the study."""
@@ -89,6 +91,7 @@ WORLDS = {
         np.exp(-((truth.GRID - 2.0) ** 2) / 0.5),
         truth,
         (0.3, 0.1),
+        (0, 1, 2),
     ),
     "plane": World(
         DenoiserConfig(
@@ -106,6 +109,7 @@ WORLDS = {
         np.exp(-((plane.GRID - np.array([2.0, 1.8])) ** 2).sum(1) / 0.72),
         plane,
         (0.3,),
+        (0, 1, 2, 3, 4),
     ),
 }
 ONCE = (
@@ -232,11 +236,11 @@ def main(world: World, out: Path) -> None:
         factor = noise_coefficient(world.actor(net))
         first = world.betas[0]
         for beta in world.betas:
-            for seed in SEEDS:
+            for seed in world.seeds:
                 for method, arm in methods(beta, factor, str(Path(folder) / "data.npy")).items():
                     if (f"{beta:g}", method, str(seed)) in done:
                         continue
-                    if method in ONCE and (beta, seed) != (first, SEEDS[0]):
+                    if method in ONCE and (beta, seed) != (first, world.seeds[0]):
                         continue
                     if method == "ddpo" and beta != first:  # measured at all of them already
                         continue

@@ -1,7 +1,7 @@
 """truth.py in two dimensions: what a denoiser of points in the plane makes, without sampling, in NumPy.
 
-The coordinates of a step are independent given its state, so that a step from all points to all points is a product of
-two matrices: p'(y) = sum over x of p(x) N(y_1; mu_1(x), s^2) N(y_2; mu_2(x), s^2). Points are rows of ``GRID``.
+The coordinates of a step are independent given its state: a step from all points to all points is a product of two
+matrices, p'(y) = sum over x of p(x) N(y_1; mu_1(x), s^2) N(y_2; mu_2(x), s^2). Points are rows of ``GRID``.
 """
 
 import numpy as np
