@@ -221,7 +221,17 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "front of SmolLM2, equal coefficient": lambda: front_by_coefficient("smollm2"),
         "front of SmolLM2, equal KL": lambda: front_by_kl("smollm2"),
     },
-    "diffusion.md": {"mixture": lambda: "\n".join(figure.mixture_table())},
+    "diffusion.md": {
+        "line": lambda: "\n".join(figure.mixture_table("line.csv")),
+        "plane": lambda: "\n".join(figure.mixture_table("plane.csv")),
+        "plane, differences": lambda: "\n".join(figure.plane_differences()),
+        "bound": lambda: "\n".join(figure.bound_table()),
+        "digits": lambda: "\n".join(figure.digits_table()),
+        "digits, differences": lambda: "\n".join(figure.differences_table()),
+        "digits, equal KL": lambda: "\n".join(figure.equal_kl_table()),
+        "clip": lambda: "\n".join(figure.clip_table()),
+        "penalty": lambda: "\n".join(figure.penalty_table()),
+    },
     "robot.md": {
         "drawer": lambda: drawer.table("drawer_open.csv"),
         "drawer, one behaviour": lambda: drawer.table("drawer_open_same.csv"),

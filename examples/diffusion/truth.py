@@ -55,15 +55,18 @@ def tilted(reference: Chain, reward: np.ndarray, beta: float) -> tuple[np.ndarra
     return weight / weight.sum(), beta * float(np.log(weight.sum()))
 
 
-def best_of_gaussians(reference: Chain, reward: np.ndarray, beta: float) -> Chain:
+def best_of_gaussians(reference: Chain, reward: np.ndarray, beta: float | np.ndarray) -> Chain:
     """The best chain whose steps keep their standard deviation, by dynamic programming over the means.
 
     V_i(x) = max_m  E[V_(i+1)(x')] - beta (m - mu_ref)^2 / (2 s^2),   x' of N(m, s^2)
+
+    ``beta`` may differ from step to step, ``[L]``.
     """
     value, means = reward, []
-    for mean_ref, std in zip(reference.mean[::-1], reference.std[::-1], strict=True):
+    prices = np.broadcast_to(beta, len(reference.std))
+    for mean_ref, std, price in zip(reference.mean[::-1], reference.std[::-1], prices[::-1], strict=True):
         after = transition(GRID, std) @ value  # of every candidate mean
-        gain = after[None] - beta * (GRID[None] - mean_ref[:, None]) ** 2 / (2 * std**2)
+        gain = after[None] - price * (GRID[None] - mean_ref[:, None]) ** 2 / (2 * std**2)
         means.append(GRID[gain.argmax(axis=1)])
         value = gain.max(axis=1)
     return Chain(np.stack(means[::-1]), reference.std)
