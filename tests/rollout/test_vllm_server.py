@@ -19,7 +19,7 @@ from klent.policies.causal_lm.policy import CausalPolicy
 from klent.rollout.transformers_engine import SamplingOptions
 from klent.rollout.vllm_engine import VllmEngine
 from klent.rollout.vllm_server import VllmServer
-from klent.runs.language import build_language_parts
+from klent.runs.build import build_parts
 from klent.runs.parts import Around
 
 
@@ -203,7 +203,7 @@ def test_several_ranks_are_refused_before_a_model_is_loaded():
     made = make_recipe(VALUES | {"rollout": {"engine": "vllm", "server": "http://127.0.0.1:1"}})
     around = Around(lambda done, of: None, pytest.fail, world=Threads(2).seat(0))
     with pytest.raises(ConfigError, match=r"rollout\.server is one engine, and 2 ranks"):
-        build_language_parts(made, around)
+        build_parts(made, around)
 
 
 @pytest.mark.parametrize(

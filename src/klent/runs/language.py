@@ -18,8 +18,6 @@ from klent.control.organ import Organ
 from klent.control.pairing import BestWorst
 from klent.control.shared_trunk import SharedTrunk
 from klent.control.thermostat import build_thermostat
-from klent.errors import ConfigError
-from klent.kit.world import World
 from klent.models.adapter import adapters_off
 from klent.models.load import LoadedModel, load_policy
 from klent.models.save import save_model
@@ -50,8 +48,7 @@ from klent.training.objective import Objective
 
 def build_language_parts(recipe: Recipe, around: Around) -> Parts:
     """The parts of a run that trains a model that writes."""
-    progress, note, environments, played, world = around
-    _refuse_shared_server(recipe, world)
+    progress, note, environments, played, _ = around
     loaded = _load(recipe)
     rollout = recipe.text_rollout
     objective = build_objective(recipe)
@@ -111,14 +108,6 @@ def build_language_parts(recipe: Recipe, around: Around) -> Parts:
         save=partial(_save, loaded, gathered),
         gathered=gathered or nullcontext,
     )
-
-
-def _refuse_shared_server(recipe: Recipe, world: World) -> None:
-    if recipe.rollout.engine == "vllm" and recipe.rollout.server is not None and world.size > 1:
-        raise ConfigError(
-            f"rollout.server is one engine, and {world.size} ranks share the run: each would hand it weights while "
-            "another samples. Start one process, or use vLLM in each process (remove rollout.server)"
-        )
 
 
 def _read_alone(policy: CausalPolicy, gathered: Gathering, batch: Batch, row: int) -> Tensor:
