@@ -56,6 +56,8 @@ from mixture_tables import (  # noqa: E402
 from stitching import committed, summary  # noqa: E402
 from table import arms_table, baselines_table, differences_table, markdown, spread, steps_table  # noqa: E402
 from texts import NOTATIONS, SLIP  # noqa: E402
+from wrong_gradient import read as read_wrong  # noqa: E402
+from wrong_gradient import table as wrong_table  # noqa: E402
 
 DOCS = HERE.parent / "docs"
 TIMINGS = HERE.parent / "benchmarks" / "results"
@@ -236,7 +238,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "drawer": lambda: drawer.table("drawer_open.csv"),
         "drawer, one behaviour": lambda: drawer.table("drawer_open_same.csv"),
     },
-    "engines.md": {"apart": lambda: apart_table(plain(TIMINGS / "apart.csv"))},
+    "engines.md": {
+        "mismatch": lambda: wrong_table(read_wrong()),
+        "apart": lambda: apart_table(plain(TIMINGS / "apart.csv")),
+    },
     "ppo.md": {"details": lambda: "\n".join(details.table(plain(details.FILE)))},
     "price.md": {
         "overoptimise": lambda: price("small_model", "policies"),

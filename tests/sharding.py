@@ -19,7 +19,7 @@ from klent.training.masters import MasterWeights
 from klent.training.objective import Objective
 from klent.training.ranks import joined
 from klent.training.reduction import Reduction
-from klent.training.shards import collected, whole
+from klent.training.shards import whole
 from klent.training.update import Updater
 
 CASES = ("float64", "float32", "idle", "untied", "pairs", "checkpointing", "masters")
@@ -82,7 +82,7 @@ def steps_of(case: str, world: object) -> tuple[dict[str, torch.Tensor], dict[st
     before = step.measure(rows, range(len(rows)))
     first, second = (step.run(rows, seed=seed) for seed in (0, 1))
     tensors = {
-        **collected({f"weight.{name}": p.detach() for name, p in masters.named.items()}, keep=True),
+        **{f"weight.{name}": whole(p.detach()) for name, p in masters.named.items()},
         **{f"gradient.{name}": whole(p.grad) for name, p in masters.named.items() if p.grad is not None},
         **{f"moment.{name}": whole(optimizer.state[p]["exp_avg_sq"]) for name, p in masters.named.items()},
         "coefficient": second.coefficient,

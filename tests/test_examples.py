@@ -128,7 +128,7 @@ def tables() -> types.ModuleType:
     "page",
     [
         *("unsupervised.md", "entropy.md", "mixture.md", "sequences.md", "../examples/small_model/README.md"),
-        *("price.md", "diffusion.md", "robot.md", "offline.md"),
+        *("price.md", "diffusion.md", "robot.md", "offline.md", "engines.md"),
     ],
 )
 def test_the_tables_of_results_are_those_of_the_committed_files(tables: types.ModuleType, page: str) -> None:

@@ -170,13 +170,30 @@ def test_weights_sharded_over_two_ranks_give_the_run_of_one(project):
     assert sorted(p.name for p in (run / "final").iterdir()) == sorted(
         p.name for p in (expected / "final").iterdir()
     )
+    here, there = (folder / "checkpoints" / "000004" for folder in (run, expected))
+    state = json.loads((here / "state.json").read_text())["organs"].keys()
+    assert state == json.loads((there / "state.json").read_text())["organs"].keys()
+    files = sorted(path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file())
+    assert len([name for name in files if name.startswith("model/")]) == 2
+    assert len([name for name in files if name.startswith("optimizer/")]) == 2
+    assert [name for name in files if not name.endswith((".safetensors", ".json"))] == []
     for name in ("model", "optimizer"):
-        saved, whole = (
-            load_file(folder / "checkpoints" / "000004" / f"{name}.safetensors") for folder in (run, expected)
-        )
-        assert {key: value.shape for key, value in saved.items()} == {
-            key: v.shape for key, v in whole.items()
-        }
+        saved, whole = together(here / name), load_file(there / f"{name}.safetensors")
+        assert saved.keys() == whole.keys()
+        for key, value in whole.items():
+            assert saved[key].shape == value.shape
+            torch.testing.assert_close(saved[key], value, atol=2e-5, rtol=1e-3)
+        sizes = [sum(t.numel() for t in load_file(path).values()) for path in (here / name).iterdir()]
+        assert max(sizes) < 0.55 * sum(sizes)
+
+
+def together(folder: Path) -> dict[str, torch.Tensor]:
+    """The rows of every rank's file, in the order of the ranks; one process has no part in it."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for file in sorted(folder.iterdir()):
+        for name, value in load_file(file).items():
+            parts.setdefault(name, []).append(value)
+    return {name: torch.cat(rows) if rows[0].dim() else rows[0] for name, rows in parts.items()}
 
 
 def test_a_rank_with_a_part_of_the_weights_dies_and_one_rank_with_all_goes_on(project):
@@ -202,6 +219,17 @@ def test_a_run_of_one_goes_on_with_its_weights_sharded_over_three(project):
     three = ranks(project, 3, "resume", "runs/more", "steps=6", "distributed=fsdp")
     assert [finish(process) for process in three] == [0, 0, 0], (project / "rank0.log").read_text()
     check_same_run(run, expected)
+
+
+def test_a_run_whose_weights_two_ranks_hold_goes_on_over_three(project):
+    """Cut otherwise: rows of one file go to two ranks, and of two files to one."""
+    (project / "tiny.yaml").write_text(RECIPE.replace("schedule: cosine", "schedule: constant"))
+    expected = alone(project, "tiny.yaml", "one")
+    both = ranks(project, 2, "train", "tiny.yaml", "name=more", "steps=3", "distributed=fsdp")
+    assert [finish(process) for process in both] == [0, 0], (project / "rank0.log").read_text()
+    three = ranks(project, 3, "resume", "runs/more", "steps=6")
+    assert [finish(process) for process in three] == [0, 0, 0], (project / "rank0.log").read_text()
+    check_same_run(project / "runs" / "more", expected)
 
 
 def test_a_run_of_one_goes_on_on_three_ranks(project):

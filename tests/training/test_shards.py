@@ -7,7 +7,7 @@ import torch
 from processes import call, finish
 from sharding import CASES, alone, on_rank, read
 
-from klent.training.shards import collected, cut_like, own_part, whole
+from klent.training.shards import cut_like, own_part, whole
 
 TOLERANCE = {"float32": 1e-5, "masters": 0.05}  # the others are float64
 
@@ -69,4 +69,3 @@ def test_what_is_whole_passes_as_it_is():
     values, first = own_part(weight)
     assert values.tolist() == [0, 1, 2, 3, 4, 5]
     assert first == 0
-    assert collected({"w": weight}, keep=False) == {}

@@ -51,14 +51,18 @@ class TransformersRollout(Settings):
 
 
 class VllmRollout(TransformersRollout):
-    """Completions sampled by vLLM in this process, from a copy of the weights that every step renews."""
+    """Completions sampled by vLLM, from a copy of the weights that every step renews."""
 
     engine: Literal["vllm"]  # type: ignore[assignment]  # a union's tag, and nobody sets it
     """What makes the completions."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type that vLLM computes in; auto = that of the policy, so that both differ by rounding; float32 with `lora`."""
     cache_gb: Positive = 1.0
-    """Memory for keys and values, in GB of 10^9 bytes; groups share the prompt's part of it."""
+    """Memory for keys and values, in GB of 10^9 bytes; groups share the prompt's part of it. Not with a server."""
+    server: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    """Address of a vLLM server to sample with, such as http://localhost:8000; null = vLLM in this process."""
+    server_folder: str | None = None
+    """Folder through which the server gets weights; it must see it too. null = a temporary one of this machine."""
 
     def for_evaluation(self) -> TransformersRollout:
         """How held-out problems are answered: sampled with the trainer's own weights."""

@@ -39,6 +39,13 @@ def _engine_problems(recipe: Recipe) -> Iterator[Problem]:
     thermostat = recipe.thermostat
     if thermostat is not None and thermostat.steer == "temperature" and thermostat.low < _COLDEST:
         yield Problem(("thermostat", "low"), f"is below what vllm samples at; set {_COLDEST} or more")
+    if rollout.server is None and rollout.server_folder is not None:
+        yield Problem(
+            (*path, "server_folder"), "is not used without rollout.server; remove it, or name the server"
+        )
+    if rollout.server is not None and "cache_gb" in rollout.model_fields_set:
+        reason = "is not used with rollout.server, which has its own --gpu-memory-utilization"
+        yield Problem((*path, "cache_gb"), f"{reason}; remove it")
     if recipe.lora is not None and rollout.dtype == "bfloat16":
         reason = "bfloat16 has 8 bits: an adapter that is merged into it for vllm is rounded away"
         yield Problem((*path, "dtype"), f"{reason}; set float32, or train without lora")

@@ -1,13 +1,12 @@
 """From hidden states to the numbers per token that objectives work with: log-probability and entropy first."""
 
 import importlib.util
-import math
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from klent.head.checks import check_inputs, check_transform
 from klent.head.chunked import token_stats_chunked
 from klent.head.reference import token_stats_reference
 from klent.head.stats import Head, LogitTransform, TokenStats
@@ -89,6 +88,9 @@ def token_stats(
     Examples:
         Logits (0, log 3) give the probabilities 1/4 and 3/4:
 
+        >>> import math
+        >>> import torch
+        >>> from klent import token_stats
         >>> hidden = torch.tensor([[1.0], [1.0]])
         >>> weight = torch.tensor([[0.0], [math.log(3.0)]])
         >>> stats = token_stats(hidden, weight, torch.tensor([0, 1]))
@@ -107,9 +109,9 @@ def token_stats(
     """
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown: use {', '.join(_IMPLEMENTATIONS)}")
-    _check(hidden, weight, target, bias)
+    check_inputs(hidden, weight, target, bias)
     transform = LogitTransform(temperature, scale, softcap)
-    _check_transform(transform)
+    check_transform(transform)
     if keep_bytes < 0:
         raise ValueError(f"keep_bytes must be at least 0, not {keep_bytes}")
     compute = _choose(implementation, hidden)
@@ -132,37 +134,3 @@ def _choose(implementation: str, hidden: Tensor) -> Callable[[Head, Tensor, bool
 
         return token_stats_triton
     return token_stats_chunked
-
-
-def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:
-    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if x is not None and not x.is_floating_point():
-            raise TypeError(f"{name} must be of a floating-point dtype, not {x.dtype}")
-    if target.dtype != torch.int64:
-        raise TypeError(f"target must be int64 token ids, not {target.dtype}")
-    if hidden.dim() < 1 or hidden.shape[:-1] != target.shape:
-        raise ValueError(
-            f"hidden [..., H] and target [...] must agree: got {list(hidden.shape)} and {list(target.shape)}"
-        )
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
-        raise ValueError(
-            f"weight must be [V, H] with H = {hidden.shape[-1]} as in hidden: got {list(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [V] = [{weight.shape[0]}] as in weight: got {list(bias.shape)}")
-    if target.numel():
-        low, high = (int(x) for x in target.aminmax())
-        if low < 0 or high >= weight.shape[0]:
-            raise ValueError(
-                f"target holds {low if low < 0 else high}, outside the vocabulary [0, {weight.shape[0]}): "
-                "select the positions to train on before the head; padding and -100 are not skipped"
-            )
-
-
-def _check_transform(transform: LogitTransform) -> None:
-    if not 0 < transform.temperature < math.inf:
-        raise ValueError(f"temperature must be a positive number, not {transform.temperature!r}")
-    if not 0 < abs(transform.scale) < math.inf:
-        raise ValueError(f"scale must be a finite number other than 0, not {transform.scale!r}")
-    if transform.softcap is not None and not 0 < transform.softcap < math.inf:
-        raise ValueError(f"softcap must be a positive number or None, not {transform.softcap!r}")

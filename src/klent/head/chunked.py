@@ -41,7 +41,7 @@ def token_stats_chunked(
     head: Head, target: Tensor, entropy: bool, collision: bool = False, keep_bytes: int = 0
 ) -> TokenStats:
     """The numbers and gradients of ``token_stats_reference``, tile by tile. Differentiable once."""
-    return fused_token_stats(Kernels(_sweep, _gradients), head, target, entropy, collision, keep_bytes)
+    return fused_token_stats(CHUNKED, head, target, entropy, collision, keep_bytes)
 
 
 class Tiles:
@@ -209,3 +209,6 @@ def locate(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """Which rows have their target among these columns, and in which one (any, where it is elsewhere)."""
     inside = (target >= columns.start) & (target < columns.stop)
     return inside, (target - columns.start).clamp_(0, columns.stop - columns.start - 1).unsqueeze(1)
+
+
+CHUNKED = Kernels(_sweep, _gradients)

@@ -101,7 +101,7 @@ class Certifier:
     Args:
         tokenizer: the trainer's.
         dtype: the coarser of the types that the two sides are meant to compute in.
-        of_engine: gives the engine's tokenizer; None where token ids are all that it reads.
+        of_engine: gives the engine's tokenizer; None, or one that gives None, where token ids are all that it reads.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Certifier:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         dtype: str = "float32",
-        of_engine: "Callable[[], PreTrainedTokenizerBase] | None" = None,
+        of_engine: "Callable[[], PreTrainedTokenizerBase | None] | None" = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.dtype = dtype
@@ -146,8 +146,10 @@ class Certifier:
     def _same_tokens(self) -> None:
         if self.checked or self.of_engine is None:
             return
+        own = self.of_engine()
         try:
-            check_tokenizers(self.tokenizer, self.of_engine())
+            if own is not None:
+                check_tokenizers(self.tokenizer, own)
         except ModelError as error:
             fault = Fault("wrong tokenizer", "its token ids do not mean what the policy's mean")
             raise SyncError(

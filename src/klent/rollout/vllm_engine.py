@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 class Library(Protocol):
-    """What samples: :class:`klent.rollout.vllm_library.VllmLibrary`."""
+    """What samples: :class:`klent.rollout.vllm_library.VllmLibrary`, or its server's counterpart."""
 
     @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase": ...
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None": ...
 
     def sample(
         self, questions: Sequence[Question], options: SamplingOptions, stop_ids: Sequence[int]

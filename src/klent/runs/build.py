@@ -15,6 +15,7 @@ from klent.control.rounding import RoundedAway
 from klent.control.stale import StaleData
 from klent.control.witness import Witness
 from klent.errors import ConfigError
+from klent.kit.world import World
 from klent.measure.roofline import Floor
 from klent.models.exact import close
 from klent.rollout.ahead import Ahead
@@ -47,7 +48,16 @@ BUILDERS: dict[str, Builder] = {
 
 def build_parts(recipe: Recipe, around: Around) -> Parts:
     """Load the model and build everything that a step needs of it."""
+    _refuse_shared_server(recipe, around.world)
     return BUILDERS[recipe.policy.kind](recipe, around)
+
+
+def _refuse_shared_server(recipe: Recipe, world: World) -> None:
+    if recipe.rollout.engine == "vllm" and recipe.rollout.server is not None and world.size > 1:
+        raise ConfigError(
+            f"rollout.server is one engine, and {world.size} ranks share the run: each would hand it weights while "
+            "another samples. Start one process, or use vLLM in each process (remove rollout.server)"
+        )
 
 
 def build_loop(

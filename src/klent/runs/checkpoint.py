@@ -1,7 +1,8 @@
 """Checkpoints: everything that a killed run needs to continue as if it had not been interrupted.
 
 ``checkpoints/STEP/`` holds one safetensors file per group of tensors, ``state.json`` for the rest, and
-``manifest.json`` with the size and SHA-256 of each. The folder is written under a hidden name and renamed
+``manifest.json`` with the size and SHA-256 of each. A group that several ranks wrote is a folder
+(:mod:`klent.runs.sharded_checkpoint`). The folder is written under a hidden name and renamed
 last, so a folder with a number is complete unless it was damaged later, which the hashes detect.
 """
 
@@ -9,11 +10,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,12 +24,11 @@ from torch import Tensor
 from klent.errors import CheckpointError
 from klent.io.files import sha256_file
 from klent.io.folders import remove_folder, sweep, whole_folder
+from klent.runs.sharded_checkpoint import FileEntry, TensorGroups, whole_group
 from klent.training.shards import cut_like
 
 MANIFEST, STATE = "manifest.json", "state.json"
 SPARE_BYTES = 1 << 20  # JSON, headers and the folder itself
-
-TensorGroups = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,14 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path, step: int, *, tensors: TensorGroups, state: Mapping[str, object], keep: int = 2
+    run: Path,
+    step: int,
+    *,
+    tensors: TensorGroups,
+    state: Mapping[str, object],
+    keep: int = 2,
+    parts: Callable[[Path], Mapping[str, FileEntry]] | None = None,
+    parts_bytes: int = 0,
 ) -> Path:
     """Write ``checkpoints/STEP`` completely or not at all, then remove all but the newest ``keep``.
 
@@ -52,6 +59,8 @@ def save_checkpoint(
         tensors: name of a file -> name -> tensor, such as ``{"model": {...}, "optimizer": {...}}``.
         state: anything that JSON can hold; Python floats are restored bit for bit.
         keep: how many checkpoints are kept, at least 1.
+        parts: writes what several ranks hold into the unfinished folder, and names its files.
+        parts_bytes: how much that is.
 
     Returns:
         The checkpoint's folder, which is on disk when this returns.
@@ -62,14 +71,14 @@ def save_checkpoint(
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
     folder = _checkpoints(run) / f"{step:06d}"
-    needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + SPARE_BYTES
+    needed = sum(t.nbytes for group in tensors.values() for t in group.values()) + parts_bytes + SPARE_BYTES
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         sweep(folder.parent)
         if shutil.disk_usage(folder.parent).free < needed:
             raise OSError(ENOSPC, os.strerror(ENOSPC))
         with whole_folder(folder) as scratch:
-            files = {}
+            files = dict(parts(scratch)) if parts else {}
             for name, group in tensors.items():
                 files[f"{name}.safetensors"] = _write_tensors(scratch / f"{name}.safetensors", group)
             files[STATE] = _write_json(scratch / STATE, dict(state))
@@ -80,19 +89,22 @@ def save_checkpoint(
     return folder
 
 
-def load_newest(run: Path, *, on_damage: Callable[[str], None]) -> Checkpoint | None:
+def load_newest(
+    run: Path, *, on_damage: Callable[[str], None], without: Collection[str] = ()
+) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as it was written, or None if there is none.
 
     Args:
         run: the run's folder.
         on_damage: called with one line per damaged checkpoint that was skipped: what is wrong with it, and
             which one is used instead.
+        without: groups of tensors whose bytes are compared and not kept.
     """
     damage: list[str] = []
     checkpoint = None
     for folder in reversed(_numbered(run)):
         try:
-            checkpoint = _read(folder)
+            checkpoint = _read(folder, without)
             break
         except CheckpointError as error:
             damage.append(f"checkpoints/{folder.name} is damaged: {error}")
@@ -187,14 +199,7 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-class _FileEntry(TypedDict):
-    """One file in the manifest."""
-
-    sha256: str
-    bytes: int
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> _FileEntry:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:  # it wraps an error of the file system
@@ -202,7 +207,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> _FileEntry:
     return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
-def _write_json(path: Path, content: object) -> _FileEntry:
+def _write_json(path: Path, content: object) -> FileEntry:
     data = (json.dumps(content, indent=1) + "\n").encode()
     with open(path, "wb") as file:
         file.write(data)
@@ -245,16 +250,19 @@ def _numbered(run: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name))
 
 
-def _read(folder: Path) -> Checkpoint:
+def _read(folder: Path, without: Collection[str] = ()) -> Checkpoint:
     """Read a checkpoint, or raise CheckpointError with what is wrong with it."""
     step, files = _manifest(folder)
     for name, (size, sha256) in files.items():
         _check_file(folder / name, size, sha256)
     try:
+        groups = {
+            name.split("/")[0].removesuffix(".safetensors"): "/" in name for name in files if name != STATE
+        }
         tensors = {
-            name.removesuffix(".safetensors"): load_file(folder / name)
-            for name in files
-            if name.endswith(".safetensors")
+            name: whole_group(folder, name) if sharded else load_file(folder / f"{name}.safetensors")
+            for name, sharded in groups.items()
+            if name not in without
         }
         state = json.loads((folder / STATE).read_bytes())
     except (OSError, ValueError, SafetensorError) as error:

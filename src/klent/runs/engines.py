@@ -1,6 +1,7 @@
 """The engines that a recipe's ``rollout`` section describes."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypedDict, Unpack
 
 from klent.config import Bellman, DatasetRollout, TransformersRollout, VllmRollout
@@ -20,6 +21,7 @@ from klent.rollout.transformers_engine import SamplingOptions, TransformersEngin
 from klent.rollout.value_engine import ValueEngine
 from klent.rollout.vllm_engine import VllmEngine
 from klent.rollout.vllm_library import VllmLibrary
+from klent.rollout.vllm_server import VllmServer
 from klent.tasks.pool import EnvironmentPool
 
 Progress = Callable[[int, int], None]
@@ -131,6 +133,9 @@ def _vllm(
     adapted = hasattr(loaded.model, "peft_config")  # merged for vllm, which bfloat16 would round away
     own = "float32" if adapted else type_name(loaded.model.dtype)
     dtype = own if rollout.dtype == "auto" else rollout.dtype
+    if rollout.server is not None:
+        server = VllmServer(rollout.server, Path(rollout.server_folder) if rollout.server_folder else None)
+        return VllmEngine(loaded, options, server, dtype=dtype, progress=progress)
     longest = context_length(loaded.model)
     library = VllmLibrary(loaded.source, dtype=dtype, longest=longest, cache_gb=rollout.cache_gb)
     return VllmEngine(loaded, options, library, dtype=dtype, progress=progress)

@@ -4,10 +4,8 @@ torch calls them DTensors. A tensor that is whole on every rank passes through e
 that nothing else has to know which of the two it holds.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -39,24 +37,8 @@ def own_part(tensor: Tensor) -> Part:
 
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every rank has, cut as ``like`` is; numbers that are no rows of it stay whole."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    """A whole tensor, which every rank has, cut as ``like`` is; what is cut, and numbers that are no rows, stay."""
+    if isinstance(value, DTensor) or not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     moved = value.to(like.device)
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
-
-
-@torch.no_grad()
-def collected(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """The whole of each, on the CPU where it had to be put together; every rank must ask, with the same names.
-
-    Args:
-        tensors: by name.
-        keep: False = only give this rank's parts to the others.
-    """
-    kept = {}
-    for name, tensor in tensors.items():
-        put_together = whole(tensor)
-        if keep:
-            kept[name] = put_together if put_together is tensor else put_together.cpu()
-    return kept
