@@ -247,6 +247,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "overoptimise": lambda: price("small_model", "policies"),
         "overoptimise, held": lambda: price("small_model", "held"),
         "overoptimise, fit": lambda: price("small_model", "fit"),
+        "sentiment": lambda: price("sentiment", "policies"),
         "forgetting": lambda: forgetting.matched(forgetting.read()),
         "forgetting, predictors": lambda: forgetting.predictors(forgetting.read()),
         "forgetting, pass@k": lambda: forgetting.sharpening(forgetting.read()),

@@ -3,6 +3,7 @@
     klent study examples/small_model/overoptimise.yaml --seeds 3
     python examples/small_model/overoptimise.py small_model runs/overoptimise   # keeps study.csv, draws the picture
     python examples/small_model/overoptimise.py small_model                     # the tables, from overoptimise.csv
+    python examples/small_model/overoptimise.py sentiment                       # those of examples/sentiment
 
 Gao et al., Scaling Laws for Reward Model Overoptimization, 2022, arXiv:2210.10760: with d = sqrt(KL), the gold reward
 rises and falls as `d (a - b d)` for best-of-n and as `d (a - b log d)` for policies that are trained. Both are fitted
@@ -44,6 +45,13 @@ STUDIES = {
         on="problems/",
         gold="the number is right",
         held=(("ppo_0p2", "ppo_0_10"), ("grpo_0p2", "grpo_0_10"), ("grpo_0p8", "grpo_0_10")),
+    ),
+    "sentiment": Study(
+        file=EXAMPLES / "sentiment" / "overoptimise.csv",
+        picture=IMAGES / "sentiment.png",
+        on="prompts/",
+        gold="VADER's score",
+        held=(("ppo_0p1", "ppo_0"), ("grpo_0p1", "grpo_0")),
     ),
 }
 
@@ -199,6 +207,8 @@ def draw(study: Study, rows: Rows) -> None:
                 if policies:
                     x, y = np.sqrt([p.kl for p in policies]), [getattr(p, field) for p in policies]
                     panel.plot(x, y, mark, color=colour, markerfacecolor=face, markersize=5, label=label)
+        if len(path(rows, method, seeds[0])) < 3:  # two numbers fit two policies whatever they are
+            continue
         a, b = np.mean([fit(method, path(rows, method, seed)) for seed in seeds], axis=0)
         line = np.linspace(0.02, math.sqrt(max(p.kl for p in on_path)), 100)
         left.plot(line, np.array([a, b]) @ shape(method)(line), color=colour, linewidth=1.5)
