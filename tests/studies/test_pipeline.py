@@ -1,6 +1,7 @@
 """A study: stages that start where others ended, judged alike, resumed, and on one page."""
 
 import csv
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,9 +13,10 @@ from tiny import tiny_folder
 
 from klent.config.study import read_study
 from klent.errors import ConfigError, DataError, RunError
+from klent.kit.svg import canvas
 from klent.measure.prose import paragraphs, text_nats, texts_of
 from klent.models.load import load_policy
-from klent.studies.pipeline.page import write_page
+from klent.studies.pipeline.page import name_points, write_page
 from klent.studies.pipeline.plan import describe, plan_study, state_of
 from klent.studies.pipeline.run import run_study
 
@@ -284,3 +286,18 @@ def test_texts_that_cannot_be_read_are_refused_with_their_line(study: Path) -> N
         text_nats(load_policy("tiny"), "known", ["2"])
     with pytest.raises(ConfigError, match=r"texts\.prose: another measure has this name"):
         plan_study(study, ["judge.texts.prose.data=known.jsonl"], 1, Path("runs"))
+
+
+def test_names_of_points_that_lie_together_do_not_cover_one_another() -> None:
+    figure, (panel,) = canvas(width=640, height=280)
+    points = {
+        "dpo_0p03": (2.756, 0.399),
+        "dpo_0p3": (1.963, 0.390),
+        "dpo_1": (1.5, 0.391),
+        "ppo_0": (19.7, 0.795),
+    }
+    for x, y in points.values():
+        panel.plot([x], [y], "o")
+    boxes = [text.get_window_extent() for text in name_points(panel, points)]
+    assert len(boxes) == len(points)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import klent.report
 from klent.io.files import read_jsonl, write_atomic
@@ -19,6 +19,10 @@ from klent.runs.record import wall_seconds
 from klent.studies import compare
 from klent.studies.pipeline.judge import FILE
 from klent.studies.pipeline.plan import StudyPlan, describe, state_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 HERE = Path(__file__).parent
 PAGE, TABLE = "study.html", "study.csv"
@@ -34,6 +38,8 @@ TITLES = {
     "length": "tokens",
 }
 """Of the judge's measures on problems; further rewards have their own names."""
+
+_SIDES = ((7, 4), (7, -12), (-7, 4), (-7, -12))  # of a name from its point, in points
 
 HIDDEN = ("unscorable", "nats_error")
 
@@ -183,13 +189,37 @@ def _scatter(numbers: Numbers, name: str, drawing: str) -> str:
         x, y = [kl for kl, _ in where], [reward for _, reward in where]
         panel.plot(x, y, "o", color=colour(role), markersize=4, alpha=0.45, clip_on=False)
         panel.plot([mean(x)], [mean(y)], "o", color=colour(role), markersize=8, clip_on=False)
-        panel.annotate(
-            stage, (mean(x), mean(y)), (7, 4), textcoords="offset points", color=colour("ink"), fontsize=10.5
-        )
     panel.margins(x=0.12, y=0.12)
     unit(panel, "reward")
     horizontal(panel, "KL")
+    middles = {
+        stage: (mean([x for x, _ in where]), mean([y for _, y in where])) for stage, where in points.items()
+    }
+    name_points(panel, middles)
     return render(figure, drawing)
+
+
+def name_points(panel: "Axes", points: Mapping[str, tuple[float, float]]) -> list["Text"]:
+    """Write names beside their points, each on the first side where it covers no name before it."""
+    written: list[Text] = []
+    panel.get_xlim()  # settles the limits, and with them where the points are
+    for name, where in points.items():
+        for x, y in _SIDES:
+            text = panel.annotate(
+                name,
+                where,
+                (x, y),
+                textcoords="offset points",
+                horizontalalignment="left" if x > 0 else "right",
+                color=colour("ink"),
+                fontsize=10.5,
+            )
+            box = text.get_window_extent()
+            if (x, y) == _SIDES[-1] or not any(box.overlaps(other.get_window_extent()) for other in written):
+                written.append(text)
+                break
+            text.remove()
+    return written
 
 
 def _runs(plan: StudyPlan) -> Iterator[dict[str, str]]:
