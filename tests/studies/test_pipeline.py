@@ -289,7 +289,7 @@ def test_texts_that_cannot_be_read_are_refused_with_their_line(study: Path) -> N
 
 
 def test_names_of_points_that_lie_together_do_not_cover_one_another() -> None:
-    figure, (panel,) = canvas(width=640, height=280)
+    panel = canvas(width=640, height=280)[1][0]
     points = {
         "dpo_0p03": (2.756, 0.399),
         "dpo_0p3": (1.963, 0.390),
