@@ -171,6 +171,9 @@ def test_the_streams_that_carry_a_gradient():
         "logp_observed",
         "logit",
         "logit_second",
+        "denoising",
+        "denoising_data",
+        "denoising_kl",
     }
     assert named == TRAINED
 
