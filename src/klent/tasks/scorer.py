@@ -27,8 +27,8 @@ _TOO_MANY = (
 _TAKEN = "is a name that klent uses itself, or that cannot be shown: the metric is"
 _OWN_NAMES = frozenset({"mean", "std", "unscorable"})  # of reward/...
 OWN_FAMILIES = frozenset(
-    {"bellman", "calibration", "completion", "covariance", "entropy", "episode", "eval", "forks", "grad"}
-    | {"group", "kl", "law", "memory", "mismatch", "mixture", "objective", "optimizer", "policy"}
+    {"bellman", "calibration", "completion", "covariance", "denoising", "entropy", "episode", "eval", "forks"}
+    | {"grad", "group", "kl", "law", "memory", "mismatch", "mixture", "objective", "optimizer", "policy"}
     | {"preference", "rest", "reward", "select", "selected", "semantic", "sequence", "skewness", "sync"}
     | {"thermostat", "time", "tokens", "update", "value"}
 )
