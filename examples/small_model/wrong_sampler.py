@@ -1,7 +1,7 @@
 """What weights for the sampler are worth where the sampler is wrong on purpose, by mode of `rollout.mismatch`.
 
     python examples/small_model/pretrain.py              # once: writes runs/small_model, see README.md
-    python examples/small_model/wrong_sampler.py         # trains what is missing, writes wrong_sampler.csv; an hour
+    python examples/small_model/wrong_sampler.py         # trains what is missing, writes wrong_sampler.csv
     python examples/small_model/wrong_sampler.py --samplers int4 --modes none truncate --seeds 0 1
     python examples/small_model/wrong_sampler.py --report # prints the tables of wrong_sampler.csv
 

@@ -37,6 +37,7 @@ DATA_FILES = (
     "heldout_data",
     "rows",
     "segments",
+    "images",
 )  # keys of `task` that may hold a path
 _DATA = (*DATA_FILES, "centre_on")  # those of a recipe, beside functions of files
 _MODELS = ("model", "reference", "target", "adapter", "method")  # more of them, in a run's config.yaml

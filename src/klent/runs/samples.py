@@ -12,11 +12,8 @@ from klent.streams.batch import Batch
 from klent.streams.episode import Episode
 from klent.streams.prompt import text_of
 
-FRAMES, FEWEST, NUMBERS = (
-    24,
-    6,
-    8192,
-)  # of a film: at most, at least, and how many numbers all of them may have
+FRAMES, FEWEST = 24, 6  # of a film, at most and at least
+NUMBERS = 8192  # of a film, where FEWEST allows it
 
 
 class Decoder(Protocol):
