@@ -621,7 +621,9 @@ def test_paths_are_found_beside_the_recipe(write, tmp_path, monkeypatch):
     assert recipe.task.data == str(tmp_path / "prompts.jsonl")
     assert recipe.reward[0].fn == f"{tmp_path / 'rewards.py'}:score"
     write("", "digits.npy")
-    images = "method: ddrl\nmodel: m\ntask: {noise: 64, images: digits.npy}\nreward: rewards.py:score\nsteps: 1\n"
+    images = (
+        "method: ddrl\nmodel: m\ntask: {noise: 64, images: digits.npy}\nreward: rewards.py:score\nsteps: 1\n"
+    )
     assert load_recipe(write(images, "images.yaml")).task.images == str(tmp_path / "digits.npy")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
